@@ -1,0 +1,170 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Cell Ontology terms and free text to descriptions, from the ontologies that `cellxgene-ontology-guide` ships."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cellxgene_ontology_guide.ontology_parser import OntologyParser
+
+from .feature_extraction_langcell import InputError
+
+_TERM_ID = re.compile(r"^CL:\d{7}$")
+
+
+@dataclass(frozen=True)
+class Term:
+    """
+    A type of cell.
+
+    Args:
+        id: `CL:` and seven digits.
+        name: The ontology's label.
+        definition: One or more sentences; empty where the ontology has none.
+        synonyms: Other names.
+    """
+
+    id: str
+    name: str
+    definition: str
+    synonyms: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        """
+        The wording of METHOD's descriptions: `cell type: {name}. {definition}`.
+
+        ```python
+        >>> from modeling_langcell.ontology import find_term
+        >>> find_term("NK cell").description[:60]
+        'cell type: natural killer cell. A lymphocyte that can sponta'
+
+        ```"""
+        return f"cell type: {self.name}. {self.definition}".strip()
+
+
+@lru_cache
+def _parser() -> OntologyParser:
+    return OntologyParser()
+
+
+@lru_cache
+def get_term(term_id: str) -> Term:
+    """
+    The term of a `CL:` id.
+
+    Raises:
+        InputError: The ontology does not have this id, or has replaced it (the message says by what).
+    """
+    parser = _parser()
+    if not _TERM_ID.match(term_id) or not parser.is_valid_term_id(term_id, "CL"):
+        raise InputError(f"{term_id!r} is not a term of the Cell Ontology: CL: and seven digits are expected.")
+    if parser.is_term_deprecated(term_id):
+        replacement = parser.get_term_replacement(term_id)
+        raise InputError(f"{term_id} is deprecated" + (f": use {replacement}." if replacement else "."))
+    return Term(
+        id=term_id,
+        name=parser.get_term_label(term_id),
+        definition=parser.get_term_description(term_id) or "",
+        synonyms=tuple(parser.get_term_synonyms(term_id)),
+    )
+
+
+@lru_cache
+def all_terms() -> tuple[Term, ...]:
+    """Every living term of the Cell Ontology, by id."""
+    parser = _parser()
+    ids = parser.get_term_label_to_id_map("CL").values()
+    return tuple(get_term(i) for i in sorted(set(ids)) if i.startswith("CL:") and not parser.is_term_deprecated(i))
+
+
+def _normalized(name: str) -> str:
+    """Names without what people write differently: case, underscores and hyphens, plurals, `+` for positive."""
+    words = re.sub(r"[\s_\-]+", " ", name.casefold().replace("+", " positive ").replace(",", " ")).split()
+    return " ".join(
+        word[:-1] if word in ("cells", "neurons") or (len(word) > 4 and word.endswith("cytes")) else word
+        for word in words
+    )
+
+
+@lru_cache
+def _names() -> dict[str, str]:
+    """Normalised names and unambiguous synonyms to term ids."""
+    names = {_normalized(term.name): term.id for term in all_terms()}
+    synonyms: dict[str, set[str]] = {}
+    for term in all_terms():
+        for synonym in term.synonyms:
+            synonyms.setdefault(_normalized(synonym), set()).add(term.id)
+    return {name: next(iter(ids)) for name, ids in synonyms.items() if len(ids) == 1} | names
+
+
+def find_term(label: str) -> Term:
+    """
+    The term that a `CL:` id, a name or a synonym means, whatever its case, hyphens and plural.
+
+    Raises:
+        InputError: None is meant; the message names the closest.
+
+    ```python
+    >>> from modeling_langcell.ontology import find_term
+    >>> find_term("B cells").id, find_term("CL:0000623").name
+    ('CL:0000236', 'natural killer cell')
+
+    ```"""
+    if label.startswith("CL:"):
+        return get_term(label)
+    if (term_id := _names().get(_normalized(label))) is not None:
+        return get_term(term_id)
+    closest = [
+        get_term(_names()[name]) for name in difflib.get_close_matches(_normalized(label), _names(), n=5, cutoff=0.0)
+    ]
+    shown = ", ".join(dict.fromkeys(f"{term.name!r} ({term.id})" for term in closest))
+    raise InputError(
+        f"The Cell Ontology does not know {label!r}. Closest: {shown}. Give one of these, or a description of your "
+        "own: {" + repr(label) + ": 'cell type: ...'}."
+    )
+
+
+def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
+    """
+    Labels to the descriptions that the model reads.
+
+    Args:
+        labels: Names, synonyms or ids of the Cell Ontology; or a mapping from labels to descriptions, taken as they
+            are (an empty description asks the ontology).
+
+    Returns:
+        Descriptions by label, labels as given and in their order.
+
+    Raises:
+        InputError: No labels, a label given twice, or one that no ontology knows and that has no description.
+    """
+    if isinstance(labels, str):
+        raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
+    pairs = list(labels.items()) if isinstance(labels, Mapping) else [(label, "") for label in labels]
+    if not pairs:
+        raise InputError("No candidate labels were given.")
+    described: dict[str, str] = {}
+    for label, description in pairs:
+        if label in described:
+            raise InputError(f"The label {label!r} was given twice.")
+        described[label] = description or find_term(label).description
+    return described
+
+
+@lru_cache
+def ancestors(term_id: str) -> frozenset[str]:
+    """Ids of all the terms that a term is a kind of, itself left out."""
+    return frozenset(i for i in _parser().get_term_ancestors(term_id) if i.startswith("CL:")) - {term_id}
+
+
+def descendants(root: str) -> tuple[Term, ...]:
+    """The terms below a name or id, itself first: the candidates of `--ontology-root`."""
+    root_id = find_term(root).id
+    below = _parser().get_term_descendants(root_id)
+    return (get_term(root_id), *(get_term(i) for i in below if i.startswith("CL:") and i != root_id))
+
+
+__all__ = ["Term", "all_terms", "ancestors", "descendants", "describe", "find_term", "get_term"]

@@ -1,0 +1,361 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Pre-training: where the towers start, what a batch holds, and the loop on Accelerate."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from transformers import AutoTokenizer, BertModel, get_cosine_schedule_with_warmup
+
+from . import ontology
+from .configuration_langcell import LangCellConfig
+from .conversion import fold_token_types
+from .corpus import Gene, LabelledCells, build_gene_vocabulary, read_gene_info, read_labelled_cells
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .modeling_langcell import LangCellForPreTraining
+from .processing_langcell import LangCellProcessor
+
+
+@dataclass
+class PretrainingConfig:
+    """
+    One pre-training run; the fields of its YAML file.
+
+    Args:
+        data: Folder of `.h5ad` files with raw counts and Cell Ontology ids.
+        gene_info: NCBI `gene_info` table, for gene names.
+        output: Folder for the checkpoint.
+        text_tower: A BERT sentence encoder to start from: a folder, a Hub id, or `package://NAME/FOLDER` for one that
+            an installed Python package carries.
+        start: A LangCell checkpoint to go on from; then `text_tower`, `gene_info` and `model` are its own.
+        model: Overrides of `LangCellConfig`; the text tower's geometry comes from `text_tower`.
+        train_text_tower: Train the text tower's own layers too, and not only its cross-attention.
+        train_cell_tower: Train the cell tower, or keep it as it is while the matching is learnt.
+        gene_names_start: Start gene embeddings from the text tower's reading of each gene's symbol and full name.
+        min_cells: Genes counted in fewer cells of the corpus get no id.
+        max_genes: Longest cell in training, `<cls>` included.
+        gene_dropout: A random share of a cell's genes, up to this, is left out each time it is seen.
+        ancestor_share: Share of the cells that are described by an ancestor of their type.
+        name_only_share: Share of the descriptions that are the type's name or a synonym without its definition.
+        max_tokens: Longest description in training.
+        balance: 1 draws cells as they come, 0 every type of every study equally often.
+        batch_size, steps, learning_rate, warmup_steps, weight_decay, max_gradient_norm: The optimisation; AdamW with
+            linear warm-up and cosine decay.
+        precision: `no` or `bf16`.
+        seed: Of everything drawn.
+    """
+
+    data: str
+    output: str
+    gene_info: str | None = None
+    text_tower: str | None = None
+    start: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    train_text_tower: bool = True
+    train_cell_tower: bool = True
+    gene_names_start: bool = True
+    min_cells: int = 10
+    max_genes: int = 512
+    gene_dropout: float = 0.5
+    ancestor_share: float = 0.5
+    name_only_share: float = 0.5
+    max_tokens: int = 64
+    balance: float = 0.5
+    batch_size: int = 64
+    steps: int = 1000
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    precision: str = "no"
+    seed: int = 0
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "PretrainingConfig":
+        """
+        Reads a YAML file and `key=value` overrides (`model.temperature=0.07` reaches into `model`).
+
+        Raises:
+            InputError: No such file, a field that does not exist, or a value of the wrong kind.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"No configuration at {path}.")
+        values = yaml.safe_load(Path(path).read_text()) or {}
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise InputError(f"{override!r} is not of the form key=value.")
+            *parents, last = key.split(".")
+            target = values
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[last] = yaml.safe_load(value)
+        known = {f.name: f for f in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(f"{path}: unknown field(s) {', '.join(unknown)}; known are {', '.join(known)}.")
+        if missing := [name for name in ("data", "output") if not values.get(name)]:
+            raise InputError(f"{path}: {' and '.join(missing)} must be set.")
+        config = cls(**values)
+        for name, f in known.items():
+            value = getattr(config, name)
+            if f.type in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise InputError(f"{path}: {name} must be a number, not {value!r}.")
+        return config
+
+
+# ---------------------------------------------------------------------- where the towers start
+
+
+def _text_tower_folder(name: str) -> str:
+    if not name.startswith("package://"):
+        return name
+    package, _, folder = name.removeprefix("package://").partition("/")
+    try:
+        return str(resources.files(package) / folder)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"text_tower: the package {package!r} is not installed; the extra [train] brings it."
+        ) from error
+
+
+def start_model(config: PretrainingConfig, files: list[Path]) -> tuple[LangCellForPreTraining, LangCellProcessor]:
+    """
+    A model and processor ready to train: gone on from `config.start`, or built from a sentence encoder, the corpus's
+    gene vocabulary and, if asked, the genes' names.
+    """
+    if config.start is not None:
+        model = LangCellForPreTraining.from_pretrained(config.start, dtype=torch.float32, **config.model)
+        return model, LangCellProcessor.from_pretrained(config.start)
+    if config.text_tower is None or config.gene_info is None:
+        raise InputError("A run that does not go on from a checkpoint (start) needs text_tower and gene_info.")
+
+    folder = _text_tower_folder(config.text_tower)
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = bert.config.max_position_embeddings
+    genes = {gene.ensembl_id: gene for gene in read_gene_info(config.gene_info)}
+    vocabulary = build_gene_vocabulary(files, list(genes.values()), config.min_cells)
+    max_length = config.model.get("cell_config", {}).get("max_position_embeddings", config.max_genes)
+    extractor = LangCellFeatureExtractor(vocabulary, max_length=max_length)
+
+    overrides = dict(config.model)
+    geometry = {
+        key: getattr(bert.config, key)
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "hidden_act",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "max_position_embeddings",
+            "layer_norm_eps",
+        )
+    }
+    overrides["text_config"] = geometry | overrides.get("text_config", {})
+    overrides["cell_config"] = overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
+    model = LangCellForPreTraining(LangCellConfig(**overrides))
+    loaded = model.text_model.load_state_dict(fold_token_types(bert.state_dict()), strict=False)
+    strangers = [name for name in loaded.missing_keys if ".crossattention." not in name]
+    if strangers or loaded.unexpected_keys:
+        raise InputError(f"{config.text_tower} does not fit the text tower: {strangers or loaded.unexpected_keys}.")
+    if config.gene_names_start:
+        ordered = [genes[ensembl_id] for ensembl_id in vocabulary["ensembl_ids"]]
+        _start_gene_embeddings(model, bert, tokenizer, ordered)
+    return model, LangCellProcessor(extractor, tokenizer)
+
+
+@torch.no_grad()
+def _start_gene_embeddings(model: LangCellForPreTraining, bert: BertModel, tokenizer: Any, genes: list[Gene]) -> None:
+    """Gene embeddings from mean-pooled sentence embeddings of `symbol: full name`, by principal components."""
+    texts = [f"{gene.symbol}: {gene.full_name}" for gene in genes]
+    embedded = torch.empty(len(texts), bert.config.hidden_size)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(texts), 256):
+        rows = by_length[start : start + 256]
+        batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=48, return_tensors="pt")
+        states = bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1)
+        embedded[rows] = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    weight = model.cell_model.get_input_embeddings().weight
+    centred = embedded - embedded.mean(dim=0)
+    components = min(weight.shape[1], centred.shape[1])
+    _, _, directions = torch.pca_lowrank(centred, q=components, center=False, niter=4)
+    projected = centred @ directions
+    # Twice the positions' scale: which gene it is should at first say more than where it stands.
+    projected *= 2 * model.config.cell_config.initializer_range / projected.std()
+    weight[2 : 2 + len(genes), :components] = projected
+
+
+# ---------------------------------------------------------------------- what a batch holds
+
+
+class CellTextBatches:
+    """
+    Endless training batches of cells and the distinct descriptions of them.
+
+    A cell is described by its type or, half of the time, by an ancestor of it: what is learnt of "lymphocyte" carries
+    to types never seen. A text that is true of a cell without being the one drawn for it (another ancestor, or a type
+    that may be the cell's own when its label is coarse) is neutral to it.
+    """
+
+    #: Ancestors that say nothing of a cell: every cell is one, or nearly.
+    EMPTY_ANCESTORS = frozenset(
+        {"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002371", "CL:0002321"}
+    )
+
+    def __init__(self, data: LabelledCells, processor: LangCellProcessor, config: PretrainingConfig):
+        self.data, self.processor, self.config = data, processor, config
+        self.rng = np.random.default_rng(config.seed)
+        groups, sizes = np.unique(
+            np.char.add(data.studies.astype(str), data.term_ids.astype(str)), return_inverse=True, return_counts=True
+        )[1:]
+        weights = sizes[groups] ** (config.balance - 1.0)
+        self.weights = weights / weights.sum()
+        self.ancestors = {
+            term: sorted(ontology.ancestors(term) - self.EMPTY_ANCESTORS) for term in set(data.term_ids.tolist())
+        }
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            rows = self.rng.choice(len(self.weights), self.config.batch_size, replace=False, p=self.weights)
+            yield self.batch(rows)
+
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """One batch of the given cells."""
+        own = [str(term) for term in self.data.term_ids[rows]]
+        described_by = [self._describing_term(term) for term in own]
+        terms = sorted(set(described_by))
+        text_index = np.array([terms.index(term) for term in described_by])
+        neutral = np.array([[_related(term, other) for other in terms] for term in own])
+        neutral[np.arange(len(rows)), text_index] = False
+        ids, mask = self._cells(rows)
+        texts = self.processor(
+            text=[self._wording(ontology.get_term(term)) for term in terms],
+            text_kwargs={"max_length": self.config.max_tokens},
+            return_tensors="pt",
+        )
+        return {
+            "cell_input_ids": torch.from_numpy(ids),
+            "cell_attention_mask": torch.from_numpy(mask),
+            "input_ids": texts["input_ids"],
+            "attention_mask": texts["attention_mask"],
+            "text_index": torch.from_numpy(text_index),
+            "neutral": torch.from_numpy(neutral),
+        }
+
+    def _describing_term(self, term: str) -> str:
+        above = self.ancestors[term]
+        if above and self.rng.random() < self.config.ancestor_share:
+            return str(self.rng.choice(above))
+        return term
+
+    def _wording(self, term: ontology.Term) -> str:
+        if term.definition and self.rng.random() >= self.config.name_only_share:
+            return term.description
+        return f"cell type: {self.rng.choice([term.name, *term.synonyms])}"
+
+    def _cells(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of the cells with a random share of their genes left out, order kept."""
+        sequences = []
+        for row in rows:
+            cls, genes = np.split(self.data.cells[row], [1])
+            kept = self.rng.random(len(genes)) >= self.rng.uniform(0, self.config.gene_dropout)
+            sequences.append(np.concatenate([cls, genes[kept]])[: self.config.max_genes])
+        mask = np.arange(max(map(len, sequences))) < np.array([[len(s)] for s in sequences])
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate(sequences)
+        return ids, mask.astype(np.int64)
+
+
+def _related(term: str, other: str) -> bool:
+    return term == other or other in ontology.ancestors(term) or term in ontology.ancestors(other)
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+def pretrain(config: PretrainingConfig) -> Path:
+    """
+    Trains as `config` says and saves model, processor and the log of the losses under `config.output`.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: No data, or data or starts that cannot be used.
+    """
+    files = sorted(Path(config.data).glob("*.h5ad"))
+    if not files:
+        raise InputError(f"No .h5ad files in {config.data}.")
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    set_seed(config.seed)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    model, processor = start_model(config, files)
+    data = read_labelled_cells(files, processor.feature_extractor, max_length=2 * config.max_genes)
+    model.cell_model.requires_grad_(config.train_cell_tower)
+    if not config.train_text_tower:
+        for name, parameter in model.text_model.named_parameters():
+            parameter.requires_grad_(".crossattention." in name)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    model.train()
+    if not config.train_text_tower:
+        accelerator.unwrap_model(model).text_model.eval()  # A frozen encoder should read alike each time.
+
+    log = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    batches = iter(CellTextBatches(data, processor, config))
+    with Progress(*columns, disable=not accelerator.is_main_process) as progress:
+        task = progress.add_task("Training", total=config.steps)
+        started = time.monotonic()
+        for step in range(1, config.steps + 1):
+            batch = {key: value.to(accelerator.device) for key, value in next(batches).items()}
+            outputs = model(**batch)
+            accelerator.backward(outputs.loss)
+            norm = accelerator.clip_grad_norm_(trained, config.max_gradient_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses = {key: value.item() for key, value in outputs.items() if key.endswith("loss")}
+            if not math.isfinite(losses["loss"]):
+                raise RuntimeError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
+            log.append({"step": step, **losses, "gradient_norm": float(norm)})
+            rate = step * config.batch_size / (time.monotonic() - started)
+            progress.update(task, advance=1, description=f"loss {losses['loss']:.3f}  {rate:.1f} cells/s")
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(output)
+        processor.save_pretrained(output)
+        (output / "training.json").write_text(json.dumps({"config": asdict(config), "log": log}) + "\n")
+    return output
+
+
+def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and normalisations do not."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+__all__ = ["CellTextBatches", "PretrainingConfig", "pretrain", "start_model"]
