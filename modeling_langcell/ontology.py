@@ -1,16 +1,17 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Cell Ontology terms and free text to descriptions, from the ontologies that `cellxgene-ontology-guide` ships."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cellxgene_ontology_guide.ontology_parser import OntologyParser
+from rapidfuzz import fuzz, process
 
 from .feature_extraction_langcell import InputError
 
+DESCRIPTION_PREFIX = "cell type:"
 _TERM_ID = re.compile(r"^CL:\d{7}$")
 
 
@@ -42,7 +43,7 @@ class Term:
         'cell type: natural killer cell. A lymphocyte that can sponta'
 
         ```"""
-        return f"cell type: {self.name}. {self.definition}".strip()
+        return f"{DESCRIPTION_PREFIX} {self.name}. {self.definition}".strip()
 
 
 @lru_cache
@@ -117,10 +118,9 @@ def find_term(label: str) -> Term:
         return get_term(label)
     if (term_id := _names().get(_normalized(label))) is not None:
         return get_term(term_id)
-    closest = [
-        get_term(_names()[name]) for name in difflib.get_close_matches(_normalized(label), _names(), n=5, cutoff=0.0)
-    ]
-    shown = ", ".join(dict.fromkeys(f"{term.name!r} ({term.id})" for term in closest))
+    closest = process.extract(_normalized(label), list(_names()), scorer=fuzz.token_set_ratio, limit=10)
+    ids = list(dict.fromkeys(_names()[name] for name, *_ in closest))[:4]
+    shown = ", ".join(f"{get_term(term_id).name!r} ({term_id})" for term_id in ids)
     raise InputError(
         f"The Cell Ontology does not know {label!r}. Closest: {shown}. Give one of these, or a description of your "
         "own: {" + repr(label) + ": 'cell type: ...'}."
@@ -132,8 +132,8 @@ def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     Labels to the descriptions that the model reads.
 
     Args:
-        labels: Names, synonyms or ids of the Cell Ontology; or a mapping from labels to descriptions, taken as they
-            are (an empty description asks the ontology).
+        labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which describe
+            themselves; or a mapping from labels to descriptions, taken as they are (an empty one asks the ontology).
 
     Returns:
         Descriptions by label, labels as given and in their order.
@@ -143,14 +143,18 @@ def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     """
     if isinstance(labels, str):
         raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
-    pairs = list(labels.items()) if isinstance(labels, Mapping) else [(label, "") for label in labels]
-    if not pairs:
-        raise InputError("No candidate labels were given.")
+    pairs = labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels]
     described: dict[str, str] = {}
     for label, description in pairs:
         if label in described:
             raise InputError(f"The label {label!r} was given twice.")
-        described[label] = description or find_term(label).description
+        if not isinstance(label, str) or not isinstance(description, str):
+            raise InputError(f"Labels and descriptions must be texts, not {label!r} and {description!r}.")
+        if not description:
+            description = label if label.startswith(DESCRIPTION_PREFIX) else find_term(label).description
+        described[label] = description
+    if not described:
+        raise InputError("No candidate labels were given.")
     return described
 
 

@@ -3,12 +3,14 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from .configuration_langcell import LangCellConfig
 from .conversion import fold_token_types
 from .corpus import Gene, LabelledCells, build_gene_vocabulary, read_gene_info, read_labelled_cells
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
-from .modeling_langcell import LangCellForPreTraining
+from .modeling_langcell import LangCellForPreTraining, LangCellModel
 from .processing_langcell import LangCellProcessor
 
 
@@ -55,6 +57,7 @@ class PretrainingConfig:
         batch_size, steps, learning_rate, warmup_steps, weight_decay, max_gradient_norm: The optimisation; AdamW with
             linear warm-up and cosine decay.
         precision: `no` or `bf16`.
+        saved_dtype: What the weights are saved in; they load as float32 whatever it is.
         seed: Of everything drawn.
     """
 
@@ -81,6 +84,7 @@ class PretrainingConfig:
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
     precision: str = "no"
+    saved_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     seed: int = 0
 
     @classmethod
@@ -292,7 +296,8 @@ def _related(term: str, other: str) -> bool:
 
 def pretrain(config: PretrainingConfig) -> Path:
     """
-    Trains as `config` says and saves model, processor and the log of the losses under `config.output`.
+    Trains as `config` says. The folder `config.output` gets model and processor, `training.json` (the configuration
+    and versions) and, line by line while it trains, `losses.jsonl`.
 
     Returns:
         The checkpoint's folder.
@@ -321,10 +326,13 @@ def pretrain(config: PretrainingConfig) -> Path:
     if not config.train_text_tower:
         accelerator.unwrap_model(model).text_model.eval()  # A frozen encoder should read alike each time.
 
-    log = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     batches = iter(CellTextBatches(data, processor, config))
-    with Progress(*columns, disable=not accelerator.is_main_process) as progress:
+    main = accelerator.is_main_process
+    with (
+        Progress(*columns, disable=not main) as progress,
+        open(output / "losses.jsonl" if main else os.devnull, "w") as log,
+    ):
         task = progress.add_task("Training", total=config.steps)
         started = time.monotonic()
         for step in range(1, config.steps + 1):
@@ -338,16 +346,31 @@ def pretrain(config: PretrainingConfig) -> Path:
             losses = {key: value.item() for key, value in outputs.items() if key.endswith("loss")}
             if not math.isfinite(losses["loss"]):
                 raise RuntimeError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
-            log.append({"step": step, **losses, "gradient_norm": float(norm)})
+            print(json.dumps({"step": step, **losses, "gradient_norm": float(norm)}), file=log, flush=True)
             rate = step * config.batch_size / (time.monotonic() - started)
             progress.update(task, advance=1, description=f"loss {losses['loss']:.3f}  {rate:.1f} cells/s")
 
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(output)
-        processor.save_pretrained(output)
-        (output / "training.json").write_text(json.dumps({"config": asdict(config), "log": log}) + "\n")
+    if main:
+        _save(accelerator.unwrap_model(model), processor, config)
     return output
+
+
+def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: PretrainingConfig) -> None:
+    saved: LangCellModel = model
+    if not model.config.masked_gene_weight:  # An untrained head is no part of a checkpoint.
+        saved = LangCellModel(model.config)
+        saved.load_state_dict(
+            {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
+        )
+    saved.to(getattr(torch, config.saved_dtype)).save_pretrained(config.output)
+    # Half precision saves space on disk; what loads computes in float32 unless it is told otherwise.
+    saved.config.dtype = torch.float32
+    saved.config.save_pretrained(config.output)
+    processor.save_pretrained(config.output)
+    versions = {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "accelerate")}
+    record = {"config": asdict(config), "versions": versions}
+    Path(config.output, "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

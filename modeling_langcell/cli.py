@@ -1,0 +1,258 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The `langcell` command: reads arguments, calls the package, says where the results are."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+from typer.core import TyperGroup
+
+from .feature_extraction_langcell import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the checkpoint inside the package; a checkout has it beside the package.
+_HUB_CONFIGS = next(folder for folder in (_PACKAGE / "hub_configs", _PACKAGE.parent / "hub_configs") if folder.is_dir())
+_DEFAULT_MODEL = str(_HUB_CONFIGS / "langcell-mini")
+_errors = Console(stderr=True, highlight=False)
+
+
+class _Commands(TyperGroup):
+    """Turns the package's `InputError` into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            _errors.print(f"[bold red]Error:[/] {_plain(error)}", soft_wrap=True)
+            raise typer.Exit(2) from None
+
+
+def _plain(message: object) -> str:
+    return str(message).replace("[", r"\[")
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Annotate single cells by free text.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.", show_default="langcell-mini")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Layer = Annotated[str | None, typer.Option(help="Layer of the counts, in place of X.")]
+UseRaw = Annotated[bool, typer.Option("--use-raw", help="Read the counts from .raw.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var that names the genes.")]
+Counts = Annotated[str, typer.Option(help="What the values are: raw, normalized or log1p.")]
+EmptyCells = Annotated[str, typer.Option(help="Cells without known genes: error, or mark (left without a label).")]
+
+
+@app.callback()
+def _before_any_command() -> None:
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+
+
+@app.command()
+def annotate(
+    cells: Annotated[Path | None, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts.")] = None,
+    example: Annotated[bool, typer.Option("--example", help="Annotate scanpy's 700 blood cells.")] = False,
+    model: Model = _DEFAULT_MODEL,
+    labels: Annotated[
+        str | None, typer.Option(help="Candidates: 'B cell;T cell' (';' or ','), or a .json, .tsv or .txt file.")
+    ] = None,
+    ontology_root: Annotated[
+        str | None, typer.Option(help="Candidates: this Cell Ontology term and all below.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The annotated .h5ad.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML page of the results.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="The figure alone: .png, .pdf or .svg.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Column of obs with known labels, to compare with.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; 1 leaves the matching out.")] = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    empty_cells: EmptyCells = "error",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Say the results as one line of JSON.")] = False,
+) -> None:
+    """Find the best description for every cell, with no training labels."""
+    from . import example as example_cells
+    from .annotation import CELL_TYPE, LangCellAnnotator, describe_input, open_cells, write_annotated
+
+    options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
+    if example == (cells is not None):
+        raise InputError("Give an INPUT.h5ad, or --example, and not both.")
+    if cells is None:
+        adata = example_cells.load_example()
+        options |= example_cells.CELL_OPTIONS
+        labels = labels or "; ".join(sorted(example_cells.CELL_TYPES.values()))
+        reference = reference or example_cells.LABEL_COLUMN
+    else:
+        adata = open_cells(cells)
+        if out is None:
+            out = cells.with_name(f"{cells.stem}_langcell.h5ad")
+    candidates = _candidates(labels, ontology_root)
+    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
+    if reference is not None and reference not in adata.obs:
+        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
+
+    annotator = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype)
+    adata = annotator.annotate(adata, candidates, alpha=alpha, **options)
+    written = {"annotated": write_annotated(adata, out)} if out is not None else {}
+    scores = None
+    if report is not None or figure is not None or reference is not None:
+        written |= _write_figures(adata, report, figure, reference)
+        if reference is not None:
+            from .report import agreement
+
+            scores = agreement(adata, reference)
+
+    found = adata.obs[CELL_TYPE].value_counts()
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    **{what: str(path) for what, path in written.items()},
+                    "cells": adata.n_obs,
+                    "labels": {str(label): int(n) for label, n in found.items()},
+                    "agreement": scores,
+                    "input": adata.uns["langcell"]["input"],
+                }
+            )
+        )
+        return
+    if example:
+        typer.echo("700 blood cells of Zheng et al. 2017; .raw holds log1p values of 765 genes, read as such.")
+    typer.echo(describe_input(adata))
+    for label, number in found[found > 0].items():
+        typer.echo(f"{number:>8,}  {label}")
+    if scores is not None:
+        typer.echo(f"Accuracy against {reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
+    for what, path in written.items():
+        typer.echo(f"{what.capitalize()}: {path}")
+
+
+@app.command()
+def embed(
+    cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts.")],
+    out: Annotated[Path, typer.Option(help="The .h5ad with obsm['X_langcell'].")],
+    model: Model = _DEFAULT_MODEL,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    empty_cells: EmptyCells = "error",
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Place every cell in the space that cells and texts share."""
+    from .annotation import LangCellAnnotator, describe_input, open_cells, write_annotated
+
+    adata = open_cells(cells)
+    options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
+    adata = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype).embed(adata, **options)
+    typer.echo(describe_input(adata))
+    typer.echo(f"Embedded: {write_annotated(adata, out)}")
+
+
+@app.command()
+def convert(
+    parts: Annotated[
+        Path, typer.Argument(help="Folder with cell_bert/, text_bert/, cell_proj.bin, text_proj.bin, ctm_head.bin.")
+    ],
+    token_dictionary: Annotated[Path, typer.Option(help="Pickle: Ensembl id to token id.")],
+    gene_medians: Annotated[Path, typer.Option(help="Pickle: Ensembl id to median.")],
+    gene_names: Annotated[Path, typer.Option(help="Pickle: symbol to Ensembl id.")],
+    text_vocab: Annotated[Path, typer.Option(help="The text encoder's vocab.txt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must not exist.")],
+) -> None:
+    """Turn the published five weight files into one checkpoint that AutoModel loads."""
+    from .conversion import convert as convert_parts
+
+    folder = convert_parts(
+        parts,
+        token_dictionary=token_dictionary,
+        gene_medians=gene_medians,
+        gene_names=gene_names,
+        text_vocab=text_vocab,
+        output=out,
+    )
+    typer.echo(f"Checkpoint: {folder}")
+
+
+# ---------------------------------------------------------------------- arguments and results
+
+
+def _cell_options(layer: str | None, use_raw: bool, gene_column: str | None, counts: str) -> dict:
+    return {"layer": layer, "use_raw": use_raw, "gene_column": gene_column, "counts": counts}
+
+
+def _candidates(labels: str | None, ontology_root: str | None) -> dict[str, str]:
+    """Descriptions of the candidates that the command line names, one way or the other."""
+    from .ontology import descendants, describe
+
+    if labels is not None and ontology_root is None:
+        is_file = Path(labels).suffix in (".json", ".tsv", ".txt")
+        return describe(_read_labels(Path(labels)) if is_file else _split(labels))
+    if ontology_root is not None and labels is None:
+        return {term.name: term.description for term in descendants(ontology_root)}
+    raise InputError("Name the candidates with --labels or with --ontology-root, one of the two.")
+
+
+def _split(labels: str) -> list[str]:
+    # Names of the ontology hold commas ("CD8-positive, alpha-beta T cell"), so ';' separates where there is one.
+    return [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
+
+
+def _read_labels(path: Path) -> list[str] | dict[str, str]:
+    """Labels from a file: JSON (a list, or label to description), or lines of label or label, tab, description."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            labels = json.loads(text)
+            values = labels.values() if isinstance(labels, dict) else labels
+            if not isinstance(labels, (dict, list)) or not all(isinstance(value, str) for value in values):
+                raise InputError(f"{path} must hold a list of labels, or an object of labels and descriptions.")
+            return labels
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"The labels in {path} cannot be read: {error}") from error
+    lines = [line.split("\t", 1) for line in text.splitlines() if line.strip()]
+    return {label.strip(): "".join(description).strip() for label, *description in lines}
+
+
+def _write_figures(adata, report: Path | None, figure: Path | None, reference: str | None) -> dict[str, Path]:
+    from .report import draw, write_report
+
+    written: dict[str, Path] = {}
+    if report is None and figure is None:
+        return written
+    drawn = draw(adata, reference)
+    if figure is not None:
+        try:
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            drawn.savefig(figure, dpi=130)
+        except OSError as error:
+            raise InputError(f"The figure {figure} cannot be written: {error}") from error
+        written["figure"] = figure
+    if report is not None:
+        written["report"] = write_report(adata, report, drawn, reference)
+    return written
+
+
+def main() -> None:
+    """Entry point of the `langcell` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

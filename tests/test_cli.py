@@ -1,0 +1,147 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The `langcell` command: what it writes, and that bad input ends in one message and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from modeling_langcell.cli import app
+
+LABELS = "B cell;natural killer cell;CD8-positive, alpha-beta T cell"
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+
+    def invoke(*arguments):
+        return runner.invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def cells_file(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.obs["known"] = ["B cell", "natural killer cell"] * (cells.n_obs // 2)
+    cells.write_h5ad(path)
+    return path
+
+
+def test_annotate_writes_file_figure_and_report(run, cells_file, tiny_checkpoint, tmp_path):
+    out, report, figure = tmp_path / "o.h5ad", tmp_path / "r.html", tmp_path / "f.png"
+    result = run(
+        *("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS, "--reference", "known"),
+        *("--out", out, "--report", report, "--figure", figure),
+    )
+    assert result.exit_code == 0, result.output
+    for path in (out, report, figure):
+        assert str(path) in result.stdout
+    assert "Accuracy against known" in result.stdout
+    labels = ad.read_h5ad(out).obs["langcell_cell_type"]
+    assert list(labels.cat.categories) == LABELS.split(";")
+    page = report.read_text()
+    assert "CD8-positive, alpha-beta T cell" in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page, "the page opens without a network"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_out_the_result_lies_beside_the_input(run, cells_file, tiny_checkpoint):
+    result = run("annotate", cells_file, "--model", tiny_checkpoint, "--labels", "B cell,T cell", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["annotated"] == str(cells_file.with_name("cells_langcell.h5ad"))
+    assert sum(said["labels"].values()) == said["cells"] == 12
+    assert "langcell_cell_type" in ad.read_h5ad(said["annotated"]).obs
+
+
+def test_labels_from_files_and_from_the_ontology(run, cells_file, tiny_checkpoint, tmp_path):
+    files = {
+        "l.json": json.dumps({"mine": "cell type: mine", "B cell": ""}),
+        "l.tsv": "mine\tcell type: mine\nB cell\n",
+        "l.txt": "natural killer cell\n\nB cell\n",
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.write_text(content)
+        result = run("annotate", cells_file, "--model", tiny_checkpoint, "--labels", path, "--json")
+        assert result.exit_code == 0, result.output
+        expected = {"natural killer cell" if name == "l.txt" else "mine", "B cell"}
+        assert set(json.loads(result.stdout)["labels"]) == expected
+    result = run("annotate", cells_file, "--model", tiny_checkpoint, "--ontology-root", "B-1 B cell", "--json")
+    assert {"B-1 B cell", "B-1a B cell"} <= set(json.loads(result.stdout)["labels"])
+
+
+def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
+    out = tmp_path / "e.h5ad"
+    result = run("embed", cells_file, "--model", tiny_checkpoint, "--out", out)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(np.linalg.norm(ad.read_h5ad(out).obsm["X_langcell"], axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"cells": "nowhere.h5ad"}, "No file"),
+        ({"--labels": "no such cell at all;B cell"}, "does not know"),
+        ({"--labels": "missing.tsv"}, "cannot be read"),
+        ({"--labels": None}, "--labels or with --ontology-root"),
+        ({"--ontology-root": "B cell"}, "one of the two"),
+        ({"--model": "no/such/checkpoint"}, "No LangCell checkpoint"),
+        ({"--layer": "absent"}, "No layer 'absent'"),
+        ({"--reference": "absent"}, "No column 'absent'"),
+        ({"--alpha": "7"}, "alpha=7.0"),
+        ({"--counts": "cpm"}, "'raw', 'normalized'"),
+        ({"--dtype": "int4"}, "dtype"),
+        ({"--figure": "f.nonsense"}, "figure"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    run, cells_file, tiny_checkpoint, tmp_path, monkeypatch, change, says
+):
+    monkeypatch.chdir(tmp_path)
+    options = {"--model": tiny_checkpoint, "--labels": LABELS, "--out": "o.h5ad"} | change
+    cells = options.pop("cells", cells_file)
+    before = set(tmp_path.iterdir())
+    result = run("annotate", cells, *(part for item in options.items() if item[1] is not None for part in item))
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert set(tmp_path.iterdir()) == before, "nothing is half-written"
+
+
+def test_an_input_and_the_example_together_are_refused(run, cells_file):
+    for arguments in (("annotate",), ("annotate", cells_file, "--example")):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "--example" in result.stderr
+
+
+def test_a_real_process_ends_with_2_and_without_traceback(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "modeling_langcell.cli", "annotate", str(tmp_path / "no.h5ad"), "--labels", "B cell"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert process.returncode == 2
+    assert "No file" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not process.stdout
+
+
+def test_convert_says_what_is_missing(run, tmp_path):
+    flags = ("--token-dictionary", "--gene-medians", "--gene-names", "--text-vocab")
+    missing = [part for flag in flags for part in (flag, tmp_path / "absent")]
+    result = run("convert", tmp_path, *missing, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cell_proj.bin" in result.stderr
+    assert not (tmp_path / "out").exists()

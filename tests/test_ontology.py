@@ -1,0 +1,104 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Names, ids and free text to descriptions."""
+
+import anndata as ad
+import pytest
+
+from modeling_langcell import InputError
+from modeling_langcell.ontology import all_terms, ancestors, descendants, describe, find_term, get_term
+
+
+def test_every_living_term_of_the_ontology_is_there():
+    terms = all_terms()
+    assert len(terms) > 3000
+    assert all(term.id.startswith("CL:") and term.name for term in terms)
+    assert len({term.id for term in terms}) == len(terms)
+
+
+@pytest.mark.parametrize(
+    ("label", "term_id"),
+    [
+        ("natural killer cell", "CL:0000623"),
+        ("NK cell", "CL:0000623"),
+        ("CL:0000623", "CL:0000623"),
+        ("b cells", "CL:0000236"),
+        ("CD14+ monocytes", "CL:0001054"),
+        ("cd8-positive alpha-beta t cell", "CL:0000625"),
+    ],
+)
+def test_names_synonyms_and_ids_find_their_term(label, term_id):
+    assert find_term(label).id == term_id
+
+
+def test_an_exact_name_wins_over_another_term_s_synonym():
+    assert all(find_term(term.name).name.casefold() == term.name.casefold() for term in all_terms()[::97])
+
+
+@pytest.mark.parametrize(
+    ("label", "closest"), [("natural kiler cel", "natural killer cell"), ("CD8 T", "CD8-positive, alpha-beta T cell")]
+)
+def test_an_unknown_name_is_refused_with_the_closest_terms(label, closest):
+    with pytest.raises(InputError) as error:
+        find_term(label)
+    assert repr(label) in str(error.value)
+    assert closest in str(error.value)
+
+
+@pytest.mark.parametrize("term_id", ["CL:9999999", "CL:1", "CL:abcdefg"])
+def test_an_unknown_id_is_refused(term_id):
+    with pytest.raises(InputError, match=term_id):
+        get_term(term_id)
+
+
+def test_a_replaced_id_names_its_replacement():
+    deprecated = "CL:0000003"  # "native cell"
+    with pytest.raises(InputError, match="deprecated"):
+        get_term(deprecated)
+
+
+def test_descriptions_keep_labels_and_order():
+    described = describe(["T cell", "CL:0000236", "cell type: something new. It expresses insulin."])
+    assert list(described) == ["T cell", "CL:0000236", "cell type: something new. It expresses insulin."]
+    assert described["T cell"].startswith("cell type: T cell. A type of lymphocyte")
+    assert described["CL:0000236"].startswith("cell type: B cell.")
+    assert described["cell type: something new. It expresses insulin."].endswith("It expresses insulin.")
+
+
+def test_own_descriptions_are_taken_as_they_are():
+    described = describe({"mine": "a cell of mine", "NK cell": ""})
+    assert described["mine"] == "a cell of mine"
+    assert described["NK cell"].startswith("cell type: natural killer cell.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([], "No candidate"),
+        ("T cell", "several labels"),
+        (["T cell", "T cell"], "twice"),
+        ([3], "must be texts"),
+        ({"T cell": 3}, "must be texts"),
+        (["no such thing at all"], "does not know"),
+    ],
+)
+def test_unusable_labels_are_refused(labels, says):
+    with pytest.raises(InputError, match=says):
+        describe(labels)
+
+
+def test_ancestors_and_descendants():
+    lymphocyte, nk, t_cell = "CL:0000542", "CL:0000623", "CL:0000084"
+    assert lymphocyte in ancestors(nk)
+    assert nk not in ancestors(nk)
+    below = descendants("lymphocyte")
+    assert below[0].id == lymphocyte
+    assert {nk, t_cell} <= {term.id for term in below}
+    assert "CL:0000235" not in {term.id for term in below}, "a macrophage is no lymphocyte"
+
+
+def test_every_type_of_the_real_cells_is_found_by_its_name(shared):
+    for path in sorted((shared / "data").glob("*/*.h5ad")):
+        obs = ad.read_h5ad(path, backed="r").obs[["cell_type", "cell_type_ontology_term_id"]].drop_duplicates()
+        for name, term_id in obs.astype(str).itertuples(index=False):
+            if term_id.startswith("CL:"):
+                assert find_term(name).id == term_id, (path.name, name)

@@ -1,0 +1,259 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Pre-training from files to a checkpoint that annotates, on three tiny studies and a tiny sentence encoder."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+import yaml
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
+from modeling_langcell.corpus import build_gene_vocabulary, read_gene_info, read_labelled_cells
+from modeling_langcell.pretraining import CellTextBatches, PretrainingConfig, pretrain, start_model
+
+from .conftest import GENES, REPOSITORY, SYMBOLS, WORDS
+
+TYPES = {"CL:0000236": "B cell", "CL:0000623": "natural killer cell", "CL:0000576": "monocyte"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three studies in which a type's genes are expressed tenfold, a gene table, and a random sentence encoder."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for study in range(3):
+        term_ids = np.array([*TYPES, "unknown"])[rng.integers(0, 4, 40)]
+        rates = np.full((40, len(GENES)), 0.5)
+        for number, term_id in enumerate(TYPES):
+            rates[term_ids == term_id, 10 * number : 10 * number + 10] *= 10
+        obs = pd.DataFrame({"cell_type_ontology_term_id": term_ids}, index=[f"s{study}c{row}" for row in range(40)])
+        counts = sp.csr_matrix(rng.poisson(rates).astype(np.float32))
+        (folder / "train").mkdir(exist_ok=True)
+        ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(folder / "train" / f"study{study}.h5ad")
+    lines = ["#tax_id\tSymbol\tSynonyms\tdbXrefs\tdescription"]
+    lines += [f"9606\t{s}\t-\tHGNC:1|Ensembl:{g}\t{s} protein" for g, s in zip(GENES, SYMBOLS, strict=True)]
+    with gzip.open(folder / "gene_info.gz", "wt") as table:
+        table.write("\n".join(lines) + "\n")
+    encoder = folder / "encoder"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(encoder)
+    (encoder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    BertTokenizer(str(encoder / "vocab.txt")).save_pretrained(encoder)
+    return folder
+
+
+@pytest.fixture
+def settings(corpus, tmp_path):
+    return {
+        "data": str(corpus / "train"),
+        "gene_info": str(corpus / "gene_info.gz"),
+        "text_tower": str(corpus / "encoder"),
+        "output": str(tmp_path / "run"),
+        "max_genes": 32,
+        "batch_size": 16,
+        "steps": 4,
+        "warmup_steps": 1,
+        "min_cells": 1,
+        "learning_rate": 3e-3,
+        "model": {
+            "cell_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+            },
+            "text_config": {"pooling": "mean"},
+            "projection_dim": 8,
+        },
+    }
+
+
+def files(settings):
+    from pathlib import Path
+
+    return sorted(Path(settings["data"]).glob("*.h5ad"))
+
+
+def test_medians_are_those_of_a_plain_loop(corpus, settings):
+    vocabulary = build_gene_vocabulary(files(settings), read_gene_info(corpus / "gene_info.gz"), min_cells=1)
+    values = {gene: [] for gene in GENES}
+    for file in files(settings):
+        for cell in ad.read_h5ad(file).X.toarray():
+            for gene, count in zip(GENES, cell, strict=True):
+                if count:
+                    values[gene].append(count / cell.sum() * 10_000)
+    assert vocabulary["ensembl_ids"] == GENES
+    np.testing.assert_allclose(vocabulary["medians"], [np.median(values[gene]) for gene in GENES], rtol=1e-5)
+    assert vocabulary["names"] == SYMBOLS
+
+
+def test_rare_genes_get_no_id(corpus, settings):
+    genes = read_gene_info(corpus / "gene_info.gz")
+    assert build_gene_vocabulary(files(settings), genes, min_cells=10_000)["ensembl_ids"] == []
+
+
+def test_gene_info_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "table.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(InputError, match="gene_info"):
+        read_gene_info(tmp_path / "table.tsv")
+    with pytest.raises(InputError, match="No gene_info"):
+        read_gene_info(tmp_path / "absent")
+
+
+def test_the_text_tower_reads_as_the_encoder_it_started_from(corpus, settings):
+    config = PretrainingConfig(**settings)
+    model, processor = start_model(config, files(settings))
+    bert = BertModel.from_pretrained(corpus / "encoder", add_pooling_layer=False).eval()
+    batch = processor(text=["b cell", "natural killer cell type"], return_tensors="pt")
+    with torch.no_grad():
+        ours = model.eval().text_model(**batch).last_hidden_state
+        theirs = bert(**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(ours[real], theirs[real], atol=1e-5, rtol=0)
+
+
+def test_gene_embeddings_start_from_names(settings):
+    model, _ = start_model(PretrainingConfig(**settings), files(settings))
+    other, _ = start_model(PretrainingConfig(**settings), files(settings))
+    plain, _ = start_model(PretrainingConfig(**settings | {"gene_names_start": False}), files(settings))
+    weight, again, random = (m.cell_model.get_input_embeddings().weight for m in (model, other, plain))
+    torch.testing.assert_close(weight[2:-1], again[2:-1], atol=1e-4, rtol=0)
+    assert not torch.allclose(weight[2:-1], random[2:-1], atol=1e-3)
+
+
+class TestBatches:
+    @pytest.fixture
+    def batches(self, settings):
+        config = PretrainingConfig(**settings)
+        _, processor = start_model(config, files(settings))
+        return CellTextBatches(read_labelled_cells(files(settings), processor.feature_extractor, 64), processor, config)
+
+    def test_unknown_cells_are_left_out(self, batches):
+        assert set(batches.data.term_ids) == set(TYPES)
+        assert len(batches.data.cells) == len(batches.data.term_ids) == len(batches.data.studies)
+
+    def test_texts_are_distinct_and_own_texts_never_neutral(self, batches):
+        for _, batch in zip(range(20), batches, strict=False):
+            cells, texts = batch["neutral"].shape
+            assert batch["cell_input_ids"].shape[0] == cells == 16
+            assert batch["input_ids"].shape[0] == texts == len(torch.unique(batch["text_index"]))
+            assert not batch["neutral"][torch.arange(cells), batch["text_index"]].any()
+
+    def test_an_ancestor_is_neutral_and_a_stranger_is_not(self, batches, monkeypatch):
+        rows = np.array(
+            [
+                int(np.flatnonzero(batches.data.term_ids == term)[0])
+                for term in ("CL:0000236", "CL:0000236", "CL:0000576")
+            ]
+        )
+        drawn = iter(["CL:0000236", "CL:0000542", "CL:0000576"])  # B cell; again, as lymphocyte; monocyte
+        monkeypatch.setattr(batches, "_describing_term", lambda _: next(drawn))
+        batch = batches.batch(rows)
+        terms = sorted({"CL:0000236", "CL:0000542", "CL:0000576"})
+        b_cell, lymphocyte, monocyte = (terms.index(t) for t in ("CL:0000236", "CL:0000542", "CL:0000576"))
+        assert batch["text_index"].tolist() == [b_cell, lymphocyte, monocyte]
+        assert batch["neutral"][0].tolist() == [t == lymphocyte for t in range(3)]
+        assert batch["neutral"][1].tolist() == [t == b_cell for t in range(3)]
+        assert not batch["neutral"][2].any()
+
+    def test_gene_dropout_keeps_the_order_and_cls(self, batches):
+        ids, mask = batches._cells(np.arange(10))
+        lengths = []
+        for row in range(10):
+            whole, seen = batches.data.cells[row].tolist(), ids[row][mask[row] == 1].tolist()
+            assert seen[0] == whole[0] == batches.processor.feature_extractor.cls_token_id
+            position = iter(whole)
+            assert all(gene in position for gene in seen), "what is left stands in its old order"
+            lengths.append(len(seen) / len(whole))
+        assert min(lengths) < 0.9
+
+    def test_the_same_seed_draws_the_same(self, settings, batches):
+        config = PretrainingConfig(**settings)
+        twin = CellTextBatches(batches.data, batches.processor, config)
+        for name, tensor in next(iter(batches)).items():
+            assert torch.equal(tensor, next(iter(twin))[name]) or name != "cell_input_ids"
+
+
+def test_a_run_learns_and_its_checkpoint_annotates(settings, corpus, tmp_path):
+    settings |= {"steps": 150, "learning_rate": 1e-2, "ancestor_share": 0.0, "saved_dtype": "float16"}
+    settings["model"] |= {"masked_gene_weight": 0, "cell_cell_weight": 0, "matching_weight": 0}
+    output = pretrain(PretrainingConfig(**settings))
+    losses = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses] == list(range(1, 151))
+    text_loss = [entry["cell_text_loss"] for entry in losses]
+    assert np.mean(text_loss[-10:]) < 0.5 * np.mean(text_loss[:5])
+    assert json.loads((output / "training.json").read_text())["config"]["steps"] == 150
+
+    annotator = LangCellAnnotator.from_pretrained(output)
+    assert type(annotator.model) is LangCellModel
+    held_out = ad.read_h5ad(files(settings)[0])
+    held_out = held_out[held_out.obs["cell_type_ontology_term_id"].isin(list(TYPES)).to_numpy()].copy()
+    annotator.annotate(held_out, list(TYPES.values()), alpha=1.0)
+    truth = held_out.obs["cell_type_ontology_term_id"].map(TYPES).astype(str)
+    assert (held_out.obs["langcell_cell_type"].astype(str) == truth).mean() > 0.7
+
+
+def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
+    first = pretrain(PretrainingConfig(**settings))
+    more = settings | {"start": str(first), "output": str(tmp_path / "more"), "train_text_tower": False}
+    more |= {"train_cell_tower": False, "model": {"matching_weight": 0.5}}
+    second = pretrain(PretrainingConfig(**more))
+    before, after = LangCellModel.from_pretrained(first), LangCellModel.from_pretrained(second)
+    assert after.config.matching_weight == 0.5
+    changed = {
+        name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
+    }
+    assert changed, "something is trained"
+    assert not [name for name in changed if name.startswith("cell_model.")]
+    assert not [name for name in changed if name.startswith("text_model.") and ".crossattention." not in name]
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "says"),
+    [
+        ({"data": "x"}, [], "output must be set"),
+        ({"data": "x", "output": "y", "stepz": 3}, [], "unknown field"),
+        ({"data": "x", "output": "y", "steps": "many"}, [], "steps must be a number"),
+        ({"data": "x", "output": "y"}, ["steps"], "key=value"),
+        ({"data": "x", "output": "y"}, [], "No .h5ad files"),
+    ],
+)
+def test_train_py_refuses_bad_configurations(tmp_path, values, overrides, says):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=says):
+        pretrain(PretrainingConfig.from_yaml(tmp_path / "c.yaml", overrides))
+
+
+def test_overrides_reach_into_the_model(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: a\noutput: b\nmodel: {temperature: 0.1}\n")
+    config = PretrainingConfig.from_yaml(tmp_path / "c.yaml", ["steps=7", "model.temperature=0.07"])
+    assert (config.steps, config.model["temperature"]) == (7, 0.07)
+
+
+def test_train_py_as_a_process(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    script = str(REPOSITORY / "train.py")
+    run = subprocess.run([sys.executable, script, str(tmp_path / "c.yaml"), "steps=2"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"Checkpoint: {settings['output']}" in run.stdout
+    run = subprocess.run([sys.executable, script, str(tmp_path / "no.yaml")], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "No configuration" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_shipped_configurations_are_readable():
+    for path in sorted((REPOSITORY / "hub_configs" / "pretraining").glob("*.yaml")):
+        PretrainingConfig.from_yaml(path)
