@@ -7,7 +7,8 @@ BIN := .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/demo-installed  ## annotate 700 real blood cells with the shipped checkpoint
-	$(BIN)/langcell annotate --example --out demo/pbmc68k_annotated.h5ad --report demo/report.html
+	$(BIN)/langcell annotate --example --out demo/pbmc68k_annotated.h5ad \
+		--figure demo/figure.png --report demo/report.html
 
 test: .venv/test-installed  ## lint, types, and the whole test suite
 	$(BIN)/ruff check .

@@ -204,5 +204,14 @@ class LangCellConfig(_PublishedConfig):
         # The cross-attention reads what the cell tower writes: one fact, one place to set it.
         self.text_config.cell_hidden_size = self.cell_config.hidden_size
 
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the masked-gene head shares the gene embeddings, as the cell tower says."""
+        return self.cell_config.tie_word_embeddings
+
+    def get_text_config(self, *args, **kwargs) -> LangCellCellConfig:
+        """The config of what the input embeddings embed, as transformers means it: here these are genes."""
+        return self.cell_config
+
 
 __all__ = ["LangCellCellConfig", "LangCellConfig", "LangCellTextConfig"]

@@ -1,6 +1,490 @@
-def fold_token_types(state):
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The published five parts, gene dictionaries and text vocabulary to one repository that `AutoModel` loads."""
+
+import json
+import pickletools
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from transformers import AutoModel, AutoProcessor, BertTokenizer
+from transformers.activations import ACT2FN
+
+from .configuration_langcell import LangCellConfig
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .modeling_langcell import LangCellModel
+from .processing_langcell import LangCellProcessor
+
+#: Where the weights of each module of `LangCellModel` are published.
+PARTS = {
+    "cell_model": "cell_bert/pytorch_model.bin",
+    "text_model": "text_bert/pytorch_model.bin",
+    "cell_projection": "cell_proj.bin",
+    "text_projection": "text_proj.bin",
+    "matching_head": "ctm_head.bin",
+}
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+_SETTINGS = (
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WORDS = "embeddings.word_embeddings.weight"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+
+
+def convert(
+    parts: str | Path,
+    *,
+    token_dictionary: str | Path,
+    gene_medians: str | Path,
+    gene_names: str | Path,
+    text_vocab: str | Path,
+    output: str | Path,
+) -> Path:
+    """
+    Converts a checkpoint in the published layout to one folder with model and processor.
+
+    The geometry of both towers comes from their config.json, their vocabularies from the files given. A cell encoder
+    of Geneformer alone lacks `<cls>`: its embedding is then the mean of the genes', which is within their range, says
+    nothing of any one gene, and is the same each time.
+
+    Nothing is left behind by a conversion that fails: the folder appears once it has been loaded again and compared.
+
+    Args:
+        parts: Folder with `cell_bert/` and `text_bert/` (config.json, pytorch_model.bin), `cell_proj.bin`,
+            `text_proj.bin`, `ctm_head.bin`.
+        token_dictionary, gene_medians, gene_names: As `read_gene_vocabulary`.
+        text_vocab: The text tower's `vocab.txt`; `[DEC]` and `[ENC]` are added unless it has them.
+        output: The folder to make.
+
+    Returns:
+        `output`.
+
+    Raises:
+        InputError: Missing, damaged or unsafe files, parts that do not fit together, an `output` that is in use.
+    """
+    parts, output = Path(parts), Path(output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise InputError(f"{output} exists already: choose a new folder.")
+    configs = {"cell_config": parts / "cell_bert/config.json", "text_config": parts / "text_bert/config.json"}
+    weights = {module: parts / name for module, name in PARTS.items()}
+    vocabularies = [Path(path) for path in (token_dictionary, gene_medians, gene_names, text_vocab)]
+    _require([*configs.values(), *weights.values(), *vocabularies])
+
+    vocabulary = read_gene_vocabulary(token_dictionary, gene_medians, gene_names)
+    geometry = {tower: _read_geometry(path) for tower, path in configs.items()}
+    extractor = LangCellFeatureExtractor(vocabulary, max_length=geometry["cell_config"]["max_position_embeddings"])
+    tokenizer = _read_tokenizer(Path(text_vocab), geometry["text_config"]["max_position_embeddings"])
+    states = {module: _read_weights(path) for module, path in weights.items()}
+    states["cell_model"] = _with_cls(states["cell_model"], len(extractor))
+    model = _build_model(geometry, states, extractor, tokenizer, weights)
+    processor = LangCellProcessor(extractor, tokenizer)
+
+    # The folder is made beside the nearest parent that exists, so that renaming it is one step on one file system.
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=f".{output.absolute().name}-") as aside:
+            folder = Path(aside) / "checkpoint"
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            _verify(folder, model, processor)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.is_dir():
+                output.rmdir()  # It is empty.
+            folder.rename(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error}") from error
+    return output
+
+
+def fold_token_types(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A BERT state dict without token types: their first row, which every token gets, goes into the positions."""
     state = dict(state)
-    token_types = state.pop("embeddings.token_type_embeddings.weight")
-    state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"] + token_types[0]
+    token_types = state.pop(_TOKEN_TYPES, None)
+    if token_types is not None:
+        state[_POSITIONS] = state[_POSITIONS] + token_types[0]
     return state
+
+
+# ---------------------------------------------------------------------- genes
+
+
+def read_gene_vocabulary(
+    token_dictionary: str | Path, gene_medians: str | Path, gene_names: str | Path
+) -> dict[str, list]:
+    """
+    Geneformer's three dictionaries as `LangCellFeatureExtractor(gene_vocabulary=...)` takes them.
+
+    The files are pickles, and only plain dicts of strings and numbers are read from them; nothing in them is run.
+
+    Args:
+        token_dictionary: Ensembl id to token id; `<pad>` is 0, `<mask>` 1, `<cls>` last or absent.
+        gene_medians: Ensembl id to non-zero median; a gene without one is never used.
+        gene_names: Symbol to Ensembl id; further symbols of a gene become its synonyms, and a gene without any goes
+            by its Ensembl id.
+
+    Returns:
+        `ensembl_ids`, `medians` (`None` where there is none) and `names`, in the order of the token ids from 2 on.
+
+    Raises:
+        InputError: A missing, damaged or unsafe file; ids with gaps, special tokens out of place, impossible medians.
+    """
+    _require([Path(path) for path in (token_dictionary, gene_medians, gene_names)])
+    token_ids = _read_dictionary(Path(token_dictionary), int)
+    medians = _read_dictionary(Path(gene_medians), (int, float))
+    symbols = _read_dictionary(Path(gene_names), str)
+
+    tokens = sorted(token_ids, key=token_ids.__getitem__)
+    if [token_ids[token] for token in tokens] != list(range(len(tokens))):
+        raise InputError(f"{token_dictionary}: the ids are not 0 to {len(tokens) - 1}, each once.")
+    if tokens[:2] != ["<pad>", "<mask>"]:
+        raise InputError(f"{token_dictionary}: ids 0 and 1 are {tokens[:2]}, not <pad> and <mask>.")
+    genes = tokens[2:-1] if tokens[-1] == "<cls>" else tokens[2:]
+    special = [gene for gene in genes if gene.startswith("<")]
+    if special or not genes:
+        raise InputError(f"{token_dictionary}: {special or 'nothing'} where genes are expected; <cls> comes last.")
+
+    impossible = [gene for gene, median in medians.items() if not 0 < median <= sys.float_info.max]
+    if impossible:
+        raise InputError(f"{gene_medians}: medians must be finite and positive, unlike those of {_some(impossible)}.")
+    if medians.keys().isdisjoint(genes):
+        raise InputError(f"{gene_medians} has a median for none of the genes of {token_dictionary}.")
+    divided = [symbol for symbol in symbols if "|" in symbol]
+    if divided:
+        raise InputError(f"{gene_names}: a gene symbol has no '|', unlike {_some(divided)}.")
+    names: dict[str, list[str]] = {gene: [] for gene in genes}
+    for symbol, gene in symbols.items():
+        if symbol and gene in names:  # The published dictionary has an empty symbol.
+            names[gene].append(symbol)
+    return {
+        "ensembl_ids": genes,
+        "medians": [medians.get(gene) for gene in genes],
+        "names": ["|".join(names[gene]) or gene for gene in genes],
+    }
+
+
+def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[str, Any]:
+    """A pickled dict from strings to values of one type."""
+    try:
+        dictionary = _unpickle(path.read_bytes())
+    except _UnsafePickle as error:
+        raise InputError(
+            f"{path} holds {error}, and only plain dicts of strings and numbers are read. Nothing in it was run."
+        ) from error
+    except Exception as error:  # Damaged bytes fail in as many ways as there are opcodes.
+        raise InputError(f"{path} is not a whole pickle: {error}") from error
+    if not isinstance(dictionary, dict) or not dictionary:
+        raise InputError(f"{path} does not hold a dict with entries.")
+    for key, value in dictionary.items():
+        if not isinstance(value, value_type) or isinstance(value, bool):
+            raise InputError(f"{path}: the value of {key!r} is of the wrong kind ({type(value).__name__}).")
+    return dictionary
+
+
+class _UnsafePickle(Exception):
+    """What a pickle holds besides plain values."""
+
+
+@dataclass
+class _Dtype:
+    """Stands for a numpy dtype of one number while a pickle is read."""
+
+    code: str
+    byte_order: str = "="
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Stands for an admitted global: a word about what to make of its arguments, not something to call."""
+
+    makes: str
+
+
+_ADMITTED = {
+    ("numpy.core.multiarray", "scalar"): _Maker("scalar"),
+    ("numpy._core.multiarray", "scalar"): _Maker("scalar"),
+    ("numpy", "dtype"): _Maker("dtype"),
+    ("_codecs", "encode"): _Maker("encode"),  # How bytes are written up to protocol 2.
+}
+_DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+_NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+
+
+def _unpickle(data: bytes) -> Any:
+    """
+    A pickle of dicts, tuples, strings and numbers; numpy's numbers become Python's.
+
+    It interprets the few opcodes that such a pickle is made of, and refuses all others. No opcode calls, imports or
+    looks up anything here, so there is nothing that a hostile file could bend to its ends.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    argument: Any
+
+    def pop_to_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for opcode, argument, _ in pickletools.genops(data):
+        match opcode.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case name if name in _NUMBERS or name in _STRINGS:
+                stack.append(argument)
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                size = int(name[-1])
+                stack[-size:] = [tuple(stack[-size:])]
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                items = pop_to_mark()
+                stack.append({})
+                _fill(stack[-1], items)
+            case "SETITEM":
+                items = [stack.pop(), stack.pop()][::-1]
+                _fill(stack[-1], items)
+            case "SETITEMS":
+                items = pop_to_mark()
+                _fill(stack[-1], items)
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_admit(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_admit(module, name))
+            case "REDUCE":
+                arguments, maker = stack.pop(), stack.pop()
+                stack.append(_make(maker, arguments))
+            case "BUILD":
+                state = stack.pop()
+                _set_byte_order(stack[-1], state)
+            case name:
+                raise _UnsafePickle(f"the opcode {name}")
+    (value,) = stack
+    return value
+
+
+def _fill(dictionary: Any, items: Sequence[Any]) -> None:
+    if not isinstance(dictionary, dict) or not all(isinstance(key, str) for key in items[::2]):
+        raise _UnsafePickle("a container other than a dict with strings for keys")
+    dictionary.update(zip(items[::2], items[1::2], strict=True))
+
+
+def _admit(module: Any, name: Any) -> _Maker:
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise _UnsafePickle("a global without a name")
+    if (module, name) not in _ADMITTED:
+        raise _UnsafePickle(f"the global {f'{module}.{name}'!r}")
+    return _ADMITTED[module, name]
+
+
+def _make(maker: Any, arguments: Any) -> Any:
+    """A dtype, a number, or bytes: what the admitted globals are used for."""
+    match maker, arguments:
+        case _Maker(makes="dtype"), (str(code), *_) if code in _DTYPES:
+            return _Dtype(code)
+        case _Maker(makes="scalar"), (_Dtype() as dtype, bytes(payload)):
+            (number,) = np.frombuffer(payload, dtype.byte_order + dtype.code)
+            return number.item()
+        case _Maker(makes="encode"), (str(text), "latin1"):
+            return text.encode("latin-1")
+    raise _UnsafePickle(
+        f"a numpy {maker.makes} that is not a plain number" if isinstance(maker, _Maker) else "an object to be made"
+    )
+
+
+def _set_byte_order(dtype: Any, state: Any) -> None:
+    match state:
+        case (3, "<" | ">" | "=" | "|" as byte_order, None, None, None, -1, -1, 0) if isinstance(dtype, _Dtype):
+            dtype.byte_order = byte_order
+        case _:
+            raise _UnsafePickle("the state of an object")
+
+
+# ---------------------------------------------------------------------- text
+
+
+def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
+    """The text tower's tokenizer, as BLIP makes it: `[DEC]` begins, `[ENC]` is an extra special token."""
+    try:
+        tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file: {error}") from error
+    vocabulary = {token: row for row, token in enumerate(tokens)}
+    missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in vocabulary]
+    if missing or len(vocabulary) != len(tokens):
+        fault = f"lacks {', '.join(missing)}" if missing else "has the same token on several lines"
+        raise InputError(f"{path} is not a BERT vocabulary: it {fault}.")
+    for token in ("[DEC]", "[ENC]"):
+        vocabulary.setdefault(token, len(vocabulary))
+    return BertTokenizer(
+        vocabulary, model_max_length=max_length, bos_token="[DEC]", extra_special_tokens={"enc_token": "[ENC]"}
+    )
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def _read_geometry(path: Path) -> dict[str, Any]:
+    """What of a published config.json the towers are built from."""
+    try:
+        published = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    missing = [key for key in _SIZES + _SETTINGS if not isinstance(published, dict) or key not in published]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}.")
+    impossible = [key for key in _SIZES if type(published[key]) is not int or published[key] < 1]
+    if impossible:
+        raise InputError(f"{path}: {', '.join(impossible)} must be whole and positive.")
+    if str(published["hidden_act"]) not in ACT2FN:
+        raise InputError(f"{path}: {published['hidden_act']!r} is no known hidden_act.")
+    if published.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(f"{path}: position_embedding_type is not 'absolute'.")
+    return {key: published[key] for key in _SIZES + _SETTINGS}
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a part under the towers' names, without what LangCell does not use of a BERT."""
+    try:
+        published = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many ways of refusing a file.
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path} is not a whole PyTorch file of weights alone: {reason}") from error
+    if not isinstance(published, dict) or not all(isinstance(value, torch.Tensor) for value in published.values()):
+        raise InputError(f"{path} is not a dict of tensors.")
+    state = {}
+    for name, value in published.items():
+        name = str(name).removeprefix("bert.")
+        if name.startswith(("cls.", "pooler.")) or name == "embeddings.position_ids":
+            continue
+        if name in state:
+            raise InputError(f"{path} has {name} twice, with and without the prefix bert.")
+        if value.dtype not in _FLOATS or value.layout != torch.strided or not value.ndim or not value.isfinite().all():
+            raise InputError(f"{path}: {name} is not a dense tensor of finite numbers.")
+        state[name] = value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return state
+
+
+def _with_cls(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
+    """A cell encoder's weights with a row for `<cls>`, should just that row be missing."""
+    genes = state.get(_WORDS)
+    if genes is None or genes.ndim != 2 or len(genes) != vocab_size - 1:
+        return state
+    return state | {_WORDS: torch.cat([genes, genes[2:].mean(dim=0, keepdim=True)])}
+
+
+def _build_model(
+    geometry: dict[str, dict[str, Any]],
+    states: dict[str, dict[str, torch.Tensor]],
+    extractor: LangCellFeatureExtractor,
+    tokenizer: BertTokenizer,
+    weights: dict[str, Path],
+) -> LangCellModel:
+    """The model with its weights, once all of them are there and fit."""
+    vocab_sizes = {"cell_model": len(extractor), "text_model": len(tokenizer)}
+    for module, vocab_size in vocab_sizes.items():
+        rows = len(states[module].get(_WORDS, range(vocab_size)))
+        if rows != vocab_size:
+            raise InputError(
+                f"{weights[module]} embeds {rows} tokens, but the vocabulary given has {vocab_size}, special ones "
+                "included: they are not of one checkpoint."
+            )
+    projection = states["cell_projection"].get("weight", torch.empty(1))
+    try:
+        config = LangCellConfig(
+            cell_config=geometry["cell_config"] | {"vocab_size": len(extractor), "pad_token_id": 0},
+            text_config=geometry["text_config"]
+            | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+            projection_dim=len(projection),
+        )
+        with torch.device("meta"):
+            model = LangCellModel(config)
+    except Exception as error:
+        raise InputError(f"{weights['cell_model'].parent.parent}: a config.json does not fit: {error}") from error
+    for module, path in weights.items():
+        expected = {name: tuple(value.shape) for name, value in model.get_submodule(module).state_dict().items()}
+        if module == "cell_model" and _TOKEN_TYPES in states[module]:
+            expected[_TOKEN_TYPES] = (max(1, len(states[module][_TOKEN_TYPES])), config.cell_config.hidden_size)
+        given = {name: tuple(value.shape) for name, value in states[module].items()}
+        if given != expected:
+            raise InputError(f"{path} does not fit its config.json and the other parts: {_faults(given, expected)}.")
+    states["cell_model"] = fold_token_types(states["cell_model"])
+    model.load_state_dict(
+        {f"{module}.{name}": value for module, state in states.items() for name, value in state.items()},
+        assign=True,
+    )
+    return model.eval()
+
+
+def _faults(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
+    faults = []
+    if missing := expected.keys() - given.keys():
+        faults.append(f"missing {_some(sorted(missing))}")
+    if unexpected := given.keys() - expected.keys():
+        faults.append(f"unexpected {_some(sorted(unexpected))}")
+    for name in sorted(given.keys() & expected.keys()):
+        if given[name] != expected[name]:
+            faults.append(f"{name} is {given[name]} and should be {expected[name]}")
+    return "; ".join(faults)
+
+
+def _verify(folder: Path, model: LangCellModel, processor: LangCellProcessor) -> None:
+    """Loads what was written as a user would, and compares weights, ids and outputs with what was meant."""
+    written, reader = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    vocabulary = processor.feature_extractor.gene_vocabulary
+    pairs = zip(vocabulary["ensembl_ids"], vocabulary["medians"], strict=True)
+    genes = [gene for gene, median in pairs if median is not None][:32]
+    cell, text = sp.csr_matrix(np.arange(1, len(genes) + 1)[None]), "cell type: natural killer cell."
+    batches = [p(cells=cell, text=text, gene_ids=genes, return_tensors="pt") for p in (processor, reader)]
+    with torch.inference_mode():
+        outputs = [m(**batches[0], return_matching=True).matching_logits for m in (model, written)]
+    meant, found = model.state_dict(), written.state_dict()
+    same = (
+        meant.keys() == found.keys()
+        and all(torch.equal(meant[name], found[name]) for name in meant)
+        and all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+        and torch.allclose(*outputs)
+    )
+    if not same:
+        raise RuntimeError("The converted checkpoint does not load as it was written.")
+
+
+def _require(paths: Sequence[Path]) -> None:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"Not found: {', '.join(missing)}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+__all__ = ["convert", "fold_token_types", "read_gene_vocabulary"]

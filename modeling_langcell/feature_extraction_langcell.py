@@ -2,12 +2,15 @@
 """From counts to ranked gene ids: rank-value encoding (LangCell, section 3.1), gene matching, input checks."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 
 #: Columns of `var` that are looked at, besides its index, for the names of the genes.
@@ -28,7 +31,9 @@ GENE_COLUMNS = (
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?$")
 _GENOME_PREFIX = re.compile(r"^(hg19|hg38|GRCh37|GRCh38)_+")
-_BLOCK = 512  # Rows that are sorted together: the padded keys of a block stay in the processor's cache.
+_BLOCK = 512  # Cells that a thread reads and ranks together: what more of them need leaves the processor's cache.
+_ROWS = 32  # Cells of like length that are sorted together.
+_WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
 
 
 class InputError(ValueError):
@@ -55,7 +60,7 @@ class GeneMatch:
         """Share of the matrix's genes that is known."""
         return float((self.token_ids >= 0).mean())
 
-    @property
+    @cached_property
     def has_duplicates(self) -> bool:
         """Whether several genes of the matrix are one gene of the vocabulary; their counts are summed."""
         known = self.token_ids[self.token_ids >= 0]
@@ -98,12 +103,14 @@ class RankedCells:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and attention mask, `(cells, length)` int64, of the chosen cells (all); `length` is the longest's."""
         cells = np.arange(len(self)) if cells is None else np.asarray(cells)
-        lengths = self.lengths[cells]
-        columns = np.arange(lengths.max(initial=1) if length is None else length)
-        mask = columns < lengths[:, None]
-        ids = np.full(mask.shape, pad_id, dtype=np.int64)
-        ids[mask] = self.token_ids[(self.offsets[cells][:, None] + columns)[mask]]
-        return ids, mask.astype(np.int64)
+        width = self.lengths[cells].max(initial=1) if length is None else length
+        ids = np.full((len(cells), width), pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, cell in enumerate(cells):
+            tokens = self[cell][:width]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        return ids, mask
 
     @classmethod
     def concatenate(cls, parts: Sequence["RankedCells"]) -> "RankedCells":
@@ -122,20 +129,24 @@ class _CountMatrix:
 
     matrix: Any
     label: str
-    cell_names: Sequence[str]
-    advice: str
+    cell_names: Sequence[str] | None = None
+    advice: Callable[[], str] = str  # What else to read, asked for only when this array is refused.
 
     def __len__(self) -> int:
         return self.matrix.shape[0]
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix:
         block = self.matrix[start:stop]
-        return block.tocsr() if sp.issparse(block) else sp.csr_matrix(np.asarray(block))
+        block = block if sp.issparse(block) else np.asarray(block)
+        if block.dtype.kind not in "fiub":
+            raise InputError(f"{self.label} holds {block.dtype} values: make them numbers.{self.advice()}")
+        # scipy has no sparse half precision.
+        return sp.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
 
     def cells(self, rows: np.ndarray) -> str:
         """The names of some cells, for a message."""
-        shown = ", ".join(repr(str(self.cell_names[row])) for row in rows[:5])
-        return shown + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        names = [str(row) if self.cell_names is None else repr(str(self.cell_names[row])) for row in rows[:5]]
+        return ", ".join(names) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
 class LangCellFeatureExtractor(FeatureExtractionMixin):
@@ -184,18 +195,20 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         ids = range(first_gene, first_gene + len(columns[0]))
         self.cls_token_id = ids.stop
         medians = np.array([np.nan if m is None else m for m in columns[1]], dtype=np.float64)
-        if not (np.isnan(medians) | (medians > 0)).all():
-            raise InputError("gene_vocabulary: medians must be positive, or None.")
+        if not (np.isnan(medians) | (np.isfinite(medians) & (medians > 0))).all():
+            raise InputError("gene_vocabulary: medians must be finite and positive, or None.")
         self._median_of_id = np.concatenate([[np.nan] * first_gene, medians])
         self._id_of_ensembl = dict(zip(columns[0], ids, strict=True))
         self._id_of_symbol: dict[str, int] = {}
-        self._id_of_synonym: dict[str, int] = {}
+        id_of_synonym: dict[str, int] = {}
         for token_id, names in zip(ids, columns[2], strict=True):
             symbol, *synonyms = names.split("|")
-            self._id_of_symbol.setdefault(symbol, token_id)
+            token_id = self._id_of_symbol.setdefault(symbol, token_id)
             for synonym in synonyms:
                 # A synonym that two genes share names neither.
-                self._id_of_synonym[synonym] = -1 if synonym in self._id_of_synonym else token_id
+                id_of_synonym[synonym] = token_id if id_of_synonym.get(synonym, token_id) == token_id else -1
+        self._id_of_symbol.pop("", None)
+        self._id_of_synonym = {name: token_id for name, token_id in id_of_synonym.items() if name and token_id >= 0}
 
     def __len__(self) -> int:
         """Size of the vocabulary, special ids included: the cell tower's `vocab_size`."""
@@ -223,31 +236,26 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         Args:
             columns: One or more `(genes,)` columns of names, the most trusted first.
         """
-        token_ids = np.full(len(columns[0]), -1, dtype=np.int64)
-        found = {"by_ensembl_id": 0, "by_symbol": 0, "by_synonym": 0}
-        unknown = []
+        token_ids = np.full(len(columns[0]), -1, dtype=np.int32)
+        matched_by = np.full(len(columns[0]), "", dtype="U7")
+        others = []
         for gene, names in enumerate(zip(*columns, strict=True)):
-            ensembl = next((m[1] for name in names if (m := _ENSEMBL.match(name))), None)
-            if ensembl is not None or any(name in self._id_of_ensembl for name in names):
-                known_as = [ensembl] if ensembl is not None else names
-                how, table = "by_ensembl_id", self._id_of_ensembl
-            else:
-                known_as, how, table = names, "by_symbol", self._id_of_symbol
-            token_id = next((table[name] for name in known_as if name in table), -1)
-            token_ids[gene] = token_id
+            ensembl_ids = [found[1] for found in map(_ENSEMBL.match, names) if found][:1]
+            token_id, how = _first(self._id_of_ensembl, ensembl_ids or names), "ensembl"
+            if token_id < 0 and not ensembl_ids:
+                token_id, how = _first(self._id_of_symbol, names), "symbol"
+                if token_id < 0:
+                    others.append((gene, names))
             if token_id >= 0:
-                found[how] += 1
-            elif ensembl is None:
-                unknown.append((gene, names))
+                token_ids[gene], matched_by[gene] = token_id, how
         claimed = set(token_ids.tolist())
-        for gene, names in unknown:
-            token_id = next((i for name in names if (i := self._id_of_synonym.get(name, -1)) >= 0), -1)
+        for gene, names in others:
+            token_id = _first(self._id_of_synonym, names)
             if token_id not in claimed:
-                token_ids[gene] = token_id
-                found["by_synonym"] += 1
-        no_median = np.isnan(self._median_of_id[token_ids]) & (token_ids >= 0)
-        token_ids[no_median] = -1
-        return GeneMatch(token_ids, **found)
+                token_ids[gene], matched_by[gene] = token_id, "synonym"
+        unused = (token_ids >= 0) & np.isnan(self._median_of_id[token_ids])
+        token_ids[unused], matched_by[unused] = -1, ""
+        return GeneMatch(token_ids, *(int((matched_by == how).sum()) for how in ("ensembl", "symbol", "synonym")))
 
     # ------------------------------------------------------------------ cells
 
@@ -276,7 +284,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             gene_column: The column of `var` that names the genes. By default its index and the usual columns
                 (`ensembl_id`, `gene_ids`, `feature_name`, `symbol` and the like) are all looked at.
             counts: What the values are: `"raw"` counts; `"normalized"`, scaled by one factor a cell (CPM, for
-                instance); `"log1p"`, the logarithm of such values. All three give the same ranks.
+                instance); `"log1p"`, the logarithm of such values. All three give the same ranks, since whole
+                multiples of a cell's smallest value are taken as such, whatever float32 made of them.
             empty_cells: A cell without any known gene is an error, or becomes a lone `<cls>` (`"mark"`).
             max_length: Longest sequence, `<cls>` included; the extractor's own by default.
             padding: To the longest cell (`True`), to `max_length`, or not at all.
@@ -289,6 +298,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             InputError: Values that are not what `counts` says, too few known genes, no cells, no genes, a cell
                 without known genes.
         """
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise InputError(f"padding={padding!r} is not one of True, 'longest', 'max_length', False, 'do_not_pad'.")
         ranked = self.rank(
             cells,
             gene_ids=gene_ids,
@@ -300,6 +311,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             max_length=max_length,
         )
         if padding in (False, "do_not_pad"):
+            if return_tensors and len(set(ranked.lengths.tolist())) > 1:
+                raise InputError("Cells of different lengths are no tensor: pad them, or leave out return_tensors.")
             rows = [ranked[cell].tolist() for cell in range(len(ranked))]
             batch: dict[str, Any] = {"cell_input_ids": rows, "cell_attention_mask": [[1] * len(row) for row in rows]}
         else:
@@ -327,12 +340,15 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
     ) -> Iterator[RankedCells]:
         """
         The cells, ranked, `chunk_size` at a time and in order: memory grows with the chunk and not with the input.
-        Arguments as for a call. A fault in a later chunk is raised when that chunk is reached.
+        Arguments as for a call. A fault in a later chunk is raised when that chunk is reached. The work is shared by
+        as many threads as torch uses.
         """
         if counts not in ("raw", "normalized", "log1p"):
             raise InputError(f"counts={counts!r} is not one of 'raw', 'normalized' and 'log1p'.")
         if empty_cells not in ("error", "mark"):
             raise InputError(f"empty_cells={empty_cells!r} is not one of 'error' and 'mark'.")
+        if chunk_size < 1:
+            raise InputError(f"chunk_size={chunk_size} is not a number of cells.")
         limit = self.max_length if max_length is None else max_length
         if limit < 2:
             raise InputError(f"max_length={limit} leaves no room for genes: it counts <cls> too.")
@@ -355,8 +371,12 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             InputError: No such layer, column or raw; no cells or no genes; fewer than `min_matched_genes` known.
         """
         if hasattr(cells, "var_names"):
+            if gene_ids is not None:
+                raise InputError("gene_ids is for a matrix; name the column of var that has them with gene_column.")
             source, names = _read_anndata(cells, layer, use_raw, gene_column)
         else:
+            if layer is not None or use_raw or gene_column is not None:
+                raise InputError("layer, use_raw and gene_column are for an AnnData; a matrix has gene_ids alone.")
             source, names = _read_matrix(cells, gene_ids)
         n_cells, n_genes = source.matrix.shape
         if n_cells == 0 or n_genes == 0:
@@ -374,25 +394,34 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         return source, match
 
     def _stream(self, source, match, chunk_size, counts, empty_cells, limit) -> Iterator[RankedCells]:
-        for start in range(0, len(source), chunk_size):
-            chunk = source.rows(start, min(start + chunk_size, len(source)))
-            _check_values(chunk, counts, source, start)
-            values = np.expm1(chunk.data, dtype=np.float64) if counts == "log1p" else chunk.data
-            ranked = self._rank(sp.csr_matrix((values, chunk.indices, chunk.indptr), shape=chunk.shape), match, limit)
-            if empty_cells == "error" and ranked.without_genes.any():
-                empty = start + np.flatnonzero(ranked.without_genes)
-                raise InputError(
-                    f"{len(empty)} cell(s) of {source.label} have no counts in known genes: {source.cells(empty)}. "
-                    "Filter them out, or keep them unannotated with empty_cells='mark'."
-                )
-            yield ranked
+        def rank(start: int, stop: int) -> RankedCells:
+            block = source.rows(start, stop)
+            _check_values(block, counts, source, start)
+            if counts != "raw":
+                values = np.expm1(block.data, dtype=np.float64) if counts == "log1p" else block.data
+                values = _multiples(values, np.repeat(np.arange(stop - start), np.diff(block.indptr)))
+                block = sp.csr_matrix((values, block.indices, block.indptr), shape=block.shape)
+            return self._rank(block, match, limit)
+
+        # NumPy leaves the interpreter to others while it sorts.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for start in range(0, len(source), chunk_size):
+                stop = min(start + chunk_size, len(source))
+                blocks = range(start, stop, _BLOCK)
+                ranked = RankedCells.concatenate(list(pool.map(rank, blocks, [*blocks[1:], stop])))
+                if empty_cells == "error" and ranked.without_genes.any():
+                    empty = start + np.flatnonzero(ranked.without_genes)
+                    raise InputError(
+                        f"{len(empty)} cell(s) of {source.label} have no counts in known genes: "
+                        f"{source.cells(empty)}. Filter them out, or keep them unannotated with empty_cells='mark'."
+                    )
+                yield ranked
 
     def by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
         """The positive counts of known genes, `(cells, vocabulary)`, duplicated genes summed."""
         token_ids = match.token_ids[counts.indices]
-        known = (token_ids >= 0) & (counts.data > 0)
-        starts = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
-        values = counts.data[known].astype(np.float64)
+        known = np.flatnonzero((token_ids >= 0) & (counts.data > 0))
+        values, starts = counts.data[known].astype(np.float64), np.searchsorted(known, counts.indptr)
         by_gene = sp.csr_matrix((values, token_ids[known], starts), shape=(counts.shape[0], len(self)))
         if match.has_duplicates or not counts.has_canonical_format:
             by_gene.sum_duplicates()
@@ -404,33 +433,47 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
         matched = np.asarray(by_gene.sum(axis=1)).ravel() / np.maximum(totals, np.finfo(np.float64).tiny)
 
-        # One sort does it all: the bits of a positive float order like the float, so a key is the inverted value with
-        # the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become ties, and ties
-        # go to the lower id.
+        # One sort of plain integers does it all: positive floats order like their bits, so a key is median / count, the
+        # least first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
+        # ties, and ties go to the lower id.
         id_bits = np.uint64(max(16, len(self).bit_length()))
         id_mask = (np.uint64(1) << id_bits) - np.uint64(1)
-        keys = (by_gene.data / self._median_of_id[by_gene.indices]).view(np.uint64)
-        keys = (~keys & ~id_mask) | by_gene.indices.astype(np.uint64)
+        keys = (self._median_of_id[by_gene.indices] / by_gene.data).view(np.uint64)
+        keys = (keys & ~id_mask) | by_gene.indices.astype(np.uint64)
 
-        parts, lengths = [], np.diff(by_gene.indptr)
-        for block in range(0, len(lengths), _BLOCK):
-            n_genes = lengths[block : block + _BLOCK]
-            inside = np.arange(n_genes.max(initial=0)) < n_genes[:, None]
-            padded = np.full(inside.shape, np.iinfo(np.uint64).max)
-            padded[inside] = keys[by_gene.indptr[block] : by_gene.indptr[block + len(n_genes)]]
-            if padded.shape[1] >= limit:
-                padded.partition(limit - 2, axis=1)
-                padded, inside = padded[:, : limit - 1], inside[:, : limit - 1]
-            padded.sort(axis=1)
-            ids = np.full((len(n_genes), padded.shape[1] + 1), self.cls_token_id, dtype=np.int32)
-            ids[:, 1:] = padded & id_mask
-            parts.append(ids[np.column_stack([np.ones(len(n_genes), dtype=bool), inside])])
-        sequence_lengths = np.minimum(lengths, limit - 1) + 1
+        # One row a cell: <cls>, less than any gene's key, the genes, and filling, more than any. Cells of like length
+        # are sorted together, so that little of what is sorted is filling.
+        n_genes = np.diff(by_gene.indptr)
+        rows = np.full((len(n_genes), n_genes.max(initial=0) + 1), np.iinfo(np.uint64).max)
+        columns = np.arange(rows.shape[1])
+        rows[:, 0] = self.cls_token_id
+        rows[:, 1:][columns[:-1] < n_genes[:, None]] = keys
+        for cells in np.array_split(np.argsort(n_genes), len(n_genes) // _ROWS + 1):
+            longest = n_genes[cells[-1]] + 1
+            rows[cells, :longest] = np.sort(rows[cells, :longest], axis=1)
+        lengths = np.minimum(n_genes + 1, limit)
         return RankedCells(
-            token_ids=np.concatenate(parts),
-            offsets=np.concatenate([[0], np.cumsum(sequence_lengths)]),
+            token_ids=(rows[columns < lengths[:, None]] & id_mask).astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
             matched_counts=matched.astype(np.float32),
         )
+
+
+def _first(table: dict[str, int], names: Sequence[str]) -> int:
+    """The id of the first of the names that the table knows, or -1."""
+    return next((table[name] for name in names if name in table), -1)
+
+
+def _multiples(values: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """
+    Values as multiples of the smallest of their cell, whole ones exactly: of values that were counts before they were
+    scaled, equal ones are equal again.
+    """
+    smallest = np.full(cells.max(initial=0) + 1, np.inf)
+    np.minimum.at(smallest, cells, np.where(values > 0, values, np.inf))
+    ratios = values / smallest[cells]
+    whole = np.rint(ratios)
+    return np.where(np.abs(ratios - whole) <= _WHOLE * whole, whole, ratios)
 
 
 # ---------------------------------------------------------------------- reading the input
@@ -440,17 +483,18 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
     if use_raw and layer is not None:
         raise InputError("Choose one of layer and use_raw.")
     if use_raw and adata.raw is None:
-        raise InputError("use_raw=True, but this AnnData has no .raw.")
+        raise InputError("This AnnData has no raw: leave out use_raw.")
     if layer is not None and layer not in adata.layers:
         raise InputError(f"No layer {layer!r}; layers here: {sorted(adata.layers) or 'none'}.")
+    var = adata.raw.var if use_raw else adata.var
     if use_raw:
-        matrix, label, var = adata.raw.X, "raw.X", adata.raw.var
+        matrix, label = adata.raw.X, "raw.X"
+    elif layer is not None:
+        matrix, label = adata.layers[layer], f"layers[{layer!r}]"
     else:
-        matrix, label, var = (
-            (adata.X, "X", adata.var) if layer is None else (adata.layers[layer], f"layers[{layer!r}]", adata.var)
-        )
+        matrix, label = adata.X, "X"
     if matrix is None:
-        raise InputError(f"This AnnData has no {label}; layers here: {sorted(adata.layers) or 'none'}.")
+        raise InputError(f"This AnnData has no {label}: pass layer; layers here: {sorted(adata.layers) or 'none'}.")
     if gene_column is not None:
         if gene_column not in var.columns:
             raise InputError(f"No column {gene_column!r} in var; columns here: {sorted(map(str, var.columns))}.")
@@ -459,10 +503,7 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
         present = [column for column in GENE_COLUMNS if column in var.columns]
         names = {"the index of var": var.index.astype(str)}
         names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
-    others = {"X": adata.X, **{f"layers[{key!r}]": value for key, value in adata.layers.items()}}
-    if adata.raw is not None:
-        others["raw.X"] = adata.raw.X
-    return _CountMatrix(_by_rows(matrix), label, adata.obs_names, _advice(label, others)), names
+    return _CountMatrix(_by_rows(matrix), label, adata.obs_names, partial(_advice, adata, label)), names
 
 
 def _read_matrix(matrix, gene_ids) -> tuple[_CountMatrix, dict[str, Sequence[str]]]:
@@ -471,26 +512,28 @@ def _read_matrix(matrix, gene_ids) -> tuple[_CountMatrix, dict[str, Sequence[str
     if gene_ids is None or len(gene_ids) != matrix.shape[1]:
         given = "none" if gene_ids is None else f"{len(gene_ids)}"
         raise InputError(f"A matrix needs gene_ids, one for each of its {matrix.shape[1]} columns ({given} given).")
-    source = _CountMatrix(_by_rows(matrix), "the matrix", [f"row {row}" for row in range(matrix.shape[0])], "")
-    return source, {"gene_ids": gene_ids}
+    return _CountMatrix(_by_rows(matrix), "the matrix"), {"gene_ids": gene_ids}
 
 
 def _by_rows(matrix):
-    """The matrix in a form whose rows are cheap to slice; columns-first storage is turned around once."""
-    if getattr(matrix, "format", None) == "csc":
+    """The matrix in a form whose rows are cheap to slice; any other sparse storage is turned around once."""
+    if getattr(matrix, "format", "csr") != "csr":
         return (matrix if sp.issparse(matrix) else matrix.to_memory()).tocsr()
     return matrix
 
 
-def _advice(label: str, arrays: dict[str, Any]) -> str:
+def _advice(adata, label: str) -> str:
     """Which other array of the AnnData to take, said when the one at hand does not hold counts."""
-    argument = {"raw.X": "use_raw=True", "X": "layer=None"}
-    for name, matrix in arrays.items():
-        if name != label and matrix is not None and matrix.shape[0]:
-            sample = _CountMatrix(matrix, name, [], "").rows(0, min(64, matrix.shape[0])).data
-            if len(sample) and np.isfinite(sample).all() and (sample >= 0).all() and (sample == np.rint(sample)).all():
-                where = argument.get(name) or f"layer={name[len('layers[') : -1]}"
-                return f" {name} looks like counts: pass {where}."
+    sample = adata if adata.isbacked else adata[:64]
+    arrays = {"X": (sample.X, f"leave out {'use_raw' if label == 'raw.X' else 'layer'}")}
+    if sample.raw is not None:
+        arrays["raw.X"] = sample.raw.X, "pass use_raw=True"
+    arrays |= {f"layers[{key!r}]": (matrix, f"pass layer={key!r}") for key, matrix in sample.layers.items()}
+    for name, (matrix, remedy) in arrays.items():
+        if name != label and matrix is not None and matrix.dtype.kind in "fiub":
+            values = _CountMatrix(matrix, name).rows(0, 64).data
+            if len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all():
+                return f" {name} looks like counts: {remedy}."
     return ""
 
 
@@ -499,26 +542,26 @@ def _check_values(chunk: sp.csr_matrix, counts: str, source: _CountMatrix, start
 
     def refuse(wrong: np.ndarray, what: str, remedy: str = "") -> None:
         if wrong.any():
-            row = start + np.searchsorted(chunk.indptr, np.flatnonzero(wrong)[:1], side="right") - 1
-            example = chunk.data[np.flatnonzero(wrong)[0]]
+            first = np.flatnonzero(wrong)[:1]
+            cell = source.cells(start + np.searchsorted(chunk.indptr, first, side="right") - 1)
             raise InputError(
-                f"{source.label} holds {what} ({example} in cell {source.cells(row)}).{remedy}{source.advice}"
+                f"{source.label} holds {what} ({chunk.data[first[0]]} in cell {cell}).{remedy}{source.advice()}"
             )
 
     data = chunk.data
-    if data.dtype.kind not in "fiub":
-        raise InputError(f"{source.label} holds {data.dtype} values; numbers are needed.")
-    refuse(~np.isfinite(data), "values that are not finite")
-    refuse(data < 0, "negative values, so it does not hold counts", " Scaled data cannot be ranked.")
+    refuse(~np.isfinite(data), "values that are not finite", " Go back to the counts, or leave such cells out.")
+    refuse(data < 0, "negative values", " Scaled data cannot be ranked: go back to the counts.")
     if counts == "raw" and data.dtype.kind == "f":
         remedy = (
             " It looks log-transformed: pass counts='log1p' if so."
             if data.max(initial=0) < 16
             else " Pass counts='normalized' if every cell was scaled by one factor."
         )
-        refuse(data != np.rint(data), "values that are not whole, so it does not hold raw counts", remedy)
+        refuse(data != np.rint(data), "values that are not whole, so not raw counts", remedy)
     if counts == "log1p":
         refuse(data > 30, "values too large for logarithms", " Pass counts='normalized' if they are not logarithms.")
+        if (data == np.rint(data)).all():
+            refuse(data > 0, "whole numbers alone, so not logarithms", " Pass counts='raw' for counts.")
 
 
 __all__ = ["GeneMatch", "InputError", "LangCellFeatureExtractor", "RankedCells"]

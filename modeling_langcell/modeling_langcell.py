@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -247,7 +246,7 @@ class LangCellEncoder(nn.Module):
 
 
 class LangCellPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what the family supports."""
+    """What the family supports."""
 
     config: LangCellConfig
     base_model_prefix = "langcell"
@@ -256,13 +255,9 @@ class LangCellPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Losses are means over what they are given: Trainer must divide them itself when it accumulates gradients.
+    accepts_loss_kwargs = False
     _no_split_modules = ["LangCellEmbeddings", "LangCellCellLayer", "LangCellTextLayer"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, LangCellMaskedGeneHead):
-            init.zeros_(module.decoder.bias)
 
 
 class LangCellTowerModel(LangCellPreTrainedModel):
@@ -466,7 +461,8 @@ class LangCellModel(LangCellPreTrainedModel):
         """
         `(cells, projection_dim)` L2-normalised embeddings of `(cells, genes)` ids: `cell_embeds` of `forward`.
         """
-        return self.project_cells(self.cell_model(cell_input_ids, cell_attention_mask, **kwargs).pooler_output)
+        cells = self.cell_model(cell_input_ids, cell_attention_mask, return_dict=True, **kwargs)
+        return self.project_cells(cells.pooler_output)
 
     def get_text_features(
         self,
@@ -477,7 +473,8 @@ class LangCellModel(LangCellPreTrainedModel):
         """
         `(texts, projection_dim)` L2-normalised embeddings of `(texts, tokens)` ids: `text_embeds` of `forward`.
         """
-        return self.project_texts(self.text_model(input_ids, attention_mask, **kwargs).pooler_output)
+        texts = self.text_model(input_ids, attention_mask, return_dict=True, **kwargs)
+        return self.project_texts(texts.pooler_output)
 
     def get_similarity_logits(self, cell_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """`(cells, texts)` cosine over temperature."""
@@ -511,6 +508,7 @@ class LangCellModel(LangCellPreTrainedModel):
             encoder_hidden_states=cell_hidden_states,
             encoder_attention_mask=cell_attention_mask,
             texts_per_cell=texts_per_cell,
+            return_dict=True,
         )
         return self.matching_head(pairs.last_hidden_state[:, 0]).unflatten(0, (-1, texts_per_cell))
 
@@ -518,8 +516,8 @@ class LangCellModel(LangCellPreTrainedModel):
     def forward(
         self,
         cell_input_ids: torch.Tensor,
-        cell_attention_mask: torch.Tensor | None,
-        input_ids: torch.Tensor,
+        cell_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_matching: bool = False,
@@ -534,9 +532,14 @@ class LangCellModel(LangCellPreTrainedModel):
             labels: `(cells,)` row of each cell's true text, for the adaptation loss of the paper's few-shot protocol.
             return_matching: Whether to run the matching head on every pair, which costs a pass of the text tower a
                 pair.
+
+        Raises:
+            ValueError: No `input_ids`.
         """
-        cells = self.cell_model(cell_input_ids, cell_attention_mask, **kwargs)
-        texts = self.text_model(input_ids, attention_mask, **kwargs)
+        if input_ids is None:
+            raise ValueError("input_ids is missing: this compares cells with texts; get_cell_features embeds cells.")
+        cells = self.cell_model(cell_input_ids, cell_attention_mask, return_dict=True, **kwargs)
+        texts = self.text_model(input_ids, attention_mask, return_dict=True, **kwargs)
         cell_embeds = self.project_cells(cells.pooler_output)
         text_embeds = self.project_texts(texts.pooler_output)
         logits_per_cell = self.get_similarity_logits(cell_embeds, text_embeds)
@@ -615,7 +618,7 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
         Returns:
             `logits` `(cells, genes, vocab_size)`, and `loss` when there are labels.
         """
-        outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -643,9 +646,6 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.cell_model.get_input_embeddings()
-
     @can_return_tuple
     def forward(
         self,
@@ -658,17 +658,19 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         """
         Args:
             input_ids, attention_mask, inputs_embeds: As `LangCellCellModel.forward`.
-            labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels a cell; floats of
+            labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels a cell; numbers of
                 shape `(cells,)` or `(cells, 1)` when `num_labels` is 1 (regression). `config.problem_type` decides,
                 and is set from the labels of the first call when it is `None`.
 
         Returns:
             `logits` `(cells, num_labels)`, and `loss` when there are labels.
         """
-        outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
         if labels is not None:
+            if labels.shape == logits.shape:  # Several labels a cell, or regression: numbers, not class ids.
+                labels = labels.to(logits.dtype)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -703,12 +705,12 @@ class LangCellForPreTraining(LangCellModel):
     the other, and into the towers.
     """
 
-    _tied_weights_keys = {"lm_head.decoder.weight": "cell_model.embeddings.word_embeddings.weight"}
-
     def __init__(self, config: LangCellConfig):
         super().__init__(config)
         cell_config = config.cell_config
         self.lm_head = LangCellMaskedGeneHead(cell_config)
+        # Not on the class: LangCellModel's own post_init ties too, when there is no head yet.
+        self._tied_weights_keys = LangCellForMaskedLM._tied_weights_keys
         self.masked_gene_modelling = MaskedGeneModelling(
             cell_config.vocab_size, cell_config.mask_token_id, config.masked_gene_probability
         )
@@ -752,44 +754,37 @@ class LangCellForPreTraining(LangCellModel):
             masked, labels = self.masked_gene_modelling.corrupt(cell_input_ids)
             views.append(masked)
         view_mask = None if cell_attention_mask is None else cell_attention_mask.repeat(len(views), 1)
-        encoded = self.cell_model(torch.cat(views), view_mask, **kwargs)
+        encoded = self.cell_model(torch.cat(views), view_mask, return_dict=True, **kwargs)
         hidden_states = encoded.last_hidden_state.split(cells)
         pooled = encoded.pooler_output.split(cells)
 
-        outputs = LangCellForPreTrainingOutput()
-        terms = []
+        losses: dict[str, torch.Tensor] = {}
+        logits_per_cell = None
         if config.masked_gene_weight:
             # Only the masked positions are scored: a score has as many numbers as the vocabulary has genes.
             asked = labels != IGNORED
-            outputs.masked_gene_loss = self.masked_gene_modelling(self.lm_head(hidden_states[-1][asked]), labels[asked])
-            terms.append(config.masked_gene_weight * outputs.masked_gene_loss)
+            losses["masked_gene"] = self.masked_gene_modelling(self.lm_head(hidden_states[-1][asked]), labels[asked])
         if config.cell_cell_weight:
-            outputs.cell_cell_loss = self.cell_cell_contrast(pooled[0], pooled[1])
-            terms.append(config.cell_cell_weight * outputs.cell_cell_loss)
+            losses["cell_cell"] = self.cell_cell_contrast(pooled[0], pooled[1])
         if config.cell_text_weight or config.matching_weight:
             if input_ids is None or text_index is None:
                 raise ValueError(
                     "The objectives on texts need input_ids and text_index; set their weights to 0 without."
                 )
             text_embeds = self.get_text_features(input_ids, attention_mask)
-            outputs.logits_per_cell = self.get_similarity_logits(self.project_cells(pooled[0]), text_embeds)
+            logits_per_cell = self.get_similarity_logits(self.project_cells(pooled[0]), text_embeds)
         if config.cell_text_weight:
-            outputs.cell_text_loss = self.cell_text_contrast(outputs.logits_per_cell, text_index, neutral)
-            terms.append(config.cell_text_weight * outputs.cell_text_loss)
+            losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
         if config.matching_weight:
-            outputs.matching_loss = self._matching_loss(
-                hidden_states[0],
-                cell_attention_mask,
-                input_ids,
-                attention_mask,
-                outputs.logits_per_cell,
-                text_index,
-                neutral,
+            losses["matching"] = self._matching_loss(
+                hidden_states[0], cell_attention_mask, input_ids, attention_mask, logits_per_cell, text_index, neutral
             )
-            terms.append(config.matching_weight * outputs.matching_loss)
-        if terms:
-            outputs.loss = torch.stack(terms).sum()
-        return outputs
+        weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
+        return LangCellForPreTrainingOutput(
+            loss=torch.stack(weighted).sum() if weighted else None,
+            logits_per_cell=logits_per_cell,
+            **{f"{name}_loss": loss for name, loss in losses.items()},
+        )
 
     def _matching_loss(
         self, cell_states, cell_mask, input_ids, attention_mask, logits_per_cell, text_index, neutral

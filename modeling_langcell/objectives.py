@@ -114,7 +114,8 @@ class CellTextMatching(nn.Module):
 
         Returns:
             `(cells,)` a wrong text for each cell; `(cells,)` a wrong cell for each cell's own description; `(cells,)`
-            booleans, false for cells of which every text in the batch is true: they have no negatives.
+            booleans, false for cells that lack one or the other (all the batch's texts are true of the cell, or its
+            text of all the cells): their draws mean nothing.
         """
         logits = logits_per_cell.float()
         own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)

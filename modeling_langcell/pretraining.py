@@ -48,11 +48,12 @@ class PretrainingConfig:
         train_cell_tower: Train the cell tower, or keep it as it is while the matching is learnt.
         gene_names_start: Start gene embeddings from the text tower's reading of each gene's symbol and full name.
         min_cells: Genes counted in fewer cells of the corpus get no id.
-        max_genes: Longest cell in training, `<cls>` included.
+        max_genes: Longest cell, `<cls>` included. The processor that is saved cuts there too (or where an earlier run
+            did, if later): positions beyond learn nothing.
         gene_dropout: A random share of a cell's genes, up to this, is left out each time it is seen.
         ancestor_share: Share of the cells that are described by an ancestor of their type.
         name_only_share: Share of the descriptions that are the type's name or a synonym without its definition.
-        max_tokens: Longest description in training.
+        max_tokens: Longest description; the saved processor cuts as with `max_genes`.
         balance: 1 draws cells as they come, 0 every type of every study equally often.
         batch_size, steps, learning_rate, warmup_steps, weight_decay, max_gradient_norm: The optimisation; AdamW with
             linear warm-up and cosine decay.
@@ -142,18 +143,21 @@ def start_model(config: PretrainingConfig, files: list[Path]) -> tuple[LangCellF
     """
     if config.start is not None:
         model = LangCellForPreTraining.from_pretrained(config.start, dtype=torch.float32, **config.model)
-        return model, LangCellProcessor.from_pretrained(config.start)
+        processor = LangCellProcessor.from_pretrained(config.start)
+        extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+        extractor.max_length = max(extractor.max_length, config.max_genes)
+        tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
+        return model, processor
     if config.text_tower is None or config.gene_info is None:
         raise InputError("A run that does not go on from a checkpoint (start) needs text_tower and gene_info.")
 
     folder = _text_tower_folder(config.text_tower)
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.model_max_length = bert.config.max_position_embeddings
+    tokenizer.model_max_length = config.max_tokens
     genes = {gene.ensembl_id: gene for gene in read_gene_info(config.gene_info)}
     vocabulary = build_gene_vocabulary(files, list(genes.values()), config.min_cells)
-    max_length = config.model.get("cell_config", {}).get("max_position_embeddings", config.max_genes)
-    extractor = LangCellFeatureExtractor(vocabulary, max_length=max_length)
+    extractor = LangCellFeatureExtractor(vocabulary, max_length=config.max_genes)
 
     overrides = dict(config.model)
     geometry = {
@@ -365,7 +369,8 @@ def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: P
         )
     saved.to(getattr(torch, config.saved_dtype)).save_pretrained(config.output)
     # Half precision saves space on disk; what loads computes in float32 unless it is told otherwise.
-    saved.config.dtype = torch.float32
+    for part in (saved.config, saved.config.cell_config, saved.config.text_config):
+        part.dtype = torch.float32
     saved.config.save_pretrained(config.output)
     processor.save_pretrained(config.output)
     versions = {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "accelerate")}

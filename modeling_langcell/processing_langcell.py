@@ -27,6 +27,10 @@ class LangCellProcessor(ProcessorMixin):
     def __init__(self, feature_extractor, tokenizer, **kwargs: Any):
         super().__init__(feature_extractor, tokenizer, **kwargs)
 
+    def __repr__(self) -> str:
+        # The inherited one prints the gene vocabulary.
+        return f"{type(self).__name__}({self.feature_extractor!r}, {type(self.tokenizer).__name__})"
+
     def __call__(
         self,
         cells: Any = None,
@@ -54,10 +58,13 @@ class LangCellProcessor(ProcessorMixin):
             `attention_mask` `(texts, tokens)` when there are texts.
 
         Raises:
-            InputError: Neither cells nor text, or cells that the feature extractor refuses.
+            InputError: Neither cells nor text; texts that are no strings; `kwargs` without cells; cells that
+                the feature extractor refuses.
         """
         if cells is None and text is None:
             raise InputError("Give cells, text, or both.")
+        if cells is None and kwargs:
+            raise InputError(f"No cells to use {', '.join(kwargs)} for; options for texts go in text_kwargs.")
         batch: dict[str, Any] = {}
         if cells is not None:
             options = {**kwargs, **(cell_kwargs or {})}
@@ -65,6 +72,8 @@ class LangCellProcessor(ProcessorMixin):
         if text is not None:
             options = {"padding": True, "truncation": True, "return_token_type_ids": False, **(text_kwargs or {})}
             texts = [text] if isinstance(text, str) else list(text)
+            if not texts or not all(isinstance(one, str) for one in texts):
+                raise InputError("text must be a string, or one or more strings.")
             batch |= self.tokenizer(texts, return_tensors=return_tensors, **options)
         return BatchFeature(batch)
 

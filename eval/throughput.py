@@ -1,0 +1,283 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+Speed and memory beside the published procedures, both measured in one run on the same cells.
+
+    python eval/throughput.py tokenize --json eval/results/throughput_tokenize.json
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import datasets
+import numpy as np
+import scipy.sparse as sp
+import torch
+import typer
+
+from modeling_langcell import LangCellFeatureExtractor
+from modeling_langcell.feature_extraction_langcell import RankedCells
+
+MAX_LENGTH = 2048
+GIGABYTE = 1e9
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def main() -> None:
+    """Speed and memory beside the published procedures."""
+
+
+# ---------------------------------------------------------------------- synthetic cells
+
+
+def synthetic_vocabulary(n_genes: int, seed: int) -> dict[str, list]:
+    """A gene vocabulary with medians that differ by an order of magnitude or two."""
+    # Three decimals: no two values of a cell are nearer than float32 tells apart, unless they are equal.
+    medians = np.random.default_rng(seed).lognormal(0.0, 0.6, n_genes).round(3).clip(0.01)
+    return {
+        "ensembl_ids": [f"ENSG{gene:011d}" for gene in range(n_genes)],
+        "medians": medians.tolist(),
+        "names": [f"GENE{gene}" for gene in range(n_genes)],
+    }
+
+
+def synthetic_counts(n_cells: int, n_genes: int, seed: int) -> sp.csr_matrix:
+    """
+    Counts `(cells, genes)` as sparse as real ones, about 7.5%, never dense: genes are drawn by rates and cells by
+    depths that are log-normal, and the count of a drawn gene is geometric with a mean of one and its rate.
+    """
+    rng = np.random.default_rng(seed)
+    rates = rng.lognormal(0.0, 1.5, n_genes)
+    rates /= rates.mean()
+    cumulative = np.cumsum(rates) / rates.sum()
+    draws = (0.096 * n_genes * rng.lognormal(-0.08, 0.4, n_cells)).astype(np.int64)
+    blocks = []
+    for cells in np.array_split(np.arange(n_cells), max(1, n_cells // 1000)):
+        cell = np.repeat(np.arange(len(cells)), draws[cells])
+        gene = np.searchsorted(cumulative, rng.random(len(cell))).clip(max=n_genes - 1)
+        cell, gene = np.divmod(np.unique(cell * n_genes + gene), n_genes)
+        counts = rng.geometric(1 / (1 + rates[gene])).astype(np.float32)
+        blocks.append(sp.csr_matrix((counts, (cell, gene)), shape=(len(cells), n_genes)))
+    return sp.vstack(blocks, format="csr")
+
+
+# ---------------------------------------------------------------------- tokenize
+
+
+def published_tokenize(counts: sp.csr_matrix, token_ids: np.ndarray, medians: np.ndarray, cls: int) -> datasets.Dataset:
+    """
+    What the published inference code does: the cells as one dense matrix, each normalised and sorted by itself, and a
+    `datasets` map over lists that prepends `<cls>`, cuts and adds the length.
+    """
+    n_counts = np.asarray(counts.sum(axis=1))
+    normalized = counts.toarray() / n_counts * 10_000 / medians
+    cells = []
+    for values in normalized:
+        expressed = np.nonzero(values)[0]
+        cells.append(token_ids[expressed][np.argsort(-values[expressed])])
+
+    def finish(cell: dict[str, Any]) -> dict[str, Any]:
+        cell["input_ids"] = ([cls] + cell["input_ids"])[:MAX_LENGTH]
+        cell["length"] = len(cell["input_ids"])
+        return cell
+
+    return datasets.Dataset.from_dict({"input_ids": cells}).map(finish)
+
+
+def disagreements(ranked: list[np.ndarray], published: datasets.Dataset, values: sp.csr_matrix) -> tuple[int, int]:
+    """
+    Cells whose ids differ, and those of them that differ by more than the order of genes of equal value.
+
+    Args:
+        ranked, published: The same cells, encoded.
+        values: `(cells, vocabulary)` count / median.
+    """
+    differing = wrong = 0
+    for cell, (ours, theirs) in enumerate(zip(ranked, published["input_ids"], strict=True)):
+        theirs = np.array(theirs)
+        if np.array_equal(ours, theirs):
+            continue
+        differing += 1
+        value = values[[cell]].toarray().ravel()
+        distinct = len(np.unique(ours)) == len(ours) == len(theirs) == len(np.unique(theirs))
+        wrong += not (distinct and np.allclose(value[ours], value[theirs], rtol=1e-9, atol=0))
+    return differing, wrong
+
+
+@app.command()
+def tokenize(
+    quick: Annotated[bool, typer.Option(help="A small run: says that it works, not how fast.")] = False,
+    n_cells: Annotated[int | None, typer.Option("--cells", help="Cells; 20,000, or 300 when quick.")] = None,
+    n_genes: Annotated[int | None, typer.Option("--genes", help="Genes; 20,000, or 1,000 when quick.")] = None,
+    dense_cells: Annotated[int | None, typer.Option(help="Cells a round for the published procedure.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of both; 7, or 2 when quick.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Counts to ranked gene ids: cells a second beside the published dense procedure, and peak memory."""
+    n_cells, n_genes = n_cells or (300 if quick else 20_000), n_genes or (1_000 if quick else 20_000)
+    dense_cells, rounds = dense_cells or (100 if quick else 2_000), rounds or (2 if quick else 7)
+    datasets.disable_progress_bars()
+
+    vocabulary, counts = synthetic_vocabulary(n_genes, seed), synthetic_counts(n_cells, n_genes, seed)
+    # The matrix's columns are not in the vocabulary's order.
+    order = np.random.default_rng(seed).permutation(n_genes)
+    gene_ids = [vocabulary["ensembl_ids"][gene] for gene in order]
+    extractor = LangCellFeatureExtractor(vocabulary, max_length=MAX_LENGTH)
+    token_ids, medians, cls = order + 2, np.array(vocabulary["medians"])[order], n_genes + 2
+
+    def encode(part: sp.csr_matrix) -> list[RankedCells]:
+        return list(extractor.stream(part, gene_ids=gene_ids))
+
+    def encode_in_one_thread(part: sp.csr_matrix) -> list[RankedCells]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        ranked = encode(part)
+        torch.set_num_threads(threads)
+        return ranked
+
+    def publish(part: sp.csr_matrix) -> datasets.Dataset:
+        return published_tokenize(part, token_ids, medians, cls)
+
+    for procedure in (encode, encode_in_one_thread, publish):
+        procedure(counts[:100])  # what the first call of all costs is no part of the rate
+    rates: dict[str, list[float]] = {"extractor": [], "extractor_one_thread": [], "published": []}
+    compared = differing = wrong = 0
+    for first in np.arange(rounds) * dense_cells % max(1, n_cells - dense_cells + 1):
+        part = counts[first : first + dense_cells]
+        published, rate = _rate(publish, part)
+        rates["published"].append(rate)
+        _, rate = _rate(encode_in_one_thread, counts)
+        rates["extractor_one_thread"].append(rate)
+        ranked, rate = _rate(encode, counts)
+        rates["extractor"].append(rate)
+        typer.echo("  ".join(f"{name} {rate[-1]:.0f} cells/s" for name, rate in rates.items()))
+
+        both = RankedCells.concatenate(ranked)
+        values = sp.csr_matrix((part.data / medians[part.indices], token_ids[part.indices], part.indptr))
+        values.resize(part.shape[0], cls + 1)
+        differ, fail = disagreements([both[first + cell] for cell in range(part.shape[0])], published, values)
+        compared, differing, wrong = compared + part.shape[0], differing + differ, wrong + fail
+
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(rates[name], rates["published"], strict=True)]
+        for name in ("extractor", "extractor_one_thread")
+    }
+    figures = {
+        "cells": n_cells,
+        "genes": n_genes,
+        "density": counts.nnz / (n_cells * n_genes),
+        "published_cells_per_round": min(dense_cells, n_cells),
+        "cells_per_second": {name: float(np.median(rate)) for name, rate in rates.items()},
+        "cells_per_second_by_round": rates,
+        "ratio": float(np.median(ratios["extractor"])),
+        "ratio_one_thread": float(np.median(ratios["extractor_one_thread"])),
+        "ratio_by_round": ratios,
+        "cells_compared": compared,
+        "cells_with_ties_in_another_order": differing - wrong,
+        "cells_that_differ": wrong,
+        "input_gb": (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / GIGABYTE,
+        "peak_gb_above_input": _peak_memory(counts, n_genes, gene_ids, seed),
+    }
+    typer.echo(
+        f"{figures['ratio']:.1f} times the published rate ({figures['ratio_one_thread']:.1f} in one thread); "
+        f"{wrong} of {compared} cells differ; "
+        f"peak GB above the input: {figures['peak_gb_above_input']}"
+    )
+    _write(json_file, seed, figures)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _rate(procedure: Callable[[sp.csr_matrix], Any], cells: sp.csr_matrix) -> tuple[Any, float]:
+    """What the procedure makes of the cells, and how many of them it does in a second."""
+    start = time.perf_counter()
+    result = procedure(cells)
+    return result, cells.shape[0] / (time.perf_counter() - start)
+
+
+# ---------------------------------------------------------------------- memory
+
+_STATUS = Path("/proc/self/status")
+
+
+def _resident(field: str) -> int:
+    """Bytes of the resident set now (`VmRSS`) or at most (`VmHWM`); `ru_maxrss` starts at the parent's in a child."""
+    found = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _peak_memory(counts: sp.csr_matrix, n_genes: int, gene_ids: list[str], seed: int) -> dict[str, float] | None:
+    """Peak GB above the input of encoding it in a fresh process; None where the system does not tell."""
+    if not _STATUS.exists():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("data", "indices", "indptr"):
+            np.save(Path(folder) / f"{name}.npy", getattr(counts, name))
+        (Path(folder) / "gene_ids.json").write_text(json.dumps(gene_ids))
+        child = [sys.executable, str(Path(__file__)), "memory", folder, str(n_genes), str(seed)]
+        return json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+@app.command(hidden=True)
+def memory(folder: Path, n_genes: int, seed: int) -> None:
+    """What a fresh process needs above its input to encode it: streamed, then as one padded batch (the larger)."""
+    data, indices, indptr = (np.load(folder / f"{name}.npy") for name in ("data", "indices", "indptr"))
+    counts = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
+    gene_ids = json.loads((folder / "gene_ids.json").read_text())
+    extractor = LangCellFeatureExtractor(synthetic_vocabulary(n_genes, seed), max_length=MAX_LENGTH)
+    before = _resident("VmRSS")
+    peak = {}
+    ranked = list(extractor.stream(counts, gene_ids=gene_ids))
+    peak["stream"] = (_resident("VmHWM") - before) / GIGABYTE
+    del ranked
+    extractor(counts, gene_ids=gene_ids, return_tensors="np")
+    peak["batch"] = (_resident("VmHWM") - before) / GIGABYTE
+    typer.echo(json.dumps(peak))
+
+
+# ---------------------------------------------------------------------- the record
+
+
+def _write(json_file: Path | None, seed: int, figures: dict[str, Any]) -> None:
+    """The figures with what is needed to repeat them."""
+    if json_file is None:
+        return
+    report = {
+        "command": "python " + " ".join(sys.argv),
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: version(name)
+                for name in ("modeling-langcell", "numpy", "scipy", "torch", "transformers", "datasets")
+            },
+        },
+        "machine": {"cpus": os.cpu_count(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
+        **figures,
+    }
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _cpu_name() -> str:
+    """The processor's model."""
+    listing = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", listing.read_text()) if listing.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    app()

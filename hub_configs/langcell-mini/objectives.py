@@ -1,0 +1,137 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The four pre-training objectives, one class each (LangCell, section 3.2).
+
+A batch holds `cells` cells and the `texts` *distinct* descriptions of them; `text_index[i]` is the row of cell `i`'s
+description. Because descriptions are distinct, two cells that share one are both its positives and never each
+other's negatives.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+#: Label of positions that no loss looks at.
+IGNORED = -100
+
+
+class MaskedGeneModelling(nn.Module):
+    """
+    MGM: 15% of a cell's genes are hidden and predicted from the rest, as BERT's masked language modelling.
+
+    Args:
+        vocab_size: Gene ids, special ones included; `<cls>` is the last.
+        mask_token_id: Id of `<mask>`. Genes are the ids between it and `<cls>`.
+        probability: Share of the genes that is chosen. Of these 80% become `<mask>`, 10% another gene, 10% stay.
+    """
+
+    def __init__(self, vocab_size: int, mask_token_id: int = 1, probability: float = 0.15):
+        super().__init__()
+        self.first_gene = mask_token_id + 1
+        self.cls_token_id = vocab_size - 1
+        self.mask_token_id = mask_token_id
+        self.probability = probability
+
+    def corrupt(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks `(cells, genes)` ids: returns the ids to show and the labels, `-100` where nothing is asked."""
+        is_gene = (input_ids >= self.first_gene) & (input_ids < self.cls_token_id)
+        draw = torch.rand(input_ids.shape, device=input_ids.device)
+        chosen = is_gene & (draw < self.probability)
+        labels = input_ids.masked_fill(~chosen, IGNORED)
+        # The same draw, rescaled, decides the fate of a chosen gene.
+        shown = input_ids.masked_fill(chosen & (draw < 0.8 * self.probability), self.mask_token_id)
+        swapped = chosen & (draw >= 0.9 * self.probability)
+        others = torch.randint(self.first_gene, self.cls_token_id, input_ids.shape, device=input_ids.device)
+        return torch.where(swapped, others, shown), labels
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of `(..., vocab_size)` logits at the labelled positions; 0 when there is none."""
+        loss = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss / (labels != IGNORED).sum().clamp(min=1)
+
+
+class CellCellContrast(nn.Module):
+    """
+    C-C: a cell seen twice under dropout is nearer to itself than to the other cells of the batch (SimCSE).
+
+    Args:
+        temperature: Divides the cosine.
+    """
+
+    def __init__(self, temperature: float = 0.05):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, view: torch.Tensor, other_view: torch.Tensor) -> torch.Tensor:
+        """InfoNCE of two `(cells, width)` views, L2-normalised here."""
+        logits = F.normalize(view, dim=-1) @ F.normalize(other_view, dim=-1).T / self.temperature
+        return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+
+
+class CellTextContrast(nn.Module):
+    """C-T: a cell is nearest to its own description and a description to its own cells, by symmetric InfoNCE."""
+
+    def forward(
+        self, logits_per_cell: torch.Tensor, text_index: torch.Tensor, neutral: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            logits_per_cell: `(cells, texts)` cosines over temperature, against distinct texts.
+            text_index: `(cells,)` row of each cell's own description.
+            neutral: `(cells, texts)` booleans, true where a description is true of a cell without being its own (an
+                ancestor in the ontology): such pairs count neither for nor against.
+
+        Returns:
+            The mean of the cell-to-text and the text-to-cell loss. A description with several cells asks for each of
+            them in turn, without the others among its negatives.
+        """
+        logits = logits_per_cell.float()
+        cells = torch.arange(len(logits), device=logits.device)
+        own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
+        if neutral is not None:
+            logits = logits.masked_fill(neutral & ~own, -torch.inf)
+        cell_to_text = F.cross_entropy(logits, text_index)
+
+        positives = logits[cells, text_index]
+        negatives = logits.masked_fill(own, -torch.inf).logsumexp(dim=0)[text_index]
+        text_to_cell = (torch.logaddexp(positives, negatives) - positives).mean()
+        return (cell_to_text + text_to_cell) / 2
+
+
+class CellTextMatching(nn.Module):
+    """
+    CTM: is this description true of this cell? Asked of every cell with its own description, with a hard negative
+    description, and of every description with a hard negative cell.
+    """
+
+    @torch.no_grad()
+    def draw_negatives(
+        self, logits_per_cell: torch.Tensor, text_index: torch.Tensor, neutral: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Draws wrong partners in proportion to the softmax of the similarity, never of the same description.
+
+        Args: as `CellTextContrast.forward`.
+
+        Returns:
+            `(cells,)` a wrong text for each cell; `(cells,)` a wrong cell for each cell's own description; `(cells,)`
+            booleans, false for cells that lack one or the other (all the batch's texts are true of the cell, or its
+            text of all the cells): their draws mean nothing.
+        """
+        logits = logits_per_cell.float()
+        own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
+        wrong = ~own if neutral is None else ~(own | neutral)
+        wrong_per_text = wrong.T[text_index]  # row i: the cells of which cell i's description is false
+        usable = wrong.any(dim=1) & wrong_per_text.any(dim=1)
+
+        def draw(scores, allowed):
+            # A row without any candidate must still be a distribution; `usable` says that its draw means nothing.
+            scores = scores.masked_fill(~allowed, -torch.inf)
+            scores = torch.where(allowed.any(dim=1, keepdim=True), scores, torch.zeros_like(scores))
+            return torch.multinomial(scores.softmax(dim=1), 1).squeeze(1)
+
+        return draw(logits, wrong), draw(logits.T[text_index], wrong_per_text), usable
+
+    def forward(self, matching_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of `(pairs, 2)` logits, 1 for a match; labels of `-100` are left out."""
+        loss = F.cross_entropy(matching_logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+        return loss / (labels != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,673 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The feature extractor: ranks against a slow obvious reference, every form of input, gene names, refusals."""
+
+import json
+from fractions import Fraction
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoFeatureExtractor, AutoProcessor
+
+from modeling_langcell import InputError, LangCellFeatureExtractor
+from modeling_langcell.conversion import read_gene_vocabulary
+from modeling_langcell.feature_extraction_langcell import RankedCells
+
+
+def reference(counts, token_ids, medians: dict[int, float], cls: int, max_length: int) -> list[list[int]]:
+    """LangCell, section 3.1, gene by gene, exact (medians are decimal numbers); ties go to the lower id."""
+    sequences = []
+    for row in np.asarray(counts).tolist():
+        values: dict[int, Fraction] = {}
+        for token_id, count in zip(token_ids, row, strict=True):
+            if count > 0 and medians.get(token_id) is not None:
+                value = Fraction(count) / Fraction(sum(row)) * 10_000 / Fraction(str(medians[token_id]))
+                values[token_id] = values.get(token_id, Fraction(0)) + value
+        ranked = sorted(values, key=lambda token_id: (-values[token_id], token_id))
+        sequences.append([cls, *ranked][:max_length])
+    return sequences
+
+
+def sequences(ranked: RankedCells) -> list[list[int]]:
+    return [ranked[cell].tolist() for cell in range(len(ranked))]
+
+
+def adata_of(counts, genes, **kwargs) -> ad.AnnData:
+    obs = pd.DataFrame(index=[f"cell{number}" for number in range(counts.shape[0])])
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=list(genes)), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_processor) -> LangCellFeatureExtractor:
+    return tiny_processor.feature_extractor
+
+
+@pytest.fixture
+def counts(cells) -> np.ndarray:
+    return cells.X.toarray()
+
+
+@pytest.fixture
+def genes(gene_vocabulary) -> list[str]:
+    return gene_vocabulary["ensembl_ids"]
+
+
+@pytest.fixture
+def expected(counts, gene_vocabulary, extractor) -> list[list[int]]:
+    ids = range(2, 2 + counts.shape[1])
+    medians = dict(zip(ids, gene_vocabulary["medians"], strict=True))
+    return reference(counts, ids, medians, extractor.cls_token_id, extractor.max_length)
+
+
+# ---------------------------------------------------------------------- ranks
+
+
+@st.composite
+def matrices_and_vocabularies(draw):
+    """Few distinct counts and medians, so that many values tie; genes without a median; unknown genes."""
+    n_genes = draw(st.integers(1, 12))
+    medians = draw(st.lists(st.sampled_from([None, 0.1, 0.3, 0.5, 1.0, 1.5, 3.0, 7.25]), min_size=n_genes))
+    row = st.lists(st.one_of(st.just(0), st.integers(0, 7), st.integers(0, 10**6)), min_size=n_genes, max_size=n_genes)
+    counts = np.array(draw(st.lists(row, min_size=1, max_size=6)))
+    columns = draw(st.lists(st.integers(0, len(medians) + 1), min_size=n_genes, max_size=n_genes))
+    return counts, medians, np.array(columns), draw(st.integers(2, 14)), draw(st.integers(1, 7))
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@given(matrices_and_vocabularies(), st.sampled_from([np.int64, np.int32, np.uint32, np.float32, np.float64]))
+def test_ranks_are_those_of_the_definition(drawn, dtype):
+    counts, medians, columns, max_length, chunk_size = drawn
+    names = [f"ENSG{gene}" for gene in range(len(medians) + 2)]  # The last two are unknown.
+    extractor = LangCellFeatureExtractor(
+        {"ensembl_ids": names[:-2], "medians": medians, "names": names[:-2]}, min_matched_genes=0.0
+    )
+    ranked = RankedCells.concatenate(
+        list(
+            extractor.stream(
+                sp.csr_matrix(counts.astype(dtype)),
+                gene_ids=[names[column] for column in columns],
+                empty_cells="mark",
+                max_length=max_length,
+                chunk_size=chunk_size,
+            )
+        )
+    )
+    of_id = dict(enumerate(medians, start=2))
+    assert sequences(ranked) == reference(counts, columns + 2, of_id, extractor.cls_token_id, max_length)
+    known = np.array([of_id.get(column + 2) is not None for column in columns])
+    np.testing.assert_allclose(
+        ranked.matched_counts, (counts * known).sum(axis=1) / np.maximum(counts.sum(axis=1), 1), rtol=1e-6
+    )
+
+
+def test_a_call_gives_ids_and_mask(extractor, cells, expected):
+    batch = extractor(cells)
+    longest = max(map(len, expected))
+    assert batch["cell_input_ids"] == [row + [0] * (longest - len(row)) for row in expected]
+    assert batch["cell_attention_mask"] == [[1] * len(row) + [0] * (longest - len(row)) for row in expected]
+    assert extractor.model_input_names == list(batch)
+
+
+def test_special_ids(extractor, gene_vocabulary):
+    assert (extractor.pad_token_id, extractor.mask_token_id, extractor.cls_token_id) == (0, 1, 42)
+    assert len(extractor) == len(gene_vocabulary["ensembl_ids"]) + 3
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 10, 24, 25, 26, 64])
+def test_max_length_cuts_exactly(extractor, cells, expected, max_length):
+    assert sequences(extractor.rank(cells, max_length=max_length)) == [row[:max_length] for row in expected]
+
+
+def test_the_extractors_own_max_length_is_the_default(gene_vocabulary, cells, expected):
+    short = LangCellFeatureExtractor(gene_vocabulary, max_length=7)
+    assert sequences(short.rank(cells)) == [row[:7] for row in expected]
+    assert sequences(short.rank(cells, max_length=9)) == [row[:9] for row in expected]
+
+
+def test_order_of_columns_never_matters(extractor, counts, genes, expected):
+    order = np.random.default_rng(1).permutation(len(genes))
+    assert sequences(extractor.rank(adata_of(counts[:, order], np.array(genes)[order]))) == expected
+
+
+def test_order_inside_a_row_never_matters(extractor, counts, genes, expected):
+    matrix = sp.csr_matrix(counts)
+    for start, stop in zip(matrix.indptr, matrix.indptr[1:], strict=False):
+        matrix.indices[start:stop] = matrix.indices[start:stop][::-1].copy()
+        matrix.data[start:stop] = matrix.data[start:stop][::-1].copy()
+    matrix.has_sorted_indices = False
+    assert sequences(extractor.rank(matrix, gene_ids=genes)) == expected
+
+
+def test_zeros_that_are_stored_are_left_out(extractor, counts, genes, expected):
+    cells, columns = counts.shape
+    starts, indices = np.arange(cells + 1) * columns, np.tile(np.arange(columns), cells)
+    matrix = sp.csr_matrix((counts.ravel(), indices, starts), shape=counts.shape)
+    assert matrix.nnz == counts.size
+    assert sequences(extractor.rank(matrix, gene_ids=genes)) == expected
+    assert sequences(extractor.rank(matrix * 0.5, gene_ids=genes, counts="normalized")) == expected
+
+
+def test_entries_given_twice_are_summed(extractor, counts, genes, expected):
+    matrix = sp.csr_matrix(counts)
+    assert (matrix.data > 1).any()
+    ones = (matrix.data > 1).astype(matrix.dtype)  # One of each larger count moves to an entry of its own.
+    data = np.stack([matrix.data - ones, ones]).T.ravel()
+    twice = sp.csr_matrix((data, np.repeat(matrix.indices, 2), matrix.indptr * 2), shape=matrix.shape)
+    before = twice.copy()
+    assert sequences(extractor.rank(twice, gene_ids=genes)) == expected
+    assert (twice.data == before.data).all(), "the input was written to"
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 1000])
+def test_chunk_size_never_matters(extractor, cells, expected, chunk_size):
+    chunks = list(extractor.stream(cells, chunk_size=chunk_size))
+    assert [len(chunk) for chunk in chunks[:-1]] == [chunk_size] * (len(chunks) - 1)
+    assert sequences(RankedCells.concatenate(chunks)) == expected
+
+
+def test_no_more_rows_than_a_chunk_are_read_at_a_time(extractor, counts, genes, expected):
+    class Recorder:
+        shape = counts.shape
+        read = []
+
+        def __getitem__(self, rows):
+            self.read.append(rows.stop - rows.start)
+            return counts[rows]
+
+    chunks = extractor.stream(Recorder(), gene_ids=genes, chunk_size=5)
+    assert not Recorder.read
+    assert sequences(RankedCells.concatenate(list(chunks))) == expected
+    assert Recorder.read == [5, 5, 2]
+
+
+# ---------------------------------------------------------------------- forms of input
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        sp.csr_matrix,
+        sp.csc_matrix,
+        sp.coo_matrix,
+        sp.csr_array,
+        sp.csc_array,
+        sp.lil_matrix,
+        np.asarray,
+        np.asfortranarray,
+        lambda counts: counts.astype(np.float16),
+        lambda counts: sp.csr_matrix(counts.astype(np.int16)),
+        lambda counts: sp.csr_matrix(counts.astype(np.uint8)),
+        lambda counts: sp.csr_matrix(counts, dtype=np.float64),
+    ],
+)
+def test_matrices(extractor, counts, genes, expected, form):
+    assert sequences(extractor.rank(form(counts), gene_ids=genes)) == expected
+
+
+def test_a_matrix_of_true_and_false_counts_once(extractor, counts, genes):
+    assert sequences(extractor.rank(counts > 0, gene_ids=genes)) == sequences(
+        extractor.rank((counts > 0).astype(int), gene_ids=genes)
+    )
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+@pytest.mark.parametrize("where", ["X", "layer", "raw"])
+@pytest.mark.parametrize("backed", [False, True])
+def test_anndata(extractor, counts, genes, expected, form, where, backed, tmp_path):
+    """Counts in X, a layer or raw, in memory or in a file; the other arrays hold something else."""
+    other = form(counts[:, ::-1] * 0.37)
+    adata = adata_of(other if where != "X" else form(counts), genes, layers={"spliced": other})
+    if where == "layer":
+        adata.layers["counts"] = form(counts)
+    elif where == "raw":
+        adata.raw = adata_of(form(counts), genes)
+        adata = adata[:, ::2].copy()  # raw keeps its own genes
+    if backed:
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    options = {"X": {}, "layer": {"layer": "counts"}, "raw": {"use_raw": True}}[where]
+    assert sequences(extractor.rank(adata, chunk_size=5, **options)) == expected
+    for rows in (slice(2, 9), [7, 1, 4], np.arange(12) % 3 == 1):
+        view = adata[rows]
+        assert view.is_view
+        chosen = [expected[row] for row in np.arange(12)[rows]]
+        assert sequences(extractor.rank(view, chunk_size=2, **options)) == chosen
+    if backed:
+        adata.file.close()
+
+
+# ---------------------------------------------------------------------- what the values are
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e6])
+def test_counts_normalized_and_log1p_rank_alike(gene_vocabulary, scale):
+    """Ties of counts survive float32's rounding: half of the medians here are twice the other half."""
+    medians = [1.1 * 2 ** (gene % 2) for gene in range(40)]
+    extractor = LangCellFeatureExtractor({**gene_vocabulary, "medians": medians}, max_length=64)
+    rng = np.random.default_rng(3)
+    counts = rng.geometric(0.02, size=(60, 40)) * (rng.random((60, 40)) < 0.7)
+    counts[:, 0] = 1
+    genes = gene_vocabulary["ensembl_ids"]
+    normalized = (counts / counts.sum(axis=1, keepdims=True) * scale).astype(np.float32)
+    raw = sequences(extractor.rank(sp.csr_matrix(counts), gene_ids=genes))
+    assert sequences(extractor.rank(sp.csr_matrix(normalized), gene_ids=genes, counts="normalized")) == raw
+    assert sequences(extractor.rank(sp.csr_matrix(np.log1p(normalized)), gene_ids=genes, counts="log1p")) == raw
+    np.testing.assert_allclose(
+        extractor.rank(np.log1p(normalized)[:, :30], gene_ids=genes[:30], counts="log1p").matched_counts, 1, rtol=1e-6
+    )
+
+
+def test_scaled_values_that_were_never_counts_keep_their_order(extractor, genes):
+    values = np.random.default_rng(0).lognormal(size=(3, 40))
+    medians = dict(enumerate(extractor.gene_vocabulary["medians"], start=2))
+    ranked = sequences(extractor.rank(values, gene_ids=genes, counts="normalized"))
+    assert ranked == reference(values, range(2, 42), medians, extractor.cls_token_id, 64)
+
+
+# ---------------------------------------------------------------------- genes
+
+
+NAMES = {
+    "ensembl_ids": ["ENSG01", "ENSG02", "ENSG03", "ENSG04", "ENSG05", "ENSG06", "ENSG07"],
+    "medians": [1.0, 1.0, 1.0, 1.0, None, 1.0, 1.0],
+    "names": ["CD3E|T3E|SHARED", "LYZ|LZM|SHARED|LZM", "NKG7|GIG1", "CD19", "GHOST|SPOOK", "TWIN|PAIR", "TWIN|PAIR"],
+}
+
+
+@pytest.fixture(scope="module")
+def names() -> LangCellFeatureExtractor:
+    return LangCellFeatureExtractor(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "token_id", "how"),
+    [
+        ("ENSG02", 3, "ensembl_id"),
+        ("ENSG02.17", 3, "ensembl_id"),
+        ("ENSG99", -1, None),
+        ("LYZ", 3, "symbol"),
+        ("T3E", 2, "synonym"),
+        ("LZM", 3, "synonym"),  # listed twice, of one gene all the same
+        ("SHARED", -1, None),
+        ("PAIR", 7, "synonym"),  # of two Ensembl ids of one symbol
+        ("TWIN", 7, "symbol"),
+        ("ENSG05", -1, None),  # no median: never used
+        ("GHOST", -1, None),
+        ("SPOOK", -1, None),
+        ("lyz", -1, None),
+        ("", -1, None),
+        ("ENSMUSG02", -1, None),
+    ],
+)
+def test_a_gene_is_found_by_its_name(names, name, token_id, how):
+    match = names.match_genes([name])
+    assert match.token_ids.tolist() == [token_id]
+    found = {"ensembl_id": match.by_ensembl_id, "symbol": match.by_symbol, "synonym": match.by_synonym}
+    assert found == {key: int(key == how) for key in found}
+    assert match.fraction == (token_id >= 0)
+
+
+def test_nameless_genes_have_no_name_in_common():
+    nameless = LangCellFeatureExtractor({**NAMES, "names": [""] * 6 + ["A||B"]})
+    assert nameless.match_genes(["", "ENSG01", "B"]).token_ids.tolist() == [-1, 2, 8]
+
+
+def test_an_ensembl_id_in_any_column_decides(names):
+    match = names.match_genes(["CD3E", "LYZ", "NKG7", "T3E"], ["ENSG04.1", "ENSG99", "", "ENSG03"])
+    assert match.token_ids.tolist() == [5, -1, 4, 4]
+    assert (match.by_ensembl_id, match.by_symbol, match.by_synonym) == (2, 1, 0)
+    assert match.has_duplicates
+
+
+def test_a_synonym_yields_to_the_gene_itself(names):
+    assert names.match_genes(["T3E", "CD3E"]).token_ids.tolist() == [-1, 2]
+    assert names.match_genes(["T3E", "CD19"]).token_ids.tolist() == [2, 5]
+
+
+def test_duplicated_genes_are_summed(names):
+    counts = np.array([[2, 3, 4, 1], [4, 3, 4, 1]])  # LYZ twice: 3 and 5 in all
+    ranked = names.rank(counts, gene_ids=["LYZ", "CD19", "NKG7", "ENSG02"])
+    assert sequences(ranked) == [[9, 4, 3, 5], [9, 3, 4, 5]]  # LYZ ties with CD19: the lower id first
+
+
+def test_a_genome_prefix_is_no_part_of_a_name(names):
+    ids = ["hg19_LYZ", "GRCh38_ENSG01", "GRCh38_______CD19", "hg38_ENSG03.2"]
+    assert names.open(sp.csr_matrix((1, 4)), gene_ids=ids)[1].token_ids.tolist() == [3, 2, 5, 4]
+
+
+def test_columns_of_var_that_name_genes(names):
+    adata = adata_of(np.ones((2, 3)), ["a", "b", "c"])
+    adata.var["feature_name"] = pd.Categorical(["LYZ", "CD19", "NKG7"])
+    adata.var["mine"] = ["CD3E", "LYZ", np.nan]
+    assert names.rank(adata)[0].tolist() == [9, 3, 4, 5]
+    assert names.rank(adata, gene_column="mine")[0].tolist() == [9, 2, 3]
+    with pytest.raises(InputError, match=r"No column 'gone' in var; columns here: \['feature_name', 'mine'\]"):
+        names.rank(adata, gene_column="gone")
+
+
+def test_counts_outside_the_vocabulary_are_reported(names):
+    ranked = names.rank(np.array([[1.0, 3], [2, 0], [0, 5]]), gene_ids=["LYZ", "NOPE"], empty_cells="mark")
+    np.testing.assert_allclose(ranked.matched_counts, [0.25, 1, 0])
+
+
+# ---------------------------------------------------------------------- padding
+
+
+def test_padding(extractor, cells, expected):
+    assert extractor(cells, padding=False)["cell_input_ids"] == expected
+    assert extractor(cells, padding="do_not_pad")["cell_attention_mask"] == [[1] * len(row) for row in expected]
+    assert extractor(cells, padding="longest") == extractor(cells)
+    batch = extractor(cells, padding="max_length", return_tensors="np")
+    assert batch["cell_input_ids"].shape == batch["cell_attention_mask"].shape == (12, 64)
+    assert batch["cell_input_ids"].dtype == batch["cell_attention_mask"].dtype == np.int64
+    batch = extractor(cells, padding="max_length", max_length=30, return_tensors="pt")
+    assert batch["cell_input_ids"].shape == (12, 30)
+    assert extractor(cells[:1], padding=False, return_tensors="pt")["cell_input_ids"].tolist() == expected[:1]
+
+
+def test_tensors_are_the_lists(extractor, cells):
+    lists, arrays, tensors = (extractor(cells, return_tensors=kind) for kind in (None, "np", "pt"))
+    for name in extractor.model_input_names:
+        assert arrays[name].tolist() == tensors[name].tolist() == lists[name]
+
+
+def test_chosen_cells_are_padded_alone(extractor, cells, expected):
+    ids, mask = extractor.rank(cells).pad(np.array([4, 0]), pad_id=7)
+    for row, length, cell in zip(ids, mask.sum(axis=1), (4, 0), strict=True):
+        assert row[:length].tolist() == expected[cell]
+    assert ids.shape[1] == max(len(expected[4]), len(expected[0]))
+    assert (ids[mask == 0] == 7).all()
+    ids, mask = extractor.rank(cells).pad(length=5)
+    assert ids.tolist() == [row[:5] for row in expected]
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, r"X holds negative values \(-1.0 in cell 'cell3'\). Scaled data cannot be ranked: go back to the counts."),
+        (np.nan, r"X holds values that are not finite \(nan in cell 'cell3'\). Go back to the counts, or leave .*"),
+        (np.inf, r"X holds values that are not finite \(inf in cell 'cell3'\). Go back to the counts, or leave .*"),
+        (0.5, r"X holds values that are not whole, so not raw counts \(0.5 in cell 'cell3'\). .* counts='log1p' .*"),
+    ],
+)
+@pytest.mark.parametrize("chunk_size", [2, 100])
+@pytest.mark.parametrize("form", [sp.csr_matrix, np.asarray])
+def test_one_wrong_value_is_named(extractor, counts, genes, value, message, chunk_size, form):
+    counts[3, 5] = value
+    with pytest.raises(InputError, match=f"^{message}$"):
+        list(extractor.stream(adata_of(form(counts), genes), chunk_size=chunk_size))
+
+
+def test_normalized_values_get_their_own_hint(extractor, counts, genes):
+    message = "not whole.* Pass counts='normalized' if every cell was scaled by one factor.$"
+    with pytest.raises(InputError, match=message):
+        extractor(adata_of(counts / counts.sum(axis=1, keepdims=True) * 1e6, genes))
+
+
+@pytest.mark.parametrize("wrong", ["logs", "scaled"])
+@pytest.mark.parametrize(
+    ("read", "elsewhere", "label", "advice"),
+    [
+        ({}, None, "X", ""),
+        ({}, "layer", "X", " layers['counts'] looks like counts: pass layer='counts'."),
+        ({}, "raw", "X", " raw.X looks like counts: pass use_raw=True."),
+        ({"layer": "wrong"}, "X", "layers['wrong']", " X looks like counts: leave out layer."),
+        ({"use_raw": True}, "X", "raw.X", " X looks like counts: leave out use_raw."),
+    ],
+)
+def test_the_array_that_does_hold_counts_is_named(
+    extractor, counts, genes, wrong, read, elsewhere, label, advice, tmp_path
+):
+    logs = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    values = logs if wrong == "logs" else (logs - logs.mean(axis=0)) / logs.std()
+    adata = adata_of(counts if elsewhere == "X" else values, genes, layers={"wrong": values})
+    if elsewhere == "layer":
+        adata.layers["counts"] = sp.csr_matrix(counts)
+    if elsewhere == "raw" or "use_raw" in read:
+        adata.raw = adata_of(counts if elsewhere == "raw" else values, genes)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    for given_adata in (adata, adata[2:], backed):
+        with pytest.raises(InputError) as caught:
+            extractor(given_adata, **read)
+        message = str(caught.value)
+        assert message.startswith(f"{label} holds ")
+        assert message.endswith(advice or ("if so." if wrong == "logs" else "go back to the counts."))
+        assert "\n" not in message
+    backed.file.close()
+
+
+def test_values_that_are_no_logarithms(extractor, counts, genes):
+    with pytest.raises(InputError, match=r"X holds whole numbers alone, so not logarithms .* Pass counts='raw'"):
+        extractor(adata_of(counts.clip(max=20), genes), counts="log1p")
+    with pytest.raises(InputError, match=r"X holds values too large for logarithms .* Pass counts='normalized'"):
+        extractor(adata_of(counts * 100.5, genes), counts="log1p")
+    with pytest.raises(InputError, match=r"X holds negative values \(-0.5 in cell 'cell0'\)"):
+        extractor(adata_of(np.full((1, 40), -0.5), genes), counts="log1p")
+
+
+@pytest.mark.parametrize("dtype", [object, str, complex])
+def test_values_that_are_no_numbers(extractor, counts, genes, dtype):
+    with pytest.raises(InputError, match=r"^the matrix holds (object|<U32|complex\d+) values: make them numbers.$"):
+        extractor(counts.astype(dtype), gene_ids=genes)
+    if dtype is object:
+        adata = adata_of(counts.astype(object), genes, layers={"counts": counts})
+        with pytest.raises(InputError, match=r"^X holds object values.* pass layer='counts'.$"):
+            extractor(adata)
+
+
+def test_a_matrix_names_cells_by_their_number(extractor, counts, genes):
+    counts[7, 0] = -2
+    with pytest.raises(InputError, match=r"^the matrix holds negative values \(-2.0 in cell 7\)"):
+        extractor(sp.csr_matrix(counts), gene_ids=genes)
+
+
+def test_a_fault_is_raised_when_its_chunk_is_reached(extractor, counts, genes, expected):
+    counts[7, 0] = -2
+    chunks = extractor.stream(counts, gene_ids=genes, chunk_size=4)
+    assert sequences(next(chunks)) == expected[:4]
+    with pytest.raises(InputError, match="in cell 7"):
+        next(chunks)
+
+
+def test_too_few_known_genes(extractor, counts):
+    mouse = adata_of(counts, [f"Gene{number}" for number in range(40)])
+    mouse.var["ensembl_id"] = [f"ENSMUSG{number:011d}" for number in range(1, 41)]
+    with pytest.raises(InputError) as caught:
+        extractor(mouse)
+    message = str(caught.value)
+    assert message.startswith("0 of the 40 genes of X are known (0.0%; at least 10% must be).")
+    assert "Looked at the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
+    assert "Human Ensembl ids or gene symbols are expected; name their column of var with gene_column." in message
+
+
+def test_the_share_of_known_genes_that_is_enough(gene_vocabulary, counts, genes):
+    three_of_forty = genes[:3] + [f"none{number}" for number in range(37)]
+    with pytest.raises(InputError, match=r"3 of the 40 genes of the matrix are known \(7.5%; at least 10% must be\)"):
+        LangCellFeatureExtractor(gene_vocabulary)(counts, gene_ids=three_of_forty)
+    lenient = LangCellFeatureExtractor(gene_vocabulary, min_matched_genes=0.075)
+    assert len(lenient.rank(counts, gene_ids=three_of_forty)) == 12
+
+
+def test_cells_without_known_genes(extractor, counts, genes, expected):
+    counts[[2, 5]] = 0
+    message = r"^2 cell\(s\) of X have no counts in known genes: 'cell2', 'cell5'. Filter them out, .*'mark'.$"
+    with pytest.raises(InputError, match=message):
+        extractor(adata_of(sp.csr_matrix(counts), genes))
+    ranked = extractor.rank(adata_of(sp.csr_matrix(counts), genes), empty_cells="mark")
+    assert np.flatnonzero(ranked.without_genes).tolist() == [2, 5]
+    lone = [extractor.cls_token_id]
+    assert sequences(ranked) == [lone if cell in (2, 5) else row for cell, row in enumerate(expected)]
+    assert (ranked.matched_counts == [cell not in (2, 5) for cell in range(12)]).all()
+    batch = extractor(counts[[2]], gene_ids=genes, empty_cells="mark")
+    assert (batch["cell_input_ids"], batch["cell_attention_mask"]) == ([lone], [[1]])
+    with pytest.raises(InputError, match="known genes: 0, 1, 2, 3, 4 and 7 more"):
+        extractor(np.zeros((12, 40)), gene_ids=genes)
+    with pytest.raises(InputError, match=r"^1 cell\(s\) of the matrix have no counts in known genes: 2\. "):
+        list(extractor.stream(counts, gene_ids=genes, chunk_size=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": "gone"}, r"No layer 'gone'; layers here: \['counts'\]."),
+        ({"use_raw": True}, "This AnnData has no raw: leave out use_raw."),
+        ({"layer": "counts", "use_raw": True}, "Choose one of layer and use_raw."),
+        ({"gene_ids": ["GENE1"] * 40}, "gene_ids is for a matrix; name the column of var that has them with gene_col"),
+        ({"counts": "cpm"}, "counts='cpm' is not one of 'raw', 'normalized' and 'log1p'."),
+        ({"empty_cells": "drop"}, "empty_cells='drop' is not one of 'error' and 'mark'."),
+        ({"padding": "left"}, "padding='left' is not one of True, 'longest', 'max_length', False, 'do_not_pad'."),
+        ({"padding": False, "return_tensors": "pt"}, "Cells of different lengths are no tensor: pad them, or"),
+        ({"max_length": 1}, "max_length=1 leaves no room for genes"),
+    ],
+)
+def test_options_that_do_not_fit(extractor, cells, options, message):
+    cells.layers["counts"] = cells.X
+    with pytest.raises(InputError, match=message):
+        extractor(cells, **options)
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "message"),
+    [
+        (np.ones((2, 40)), {}, r"A matrix needs gene_ids, one for each of its 40 columns \(none given\)."),
+        (np.ones((2, 40)), {"gene_ids": ["GENE1"]}, r"one for each of its 40 columns \(1 given\)."),
+        (np.ones((2, 1)), {"gene_ids": ["GENE1"], "layer": "x"}, "layer, use_raw and gene_column are for an Ann"),
+        (np.ones((2, 1)), {"gene_ids": ["GENE1"], "use_raw": True}, "layer, use_raw and gene_column are for an Ann"),
+        (np.ones((2, 1)), {"gene_ids": ["GENE1"], "gene_column": "x"}, "layer, use_raw and gene_column are for an"),
+        (np.ones((0, 1)), {"gene_ids": ["GENE1"]}, "the matrix is empty: 0 cells x 1 genes."),
+        (np.ones(3), {}, r"Cells must be an AnnData or a \(cells, genes\) matrix, not ndarray."),
+        ([[1, 2]], {}, r"Cells must be an AnnData or a \(cells, genes\) matrix, not list."),
+        (adata_of(np.ones((0, 2)), ["GENE1", "GENE2"]), {}, "X is empty: 0 cells x 2 genes."),
+        (adata_of(np.ones((2, 0)), []), {}, "X is empty: 2 cells x 0 genes."),
+        (adata_of(np.ones((2, 0)), [], layers={"a": np.ones((2, 0))}), {"layer": "a"}, r"layers\['a'\] is empty: "),
+    ],
+)
+def test_cells_that_do_not_fit(extractor, cells, options, message):
+    with pytest.raises(InputError, match=message):
+        extractor(cells, **options)
+
+
+def test_an_anndata_without_x(extractor, counts, genes, expected):
+    adata = adata_of(counts, genes, layers={"counts": counts, "logs": np.log1p(counts)})
+    del adata.X
+    with pytest.raises(InputError, match=r"This AnnData has no X: pass layer; layers here: \['counts', 'logs'\]."):
+        extractor(adata)
+    with pytest.raises(InputError, match="pass layer='counts'"):
+        extractor(adata, layer="logs")
+    assert sequences(extractor.rank(adata, layer="counts")) == expected
+
+
+def test_a_stream_needs_a_chunk(extractor, cells):
+    with pytest.raises(InputError, match="chunk_size=0"):
+        extractor.stream(cells, chunk_size=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ensembl_ids": []}, "needs the lists ensembl_ids, medians and names, of one length"),
+        ({"medians": [1.0]}, "needs the lists ensembl_ids, medians and names, of one length"),
+        ({"medians": [0.0] * 7}, "medians must be finite and positive, or None"),
+        ({"medians": [float("inf")] * 7}, "medians must be finite and positive, or None"),
+    ],
+)
+def test_vocabularies_that_do_not_fit(change, message):
+    with pytest.raises(InputError, match=message):
+        LangCellFeatureExtractor({**NAMES, **change})
+
+
+# ---------------------------------------------------------------------- saving
+
+
+def test_save_and_load(gene_vocabulary, cells, tmp_path):
+    medians = [None, *gene_vocabulary["medians"][1:]]
+    saved = LangCellFeatureExtractor({**gene_vocabulary, "medians": medians}, max_length=11, min_matched_genes=0.25)
+    saved.save_pretrained(tmp_path)
+    for load in (LangCellFeatureExtractor, AutoFeatureExtractor):
+        loaded = load.from_pretrained(tmp_path)
+        assert type(loaded) is LangCellFeatureExtractor
+        assert loaded.to_dict() == saved.to_dict()
+        assert (loaded.max_length, loaded.min_matched_genes, len(loaded)) == (11, 0.25, 43)
+        assert sequences(loaded.rank(cells)) == sequences(saved.rank(cells))
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert set(written) <= {"auto_map", "feature_extractor_type", "gene_vocabulary", "max_length", "min_matched_genes"}
+
+
+def test_save_and_load_inside_the_processor(tiny_processor, cells, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    for loaded in (processor.feature_extractor, AutoFeatureExtractor.from_pretrained(tmp_path)):
+        assert loaded.to_dict() == tiny_processor.feature_extractor.to_dict()
+        assert loaded(cells) == tiny_processor.feature_extractor(cells)
+
+
+def test_repr_is_short(extractor):
+    assert repr(extractor) == "LangCellFeatureExtractor(40 genes, max_length=64)"
+
+
+# ---------------------------------------------------------------------- real cells
+
+
+@pytest.fixture(scope="module")
+def geneformer(shared) -> LangCellFeatureExtractor:
+    names = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name_id_dict.pkl")
+    files = [shared / "reference" / "geneformer" / name for name in names]
+    return LangCellFeatureExtractor(read_gene_vocabulary(*files))
+
+
+def assert_ranked(ids, values: dict[int, float], limit: int):
+    """`ids` are the genes of the highest values, all of them or as many as the limit, in an order that falls."""
+    assert len(ids) == len(set(ids)) == min(len(values), limit)
+    assert set(ids) <= set(values)
+    ranked = np.array([values[token_id] for token_id in ids])
+    assert (ranked[1:] <= ranked[:-1] * (1 + 1e-9)).all()
+    left_out = values.keys() - set(ids)
+    assert max((values[token_id] for token_id in left_out), default=0.0) <= ranked[-1] * (1 + 1e-9)
+
+
+def values_of(row: sp.csr_matrix, token_ids: np.ndarray, medians: list) -> dict[int, float]:
+    values: dict[int, float] = {}
+    for gene, count in zip(row.indices, row.data.tolist(), strict=True):
+        if token_ids[gene] >= 0:
+            token_id = int(token_ids[gene])
+            values[token_id] = values.get(token_id, 0.0) + count / medians[token_id - 2]
+    return values
+
+
+def test_every_real_file_is_encoded(shared, geneformer):
+    files = sorted((shared / "data").glob("*/*.h5ad"))
+    assert files
+    for file in files:
+        adata = ad.read_h5ad(file, backed="r")
+        adata = adata[: min(50, adata.n_obs)].to_memory()
+        source, match = geneformer.open(adata)
+        ranked = geneformer.rank(adata)
+        assert match.fraction > 0.5, file.name
+        assert ranked.matched_counts.min() > 0.6, file.name
+        assert (ranked.token_ids[ranked.offsets[:-1]] == geneformer.cls_token_id).all()
+        assert ranked.lengths.max() <= 2048
+        for cell in (0, len(ranked) - 1):
+            values = values_of(source.rows(cell, cell + 1), match.token_ids, geneformer.gene_vocabulary["medians"])
+            assert_ranked(ranked[cell][1:].tolist(), values, 2047)
+
+
+def test_the_recorded_ranks(shared, geneformer):
+    """Ids recorded from the published inference code; its order among equal values is arbitrary."""
+    recorded = json.loads((shared / "reference" / "ranked_cells.json").read_text())["cells"]
+    adata = ad.read_h5ad(shared / "data" / "train" / "pbmc_facs_zheng.h5ad")[::97]
+    _, match = geneformer.open(adata)
+    ranked = geneformer.rank(adata, max_length=30_000)
+    assert len(ranked) == len(recorded)
+    for cell, ids in enumerate(recorded.values()):
+        values = values_of(adata.X[[cell]], match.token_ids, geneformer.gene_vocabulary["medians"])
+        assert sorted(ranked[cell][1:].tolist()) == sorted(ids)
+        assert_ranked(ranked[cell][1:].tolist(), values, 30_000)
+        np.testing.assert_allclose([values[i] for i in ranked[cell][1:]], [values[i] for i in ids], rtol=1e-6)

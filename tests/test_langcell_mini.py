@@ -1,0 +1,53 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The shipped checkpoint: complete, in step with the package, and as good as it is said to be."""
+
+import filecmp
+
+import anndata as ad
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from modeling_langcell import LangCellAnnotator, LangCellModel
+
+from .conftest import REPOSITORY
+
+MINI = REPOSITORY / "hub_configs" / "langcell-mini"
+ACCURACY = 0.42
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    return LangCellAnnotator.from_pretrained(MINI)
+
+
+def test_it_loads_whole_and_computes_in_float32():
+    model, report = AutoModel.from_pretrained(MINI, output_loading_info=True)
+    assert type(model) is LangCellModel
+    assert model.dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    processor = AutoProcessor.from_pretrained(MINI)
+    assert len(processor.feature_extractor) == model.config.cell_config.vocab_size
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
+
+
+def test_its_code_is_the_package_s():
+    copies = sorted(path.name for path in MINI.glob("*.py"))
+    assert len(copies) == 5
+    for name in copies:
+        assert filecmp.cmp(MINI / name, REPOSITORY / "modeling_langcell" / name, shallow=False), name
+
+
+def test_its_weights_are_small_and_safe():
+    files = {path.name for path in MINI.iterdir()}
+    assert (MINI / "model.safetensors").stat().st_size < 90e6
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_zero_shot_on_held_out_blood(annotator, shared):
+    adata = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+    truth = adata.obs["cell_type"].astype(str)
+    annotator.annotate(adata, sorted(set(truth)))
+    assert (adata.obs["langcell_cell_type"].astype(str) == truth).mean() >= ACCURACY

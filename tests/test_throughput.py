@@ -1,0 +1,58 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The throughput script runs, at a tiny size, and what it writes is whole; nothing is said of speed."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from datasets import Dataset
+
+from .conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("throughput") / "figures.json"
+    options = ["--quick", "--cells", "60", "--genes", "300", "--dense-cells", "30", "--seed", "3", "--json", str(file)]
+    subprocess.run([sys.executable, "eval/throughput.py", "tokenize", *options], cwd=REPOSITORY, check=True)
+    return json.loads(file.read_text())
+
+
+def test_both_procedures_give_the_same_ids(report):
+    assert report["cells_compared"] == 60
+    assert report["cells_that_differ"] == 0
+
+
+def test_the_figures_are_there(report):
+    assert (report["cells"], report["genes"], report["published_cells_per_round"]) == (60, 300, 30)
+    assert 0.05 < report["density"] < 0.12
+    for procedure in ("extractor", "extractor_one_thread", "published"):
+        assert len(report["cells_per_second_by_round"][procedure]) == 2
+        assert report["cells_per_second"][procedure] > 0
+    for ratio, procedure in (("ratio", "extractor"), ("ratio_one_thread", "extractor_one_thread")):
+        pairs = zip(*(report["cells_per_second_by_round"][name] for name in (procedure, "published")), strict=True)
+        assert report["ratio_by_round"][procedure] == pytest.approx([ours / theirs for ours, theirs in pairs])
+        assert report[ratio] == pytest.approx(np.median(report["ratio_by_round"][procedure]))
+    assert 0 < report["peak_gb_above_input"]["stream"] <= report["peak_gb_above_input"]["batch"]
+
+
+def test_the_run_can_be_repeated_from_the_record(report):
+    assert report["command"].startswith("python eval/throughput.py tokenize --quick --cells 60")
+    assert report["seed"] == 3
+    assert {"python", "numpy", "scipy", "torch", "transformers", "datasets"} <= set(report["versions"])
+    assert report["machine"]["cpus"] >= report["machine"]["threads"] >= 1
+    assert report["machine"]["cpu"]
+
+
+def test_a_disagreement_is_found(monkeypatch):
+    """Equal values in another order are none; another gene, or another order of unequal values, is one."""
+    monkeypatch.syspath_prepend(REPOSITORY / "eval")
+    disagreements = import_module("throughput").disagreements
+    values = sp.csr_matrix(np.array([[0, 0, 5.0, 3.0, 3.0, 0, 0]] * 5))
+    published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
+    ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
+    assert disagreements(ranked, published, values) == (4, 3)
