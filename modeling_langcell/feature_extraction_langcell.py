@@ -31,7 +31,7 @@ GENE_COLUMNS = (
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?$")
 _GENOME_PREFIX = re.compile(r"^(hg19|hg38|GRCh37|GRCh38)_+")
-_BLOCK = 512  # Cells that a thread reads and ranks together: what more of them need leaves the processor's cache.
+_BLOCK = 256  # Cells that a thread reads and ranks together: what more of them need leaves the processor's cache.
 _ROWS = 32  # Cells of like length that are sorted together.
 _WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor, AutoProcessor
 
-from modeling_langcell import InputError, LangCellFeatureExtractor
+from modeling_langcell import InputError, LangCellFeatureExtractor, feature_extraction_langcell
 from modeling_langcell.conversion import read_gene_vocabulary
 from modeling_langcell.feature_extraction_langcell import RankedCells
 
@@ -77,7 +77,7 @@ def matrices_and_vocabularies(draw):
     return counts, medians, np.array(columns), draw(st.integers(2, 14)), draw(st.integers(1, 7))
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(matrices_and_vocabularies(), st.sampled_from([np.int64, np.int32, np.uint32, np.float32, np.float64]))
 def test_ranks_are_those_of_the_definition(drawn, dtype):
     counts, medians, columns, max_length, chunk_size = drawn
@@ -162,6 +162,14 @@ def test_entries_given_twice_are_summed(extractor, counts, genes, expected):
     assert (twice.data == before.data).all(), "the input was written to"
 
 
+@pytest.fixture(params=[1, 4])
+def small_blocks(request, monkeypatch):
+    """Chunks that are worked off in many blocks, by one thread or by several."""
+    monkeypatch.setattr(feature_extraction_langcell, "_BLOCK", 2)
+    monkeypatch.setattr(feature_extraction_langcell, "_ROWS", 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: request.param)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 1000])
 def test_chunk_size_never_matters(extractor, cells, expected, chunk_size):
     chunks = list(extractor.stream(cells, chunk_size=chunk_size))
@@ -169,19 +177,41 @@ def test_chunk_size_never_matters(extractor, cells, expected, chunk_size):
     assert sequences(RankedCells.concatenate(chunks)) == expected
 
 
-def test_no_more_rows_than_a_chunk_are_read_at_a_time(extractor, counts, genes, expected):
+@pytest.mark.parametrize("chunk_size", [1, 5, 1000])
+def test_blocks_and_threads_never_matter(small_blocks, extractor, cells, expected, chunk_size, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    for adata in (cells, backed):
+        chunks = list(extractor.stream(adata, chunk_size=chunk_size))
+        assert [len(chunk) for chunk in chunks[:-1]] == [chunk_size] * (len(chunks) - 1)
+        assert sequences(RankedCells.concatenate(chunks)) == expected
+    backed.file.close()
+
+
+def test_a_fault_is_raised_when_its_chunk_is_reached(small_blocks, extractor, counts, genes, expected):
+    counts[6:, 0] = -2  # The third block and all after it; the first of them is named.
+    chunks = extractor.stream(counts, gene_ids=genes, chunk_size=4)
+    assert sequences(next(chunks)) == expected[:4]
+    with pytest.raises(InputError, match="in cell 6"):
+        next(chunks)
+
+
+@pytest.mark.parametrize(("chunk_size", "read"), [(5, [2, 2, 1, 2, 2, 1, 2]), (1000, [2] * 6)])
+def test_no_more_rows_than_a_block_are_read_at_a_time(
+    small_blocks, extractor, counts, genes, expected, chunk_size, read
+):
     class Recorder:
         shape = counts.shape
-        read = []
+        slices = []
 
         def __getitem__(self, rows):
-            self.read.append(rows.stop - rows.start)
+            self.slices.append(rows)
             return counts[rows]
 
-    chunks = extractor.stream(Recorder(), gene_ids=genes, chunk_size=5)
-    assert not Recorder.read
+    chunks = extractor.stream(Recorder(), gene_ids=genes, chunk_size=chunk_size)
+    assert not Recorder.slices
     assert sequences(RankedCells.concatenate(list(chunks))) == expected
-    assert Recorder.read == [5, 5, 2]
+    assert [rows.stop - rows.start for rows in sorted(Recorder.slices, key=lambda rows: rows.start)] == read
 
 
 # ---------------------------------------------------------------------- forms of input
@@ -405,6 +435,14 @@ def test_one_wrong_value_is_named(extractor, counts, genes, value, message, chun
         list(extractor.stream(adata_of(form(counts), genes), chunk_size=chunk_size))
 
 
+def test_an_array_is_not_advised_in_place_of_itself(extractor, counts, genes):
+    counts = np.tile(counts, (10, 1))
+    counts[80, 3] = 0.5  # What lies before it does look like counts.
+    adata = adata_of(counts, genes, layers={"names": np.full(counts.shape, "a", dtype=object)})
+    with pytest.raises(InputError, match=r"\(0.5 in cell 'cell80'\).* if so.$"):
+        extractor(adata)
+
+
 def test_normalized_values_get_their_own_hint(extractor, counts, genes):
     message = "not whole.* Pass counts='normalized' if every cell was scaled by one factor.$"
     with pytest.raises(InputError, match=message):
@@ -432,9 +470,10 @@ def test_the_array_that_does_hold_counts_is_named(
         adata.layers["counts"] = sp.csr_matrix(counts)
     if elsewhere == "raw" or "use_raw" in read:
         adata.raw = adata_of(counts if elsewhere == "raw" else values, genes)
+    adata.layers["shifted"], adata.layers["endless"] = counts - 1, np.full(counts.shape, np.inf)  # No counts either.
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    for given_adata in (adata, adata[2:], backed):
+    for given_adata in (adata, adata[2:], backed, backed[2:]):
         with pytest.raises(InputError) as caught:
             extractor(given_adata, **read)
         message = str(caught.value)
@@ -467,14 +506,6 @@ def test_a_matrix_names_cells_by_their_number(extractor, counts, genes):
     counts[7, 0] = -2
     with pytest.raises(InputError, match=r"^the matrix holds negative values \(-2.0 in cell 7\)"):
         extractor(sp.csr_matrix(counts), gene_ids=genes)
-
-
-def test_a_fault_is_raised_when_its_chunk_is_reached(extractor, counts, genes, expected):
-    counts[7, 0] = -2
-    chunks = extractor.stream(counts, gene_ids=genes, chunk_size=4)
-    assert sequences(next(chunks)) == expected[:4]
-    with pytest.raises(InputError, match="in cell 7"):
-        next(chunks)
 
 
 def test_too_few_known_genes(extractor, counts):
