@@ -121,6 +121,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with train/ and validation/.")] = Path("../shared/data"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; the checkpoint's own.")] = None,
+    study_name: Annotated[list[str] | None, typer.Option("--study", help="Only this study; can be repeated.")] = None,
     baselines: Annotated[bool, typer.Option(help="Run the baselines too.")] = True,
 ) -> None:
     """Zero-shot accuracy on held-out studies, candidates = the study's types."""
@@ -131,6 +132,8 @@ def main(
     seen = set(training.types)
     results = {}
     for study in studies(data):
+        if study_name and study.name not in study_name:
+            continue
         started = time.perf_counter()
         adata = annotator.annotate(study.cells, study.candidates, alpha=alpha, **study.options)
         seconds = time.perf_counter() - started

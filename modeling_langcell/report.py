@@ -62,7 +62,7 @@ def draw(adata: ad.AnnData, reference: str | None = None) -> Figure:
         chosen = (labels == label).to_numpy()
         scatter.scatter(*coordinates[chosen].T, s=9, color=colours(code % colours.N), label=_short(label), linewidths=0)
     scatter.set(xticks=[], yticks=[], title=f"{adata.n_obs:,} cells by the label found", xlabel="UMAP of X_langcell")
-    scatter.legend(fontsize=7, markerscale=2, loc="best", frameon=False)
+    scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     if reference is None:
         shares = labels.value_counts(normalize=True).sort_values()
         beside.barh([_short(name) for name in shares.index], shares)

@@ -465,7 +465,8 @@ def test_the_array_that_does_hold_counts_is_named(
 ):
     logs = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
     values = logs if wrong == "logs" else (logs - logs.mean(axis=0)) / logs.std()
-    adata = adata_of(counts if elsewhere == "X" else values, genes, layers={"wrong": values})
+    empty = sp.csr_matrix(counts.shape)
+    adata = adata_of(counts if elsewhere == "X" else values, genes, layers={"empty": empty, "wrong": values})
     if elsewhere == "layer":
         adata.layers["counts"] = sp.csr_matrix(counts)
     if elsewhere == "raw" or "use_raw" in read:
