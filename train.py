@@ -1,4 +1,4 @@
-"""Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`, alone or under `accelerate launch`."""
+"""Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`."""
 
 import sys
 
