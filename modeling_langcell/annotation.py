@@ -260,7 +260,7 @@ class LangCellAnnotator:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Embeddings of one batch and, with candidates, their scores."""
         ids, mask = (torch.from_numpy(array).to(self.device) for array in ranked.pad(rows))
-        cells = self.model.cell_model(ids, mask)
+        cells = self.model.cell_model(ids, mask, pooled_only=candidates is None or alpha == 1)
         embeds = self.model.project_cells(cells.pooler_output)
         if candidates is None:
             return embeds.float().cpu().numpy(), None

@@ -107,11 +107,13 @@ class LabelledCells:
         cells: The cells.
         term_ids: `(cells,)` `CL:` ids.
         studies: `(cells,)` the file that each cell is from.
+        panels: The ids of the genes that each study's matrix has.
     """
 
     cells: RankedCells
     term_ids: np.ndarray
     studies: np.ndarray
+    panels: dict[str, np.ndarray]
 
 
 def read_labelled_cells(
@@ -131,6 +133,7 @@ def read_labelled_cells(
     parts: list[RankedCells] = []
     terms: list[np.ndarray] = []
     studies: list[np.ndarray] = []
+    panels: dict[str, np.ndarray] = {}
     for file, adata in _open_all(files):
         if CELL_TYPE_COLUMN not in adata.obs:
             raise InputError(f"{file} has no column {CELL_TYPE_COLUMN} in obs.")
@@ -140,9 +143,11 @@ def read_labelled_cells(
             parts.append(extractor.rank(adata[labelled].to_memory(), max_length=max_length, empty_cells="mark"))
             terms.append(term_ids[labelled])
             studies.append(np.full(len(labelled), Path(file).stem, dtype=object))
+            token_ids = extractor.open(adata)[1].token_ids
+            panels[Path(file).stem] = np.unique(token_ids[token_ids >= 0])
     if not parts:
         raise InputError(f"No cell of the {len(files)} files has a Cell Ontology id in {CELL_TYPE_COLUMN}.")
-    return LabelledCells(RankedCells.concatenate(parts), np.concatenate(terms), np.concatenate(studies))
+    return LabelledCells(RankedCells.concatenate(parts), np.concatenate(terms), np.concatenate(studies), panels)
 
 
 def _open_all(files: Sequence[str | Path]) -> Iterator[tuple[str | Path, ad.AnnData]]:

@@ -12,6 +12,10 @@ from rapidfuzz import fuzz, process
 from .feature_extraction_langcell import InputError
 
 DESCRIPTION_PREFIX = "cell type:"
+
+#: Terms that say next to nothing of a cell: that it is one, eukaryotic, of an animal, with a nucleus, that it moves.
+UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002321"})
+
 _TERM_ID = re.compile(r"^CL:\d{7}$")
 
 
@@ -44,6 +48,16 @@ class Term:
 
         ```"""
         return f"{DESCRIPTION_PREFIX} {self.name}. {self.definition}".strip()
+
+    @property
+    def short_wordings(self) -> tuple[str, ...]:
+        """The type by its name and each of its synonyms, without the definition."""
+        return tuple(f"{DESCRIPTION_PREFIX} {name}" for name in (self.name, *self.synonyms))
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """The short wordings and, where there is a definition, the description."""
+        return (*self.short_wordings, self.description) if self.definition else self.short_wordings
 
 
 @lru_cache
@@ -164,6 +178,33 @@ def ancestors(term_id: str) -> frozenset[str]:
     return frozenset(i for i in _parser().get_term_ancestors(term_id) if i.startswith("CL:")) - {term_id}
 
 
+@lru_cache
+def _children() -> dict[str, frozenset[str]]:
+    """Ids of the terms right below each term."""
+    children: dict[str, set[str]] = {}
+    for term in all_terms():
+        for parent in _parser().get_term_parents(term.id):
+            children.setdefault(parent, set()).add(term.id)
+    return {parent: frozenset(ids) for parent, ids in children.items()}
+
+
+@lru_cache
+def related(term_id: str, other_id: str) -> bool:
+    """Whether two ids are one, or one of them a kind of the other: a cell of one type may then be of the other."""
+    return term_id == other_id or other_id in ancestors(term_id) or term_id in ancestors(other_id)
+
+
+@lru_cache
+def siblings(term_id: str) -> frozenset[str]:
+    """
+    Ids of the terms that share a parent with a term and are neither above nor below it. Whatever is only called a
+    kind of `UNINFORMATIVE` terms is nobody's sibling.
+    """
+    parents = set(_parser().get_term_parents(term_id)) - UNINFORMATIVE
+    beside = frozenset().union(*(_children()[parent] for parent in parents))
+    return frozenset(i for i in beside if not related(term_id, i))
+
+
 def descendants(root: str) -> tuple[Term, ...]:
     """The terms below a name or id, itself first: the candidates of `--ontology-root`."""
     root_id = find_term(root).id
@@ -171,4 +212,15 @@ def descendants(root: str) -> tuple[Term, ...]:
     return (get_term(root_id), *(get_term(i) for i in below if i.startswith("CL:") and i != root_id))
 
 
-__all__ = ["Term", "all_terms", "ancestors", "descendants", "describe", "find_term", "get_term"]
+__all__ = [
+    "UNINFORMATIVE",
+    "Term",
+    "all_terms",
+    "ancestors",
+    "descendants",
+    "describe",
+    "find_term",
+    "get_term",
+    "related",
+    "siblings",
+]

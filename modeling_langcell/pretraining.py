@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoTokenizer, BertModel, get_cosine_schedule_with_warmup
 
 from . import ontology
@@ -44,17 +46,28 @@ class PretrainingConfig:
             an installed Python package carries.
         start: A LangCell checkpoint to go on from; then `text_tower`, `gene_info` and `model` are its own.
         model: Overrides of `LangCellConfig`; the text tower's geometry comes from `text_tower`.
-        train_text_tower: Train the text tower's own layers too, and not only its cross-attention.
+        train_text_tower: Train the text tower's own layers too, and not only its cross-attention. Frozen, it reads
+            every wording once a run.
+        train_text_projection: Train the projection of the texts, or keep its start: the principal components of what
+            the sentence encoder makes of the corpus's descriptions. Kept, types never seen stay where language puts
+            them.
         train_cell_tower: Train the cell tower, or keep it as it is while the matching is learnt.
         gene_names_start: Start gene embeddings from the text tower's reading of each gene's symbol and full name.
+        gene_average_start: Start the cell tower's last layer as an average over the genes, and not as noise: a small
+            tower then tells cells apart from its first steps on.
         min_cells: Genes counted in fewer cells of the corpus get no id.
         max_genes: Longest cell, `<cls>` included. The processor that is saved cuts there too (or where an earlier run
             did, if later): positions beyond learn nothing.
         gene_dropout: A random share of a cell's genes, up to this, is left out each time it is seen.
+        panel_share: Share of the cells that are seen with only those of their genes that another study of the corpus,
+            drawn at random, has measured: which genes a matrix has must not tell the study.
         ancestor_share: Share of the cells that are described by an ancestor of their type.
+        sibling_texts: At most so many descriptions in a batch that are of none of its cells, but of types beside
+            theirs in the ontology.
         name_only_share: Share of the descriptions that are the type's name or a synonym without its definition.
         max_tokens: Longest description; the saved processor cuts as with `max_genes`.
         balance: 1 draws cells as they come, 0 every type of every study equally often.
+        averaging: Decay, a step, of a running average of the weights, which is what is saved; 0 saves the last ones.
         batch_size, steps, learning_rate, warmup_steps, weight_decay, max_gradient_norm: The optimisation; AdamW with
             linear warm-up and cosine decay.
         precision: `no` or `bf16`.
@@ -69,15 +82,20 @@ class PretrainingConfig:
     start: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     train_text_tower: bool = True
+    train_text_projection: bool = True
     train_cell_tower: bool = True
     gene_names_start: bool = True
+    gene_average_start: bool = False
     min_cells: int = 10
     max_genes: int = 512
     gene_dropout: float = 0.5
+    panel_share: float = 0.0
     ancestor_share: float = 0.5
+    sibling_texts: int = 0
     name_only_share: float = 0.5
     max_tokens: int = 64
     balance: float = 0.5
+    averaging: float = 0.0
     batch_size: int = 64
     steps: int = 1000
     learning_rate: float = 3e-4
@@ -185,6 +203,8 @@ def start_model(config: PretrainingConfig, files: list[Path]) -> tuple[LangCellF
     if config.gene_names_start:
         ordered = [genes[ensembl_id] for ensembl_id in vocabulary["ensembl_ids"]]
         _start_gene_embeddings(model, bert, tokenizer, ordered)
+    if config.gene_average_start:
+        _start_gene_average(model)
     return model, LangCellProcessor(extractor, tokenizer)
 
 
@@ -210,6 +230,17 @@ def _start_gene_embeddings(model: LangCellForPreTraining, bert: BertModel, token
     weight[2 : 2 + len(genes), :components] = projected
 
 
+@torch.no_grad()
+def _start_gene_average(model: LangCellForPreTraining) -> None:
+    """
+    The last layer's values become the genes' own states, which its small random queries and keys weigh about alike.
+    What is attended to counts four times what was there: else the constant start of `<cls>` would drown it.
+    """
+    attention = model.cell_model.encoder.layer[-1].attention
+    torch.nn.init.eye_(attention.self.value.weight)
+    torch.nn.init.eye_(attention.output.dense.weight).mul_(4)
+
+
 # ---------------------------------------------------------------------- what a batch holds
 
 
@@ -220,47 +251,58 @@ class CellTextBatches:
     A cell is described by its type or, half of the time, by an ancestor of it: what is learnt of "lymphocyte" carries
     to types never seen. A text that is true of a cell without being the one drawn for it (another ancestor, or a type
     that may be the cell's own when its label is coarse) is neutral to it.
+
+    Types that stand beside the cells' own in the ontology come as texts that no cell of the batch has: what sets a
+    classical monocyte apart from a non-classical one is learnt though no cell of the latter was ever seen.
     """
 
-    #: Ancestors that say nothing of a cell: every cell is one, or nearly.
-    EMPTY_ANCESTORS = frozenset(
-        {"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002371", "CL:0002321"}
-    )
+    fewest_genes = 50  #: Of a cell on another study's panel, for it to be shown so.
 
     def __init__(self, data: LabelledCells, processor: LangCellProcessor, config: PretrainingConfig):
         self.data, self.processor, self.config = data, processor, config
         self.rng = np.random.default_rng(config.seed)
+        measured = np.zeros((len(data.panels), len(processor.feature_extractor)), dtype=bool)
+        for panel, token_ids in zip(measured, data.panels.values(), strict=True):
+            panel[token_ids] = True
+        self.measured = measured
         groups, sizes = np.unique(
             np.char.add(data.studies.astype(str), data.term_ids.astype(str)), return_inverse=True, return_counts=True
         )[1:]
         weights = sizes[groups] ** (config.balance - 1.0)
         self.weights = weights / weights.sum()
         self.ancestors = {
-            term: sorted(ontology.ancestors(term) - self.EMPTY_ANCESTORS) for term in set(data.term_ids.tolist())
+            term: sorted(ontology.ancestors(term) - ontology.UNINFORMATIVE) for term in set(data.term_ids.tolist())
+        }
+        self.beside = {
+            term: sorted(
+                other
+                for other in frozenset().union(*map(ontology.siblings, (term, *above)))
+                if not ontology.related(term, other)
+            )
+            for term, above in self.ancestors.items()
         }
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
             rows = self.rng.choice(len(self.weights), self.config.batch_size, replace=False, p=self.weights)
             yield self.batch(rows)
 
-    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """One batch of the given cells."""
+    def batch(self, rows: np.ndarray) -> dict[str, Any]:
+        """One batch of the given cells: what the model takes, and the `wordings` of its texts."""
         own = [str(term) for term in self.data.term_ids[rows]]
         described_by = [self._describing_term(term) for term in own]
         terms = sorted(set(described_by))
+        terms += self._wrong_terms(own, terms)
         text_index = np.array([terms.index(term) for term in described_by])
-        neutral = np.array([[_related(term, other) for other in terms] for term in own])
+        neutral = np.array([[ontology.related(term, other) for other in terms] for term in own])
         neutral[np.arange(len(rows)), text_index] = False
         ids, mask = self._cells(rows)
-        texts = self.processor(
-            text=[self._wording(ontology.get_term(term)) for term in terms],
-            text_kwargs={"max_length": self.config.max_tokens},
-            return_tensors="pt",
-        )
+        wordings = [self._wording(ontology.get_term(term)) for term in terms]
+        texts = self.processor(text=wordings, text_kwargs={"max_length": self.config.max_tokens}, return_tensors="pt")
         return {
             "cell_input_ids": torch.from_numpy(ids),
             "cell_attention_mask": torch.from_numpy(mask),
+            "wordings": wordings,
             "input_ids": texts["input_ids"],
             "attention_mask": texts["attention_mask"],
             "text_index": torch.from_numpy(text_index),
@@ -273,17 +315,32 @@ class CellTextBatches:
             return str(self.rng.choice(above))
         return term
 
+    def _wrong_terms(self, own: list[str], described: list[str]) -> list[str]:
+        """Types beside those of the batch's cells and their ancestors, drawn among all that there are."""
+        beside = sorted({str(self.rng.choice(self.beside[term])) for term in own if self.beside[term]} - {*described})
+        return self.rng.permutation(beside)[: self.config.sibling_texts].tolist()
+
+    @property
+    def wordings(self) -> list[str]:
+        """Everything that can be said of the corpus's cells: every type and ancestor, in all its wordings."""
+        terms = set(self.ancestors).union(*self.ancestors.values())
+        return [wording for term in sorted(terms) for wording in ontology.get_term(term).wordings]
+
     def _wording(self, term: ontology.Term) -> str:
         if term.definition and self.rng.random() >= self.config.name_only_share:
             return term.description
-        return f"cell type: {self.rng.choice([term.name, *term.synonyms])}"
+        return str(self.rng.choice(term.short_wordings))
 
     def _cells(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of the cells with a random share of their genes left out, order kept."""
+        """Ids and mask of the cells with some of their genes left out, order kept."""
         sequences = []
         for row in rows:
             cls, genes = np.split(self.data.cells[row], [1])
             kept = self.rng.random(len(genes)) >= self.rng.uniform(0, self.config.gene_dropout)
+            if self.rng.random() < self.config.panel_share:
+                on_panel = self.measured[self.rng.integers(len(self.measured)), genes]
+                # Two panels may have next to nothing in common: then the cell stays as it is.
+                kept &= on_panel if on_panel.sum() >= self.fewest_genes else True
             sequences.append(np.concatenate([cls, genes[kept]])[: self.config.max_genes])
         mask = np.arange(max(map(len, sequences))) < np.array([[len(s)] for s in sequences])
         ids = np.zeros(mask.shape, dtype=np.int64)
@@ -291,8 +348,39 @@ class CellTextBatches:
         return ids, mask.astype(np.int64)
 
 
-def _related(term: str, other: str) -> bool:
-    return term == other or other in ontology.ancestors(term) or term in ontology.ancestors(other)
+class FrozenTexts:
+    """What a text tower that is not trained makes of a text: every wording is read once, and then remembered."""
+
+    def __init__(self, model: LangCellModel, processor: LangCellProcessor, max_tokens: int):
+        self.model, self.processor, self.max_tokens = model, processor, max_tokens
+        self._pooled: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, wordings: list[str]) -> torch.Tensor:
+        """`(texts, hidden_size)` pooled states."""
+        unread = [wording for wording in wordings if wording not in self._pooled]
+        if unread:
+            texts = self.processor(text=unread, text_kwargs={"max_length": self.max_tokens}, return_tensors="pt")
+            pooled = self.model.text_model(**texts.to(self.model.device), pooled_only=True).pooler_output
+            self._pooled.update(zip(unread, pooled, strict=True))
+        return torch.stack([self._pooled[wording] for wording in wordings])
+
+
+@torch.no_grad()
+def start_text_projection(model: LangCellModel, pooled: torch.Tensor) -> None:
+    """
+    Makes the projection of the texts the principal components of these `(texts, hidden_size)` pooled states, at unit
+    length on average: what sets descriptions apart is kept, what they share is not.
+    """
+    projection = model.text_projection
+    components = min(projection.out_features, *pooled.shape)
+    mean = pooled.mean(dim=0)
+    _, _, directions = torch.linalg.svd(pooled - mean, full_matrices=False)
+    directions = directions[:components] / ((pooled - mean) @ directions[:components].T).norm(dim=1).mean()
+    projection.weight.zero_()
+    projection.weight[:components] = directions
+    projection.bias.zero_()
+    projection.bias[:components] = -directions @ mean
 
 
 # ---------------------------------------------------------------------- the loop
@@ -318,6 +406,12 @@ def pretrain(config: PretrainingConfig) -> Path:
     accelerator = Accelerator(mixed_precision=config.precision)
     model, processor = start_model(config, files)
     data = read_labelled_cells(files, processor.feature_extractor, max_length=2 * config.max_genes)
+    batches = CellTextBatches(data, processor, config)
+    frozen_texts = FrozenTexts(model, processor, config.max_tokens)
+    if config.start is None:
+        model.text_model.eval()
+        start_text_projection(model, frozen_texts(batches.wordings))
+    model.text_projection.requires_grad_(config.train_text_projection)
     model.cell_model.requires_grad_(config.train_cell_tower)
     if not config.train_text_tower:
         for name, parameter in model.text_model.named_parameters():
@@ -331,7 +425,7 @@ def pretrain(config: PretrainingConfig) -> Path:
         accelerator.unwrap_model(model).text_model.eval()  # A frozen encoder should read alike each time.
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    batches = iter(CellTextBatches(data, processor, config))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging)) if config.averaging else None
     main = accelerator.is_main_process
     with (
         Progress(*columns, disable=not main) as progress,
@@ -339,14 +433,19 @@ def pretrain(config: PretrainingConfig) -> Path:
     ):
         task = progress.add_task("Training", total=config.steps)
         started = time.monotonic()
-        for step in range(1, config.steps + 1):
-            batch = {key: value.to(accelerator.device) for key, value in next(batches).items()}
+        for step, batch in enumerate(islice(batches, config.steps), start=1):
+            wordings = batch.pop("wordings")
+            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+            if not config.train_text_tower:
+                batch["text_pooled"] = frozen_texts(wordings)
             outputs = model(**batch)
             accelerator.backward(outputs.loss)
             norm = accelerator.clip_grad_norm_(trained, config.max_gradient_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            if averaged is not None:
+                averaged.update_parameters(model)
             losses = {key: value.item() for key, value in outputs.items() if key.endswith("loss")}
             if not math.isfinite(losses["loss"]):
                 raise RuntimeError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
@@ -356,7 +455,7 @@ def pretrain(config: PretrainingConfig) -> Path:
 
     accelerator.wait_for_everyone()
     if main:
-        _save(accelerator.unwrap_model(model), processor, config)
+        _save(accelerator.unwrap_model(model if averaged is None else averaged.module), processor, config)
     return output
 
 

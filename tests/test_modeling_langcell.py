@@ -515,6 +515,38 @@ class TestTowers:
         out = model(**text_inputs(), encoder_hidden_states=torch.randn(CELLS, GENES, CELL_WIDTH), texts_per_cell=TEXTS)
         assert torch.equal(out.pooler_output, out.last_hidden_state[:, 0])
 
+    @pytest.mark.parametrize("masked", [True, False])
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    @pytest.mark.parametrize("model_class", [LangCellCellModel, LangCellTextModel])
+    def test_pooled_only_is_the_same_with_less_work(self, model_class, implementation, masked):
+        tester = TESTERS[model_class]
+        model, inputs = tester.model(attn_implementation=implementation), tester.inputs()
+        if not masked:
+            del inputs["attention_mask"]
+        whole = model(**inputs)
+        shapes = []
+        model.encoder.layer[-1].output.dense.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[1]))
+        pooled = model(**inputs, pooled_only=True)
+        torch.testing.assert_close(pooled.pooler_output, whole.pooler_output, atol=1e-5, rtol=0)
+        assert shapes == [1]
+        assert pooled.last_hidden_state.shape[1] == 1
+
+    def test_pooled_only_of_mean_pooled_texts(self):
+        tester = TESTERS[LangCellTextModel]
+        model = tester.model(tester.config(text_config={"pooling": "mean"}))
+        assert_same(model(**text_inputs(), pooled_only=True), model(**text_inputs()), tester.shapes)
+
+    def test_pooled_only_of_pairs(self):
+        model = TESTERS[LangCellTextModel].model()
+        cells = {
+            "encoder_hidden_states": torch.randn(CELLS, GENES, CELL_WIDTH),
+            "encoder_attention_mask": cell_inputs()["attention_mask"],
+            "texts_per_cell": TEXTS,
+        }
+        whole, pooled = (model(**text_inputs(), **cells, pooled_only=only) for only in (False, True))
+        assert pooled.last_hidden_state.shape == (CELLS * TEXTS, 1, TEXT_WIDTH)
+        torch.testing.assert_close(pooled.pooler_output, whole.pooler_output, atol=1e-5, rtol=0)
+
     @pytest.mark.parametrize("texts_per_cell", [None, 1, 3])
     def test_texts_that_do_not_divide(self, texts_per_cell):
         model = TESTERS[LangCellTextModel].model()
@@ -572,8 +604,8 @@ class TestJointModel:
             cell_input_ids=inputs["cell_input_ids"], cell_attention_mask=inputs["cell_attention_mask"]
         )
         texts = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        assert torch.equal(cells, out.cell_embeds)
-        assert torch.equal(texts, out.text_embeds)
+        torch.testing.assert_close(cells, out.cell_embeds, atol=1e-5, rtol=0)
+        torch.testing.assert_close(texts, out.text_embeds, atol=1e-5, rtol=0)
 
     def test_projections_are_of_the_pooled_states(self, model):
         out = model(**joint_inputs())
@@ -707,8 +739,9 @@ class TestJointModel:
         model = TESTERS[LangCellModel].model(attn_implementation="flex_attention")
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(**joint_inputs(), return_matching=True)
-        # Two cell layers, three text layers alone and three in pairs; the latter three also look at the cells.
-        assert attention_calls == {"flex_attention": 2 + 3 + 3, "sdpa": 3}
+        # Two cell layers, three text layers alone and three in pairs; the latter three also look at the cells, and the
+        # last of them reads for `[CLS]` alone.
+        assert attention_calls == {"flex_attention": 2 + 3 + 2, "sdpa": 3 + 1}
 
 
 @pytest.fixture(scope="module", params=[LangCellForPreTraining, LangCellModel], ids=lambda c: c.__name__)
@@ -951,6 +984,19 @@ class TestPreTraining:
         ids, mask = cell_inputs().values()
         with pytest.raises(ValueError, match="need input_ids and text_index"):
             pretraining_model()(cell_input_ids=ids, cell_attention_mask=mask)
+
+    def test_known_texts_are_not_read_again(self):
+        model = pretraining_model(masked_gene_weight=0, cell_cell_weight=0, matching_weight=0)
+        expected = run_pretraining(model).loss
+        inputs = TESTERS[LangCellForPreTraining].inputs()
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        pooled = model.text_model(ids, mask).pooler_output
+        text_rows = rows_seen(model.text_model.encoder.layer[0])
+        torch.testing.assert_close(model(**inputs, text_pooled=pooled).loss, expected)
+        assert not text_rows
+        model.config.matching_weight = 1
+        with pytest.raises(ValueError, match="need input_ids"):
+            model(**inputs, text_pooled=pooled)
 
     def test_nothing_asked(self):
         assert run_pretraining(pretraining_model(**dict.fromkeys(WEIGHTS, 0))).loss is None

@@ -5,7 +5,17 @@ import anndata as ad
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.ontology import all_terms, ancestors, descendants, describe, find_term, get_term
+from modeling_langcell.ontology import (
+    UNINFORMATIVE,
+    all_terms,
+    ancestors,
+    descendants,
+    describe,
+    find_term,
+    get_term,
+    related,
+    siblings,
+)
 
 
 def test_every_living_term_of_the_ontology_is_there():
@@ -102,3 +112,29 @@ def test_every_type_of_the_real_cells_is_found_by_its_name(shared):
         for name, term_id in obs.astype(str).itertuples(index=False):
             if term_id.startswith("CL:"):
                 assert find_term(name).id == term_id, (path.name, name)
+
+
+def test_siblings_share_a_parent_and_are_not_related():
+    classical, other, t_cell = (find_term(n).id for n in ("classical monocyte", "non-classical monocyte", "T cell"))
+    assert other in siblings(classical)
+    assert classical in siblings(other)
+    assert t_cell not in siblings(classical)
+    for term in all_terms()[::53]:
+        for sibling in siblings(term.id):
+            assert not related(term.id, sibling)
+            assert (ancestors(term.id) & ancestors(sibling)) - UNINFORMATIVE
+
+
+def test_related_is_either_above_or_below():
+    b_cell, lymphocyte, monocyte = "CL:0000236", "CL:0000542", "CL:0000576"
+    assert related(b_cell, lymphocyte)
+    assert related(lymphocyte, b_cell)
+    assert related(b_cell, b_cell)
+    assert not related(b_cell, monocyte)
+
+
+def test_wordings_are_names_then_the_description():
+    term = find_term("natural killer cell")
+    assert term.wordings == (*term.short_wordings, term.description)
+    assert term.short_wordings[0] == "cell type: natural killer cell"
+    assert len(term.short_wordings) == 1 + len(term.synonyms)

@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -13,11 +14,19 @@ import pytest
 import scipy.sparse as sp
 import torch
 import yaml
+from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
 from modeling_langcell.corpus import build_gene_vocabulary, read_gene_info, read_labelled_cells
-from modeling_langcell.pretraining import CellTextBatches, PretrainingConfig, pretrain, start_model
+from modeling_langcell.pretraining import (
+    CellTextBatches,
+    FrozenTexts,
+    PretrainingConfig,
+    pretrain,
+    start_model,
+    start_text_projection,
+)
 
 from .conftest import GENES, REPOSITORY, SYMBOLS, WORDS
 
@@ -133,6 +142,25 @@ def test_gene_embeddings_start_from_names(settings):
     assert not torch.allclose(weight[2:-1], random[2:-1], atol=1e-3)
 
 
+def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
+    """Its `<cls>` state follows the mean of the cell's gene states, which that of a random start hardly does."""
+    ids = torch.randint(2, 40, (20, 30))
+
+    def agreement(**overrides):
+        random_genes = settings | {"gene_names_start": False} | overrides
+        model, _ = start_model(PretrainingConfig(**random_genes), files(settings))
+        tower = model.cell_model.eval()
+        with torch.no_grad():
+            states, pooled = tower.embeddings(ids).mean(dim=1), tower(ids).pooler_output
+        distances = torch.stack([torch.pdist(states), torch.pdist(pooled)])
+        return torch.corrcoef(distances)[0, 1].item(), torch.pdist(pooled).mean().item()
+
+    ids[:, 0] = 42
+    (follows, apart), (_, hardly_apart) = agreement(gene_average_start=True), agreement()
+    assert follows > 0.7
+    assert apart > 3 * hardly_apart
+
+
 class TestBatches:
     @pytest.fixture
     def batches(self, settings):
@@ -179,11 +207,90 @@ class TestBatches:
             lengths.append(len(seen) / len(whole))
         assert min(lengths) < 0.9
 
+    def test_a_cell_on_another_panel_shows_only_its_genes(self, settings, batches):
+        config = PretrainingConfig(**settings | {"panel_share": 1.0, "gene_dropout": 0.0, "max_genes": 64})
+        half = np.arange(2, 2 + len(GENES) // 2)
+        data = replace(batches.data, panels=dict.fromkeys(batches.data.panels, half))
+        twin = CellTextBatches(data, batches.processor, config)
+        assert not np.isin(twin._cells(np.arange(5))[0][:, 1:], half).all(), "too few genes left: shown whole"
+        twin.fewest_genes = 1
+        ids, mask = twin._cells(np.arange(5))
+        assert np.isin(ids[:, 1:][mask[:, 1:] == 1], half).all()
+        assert mask.sum() > 5
+
+    def test_siblings_are_wrong_for_every_cell(self, settings, batches):
+        config = PretrainingConfig(**settings | {"sibling_texts": 3, "ancestor_share": 0.0})
+        batches = CellTextBatches(batches.data, batches.processor, config)
+        for _, batch in zip(range(10), batches, strict=False):
+            own = torch.unique(batch["text_index"])
+            extra = len(batch["wordings"]) - len(own)
+            assert own.tolist() == list(range(len(own))), "texts of the batch's cells come first"
+            assert 0 < extra <= 3
+            assert not batch["neutral"][:, len(own) :].all(dim=0).any()
+
+    def test_wordings_are_all_that_a_batch_can_say(self, settings, batches):
+        said = {wording for _, batch in zip(range(20), batches, strict=False) for wording in batch["wordings"]}
+        assert said <= set(batches.wordings)
+
     def test_the_same_seed_draws_the_same(self, settings, batches):
         config = PretrainingConfig(**settings)
         twin = CellTextBatches(batches.data, batches.processor, config)
-        for name, tensor in next(iter(batches)).items():
-            assert torch.equal(tensor, next(iter(twin))[name]) or name != "cell_input_ids"
+        first, second = next(iter(batches)), next(iter(twin))
+        assert first.pop("wordings") == second.pop("wordings")
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_frozen_tower_reads_every_wording_once(settings):
+    model, processor = start_model(PretrainingConfig(**settings), files(settings))
+    frozen = FrozenTexts(model.eval(), processor, max_tokens=16)
+    read = []
+    model.text_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    pooled = frozen(["b cell", "t cell"])
+    again = frozen(["t cell", "monocyte", "b cell"])
+    assert read == [2, 1]
+    assert torch.equal(again[[2, 0]], pooled)
+    batch = processor(text=["monocyte"], return_tensors="pt")
+    torch.testing.assert_close(again[1], model.text_model(**batch).pooler_output[0], atol=1e-5, rtol=0)
+
+
+def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
+    settings["model"]["projection_dim"] = 24
+    model, _ = start_model(PretrainingConfig(**settings), files(settings))
+    pooled = torch.randn(40, 24) * torch.linspace(0.1, 2, 24) + 5
+    start_text_projection(model, pooled)
+    projected = model.text_projection(pooled)
+    torch.testing.assert_close(projected.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(projected.norm(dim=1).mean(), torch.tensor(1.0))
+    ratio = torch.pdist(projected) / torch.pdist(pooled)
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
+
+
+def test_what_is_saved_is_the_average(settings, monkeypatch):
+    seen = []
+    update = AveragedModel.update_parameters
+
+    def remember(averaged, model):
+        update(averaged, model)
+        seen.append(model.cell_projection.weight.detach().clone())
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", remember)
+    output = pretrain(PretrainingConfig(**settings | {"steps": 3, "averaging": 0.75}))
+    expected = seen[0]
+    for weight in seen[1:]:
+        expected = 0.75 * expected + 0.25 * weight
+    assert not torch.allclose(expected, seen[-1])
+    torch.testing.assert_close(LangCellModel.from_pretrained(output).cell_projection.weight.data, expected)
+
+
+def test_a_frozen_text_projection_stays(settings, tmp_path):
+    settings |= {"train_text_projection": False, "train_text_tower": False, "steps": 2}
+    first = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**settings)))
+    more = settings | {"learning_rate": 0.1, "output": str(tmp_path / "more")}
+    second = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**more)))
+    assert torch.equal(first.text_projection.weight, second.text_projection.weight)
+    assert not torch.equal(first.cell_projection.weight, second.cell_projection.weight)
 
 
 def test_a_run_learns_and_its_checkpoint_annotates(settings, corpus, tmp_path):

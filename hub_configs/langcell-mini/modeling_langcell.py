@@ -103,14 +103,33 @@ class LangCellMultiHeadAttention(nn.Module):
         )
         return states.flatten(2), weights
 
+    def attend_unevenly(self, query, key, value, padding_mask, **kwargs):
+        """
+        As `attend`, for queries that are not as many as the keys; `padding_mask` is `(rows, keys)`, 1 for tokens.
+
+        transformers' flash kernels un-pad queries with the keys' mask, and a flex block mask is bound to one query
+        length: both are wrong here, so anything but eager runs on sdpa, with one mask row for all queries.
+        """
+        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
+        mask = None if padding_mask is None else padding_mask[:, None, None, :].bool()
+        return self.attend(implementation, query, key, value, mask, **kwargs)
+
 
 class LangCellSelfAttention(LangCellMultiHeadAttention):
-    """Attention of a sequence to itself."""
+    """Attention of a sequence, or of its first token alone, to the whole of it."""
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        first_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = (self.heads(p(hidden_states)) for p in (self.query, self.key, self.value))
+        key, value = self.heads(self.key(hidden_states)), self.heads(self.value(hidden_states))
+        if first_only:
+            query = self.heads(self.query(hidden_states[:, :1]))
+            return self.attend_unevenly(query, key, value, attention_mask, **kwargs)
+        query = self.heads(self.query(hidden_states))
         return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
 
 
@@ -136,11 +155,7 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
         blocks = self.query(hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
         query = self.heads(blocks).expand(cells, -1, -1, -1)
         key, value = (self.heads(p(cell_hidden_states)) for p in (self.key, self.value))
-        # transformers' flash kernels un-pad queries with the keys' mask, and a flex block mask is bound to one query
-        # length: both are wrong here, so anything but eager runs on sdpa, with one mask row for all queries.
-        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
-        mask = None if cell_attention_mask is None else cell_attention_mask[:, None, None, :].bool()
-        states, weights = self.attend(implementation, query, key, value, mask, **kwargs)
+        states, weights = self.attend_unevenly(query, key, value, cell_attention_mask, **kwargs)
         return states.unflatten(1, (texts_per_cell, length)).flatten(0, 1), weights
 
 
@@ -165,8 +180,9 @@ class LangCellAttention(nn.Module):
         self.self = LangCellSelfAttention(config)
         self.output = LangCellResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states, attention_mask, **kwargs):
-        return self.output(self.self(hidden_states, attention_mask, **kwargs)[0], hidden_states)
+    def forward(self, hidden_states, attention_mask, first_only=False, **kwargs):
+        attended, _ = self.self(hidden_states, attention_mask, first_only, **kwargs)
+        return self.output(attended, hidden_states[:, :1] if first_only else hidden_states)
 
 
 class LangCellAttentionToCell(nn.Module):
@@ -205,8 +221,8 @@ class LangCellCellLayer(GradientCheckpointingLayer):
         self.intermediate = LangCellIntermediate(config)
         self.output = LangCellResidual(config, config.intermediate_size)
 
-    def forward(self, hidden_states, attention_mask=None, **kwargs):
-        hidden_states = self.attention(hidden_states, attention_mask, **kwargs)
+    def forward(self, hidden_states, attention_mask=None, first_only=False, **kwargs):
+        hidden_states = self.attention(hidden_states, attention_mask, first_only, **kwargs)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -227,9 +243,10 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         cell_hidden_states=None,
         cell_attention_mask=None,
         texts_per_cell=1,
+        first_only=False,
         **kwargs,
     ):
-        hidden_states = self.attention(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.attention(hidden_states, attention_mask, first_only, **kwargs)
         if cell_hidden_states is not None:
             hidden_states = self.crossattention(
                 hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs
@@ -297,6 +314,7 @@ class LangCellCellModel(LangCellTowerModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        pooled_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
@@ -304,14 +322,18 @@ class LangCellCellModel(LangCellTowerModel):
             input_ids: `(cells, genes)` ids, `<cls>` first and the highest-ranked genes after it.
             attention_mask: `(cells, genes)`, 1 for genes and 0 for padding; all ones when left out.
             inputs_embeds: `(cells, genes, hidden_size)` in place of `input_ids`.
+            pooled_only: Whether `pooler_output` is all that is wanted: the last layer then computes the `<cls>` state
+                alone, which in a shallow tower saves much of the work.
 
         Returns:
-            `last_hidden_state` `(cells, genes, hidden_size)` and `pooler_output`, its `<cls>` state.
+            `last_hidden_state` `(cells, genes, hidden_size)`, or `(cells, 1, hidden_size)` if `pooled_only`, and
+            `pooler_output`, its `<cls>` state.
         """
         hidden_states = self.embeddings(input_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
         for layer in self.encoder.layer:
-            hidden_states = layer(hidden_states, mask, **kwargs)
+            first_only = pooled_only and layer is self.encoder.layer[-1]
+            hidden_states = layer(hidden_states, attention_mask if first_only else mask, first_only, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
@@ -340,6 +362,7 @@ class LangCellTextModel(LangCellTowerModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         texts_per_cell: int | None = None,
+        pooled_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """
@@ -354,12 +377,14 @@ class LangCellTextModel(LangCellTowerModel):
             texts_per_cell: How texts and cells pair. By default `texts / cells`: each cell has its own texts, laid
                 block after block. Set to the number of texts, every text is read against every cell, and what depends
                 on the text alone is computed once a text.
+            pooled_only: Whether `pooler_output` is all that is wanted: where that is the `[CLS]` state, the last layer
+                computes no other.
 
         Returns:
             `last_hidden_state` `(texts, tokens, hidden_size)`, or `(cells * texts_per_cell, tokens, hidden_size)`,
-            cell by cell, in multimodal mode; `pooler_output` its `[CLS]` state, or the mean over the tokens of a text
-            when `config.pooling` is `"mean"` and there are no cells. Cross-attentions are
-            `(cells, heads, texts_per_cell * tokens, genes)`.
+            cell by cell, in multimodal mode (of one token if only the `[CLS]` state was computed); `pooler_output` its
+            `[CLS]` state, or the mean over the tokens of a text when `config.pooling` is `"mean"` and there are no
+            cells. Cross-attentions are `(cells, heads, texts_per_cell * tokens, genes)`.
 
         Raises:
             ValueError: when the texts do not divide among the cells.
@@ -377,9 +402,17 @@ class LangCellTextModel(LangCellTowerModel):
                     "of the cells, or texts_per_cell equal to the number of texts to pair all with all."
                 )
 
+        takes_mean = self.config.pooling == "mean" and encoder_hidden_states is None
         for layer in self.encoder.layer:
+            first_only = pooled_only and not takes_mean and layer is self.encoder.layer[-1]
             hidden_states = layer(
-                hidden_states, mask, encoder_hidden_states, encoder_attention_mask, texts_per_cell, **kwargs
+                hidden_states,
+                attention_mask if first_only else mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                texts_per_cell,
+                first_only,
+                **kwargs,
             )
             if shared:  # The first cross-attention has made pairs of the shared texts.
                 attention_mask = None if attention_mask is None else attention_mask.repeat(cells, 1)
@@ -389,7 +422,7 @@ class LangCellTextModel(LangCellTowerModel):
                 shared = False
 
         pooled = hidden_states[:, 0]
-        if self.config.pooling == "mean" and encoder_hidden_states is None:
+        if takes_mean:
             weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
             weights = weights.to(hidden_states.dtype).unsqueeze(-1)
             pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
@@ -461,7 +494,7 @@ class LangCellModel(LangCellPreTrainedModel):
         """
         `(cells, projection_dim)` L2-normalised embeddings of `(cells, genes)` ids: `cell_embeds` of `forward`.
         """
-        cells = self.cell_model(cell_input_ids, cell_attention_mask, return_dict=True, **kwargs)
+        cells = self.cell_model(cell_input_ids, cell_attention_mask, pooled_only=True, return_dict=True, **kwargs)
         return self.project_cells(cells.pooler_output)
 
     def get_text_features(
@@ -473,7 +506,7 @@ class LangCellModel(LangCellPreTrainedModel):
         """
         `(texts, projection_dim)` L2-normalised embeddings of `(texts, tokens)` ids: `text_embeds` of `forward`.
         """
-        texts = self.text_model(input_ids, attention_mask, return_dict=True, **kwargs)
+        texts = self.text_model(input_ids, attention_mask, pooled_only=True, return_dict=True, **kwargs)
         return self.project_texts(texts.pooler_output)
 
     def get_similarity_logits(self, cell_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -508,9 +541,10 @@ class LangCellModel(LangCellPreTrainedModel):
             encoder_hidden_states=cell_hidden_states,
             encoder_attention_mask=cell_attention_mask,
             texts_per_cell=texts_per_cell,
+            pooled_only=True,
             return_dict=True,
         )
-        return self.matching_head(pairs.last_hidden_state[:, 0]).unflatten(0, (-1, texts_per_cell))
+        return self.matching_head(pairs.pooler_output).unflatten(0, (-1, texts_per_cell))
 
     @can_return_tuple
     def forward(
@@ -734,6 +768,7 @@ class LangCellForPreTraining(LangCellModel):
         attention_mask: torch.Tensor | None = None,
         text_index: torch.Tensor | None = None,
         neutral: torch.Tensor | None = None,
+        text_pooled: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """
@@ -743,9 +778,12 @@ class LangCellForPreTraining(LangCellModel):
             text_index: `(cells,)` row of each cell's description.
             neutral: `(cells, texts)` booleans, true where a text is true of a cell without being its description;
                 such pairs are neither positives nor negatives.
+            text_pooled: `(texts, hidden_size)` pooled states of the texts where the text tower is frozen and they are
+                known; `input_ids` are then needed for the matching alone.
         """
         config = self.config
         cells = len(cell_input_ids)
+        reads_genes = config.masked_gene_weight or config.matching_weight  # Not only what is pooled of a cell.
         # The views of the cells go through the tower as one batch: the cell itself, again under other dropout, masked.
         views = [cell_input_ids]
         if config.cell_cell_weight:
@@ -754,7 +792,7 @@ class LangCellForPreTraining(LangCellModel):
             masked, labels = self.masked_gene_modelling.corrupt(cell_input_ids)
             views.append(masked)
         view_mask = None if cell_attention_mask is None else cell_attention_mask.repeat(len(views), 1)
-        encoded = self.cell_model(torch.cat(views), view_mask, return_dict=True, **kwargs)
+        encoded = self.cell_model(torch.cat(views), view_mask, pooled_only=not reads_genes, return_dict=True, **kwargs)
         hidden_states = encoded.last_hidden_state.split(cells)
         pooled = encoded.pooler_output.split(cells)
 
@@ -767,11 +805,14 @@ class LangCellForPreTraining(LangCellModel):
         if config.cell_cell_weight:
             losses["cell_cell"] = self.cell_cell_contrast(pooled[0], pooled[1])
         if config.cell_text_weight or config.matching_weight:
-            if input_ids is None or text_index is None:
+            if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
                 raise ValueError(
                     "The objectives on texts need input_ids and text_index; set their weights to 0 without."
                 )
-            text_embeds = self.get_text_features(input_ids, attention_mask)
+            if text_pooled is None:
+                texts = self.text_model(input_ids, attention_mask, pooled_only=True, return_dict=True)
+                text_pooled = texts.pooler_output
+            text_embeds = self.project_texts(text_pooled)
             logits_per_cell = self.get_similarity_logits(self.project_cells(pooled[0]), text_embeds)
         if config.cell_text_weight:
             losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
