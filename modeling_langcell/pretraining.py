@@ -388,8 +388,8 @@ def start_text_projection(model: LangCellModel, pooled: torch.Tensor) -> None:
 
 def pretrain(config: PretrainingConfig) -> Path:
     """
-    Trains as `config` says. The folder `config.output` gets model and processor, `training.json` (the configuration
-    and versions) and, line by line while it trains, `losses.jsonl`.
+    Trains as `config` says. The folder `config.output` gets model and processor, `training.json` (configuration and
+    versions of this run and of those it goes on from) and, line by line while it trains, `losses.jsonl`.
 
     Returns:
         The checkpoint's folder.
@@ -473,8 +473,15 @@ def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: P
     saved.config.save_pretrained(config.output)
     processor.save_pretrained(config.output)
     versions = {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "accelerate")}
-    record = {"config": asdict(config), "versions": versions}
-    Path(config.output, "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    settings = {name: value for name, value in asdict(config).items() if name != "output"}
+    runs = [*_runs_before(config), {"config": settings, "versions": versions}]
+    Path(config.output, "training.json").write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+def _runs_before(config: PretrainingConfig) -> list[dict[str, Any]]:
+    """What is on record of how the checkpoint that a run starts from was trained."""
+    record = Path(config.start or "", "training.json")
+    return json.loads(record.read_text())["runs"] if config.start and record.is_file() else []
 
 
 def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

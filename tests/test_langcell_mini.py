@@ -37,7 +37,8 @@ def test_its_code_is_the_package_s():
     copies = sorted(path.name for path in MINI.glob("*.py"))
     assert len(copies) == 5
     for name in copies:
-        assert filecmp.cmp(MINI / name, REPOSITORY / "modeling_langcell" / name, shallow=False), name
+        same = filecmp.cmp(MINI / name, REPOSITORY / "modeling_langcell" / name, shallow=False)
+        assert same, f"cp modeling_langcell/{name} hub_configs/langcell-mini/"
 
 
 def test_its_weights_are_small_and_safe():

@@ -302,7 +302,8 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, corpus, tmp_path):
     assert [entry["step"] for entry in losses] == list(range(1, 301))
     text_loss = [entry["cell_text_loss"] for entry in losses]
     assert np.mean(text_loss[-10:]) < 0.5 * np.mean(text_loss[:5])
-    assert json.loads((output / "training.json").read_text())["config"]["steps"] == 300
+    (run,) = json.loads((output / "training.json").read_text())["runs"]
+    assert run["config"]["steps"] == 300
 
     annotator = LangCellAnnotator.from_pretrained(output)
     assert type(annotator.model) is LangCellModel
@@ -320,6 +321,8 @@ def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
     second = pretrain(PretrainingConfig(**more))
     before, after = LangCellModel.from_pretrained(first), LangCellModel.from_pretrained(second)
     assert after.config.matching_weight == 0.5
+    runs = json.loads((second / "training.json").read_text())["runs"]
+    assert [run["config"]["start"] for run in runs] == [None, str(first)]
     changed = {
         name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
     }
