@@ -3,6 +3,10 @@
 Speed and memory beside the published procedures, both measured in one run on the same cells.
 
     python eval/throughput.py tokenize --json eval/results/throughput_tokenize.json
+
+and the memory that making a corpus takes, by the number of its cells:
+
+    python eval/throughput.py corpus --json eval/results/throughput_corpus.json
 """
 
 import json
@@ -18,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import anndata as ad
 import datasets
 import numpy as np
 import scipy.sparse as sp
@@ -25,7 +30,9 @@ import torch
 import typer
 
 from modeling_langcell import LangCellFeatureExtractor
+from modeling_langcell.corpus import CorpusSettings, make_corpus
 from modeling_langcell.feature_extraction_langcell import RankedCells
+from modeling_langcell.sources import find_sources
 
 MAX_LENGTH = 2048
 GIGABYTE = 1e9
@@ -246,6 +253,54 @@ def memory(folder: Path, n_genes: int, seed: int) -> None:
     extractor(counts, gene_ids=gene_ids, return_tensors="np")
     peak["batch"] = (_resident("VmHWM") - before) / GIGABYTE
     typer.echo(json.dumps(peak))
+
+
+# ---------------------------------------------------------------------- corpus
+
+
+@app.command()
+def corpus(
+    cells: Annotated[list[int] | None, typer.Option(help="Numbers of cells; 5,000, 15,000 and 50,000.")] = None,
+    n_genes: Annotated[int, typer.Option("--genes", help="Genes.")] = 20_000,
+    chunk_cells: Annotated[int, typer.Option(help="Cells of a shard.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Peak memory of `langcell corpus` in one process, on synthetic cells, each time in a fresh one."""
+    peaks, seconds = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        gene_info = Path(folder) / "gene_info.tsv"
+        lines = ["Symbol\tSynonyms\tdbXrefs\tdescription"]
+        lines += [f"GENE{gene}\t-\tEnsembl:ENSG{gene:011d}\tgene {gene}" for gene in range(n_genes)]
+        gene_info.write_text("\n".join(lines) + "\n")
+        for n_cells in cells or (5_000, 15_000, 50_000):
+            adata = ad.AnnData(synthetic_counts(n_cells, n_genes, seed))
+            adata.var_names = [f"ENSG{gene:011d}" for gene in range(n_genes)]
+            adata.write_h5ad(Path(folder) / "cells.h5ad")
+            del adata
+            out = str(Path(folder) / f"corpus{n_cells}")
+            child = [
+                sys.executable,
+                str(Path(__file__)),
+                "corpus-memory",
+                folder,
+                str(gene_info),
+                out,
+                str(chunk_cells),
+            ]
+            start = time.perf_counter()
+            peaks[n_cells] = float(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            seconds[n_cells] = time.perf_counter() - start
+            typer.echo(f"{n_cells:,} cells: peak {peaks[n_cells]:.2f} GB, {seconds[n_cells]:.0f} s")
+    figures = {"genes": n_genes, "chunk_cells": chunk_cells, "peak_gb": peaks, "seconds": seconds}
+    _write(json_file, seed, figures)
+
+
+@app.command(hidden=True)
+def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) -> None:
+    """Makes a corpus of `cells.h5ad` and says the peak memory of this process in GB."""
+    make_corpus(find_sources([str(sources / "cells.h5ad")]), out, CorpusSettings(gene_info, chunk_cells=chunk_cells))
+    typer.echo(_resident("VmHWM") / GIGABYTE)
 
 
 # ---------------------------------------------------------------------- the record

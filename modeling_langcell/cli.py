@@ -3,6 +3,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -188,6 +189,50 @@ def convert(
         output=out,
     )
     typer.echo(f"Checkpoint: {folder}")
+
+
+@app.command()
+def corpus(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=".h5ad files, folders, SOMA experiments.")],
+    out: Annotated[Path, typer.Option(help="Folder for the corpus; one that was begun is gone on with.")],
+    gene_info: Annotated[Path, typer.Option(help="NCBI's gene_info(.gz) table: the genes to look for.")],
+    vocabulary: Annotated[str | None, typer.Option(help="Corpus or checkpoint whose genes to use.")] = None,
+    where: Annotated[str | None, typer.Option(help="Which cells: a condition on obs, \"tissue == 'blood'\".")] = None,
+    on_unfit: Annotated[str, typer.Option(help="Sources that cannot be used: refuse, or skip.")] = "refuse",
+    max_genes: Annotated[int, typer.Option(help="Genes kept of a cell, <cls> included.", min=2, max=65535)] = 2048,
+    min_cells: Annotated[int, typer.Option(help="Genes counted in fewer cells get no id.", min=1)] = 10,
+    chunk_cells: Annotated[int, typer.Option(help="Cells of a shard; memory grows with it.", min=1)] = 4096,
+    num_proc: Annotated[int, typer.Option(help="Processes on this machine.", min=1)] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, for an atlas.")] = None,
+) -> None:
+    """Make a pre-training corpus of many studies; killed, it goes on where it was."""
+    from .corpus import CorpusSettings, make_corpus
+    from .sources import find_sources
+
+    if on_unfit not in ("refuse", "skip"):
+        raise InputError(f"--on-unfit is refuse or skip, not {on_unfit!r}.")
+    settings = CorpusSettings(
+        gene_info=str(gene_info),
+        vocabulary=vocabulary,
+        max_genes=max_genes,
+        min_cells=min_cells,
+        chunk_cells=chunk_cells,
+    )
+    made = make_corpus(
+        find_sources(inputs, where),
+        out,
+        settings,
+        on_unfit="skip" if on_unfit == "skip" else "refuse",
+        processes=num_proc,
+        scheduler=scheduler,
+    )
+    for name, fault in made.manifest["unfit"].items():
+        typer.echo(f"Left out {name}: {fault}")
+    left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
+    reasons = "".join(f"; {number:,} left out ({reason})" for reason, number in sorted(left_out.items()))
+    studies = len(made.panels)
+    typer.echo(f"{len(made):,} cells of {studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
+    typer.echo(f"Corpus: {out}")
 
 
 # ---------------------------------------------------------------------- arguments and results

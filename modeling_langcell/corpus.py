@@ -1,160 +1,425 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""From `.h5ad` files to what pre-training reads: a gene vocabulary with medians, and ranked, labelled cells."""
+"""
+The pre-training corpus: many studies as sharded Arrow, each cell as ranked gene ids and the term ids that describe it.
 
-import csv
-import gzip
-import re
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+A corpus is made by small tasks, each of a few thousand cells of one source, that write one file each: in the first pass
+a sketch of the gene values, in the second a shard. What a task writes depends on its cells alone, files appear whole or
+not at all, and those that are there are not made again. So it does not matter how many processes share the work, where
+they run, or how often they are killed: the corpus is the same to the last byte.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
+from typing import Any, Literal
 
-import anndata as ad
 import numpy as np
-from rich.progress import track
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
 
-from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, RankedCells
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .files import write_whole
+from .gene_vocabulary import Gene, MedianSketch, every_gene, gene_vocabulary, read_gene_info
+from .shared_work import SharedWork
+from .sources import ASPECTS, Source, facts_of
 
-#: What `n_counts` is scaled to before a median is taken (Geneformer; LangCell, section 3.1).
-TARGET_COUNTS = 10_000
-CELL_TYPE_COLUMN = "cell_type_ontology_term_id"
-_CHUNK = 2048
+FORMAT = 1
+MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
+SHARDS, UNFINISHED = "shards", "unfinished"
 
 
 @dataclass(frozen=True)
-class Gene:
-    """A gene of NCBI's `gene_info`: names for matching, and the full name for a text start of its embedding."""
-
-    ensembl_id: str
-    symbol: str
-    synonyms: tuple[str, ...]
-    full_name: str
-
-
-def read_gene_info(path: str | Path) -> list[Gene]:
+class CorpusSettings:
     """
-    The genes of an NCBI `gene_info(.gz)` table that have an Ensembl id, each id once.
-
-    Raises:
-        InputError: The file is missing or lacks NCBI's columns.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"No gene_info table at {path}.")
-    genes: dict[str, Gene] = {}
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        table = csv.DictReader(lines, delimiter="\t")
-        if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
-            raise InputError(f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms or dbXrefs.")
-        for row in table:
-            synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
-            for ensembl_id in re.findall(r"Ensembl:(ENSG\d+)", row["dbXrefs"]):
-                genes.setdefault(ensembl_id, Gene(ensembl_id, row["Symbol"], synonyms, row["description"]))
-    return list(genes.values())
-
-
-def build_gene_vocabulary(files: Sequence[str | Path], genes: Sequence[Gene], min_cells: int = 10) -> dict[str, list]:
-    """
-    The genes counted in a corpus and their medians, as `LangCellFeatureExtractor(gene_vocabulary=...)` takes them.
-
-    A gene's median is that of its non-zero values over all cells, each cell scaled to 10,000 counts in all the genes
-    of its matrix, known or not (METHOD of Geneformer V1).
+    What a corpus depends on besides its sources.
 
     Args:
-        files: `.h5ad` files with raw counts in `X`, read in chunks.
-        genes: The genes to look for.
-        min_cells: Genes counted in fewer cells are left out.
+        gene_info: NCBI `gene_info` table, whose genes are looked for.
+        vocabulary: A corpus or checkpoint whose genes and medians are used; by default they are made of this one.
+        max_genes: Genes kept of a cell, `<cls>` included.
+        min_cells: Genes counted in fewer cells of the corpus get no id.
+        chunk_cells: Cells of a task and of a shard; memory grows with it.
     """
-    everything = LangCellFeatureExtractor(
-        {
-            "ensembl_ids": [gene.ensembl_id for gene in genes],
-            "medians": [1.0] * len(genes),
-            "names": ["|".join((gene.symbol, *gene.synonyms)) for gene in genes],
+
+    gene_info: str
+    vocabulary: str | None = None
+    max_genes: int = 2048
+    min_cells: int = 10
+    chunk_cells: int = 4096
+
+
+def make_corpus(
+    sources: Sequence[Source],
+    output: str | Path,
+    settings: CorpusSettings,
+    *,
+    on_unfit: Literal["refuse", "skip"] = "refuse",
+    processes: int = 1,
+    scheduler: str | None = None,
+) -> "Corpus":
+    """
+    Makes a corpus, or goes on with one that was begun with the same sources and settings.
+
+    Args:
+        sources: Where the cells come from.
+        output: Folder of the corpus.
+        settings: What else it depends on.
+        on_unfit: Whether a source that is damaged, or that holds no counts or too few known genes, is an error, or is
+            left out and named in the manifest.
+        processes: How many share the work on this machine.
+        scheduler: Address of a Dask scheduler whose workers do the work; they must see the same files.
+
+    Raises:
+        InputError: No sources, an unfit one, no fit one, or a folder that holds something else.
+    """
+    output = Path(output)
+    if (output / MANIFEST).exists():
+        if (output / UNFINISHED).exists():  # Killed when all was done but for clearing up.
+            shutil.rmtree(output / UNFINISHED)
+            return Corpus(output)
+        raise InputError(f"{output} holds a corpus already: choose a new folder.")
+    with SharedWork(processes, scheduler) as work:
+        making = _Making(sources, output, settings, on_unfit, work)
+        making.inspect()
+        making.claim_folder()
+        making.write_vocabulary()
+        making.write_shards()
+        making.write_panels()
+        making.write_manifest()
+    return Corpus(output)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some cells of a source: the `number`th `cells` of those asked for."""
+
+    source: Source
+    number: int
+    cells: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.source.name}-{self.number:06}"
+
+    def read(self) -> tuple[Any, pd.DataFrame]:
+        """The cells as an AnnData, and what is known of them."""
+        rows = self.source.rows[self.number * self.cells :][: self.cells]
+        adata = self.source.read(rows)
+        return adata, facts_of(adata.obs, self.source.name)
+
+
+class _Making:
+    """The steps of making a corpus, in their order."""
+
+    def __init__(self, sources, output, settings, on_unfit, work):
+        if not sources:
+            raise InputError("No sources: name .h5ad files, folders of them, or SOMA experiments.")
+        self.output, self.settings, self.on_unfit, self.work = output, settings, on_unfit, work
+        self.sources: list[Source] = list(sources)
+        self.inspected: dict[str, dict[str, Any]] = {}
+        self.unfit: dict[str, str] = {}
+
+    def inspect(self) -> None:
+        """Opens every source: how many cells, what checksum, whether its genes are known."""
+        found = self.work.share("Sources", _inspect, [(source, self.settings.gene_info) for source in self.sources])
+        self.inspected = {source.name: facts for source, facts in self._fit(self.sources, found)}
+
+    def claim_folder(self) -> None:
+        """A folder begun with other sources or settings is not gone on with."""
+        plan = {"format": FORMAT, "settings": asdict(self.settings), "sources": self.inspected, "unfit": self.unfit}
+        path = self.output / UNFINISHED / "plan.json"
+        if path.exists():
+            if json.loads(path.read_text()) != plan:
+                raise InputError(f"{self.output} was begun with other sources or settings: choose a new folder.")
+        elif self.output.exists() and any(self.output.iterdir()):
+            raise InputError(f"{self.output} is not empty: choose a new folder.")
+        else:
+            write_whole(path, _json(plan))
+
+    def write_vocabulary(self) -> None:
+        """The genes and their medians, merged of the chunks' sketches or taken from another corpus."""
+        found_unfit = self.output / UNFINISHED / "unfit.json"
+        if self.settings.vocabulary is not None:
+            vocabulary = _read_vocabulary(self.settings.vocabulary)
+        elif found_unfit.exists():
+            self._leave_out(json.loads(found_unfit.read_text()))
+            return
+        else:
+            chunks = self._chunks()
+            folder = self.output / UNFINISHED
+            tasks = [(chunk, self.settings.gene_info, str(folder / f"{chunk.file_name}.npz")) for chunk in chunks]
+            done = self._fit([chunk.source for chunk in chunks], self.work.share("Medians", _sketch, tasks))
+            sketches = (path for _, path in done)
+            genes, _ = _known_genes(self.settings.gene_info)
+            vocabulary = gene_vocabulary(map(MedianSketch.load, sketches), genes, self.settings.min_cells)
+        write_whole(self.output / GENES, _json(vocabulary))
+        write_whole(found_unfit, _json(self.unfit))
+
+    def write_shards(self) -> None:
+        """The ranked cells."""
+        chunks = self._chunks()
+        genes, folder = str(self.output / GENES), self.output / SHARDS
+        tasks = [(chunk, genes, self.settings.max_genes, str(folder / f"{chunk.file_name}.arrow")) for chunk in chunks]
+        encoded = self.work.share("Shards", _encode, tasks)
+        # The genes of this corpus are those of sources that could be read: now they must be.
+        done = self._fit([chunk.source for chunk in chunks], encoded, may_skip=self.settings.vocabulary is not None)
+        self.shards = [facts | {"source": source.name} for source, facts in done]
+        for chunk in chunks:
+            if chunk.source.name in self.unfit:
+                (folder / f"{chunk.file_name}.arrow").unlink(missing_ok=True)
+
+    def write_panels(self) -> None:
+        """The genes that were counted in each study at all."""
+        measured: dict[str, np.ndarray] = {}
+        for shard in self.shards:
+            for study, genes in shard["measured"].items():
+                measured[study] = measured.get(study, 0) | genes
+        panels = [np.flatnonzero(np.unpackbits(genes)) for _, genes in sorted(measured.items())]
+        table = pa.table({"study": pa.array(sorted(measured)), "token_ids": pa.array(panels, pa.list_(pa.uint32()))})
+        write_whole(self.output / PANELS, _arrow(table))
+
+    def write_manifest(self) -> None:
+        """What was made of what; with it the corpus is whole."""
+        sources = []
+        for source in self.sources:
+            shards = [shard for shard in self.shards if shard["source"] == source.name]
+            left_out = sum((Counter(shard["left_out"]) for shard in shards), Counter())
+            counts = {"kept": sum(shard["cells"] for shard in shards), "left_out": dict(sorted(left_out.items()))}
+            sources.append(
+                {"name": source.name, "location": Path(source.location).name, **self.inspected[source.name]} | counts
+            )
+        manifest = {
+            "format": FORMAT,
+            "settings": asdict(self.settings) | {"gene_info": Path(self.settings.gene_info).name},
+            "cells": sum(shard["cells"] for shard in self.shards),
+            "genes": len(json.loads((self.output / GENES).read_text())["ensembl_ids"]),
+            "sources": sources,
+            "unfit": self.unfit,
+            "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
-    )
-    token_ids, values = [], []
-    for file in track(files, description="Medians", disable=not sys.stdout.isatty()):
-        adata = ad.read_h5ad(file, backed="r")
-        source, match = everything.open(adata)
-        for start in range(0, len(source), _CHUNK):
-            counts = source.rows(start, min(start + _CHUNK, len(source)))
-            totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-            by_gene = everything.by_gene(counts, match)
-            per_cell = np.repeat(TARGET_COUNTS / np.maximum(totals, 1), np.diff(by_gene.indptr))
-            token_ids.append(by_gene.indices.astype(np.int32))
-            values.append((by_gene.data * per_cell).astype(np.float32))
-        adata.file.close()
-    ids, normalized = np.concatenate(token_ids), np.concatenate(values)
-    by_gene_and_value = np.lexsort((normalized, ids))
-    ids, normalized = ids[by_gene_and_value], normalized[by_gene_and_value]
-    counted, starts, n_cells = np.unique(ids, return_index=True, return_counts=True)
-    medians = (normalized[starts + (n_cells - 1) // 2].astype(np.float64) + normalized[starts + n_cells // 2]) / 2
-    kept = n_cells >= min_cells
-    chosen = sorted(zip(counted[kept] - 2, medians[kept], strict=True), key=lambda item: genes[item[0]].ensembl_id)
+        for half_written in (self.output / SHARDS).glob(".*"):
+            half_written.unlink()  # Of processes that were killed.
+        write_whole(self.output / MANIFEST, _json(manifest))
+        shutil.rmtree(self.output / UNFINISHED)
+
+    def _chunks(self) -> list[_Chunk]:
+        size = self.settings.chunk_cells
+        return [
+            _Chunk(source, number, size)
+            for source in self.sources
+            for number in range(-(-self.inspected[source.name]["asked_for"] // size))
+        ]
+
+    def _fit(
+        self, sources: Sequence[Source], results: Iterable[Any], may_skip: bool = True
+    ) -> list[tuple[Source, Any]]:
+        """Each result with its source, but for those of sources found unfit, which are left out or an error."""
+        pairs = list(zip(sources, results, strict=True))
+        faults = {source.name: result.fault for source, result in reversed(pairs) if isinstance(result, _Unfit)}
+        self._leave_out(faults)
+        if faults and (self.on_unfit == "refuse" or not may_skip or not self.sources):
+            raise InputError("\n".join(faults[name] for name in sorted(faults)))
+        return [(source, result) for source, result in pairs if source.name not in faults]
+
+    def _leave_out(self, faults: dict[str, str]) -> None:
+        self.unfit |= faults
+        self.sources = [source for source in self.sources if source.name not in faults]
+
+
+# ---------------------------------------------------------------------- tasks
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """What is wrong with the counts is said of the source."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source.location}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Unfit:
+    """What a task says of a source that cannot be used."""
+
+    fault: str
+
+
+def _telling_faults(task):
+    """A task that returns what is wrong with its source and does not raise it."""
+
+    @wraps(task)
+    def telling(*arguments):
+        try:
+            return task(*arguments)
+        except InputError as error:
+            return _Unfit(str(error))
+
+    return telling
+
+
+@lru_cache(maxsize=1)
+def _known_genes(gene_info: str) -> tuple[list[Gene], LangCellFeatureExtractor]:
+    genes = read_gene_info(gene_info)
+    return genes, every_gene(genes)
+
+
+@lru_cache(maxsize=1)
+def _extractor(genes: str, max_genes: int) -> LangCellFeatureExtractor:
+    return LangCellFeatureExtractor(json.loads(Path(genes).read_text()), max_length=max_genes)
+
+
+@_telling_faults
+def _inspect(source: Source, gene_info: str) -> dict[str, Any]:
+    """Opens a source and tries its first cells."""
+    asked_for = len(source.rows)
+    if asked_for:
+        _, every = _known_genes(gene_info)
+        with _naming(source):
+            every.read_counts(source.read(source.rows[:1]))
+    return {"sha256": source.checksum(), "cells": source.stored, "asked_for": asked_for}
+
+
+@_telling_faults
+def _sketch(chunk: _Chunk, gene_info: str, path: str) -> str:
+    """Writes the sketch of a chunk's gene values."""
+    if not Path(path).exists():
+        _, every = _known_genes(gene_info)
+        adata, facts = chunk.read()
+        with _naming(chunk.source):
+            counts, totals = every.read_counts(adata)
+        primary = facts["primary"].to_numpy()
+        MedianSketch.of(counts[primary], totals[primary]).save(path)
+    return path
+
+
+@_telling_faults
+def _encode(chunk: _Chunk, genes: str, max_genes: int, path: str) -> dict[str, Any]:
+    """Writes a shard, and says what is in it."""
+    if not Path(path).exists():
+        extractor = _extractor(genes, max_genes)
+        adata, facts = chunk.read()
+        with _naming(chunk.source):
+            ranked = extractor.rank(adata, empty_cells="mark")
+        reasons = np.select([~facts["primary"], ranked.without_genes], ["not primary data", "no known gene"], "")
+        kept = np.flatnonzero(reasons == "")
+        id_type = pa.uint16() if len(extractor) <= 2**16 else pa.uint32()
+        offsets = np.concatenate([[0], np.cumsum(ranked.lengths[kept])]).astype(np.int32)
+        flat = np.concatenate([ranked[int(cell)] for cell in kept] or [np.empty(0)]).astype(id_type.to_pandas_dtype())
+        columns = {
+            "token_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+            "length": pa.array(ranked.lengths[kept].astype(np.uint16)),
+            "study": pa.array(facts["study"].to_numpy()[kept], pa.string()),
+        } | {aspect: pa.array(facts[aspect].to_numpy()[kept], pa.string()) for aspect in ASPECTS}
+        left_out = dict(sorted(Counter(reasons[reasons != ""].tolist()).items()))
+        table = pa.table(columns).replace_schema_metadata({"left_out": json.dumps(left_out)})
+        write_whole(path, _arrow(table))
+    return _describe_shard(Path(path))
+
+
+def _describe_shard(path: Path) -> dict[str, Any]:
+    """What the manifest and the panels need to know of a shard; `measured` has a bit for every gene."""
+    content = path.read_bytes()
+    table = pa.ipc.open_stream(content).read_all()
+    measured = {}
+    for study in table["study"].unique().to_pylist():
+        token_ids = table.filter(pc.equal(table["study"], study))["token_ids"].combine_chunks().flatten()
+        seen = np.zeros(2**16 if token_ids.type == pa.uint16() else 2**20, dtype=bool)
+        seen[token_ids.to_numpy()] = True
+        measured[study] = np.packbits(seen)
     return {
-        "ensembl_ids": [genes[gene].ensembl_id for gene, _ in chosen],
-        "medians": [float(f"{median:.6g}") for _, median in chosen],
-        "names": ["|".join((genes[gene].symbol, *genes[gene].synonyms)) for gene, _ in chosen],
+        "file": path.name,
+        "cells": table.num_rows,
+        "left_out": json.loads(table.schema.metadata[b"left_out"]),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "measured": measured,
     }
 
 
-@dataclass(frozen=True)
-class LabelledCells:
+def _arrow(table: pa.Table) -> bytes:
+    """As `datasets` reads it from disk."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _read_vocabulary(source: str) -> dict[str, list]:
+    if (Path(source) / MANIFEST).is_file():
+        return Corpus(source).gene_vocabulary
+    try:
+        return LangCellFeatureExtractor.from_pretrained(source).gene_vocabulary
+    except OSError as error:
+        raise InputError(f"{source} is neither a corpus nor a checkpoint with a gene vocabulary: {error}") from error
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+# ---------------------------------------------------------------------- reading
+
+
+class Corpus:
     """
-    Ranked cells with the Cell Ontology term of each.
+    A corpus that was made: its cells stay on disk, what describes them is in memory as small integers.
 
     Args:
-        cells: The cells.
-        term_ids: `(cells,)` `CL:` ids.
-        studies: `(cells,)` the file that each cell is from.
-        panels: The ids of the genes that each study's matrix has.
-    """
-
-    cells: RankedCells
-    term_ids: np.ndarray
-    studies: np.ndarray
-    panels: dict[str, np.ndarray]
-
-
-def read_labelled_cells(
-    files: Sequence[str | Path], extractor: LangCellFeatureExtractor, max_length: int
-) -> LabelledCells:
-    """
-    Reads the cells of `.h5ad` files whose `obs` has a Cell Ontology id, ranked; cells marked `unknown` are left out.
-
-    Args:
-        files: Files with raw counts in `X` and `cell_type_ontology_term_id` in `obs`.
-        extractor: Ranks the cells.
-        max_length: Genes kept of a cell, `<cls>` included.
+        folder: Where it is.
 
     Raises:
-        InputError: A file without the column, or whose counts are refused.
+        InputError: There is none, or the making of it was not finished.
     """
-    parts: list[RankedCells] = []
-    terms: list[np.ndarray] = []
-    studies: list[np.ndarray] = []
-    panels: dict[str, np.ndarray] = {}
-    for file, adata in _open_all(files):
-        if CELL_TYPE_COLUMN not in adata.obs:
-            raise InputError(f"{file} has no column {CELL_TYPE_COLUMN} in obs.")
-        term_ids = adata.obs[CELL_TYPE_COLUMN].astype(str).to_numpy()
-        labelled = np.flatnonzero(np.char.startswith(term_ids.astype(str), "CL:"))
-        if len(labelled):
-            parts.append(extractor.rank(adata[labelled].to_memory(), max_length=max_length, empty_cells="mark"))
-            terms.append(term_ids[labelled])
-            studies.append(np.full(len(labelled), Path(file).stem, dtype=object))
-            token_ids = extractor.open(adata)[1].token_ids
-            panels[Path(file).stem] = np.unique(token_ids[token_ids >= 0])
-    if not parts:
-        raise InputError(f"No cell of the {len(files)} files has a Cell Ontology id in {CELL_TYPE_COLUMN}.")
-    return LabelledCells(RankedCells.concatenate(parts), np.concatenate(terms), np.concatenate(studies), panels)
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            begun = (self.folder / UNFINISHED).exists()
+            raise InputError(f"{folder} holds no corpus" + (": the making of it was not finished." if begun else "."))
+        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+
+    def __len__(self) -> int:
+        return int(self.manifest["cells"])
+
+    @cached_property
+    def gene_vocabulary(self) -> dict[str, list]:
+        """The genes and their medians, as `LangCellFeatureExtractor` takes them."""
+        return json.loads((self.folder / GENES).read_text())
+
+    @cached_property
+    def cells(self) -> Dataset:
+        """`token_ids`, `length`, `study` and a term id for each aspect, of every cell; they stay on disk."""
+        shards = [self.folder / SHARDS / shard["file"] for shard in self.manifest["shards"] if shard["cells"]]
+        return concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
+
+    @cached_property
+    def facts(self) -> pd.DataFrame:
+        """All but the genes, in memory: `length`, and categories for `study` and the aspects."""
+        table = self.cells.data.table.select(["length", "study", *ASPECTS])
+        return table.to_pandas(strings_to_categorical=True)
+
+    def token_ids(self, cells: Sequence[int]) -> list[np.ndarray]:
+        """Ranked ids of some cells, `<cls>` first."""
+        return [np.asarray(ids) for ids in self._token_ids[cells]["token_ids"]]
+
+    @cached_property
+    def panels(self) -> dict[str, np.ndarray]:
+        """Ids of all that was counted in each study, `<cls>` included."""
+        table = pa.ipc.open_stream((self.folder / PANELS).read_bytes()).read_all()
+        ids = (np.asarray(panel) for panel in table["token_ids"].to_pylist())
+        return dict(zip(table["study"].to_pylist(), ids, strict=True))
+
+    @cached_property
+    def _token_ids(self) -> Dataset:
+        return self.cells.select_columns("token_ids").with_format("numpy")
 
 
-def _open_all(files: Sequence[str | Path]) -> Iterator[tuple[str | Path, ad.AnnData]]:
-    for file in track(files, description="Cells", disable=not sys.stdout.isatty()):
-        adata = ad.read_h5ad(file, backed="r")
-        yield file, adata
-        adata.file.close()
-
-
-__all__ = ["Gene", "LabelledCells", "build_gene_vocabulary", "read_gene_info", "read_labelled_cells"]
+__all__ = ["Corpus", "CorpusSettings", "make_corpus"]

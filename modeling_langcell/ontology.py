@@ -87,6 +87,15 @@ def get_term(term_id: str) -> Term:
     )
 
 
+def is_term(term_id: str) -> bool:
+    """Whether this is the id of a living term."""
+    try:
+        get_term(term_id)
+    except InputError:
+        return False
+    return True
+
+
 @lru_cache
 def all_terms() -> tuple[Term, ...]:
     """Every living term of the Cell Ontology, by id."""
@@ -221,6 +230,7 @@ __all__ = [
     "describe",
     "find_term",
     "get_term",
+    "is_term",
     "related",
     "siblings",
 ]

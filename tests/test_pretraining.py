@@ -5,7 +5,6 @@ import gzip
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -18,15 +17,12 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
-from modeling_langcell.corpus import build_gene_vocabulary, read_gene_info, read_labelled_cells
-from modeling_langcell.pretraining import (
-    CellTextBatches,
-    FrozenTexts,
-    PretrainingConfig,
-    pretrain,
-    start_model,
-    start_text_projection,
-)
+from modeling_langcell.batches import CellTextBatches, FrozenTexts
+from modeling_langcell.corpus import Corpus, CorpusSettings, make_corpus
+from modeling_langcell.gene_vocabulary import read_gene_info
+from modeling_langcell.pretraining import PretrainingConfig, pretrain
+from modeling_langcell.sources import find_sources
+from modeling_langcell.tower_starts import start_model, start_text_projection
 
 from .conftest import GENES, REPOSITORY, SYMBOLS, WORDS
 
@@ -34,8 +30,8 @@ TYPES = {"CL:0000236": "B cell", "CL:0000623": "natural killer cell", "CL:000057
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Three studies in which a type's genes are expressed tenfold, a gene table, and a random sentence encoder."""
+def folder(tmp_path_factory):
+    """A corpus of three studies in which a type's genes are expressed tenfold, and a random sentence encoder."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for study in range(3):
@@ -60,21 +56,22 @@ def corpus(tmp_path_factory):
     BertModel(config, add_pooling_layer=False).save_pretrained(encoder)
     (encoder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     BertTokenizer(str(encoder / "vocab.txt")).save_pretrained(encoder)
+    settings = CorpusSettings(str(folder / "gene_info.gz"), min_cells=1, chunk_cells=32)
+    make_corpus(find_sources([str(folder / "train")]), folder / "corpus", settings)
     return folder
 
 
 @pytest.fixture
-def settings(corpus, tmp_path):
+def settings(folder, tmp_path):
     return {
-        "data": str(corpus / "train"),
-        "gene_info": str(corpus / "gene_info.gz"),
-        "text_tower": str(corpus / "encoder"),
+        "corpus": str(folder / "corpus"),
+        "gene_names_from": str(folder / "gene_info.gz"),
+        "text_tower": str(folder / "encoder"),
         "output": str(tmp_path / "run"),
         "max_genes": 32,
         "batch_size": 16,
         "steps": 4,
         "warmup_steps": 1,
-        "min_cells": 1,
         "learning_rate": 3e-3,
         "model": {
             "cell_config": {
@@ -89,28 +86,9 @@ def settings(corpus, tmp_path):
     }
 
 
-def files(settings):
-    from pathlib import Path
-
-    return sorted(Path(settings["data"]).glob("*.h5ad"))
-
-
-def test_medians_are_those_of_a_plain_loop(corpus, settings):
-    vocabulary = build_gene_vocabulary(files(settings), read_gene_info(corpus / "gene_info.gz"), min_cells=1)
-    values = {gene: [] for gene in GENES}
-    for file in files(settings):
-        for cell in ad.read_h5ad(file).X.toarray():
-            for gene, count in zip(GENES, cell, strict=True):
-                if count:
-                    values[gene].append(count / cell.sum() * 10_000)
-    assert vocabulary["ensembl_ids"] == GENES
-    np.testing.assert_allclose(vocabulary["medians"], [np.median(values[gene]) for gene in GENES], rtol=1e-5)
-    assert vocabulary["names"] == SYMBOLS
-
-
-def test_rare_genes_get_no_id(corpus, settings):
-    genes = read_gene_info(corpus / "gene_info.gz")
-    assert build_gene_vocabulary(files(settings), genes, min_cells=10_000)["ensembl_ids"] == []
+def started(settings):
+    """The model and processor that a run would train."""
+    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
 
 
 def test_gene_info_of_another_kind_is_refused(tmp_path):
@@ -121,10 +99,9 @@ def test_gene_info_of_another_kind_is_refused(tmp_path):
         read_gene_info(tmp_path / "absent")
 
 
-def test_the_text_tower_reads_as_the_encoder_it_started_from(corpus, settings):
-    config = PretrainingConfig(**settings)
-    model, processor = start_model(config, files(settings))
-    bert = BertModel.from_pretrained(corpus / "encoder", add_pooling_layer=False).eval()
+def test_the_text_tower_reads_as_the_encoder_it_started_from(folder, settings):
+    model, processor = started(settings)
+    bert = BertModel.from_pretrained(folder / "encoder", add_pooling_layer=False).eval()
     batch = processor(text=["b cell", "natural killer cell type"], return_tensors="pt")
     with torch.no_grad():
         ours = model.eval().text_model(**batch).last_hidden_state
@@ -134,9 +111,9 @@ def test_the_text_tower_reads_as_the_encoder_it_started_from(corpus, settings):
 
 
 def test_gene_embeddings_start_from_names(settings):
-    model, _ = start_model(PretrainingConfig(**settings), files(settings))
-    other, _ = start_model(PretrainingConfig(**settings), files(settings))
-    plain, _ = start_model(PretrainingConfig(**settings | {"gene_names_start": False}), files(settings))
+    model, _ = started(settings)
+    other, _ = started(settings)
+    plain, _ = started(settings | {"gene_names_from": None})
     weight, again, random = (m.cell_model.get_input_embeddings().weight for m in (model, other, plain))
     torch.testing.assert_close(weight[2:-1], again[2:-1], atol=1e-4, rtol=0)
     assert not torch.allclose(weight[2:-1], random[2:-1], atol=1e-3)
@@ -147,8 +124,7 @@ def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
     ids = torch.randint(2, 40, (20, 30))
 
     def agreement(**overrides):
-        random_genes = settings | {"gene_names_start": False} | overrides
-        model, _ = start_model(PretrainingConfig(**random_genes), files(settings))
+        model, _ = started(settings | {"gene_names_from": None} | overrides)
         tower = model.cell_model.eval()
         with torch.no_grad():
             states, pooled = tower.embeddings(ids).mean(dim=1), tower(ids).pooler_output
@@ -165,12 +141,12 @@ class TestBatches:
     @pytest.fixture
     def batches(self, settings):
         config = PretrainingConfig(**settings)
-        _, processor = start_model(config, files(settings))
-        return CellTextBatches(read_labelled_cells(files(settings), processor.feature_extractor, 64), processor, config)
+        _, processor = started(settings)
+        return CellTextBatches(Corpus(settings["corpus"]), processor, config)
 
     def test_unknown_cells_are_left_out(self, batches):
-        assert set(batches.data.term_ids) == set(TYPES)
-        assert len(batches.data.cells) == len(batches.data.term_ids) == len(batches.data.studies)
+        assert set(batches.term_ids) == set(TYPES)
+        assert len(batches.labelled) == len(batches.term_ids) < len(batches.corpus)
 
     def test_texts_are_distinct_and_own_texts_never_neutral(self, batches):
         for _, batch in zip(range(20), batches, strict=False):
@@ -181,10 +157,7 @@ class TestBatches:
 
     def test_an_ancestor_is_neutral_and_a_stranger_is_not(self, batches, monkeypatch):
         rows = np.array(
-            [
-                int(np.flatnonzero(batches.data.term_ids == term)[0])
-                for term in ("CL:0000236", "CL:0000236", "CL:0000576")
-            ]
+            [int(np.flatnonzero(batches.term_ids == term)[0]) for term in ("CL:0000236", "CL:0000236", "CL:0000576")]
         )
         drawn = iter(["CL:0000236", "CL:0000542", "CL:0000576"])  # B cell; again, as lymphocyte; monocyte
         monkeypatch.setattr(batches, "_describing_term", lambda _: next(drawn))
@@ -200,7 +173,8 @@ class TestBatches:
         ids, mask = batches._cells(np.arange(10))
         lengths = []
         for row in range(10):
-            whole, seen = batches.data.cells[row].tolist(), ids[row][mask[row] == 1].tolist()
+            whole = batches.corpus.token_ids(batches.labelled[[row]])[0].tolist()
+            seen = ids[row][mask[row] == 1].tolist()
             assert seen[0] == whole[0] == batches.processor.feature_extractor.cls_token_id
             position = iter(whole)
             assert all(gene in position for gene in seen), "what is left stands in its old order"
@@ -210,8 +184,8 @@ class TestBatches:
     def test_a_cell_on_another_panel_shows_only_its_genes(self, settings, batches):
         config = PretrainingConfig(**settings | {"panel_share": 1.0, "gene_dropout": 0.0, "max_genes": 64})
         half = np.arange(2, 2 + len(GENES) // 2)
-        data = replace(batches.data, panels=dict.fromkeys(batches.data.panels, half))
-        twin = CellTextBatches(data, batches.processor, config)
+        twin = CellTextBatches(batches.corpus, batches.processor, config)
+        twin.measured = np.isin(np.arange(43), half)[None]
         assert not np.isin(twin._cells(np.arange(5))[0][:, 1:], half).all(), "too few genes left: shown whole"
         twin.fewest_genes = 1
         ids, mask = twin._cells(np.arange(5))
@@ -220,7 +194,7 @@ class TestBatches:
 
     def test_siblings_are_wrong_for_every_cell(self, settings, batches):
         config = PretrainingConfig(**settings | {"sibling_texts": 3, "ancestor_share": 0.0})
-        batches = CellTextBatches(batches.data, batches.processor, config)
+        batches = CellTextBatches(batches.corpus, batches.processor, config)
         for _, batch in zip(range(10), batches, strict=False):
             own = torch.unique(batch["text_index"])
             extra = len(batch["wordings"]) - len(own)
@@ -234,14 +208,14 @@ class TestBatches:
 
     def test_the_same_seed_draws_the_same(self, settings, batches):
         config = PretrainingConfig(**settings)
-        twin = CellTextBatches(batches.data, batches.processor, config)
+        twin = CellTextBatches(batches.corpus, batches.processor, config)
         first, second = next(iter(batches)), next(iter(twin))
         assert first.pop("wordings") == second.pop("wordings")
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_a_frozen_tower_reads_every_wording_once(settings):
-    model, processor = start_model(PretrainingConfig(**settings), files(settings))
+    model, processor = started(settings)
     frozen = FrozenTexts(model.eval(), processor, max_tokens=16)
     read = []
     model.text_model.register_forward_pre_hook(
@@ -257,7 +231,7 @@ def test_a_frozen_tower_reads_every_wording_once(settings):
 
 def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
     settings["model"]["projection_dim"] = 24
-    model, _ = start_model(PretrainingConfig(**settings), files(settings))
+    model, _ = started(settings)
     pooled = torch.randn(40, 24) * torch.linspace(0.1, 2, 24) + 5
     start_text_projection(model, pooled)
     projected = model.text_projection(pooled)
@@ -293,7 +267,7 @@ def test_a_frozen_text_projection_stays(settings, tmp_path):
     assert not torch.equal(first.cell_projection.weight, second.cell_projection.weight)
 
 
-def test_a_run_learns_and_its_checkpoint_annotates(settings, corpus, tmp_path):
+def test_a_run_learns_and_its_checkpoint_annotates(settings, folder):
     settings |= {"steps": 300, "train_text_tower": False, "gene_dropout": 0.1, "ancestor_share": 0.0}
     settings["saved_dtype"] = "float16"
     settings["model"] |= {"masked_gene_weight": 0, "cell_cell_weight": 0, "matching_weight": 0}
@@ -307,7 +281,7 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, corpus, tmp_path):
 
     annotator = LangCellAnnotator.from_pretrained(output)
     assert type(annotator.model) is LangCellModel
-    held_out = ad.read_h5ad(files(settings)[0])
+    held_out = ad.read_h5ad(folder / "train" / "study0.h5ad")
     held_out = held_out[held_out.obs["cell_type_ontology_term_id"].isin(list(TYPES)).to_numpy()].copy()
     annotator.annotate(held_out, list(TYPES.values()), alpha=1.0)
     truth = held_out.obs["cell_type_ontology_term_id"].map(TYPES).astype(str)
@@ -334,11 +308,11 @@ def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
 @pytest.mark.parametrize(
     ("values", "overrides", "says"),
     [
-        ({"data": "x"}, [], "output must be set"),
-        ({"data": "x", "output": "y", "stepz": 3}, [], "unknown field"),
-        ({"data": "x", "output": "y", "steps": "many"}, [], "steps must be a number"),
-        ({"data": "x", "output": "y"}, ["steps"], "key=value"),
-        ({"data": "x", "output": "y"}, [], "No .h5ad files"),
+        ({"corpus": "x"}, [], "output must be set"),
+        ({"corpus": "x", "output": "y", "stepz": 3}, [], "unknown field"),
+        ({"corpus": "x", "output": "y", "steps": "many"}, [], "steps must be a number"),
+        ({"corpus": "x", "output": "y"}, ["steps"], "key=value"),
+        ({"corpus": "x", "output": "y"}, [], "holds no corpus"),
     ],
 )
 def test_train_py_refuses_bad_configurations(tmp_path, values, overrides, says):
@@ -348,7 +322,7 @@ def test_train_py_refuses_bad_configurations(tmp_path, values, overrides, says):
 
 
 def test_overrides_reach_into_the_model(tmp_path):
-    (tmp_path / "c.yaml").write_text("data: a\noutput: b\nmodel: {temperature: 0.1}\n")
+    (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nmodel: {temperature: 0.1}\n")
     config = PretrainingConfig.from_yaml(tmp_path / "c.yaml", ["steps=7", "model.temperature=0.07"])
     assert (config.steps, config.model["temperature"]) == (7, 0.07)
 

@@ -56,3 +56,13 @@ def test_a_disagreement_is_found(monkeypatch):
     published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
     ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
     assert disagreements(ranked, published, values) == (4, 3)
+
+
+def test_the_memory_of_a_corpus(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ["--cells", "40", "--cells", "80", "--genes", "200", "--chunk-cells", "16", "--json", str(file)]
+    subprocess.run([sys.executable, "eval/throughput.py", "corpus", *options], cwd=REPOSITORY, check=True)
+    report = json.loads(file.read_text())
+    assert list(report["peak_gb"]) == list(report["seconds"]) == ["40", "80"]
+    assert all(peak > 0 for peak in report["peak_gb"].values())
+    assert report["command"].startswith("python eval/throughput.py corpus --cells 40")

@@ -417,6 +417,16 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
                     )
                 yield ranked
 
+    def read_counts(self, cells: Any, **where: Any) -> tuple[sp.csr_matrix, np.ndarray]:
+        """
+        Raw counts of the known genes by id, `(cells, vocabulary)`, and every cell's total over all genes of the
+        matrix, known or not. All the cells are read at once; `where` and errors as for `open` and a call.
+        """
+        source, match = self.open(cells, **where)
+        counts = source.rows(0, len(source))
+        _check_values(counts, "raw", source, 0)
+        return self.by_gene(counts, match), np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
     def by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
         """The positive counts of known genes, `(cells, vocabulary)`, duplicated genes summed."""
         token_ids = match.token_ids[counts.indices]

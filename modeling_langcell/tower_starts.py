@@ -1,0 +1,146 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Where the towers of a pre-training run start."""
+
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, BertModel
+
+from .configuration_langcell import LangCellConfig
+from .conversion import fold_token_types
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .gene_vocabulary import Gene, read_gene_info
+from .modeling_langcell import LangCellForPreTraining, LangCellModel
+from .processing_langcell import LangCellProcessor
+
+if TYPE_CHECKING:
+    from .pretraining import PretrainingConfig
+
+
+def _text_tower_folder(name: str) -> str:
+    if not name.startswith("package://"):
+        return name
+    package, _, folder = name.removeprefix("package://").partition("/")
+    try:
+        return str(resources.files(package) / folder)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"text_tower: the package {package!r} is not installed; the extra [train] brings it."
+        ) from error
+
+
+def start_model(
+    config: "PretrainingConfig", vocabulary: dict[str, list]
+) -> tuple[LangCellForPreTraining, LangCellProcessor]:
+    """
+    A model and processor ready to train: gone on from `config.start`, or built from a sentence encoder, the corpus's
+    gene vocabulary and, if asked, the genes' names.
+
+    Raises:
+        InputError: A start whose genes are not the corpus's, or that does not fit; no start and no sentence encoder.
+    """
+    if config.start is not None:
+        model = LangCellForPreTraining.from_pretrained(config.start, dtype=torch.float32, **config.model)
+        processor = LangCellProcessor.from_pretrained(config.start)
+        extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+        if extractor.gene_vocabulary["ensembl_ids"] != vocabulary["ensembl_ids"]:
+            raise InputError(
+                f"{config.start} has other genes than the corpus: make the corpus with langcell corpus --vocabulary "
+                f"{config.start}."
+            )
+        extractor.max_length = max(extractor.max_length, config.max_genes)
+        tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
+        return model, processor
+    if config.text_tower is None:
+        raise InputError("A run that does not go on from a checkpoint (start) needs a text_tower.")
+
+    folder = _text_tower_folder(config.text_tower)
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = config.max_tokens
+    extractor = LangCellFeatureExtractor(vocabulary, max_length=config.max_genes)
+
+    overrides = dict(config.model)
+    geometry = {
+        key: getattr(bert.config, key)
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "hidden_act",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "max_position_embeddings",
+            "layer_norm_eps",
+        )
+    }
+    overrides["text_config"] = geometry | overrides.get("text_config", {})
+    overrides["cell_config"] = overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
+    model = LangCellForPreTraining(LangCellConfig(**overrides))
+    loaded = model.text_model.load_state_dict(fold_token_types(bert.state_dict()), strict=False)
+    strangers = [name for name in loaded.missing_keys if ".crossattention." not in name]
+    if strangers or loaded.unexpected_keys:
+        raise InputError(f"{config.text_tower} does not fit the text tower: {strangers or loaded.unexpected_keys}.")
+    if config.gene_names_from is not None:
+        genes = {gene.ensembl_id: gene for gene in read_gene_info(config.gene_names_from)}
+        _start_gene_embeddings(model, bert, tokenizer, [genes[i] for i in vocabulary["ensembl_ids"]])
+    if config.gene_average_start:
+        _start_gene_average(model)
+    return model, LangCellProcessor(extractor, tokenizer)
+
+
+@torch.no_grad()
+def _start_gene_embeddings(model: LangCellForPreTraining, bert: BertModel, tokenizer: Any, genes: list[Gene]) -> None:
+    """Gene embeddings from mean-pooled sentence embeddings of `symbol: full name`, by principal components."""
+    texts = [f"{gene.symbol}: {gene.full_name}" for gene in genes]
+    embedded = torch.empty(len(texts), bert.config.hidden_size)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(texts), 256):
+        rows = by_length[start : start + 256]
+        batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=48, return_tensors="pt")
+        states = bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1)
+        embedded[rows] = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    weight = model.cell_model.get_input_embeddings().weight
+    centred = embedded - embedded.mean(dim=0)
+    components = min(weight.shape[1], centred.shape[1])
+    _, _, directions = torch.pca_lowrank(centred, q=components, center=False, niter=4)
+    projected = centred @ directions
+    # Twice the positions' scale: which gene it is should at first say more than where it stands.
+    projected *= 2 * model.config.cell_config.initializer_range / projected.std()
+    weight[2 : 2 + len(genes), :components] = projected
+
+
+@torch.no_grad()
+def _start_gene_average(model: LangCellForPreTraining) -> None:
+    """
+    The last layer's values become the genes' own states, which its small random queries and keys weigh about alike.
+    What is attended to counts four times what was there: else the constant start of `<cls>` would drown it.
+    """
+    attention = model.cell_model.encoder.layer[-1].attention
+    torch.nn.init.eye_(attention.self.value.weight)
+    torch.nn.init.eye_(attention.output.dense.weight).mul_(4)
+
+
+@torch.no_grad()
+def start_text_projection(model: LangCellModel, pooled: torch.Tensor) -> None:
+    """
+    Makes the projection of the texts the principal components of these `(texts, hidden_size)` pooled states, at unit
+    length on average: what sets descriptions apart is kept, what they share is not.
+    """
+    projection = model.text_projection
+    components = min(projection.out_features, *pooled.shape)
+    mean = pooled.mean(dim=0)
+    _, _, directions = torch.linalg.svd(pooled - mean, full_matrices=False)
+    directions = directions[:components] / ((pooled - mean) @ directions[:components].T).norm(dim=1).mean()
+    projection.weight.zero_()
+    projection.weight[:components] = directions
+    projection.bias.zero_()
+    projection.bias[:components] = -directions @ mean
+
+
+__all__ = ["start_model", "start_text_projection"]

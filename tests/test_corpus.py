@@ -1,0 +1,355 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Corpora: what is in them, and that it is the same however, and however often, their making was begun."""
+
+import filecmp
+import gzip
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from modeling_langcell import InputError, LangCellFeatureExtractor
+from modeling_langcell.corpus import Corpus, CorpusSettings, make_corpus
+from modeling_langcell.gene_vocabulary import MedianSketch, every_gene, read_gene_info
+from modeling_langcell.gene_vocabulary import gene_vocabulary as merged
+from modeling_langcell.sources import ASPECTS, H5adFile, find_sources
+
+from .conftest import GENES, SYMBOLS
+
+TYPES = np.array(["CL:0000236", "CL:0000623", "CL:0000576", "unknown"])
+
+
+@pytest.fixture(scope="module")
+def gene_info(tmp_path_factory):
+    path = tmp_path_factory.mktemp("genes") / "gene_info.gz"
+    lines = ["#tax_id\tSymbol\tSynonyms\tdbXrefs\tdescription"]
+    lines += [f"9606\t{s}\t-\tHGNC:1|Ensembl:{g}\t{s} protein" for g, s in zip(GENES, SYMBOLS, strict=True)]
+    with gzip.open(path, "wt") as table:
+        table.write("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """Two studies of 50 and 30 cells; the second lacks some genes and some columns of `obs`."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name, cells, genes in (("first", 50, 40), ("second", 30, 25)):
+        obs = pd.DataFrame(
+            {
+                "cell_type_ontology_term_id": TYPES[rng.integers(0, 4, cells)],
+                "tissue_ontology_term_id": "UBERON:0000178",
+            },
+            index=[f"{name}{cell}" for cell in range(cells)],
+        )
+        if name == "first":
+            obs["sex_ontology_term_id"] = pd.Categorical(["PATO:0000383"] * 49 + [None])
+            obs["is_primary_data"] = [False, False] + [True] * 48
+        counts = rng.poisson(1.0, (cells, genes)).astype(np.float32)
+        counts[5] = 0
+        adata = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=GENES[:genes]))
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    return folder
+
+
+def make(folder, output, gene_info, *, where=None, **options) -> Corpus:
+    names = ("vocabulary", "max_genes", "min_cells", "chunk_cells")
+    settings = {"chunk_cells": 16, "min_cells": 1} | {name: options.pop(name) for name in names if name in options}
+    sources = find_sources([str(folder)], where)
+    return make_corpus(sources, output, CorpusSettings(gene_info, **settings), **options)
+
+
+def same_folders(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, to the last byte."""
+    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
+    whole = [name for name in files[0] if (one / name).is_file()]
+    return files[0] == files[1] and not any(filecmp.cmpfiles(one, other, whole, shallow=False)[1:])
+
+
+class TestContent:
+    def test_cells_are_ranked_as_the_extractor_ranks_them(self, studies, tmp_path, gene_info):
+        corpus = make(studies, tmp_path / "corpus", gene_info)
+        extractor = LangCellFeatureExtractor(corpus.gene_vocabulary, max_length=2048)
+        expected = []
+        for name in ("first", "second"):
+            adata = ad.read_h5ad(studies / f"{name}.h5ad")
+            ranked = extractor.rank(adata, empty_cells="mark")
+            expected += [ranked[cell].tolist() for cell in range(2 * (name == "first"), len(ranked)) if cell != 5]
+        assert [ids.tolist() for ids in corpus.token_ids(range(len(corpus)))] == expected
+        assert corpus.facts["length"].tolist() == [len(ids) for ids in expected]
+        assert str(corpus.cells.features["token_ids"].feature.dtype) == "uint16"
+
+    def test_a_long_cell_is_cut(self, studies, tmp_path, gene_info):
+        corpus = make(studies, tmp_path / "corpus", gene_info, max_genes=8)
+        assert corpus.facts["length"].max() == 8
+
+    def test_every_aspect_of_a_cell_is_kept(self, studies, tmp_path, gene_info):
+        facts = make(studies, tmp_path / "corpus", gene_info).facts
+        assert list(facts) == ["length", "study", *ASPECTS]
+        first, second = facts[facts["study"] == "first"], facts[facts["study"] == "second"]
+        obs = ad.read_h5ad(studies / "first.h5ad").obs.drop(index=["first0", "first1", "first5"])
+        assert first["cell_type"].tolist() == obs["cell_type_ontology_term_id"].tolist()
+        assert first["sex"].tolist() == ["PATO:0000383"] * 46 + ["unknown"]
+        assert set(second["sex"]) == {"unknown"}
+        assert set(facts["tissue"]) == {"UBERON:0000178"}
+
+    def test_the_manifest_accounts_for_every_cell(self, studies, tmp_path, gene_info):
+        manifest = make(studies, tmp_path / "corpus", gene_info).manifest
+        first, second = manifest["sources"]
+        assert first["cells"] == 50
+        assert first["kept"] == 47
+        assert first["left_out"] == {"no known gene": 1, "not primary data": 2}
+        assert second["kept"] == manifest["cells"] - 47 == 29
+        assert len(manifest["shards"]) == 4 + 2
+        assert sum(shard["cells"] for shard in manifest["shards"]) == manifest["cells"]
+
+    def test_panels_are_what_was_counted(self, studies, tmp_path, gene_info):
+        corpus = make(studies, tmp_path / "corpus", gene_info)
+        ids = corpus.token_ids(range(len(corpus)))
+        for study, panel in corpus.panels.items():
+            rows = np.flatnonzero(corpus.facts["study"] == study)
+            assert panel.tolist() == np.unique(np.concatenate([ids[row] for row in rows])).tolist()
+
+    def test_a_condition_chooses_cells(self, studies, tmp_path, gene_info):
+        corpus = make(studies, tmp_path / "corpus", gene_info, where="cell_type_ontology_term_id == 'CL:0000236'")
+        assert set(corpus.facts["cell_type"]) == {"CL:0000236"}
+        assert 0 < len(corpus) < 76
+        with pytest.raises(InputError, match="cannot be judged"):
+            make(studies, tmp_path / "other", gene_info, where="no_such_column == 1")
+
+    def test_the_vocabulary_of_another_corpus(self, studies, tmp_path, gene_info):
+        first = make(studies / "second.h5ad", tmp_path / "first", gene_info)
+        other = make(studies, tmp_path / "other", gene_info, vocabulary=str(tmp_path / "first"))
+        assert other.gene_vocabulary == first.gene_vocabulary
+        assert len(other.gene_vocabulary["ensembl_ids"]) == 25
+
+
+class TestMedians:
+    def test_they_are_within_the_stated_error_of_the_exact(self, gene_info):
+        rng = np.random.default_rng(1)
+        counts = sp.csr_matrix(rng.poisson(np.linspace(0.1, 30, len(GENES)), (501, len(GENES))).astype(float))
+        every = every_gene(read_gene_info(gene_info))
+        parts = []
+        for rows in np.array_split(np.arange(501), 4):
+            by_gene, totals = every.read_counts(counts[rows], gene_ids=GENES)
+            parts.append(MedianSketch.of(by_gene, totals))
+        vocabulary = merged(parts, read_gene_info(gene_info), min_cells=1)
+        scaled = counts.multiply(1e4 / counts.sum(axis=1)).tocsc()
+        exact = [np.median(scaled[:, gene].data) for gene in range(len(GENES))]
+        assert vocabulary["ensembl_ids"] == GENES
+        np.testing.assert_allclose(vocabulary["medians"], exact, rtol=0.0055)
+
+    def test_the_order_of_merging_does_not_matter(self, gene_info):
+        rng = np.random.default_rng(2)
+        every = every_gene(read_gene_info(gene_info))
+        parts = [
+            MedianSketch.of(*every.read_counts(sp.csr_matrix(rng.poisson(2.0, (20, 40)).astype(float)), gene_ids=GENES))
+            for _ in range(5)
+        ]
+        genes = read_gene_info(gene_info)
+        assert merged(parts, genes, min_cells=1) == merged(parts[::-1], genes, min_cells=1)
+        assert merged(parts[:4], genes, min_cells=1) != merged(parts, genes, min_cells=1)
+
+    def test_rare_genes_get_no_id(self, studies, tmp_path, gene_info):
+        with_all = make(studies, tmp_path / "all", gene_info)
+        without = make(studies, tmp_path / "some", gene_info, min_cells=40)
+        assert 0 < len(without.gene_vocabulary["ensembl_ids"]) < len(with_all.gene_vocabulary["ensembl_ids"])
+
+
+class TestUnfit:
+    @pytest.fixture
+    def spoilt(self, studies):
+        """Also a truncated file and one of logarithms."""
+        whole = (studies / "first.h5ad").read_bytes()
+        (studies / "torn.h5ad").write_bytes(whole[: len(whole) // 2])
+        adata = ad.read_h5ad(studies / "first.h5ad")
+        adata.X = adata.X.log1p()
+        adata.write_h5ad(studies / "logs.h5ad")
+        return studies
+
+    def test_they_are_refused_before_anything_is_made(self, spoilt, tmp_path, gene_info):
+        with pytest.raises(InputError, match=r"(?s)logs.h5ad.*log-transformed.*torn.h5ad"):
+            make(spoilt, tmp_path / "corpus", gene_info)
+        assert not (tmp_path / "corpus").exists()
+
+    def test_or_left_out_and_named(self, spoilt, tmp_path, gene_info):
+        corpus = make(spoilt, tmp_path / "corpus", gene_info, on_unfit="skip")
+        assert sorted(corpus.manifest["unfit"]) == ["logs", "torn"]
+        assert set(corpus.facts["study"]) == {"first", "second"}
+        for name in ("logs", "torn"):
+            (spoilt / f"{name}.h5ad").unlink()
+        clean = make(spoilt, tmp_path / "clean", gene_info)
+        assert same_folders(corpus.folder / "shards", clean.folder / "shards")
+        assert corpus.gene_vocabulary == clean.gene_vocabulary
+
+    def test_damage_deep_in_a_file(self, studies, tmp_path, gene_info):
+        """What opening does not show, reading does; the vocabulary has nothing of such a file."""
+        adata = ad.read_h5ad(studies / "second.h5ad")
+        counts = adata.X.toarray()
+        counts[29] = 0.5
+        adata.X = sp.csr_matrix(counts)
+        adata.obs_names = [f"x{cell}" for cell in range(30)]
+        adata.write_h5ad(studies / "late.h5ad")
+        corpus = make(studies, tmp_path / "corpus", gene_info, on_unfit="skip")
+        assert list(corpus.manifest["unfit"]) == ["late"]
+        (studies / "late.h5ad").unlink()
+        clean = make(studies, tmp_path / "clean", gene_info)
+        assert same_folders(corpus.folder / "shards", clean.folder / "shards")
+        assert corpus.gene_vocabulary == clean.gene_vocabulary
+
+    def test_nothing_fit(self, tmp_path, gene_info):
+        (tmp_path / "torn.h5ad").write_bytes(b"nothing")
+        with pytest.raises(InputError, match="torn"):
+            make(tmp_path / "torn.h5ad", tmp_path / "corpus", gene_info, on_unfit="skip")
+
+    def test_sources_that_are_not_there(self, tmp_path):
+        with pytest.raises(InputError, match="no folder of them"):
+            find_sources([str(tmp_path)])
+        with pytest.raises(InputError, match="no folder of them"):
+            find_sources([str(tmp_path / "absent.h5ad")])
+
+    def test_two_sources_of_one_name(self, studies, tmp_path):
+        shutil.copytree(studies, tmp_path / "again")
+        with pytest.raises(InputError, match="both called 'first'"):
+            find_sources([str(studies), str(tmp_path / "again")])
+
+
+class TestFolders:
+    def test_a_finished_corpus_is_not_written_to(self, studies, tmp_path, gene_info):
+        make(studies, tmp_path / "corpus", gene_info)
+        with pytest.raises(InputError, match="holds a corpus already"):
+            make(studies, tmp_path / "corpus", gene_info)
+
+    def test_nor_a_folder_of_other_things(self, studies, tmp_path, gene_info):
+        (tmp_path / "corpus").mkdir()
+        (tmp_path / "corpus" / "notes.txt").write_text("mine")
+        with pytest.raises(InputError, match="not empty"):
+            make(studies, tmp_path / "corpus", gene_info)
+        assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["notes.txt"]
+
+    def test_one_begun_otherwise_is_not_gone_on_with(self, studies, tmp_path, gene_info, monkeypatch):
+        with monkeypatch.context() as cut:
+            cut.setattr("modeling_langcell.corpus._Making.write_shards", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                make(studies, tmp_path / "corpus", gene_info)
+        with pytest.raises(InputError, match="making of it was not finished"):
+            Corpus(tmp_path / "corpus")
+        with pytest.raises(InputError, match="begun with other sources or settings"):
+            make(studies, tmp_path / "corpus", gene_info, max_genes=7)
+        assert len(make(studies, tmp_path / "corpus", gene_info)) == 76
+
+    def test_no_corpus(self, tmp_path):
+        with pytest.raises(InputError, match="holds no corpus"):
+            Corpus(tmp_path)
+
+
+# ---------------------------------------------------------------------- real cells, real processes
+
+REAL = (
+    "marrow_vangalen2019_cd34sorted",
+    "nsclc_zilionis_scgate",
+    "pbmc_mimitou2019_eccite_citefuse",
+    "zheng_sorted_safe",
+)
+
+
+@pytest.fixture(scope="module")
+def real_arguments(shared):
+    data = shared / "data"
+    files = [str(data / "train" / f"{name}.h5ad") for name in REAL]
+    return [*files, "--gene-info", str(data / "genes" / "Homo_sapiens.gene_info.gz"), "--chunk-cells", "128"]
+
+
+def command(arguments, output, *more):
+    return [sys.executable, "-m", "modeling_langcell.cli", "corpus", *arguments, "--out", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def in_one_go(real_arguments, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one") / "corpus"
+    done = subprocess.run(command(real_arguments, output), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1,337 cells" in done.stdout
+    return output
+
+
+class TestRealCells:
+    def test_several_processes(self, in_one_go, real_arguments, tmp_path):
+        subprocess.run(command(real_arguments, tmp_path / "corpus", "--num-proc", "2"), check=True, capture_output=True)
+        assert same_folders(in_one_go, tmp_path / "corpus")
+
+    def test_killed_and_begun_again(self, in_one_go, real_arguments, tmp_path):
+        """SIGKILL as soon as there are sketches, and again as soon as there are shards."""
+        output = tmp_path / "corpus"
+        rng = random.Random(0)
+        for awaited in ("unfinished/*.npz", "shards/*.arrow"):
+            number = rng.randint(1, 4)
+            making = subprocess.Popen(command(real_arguments, output), stdout=subprocess.DEVNULL)
+            while len(list(output.glob(awaited))) < number:
+                assert making.poll() is None, "it was done before it could be killed"
+                time.sleep(0.005)
+            making.send_signal(signal.SIGKILL)
+            making.wait()
+            assert not (output / "manifest.json").exists()
+        subprocess.run(command(real_arguments, output), check=True, capture_output=True)
+        assert same_folders(in_one_go, output)
+
+    def test_a_dask_cluster_that_loses_a_worker(self, in_one_go, real_arguments, tmp_path):
+        distributed = pytest.importorskip("distributed")
+        output = tmp_path / "corpus"
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            scheduler = ("--scheduler", cluster.scheduler_address)
+            making = subprocess.Popen(command(real_arguments, output, *scheduler), stdout=subprocess.DEVNULL)
+            while len(list(output.glob("unfinished/*.npz"))) < 2:
+                assert making.poll() is None
+                time.sleep(0.005)
+            cluster.workers[0].process.process.kill()
+            assert making.wait() == 0
+        assert same_folders(in_one_go, output)
+
+    def test_a_soma_experiment(self, in_one_go, shared, tmp_path):
+        soma_io = pytest.importorskip("tiledbsoma.io")
+        name = "zheng_sorted_safe"
+        adata = ad.read_h5ad(shared / "data" / "train" / f"{name}.h5ad")
+        experiment = str(tmp_path / name)
+        soma_io.from_anndata(experiment, adata, measurement_name="RNA", X_layer_name="raw")
+        gene_info = str(shared / "data" / "genes" / "Homo_sapiens.gene_info.gz")
+        options = {"vocabulary": str(in_one_go), "chunk_cells": 128}
+        corpus = make(experiment, tmp_path / "corpus", gene_info, **options)
+        of_file = make(shared / "data" / "train" / f"{name}.h5ad", tmp_path / "file", gene_info, **options)
+        assert same_folders(corpus.folder / "shards", of_file.folder / "shards")
+        condition = "cell_type == 'B cell' and tissue == 'blood'"
+        b_cells = make(experiment, tmp_path / "b", gene_info, where=condition, **options)
+        assert len(b_cells) == (adata.obs["cell_type"] == "B cell").sum()
+        with pytest.raises(InputError, match="cannot be judged"):
+            make(experiment, tmp_path / "none", gene_info, where="no_such == 1", **options)
+
+    def test_an_unfit_file_on_the_command_line(self, real_arguments, tmp_path):
+        (tmp_path / "torn.h5ad").write_bytes(b"nothing")
+        done = subprocess.run(
+            command([str(tmp_path / "torn.h5ad"), *real_arguments[1:]], tmp_path / "corpus"),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert "torn.h5ad" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "corpus").exists()
+
+
+def test_an_h5ad_file_is_read_in_slices(studies):
+    source = H5adFile(str(studies / "first.h5ad"))
+    part = source.read(np.array([3, 4, 7]))
+    assert part.obs_names.tolist() == ["first3", "first4", "first7"]
+    assert source.checksum() == H5adFile(str(studies / "first.h5ad")).checksum()
+    assert source.checksum() != H5adFile(str(studies / "second.h5ad")).checksum()
