@@ -2,6 +2,7 @@
 """Where a corpus's cells come from: `.h5ad` files and TileDB-SOMA experiments, read in slices of cells."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -31,7 +32,7 @@ _STUDY, _PRIMARY = "dataset_id", "is_primary_data"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY)
 
 
-class Source:
+class Source(ABC):
     """
     Cells with counts in `X` and CELLxGENE's columns in `obs`. Only where it lies goes to another process.
 
@@ -52,22 +53,22 @@ class Source:
         return Path(self.location).stem
 
     @property
+    @abstractmethod
     def stored(self) -> int:
         """How many cells it holds."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def rows(self) -> np.ndarray:
         """The numbers of the cells that are asked for, ascending."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, rows: np.ndarray) -> ad.AnnData:
         """These cells, in memory: counts, and of `obs` what CELLxGENE prescribes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def checksum(self) -> str:
         """SHA-256 of what it holds, or of what names its version where that is beyond reading."""
-        raise NotImplementedError
 
 
 def facts_of(obs: pd.DataFrame, study: str) -> pd.DataFrame:
