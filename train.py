@@ -1,9 +1,15 @@
-"""Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`."""
+"""
+Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`, alone or under `accelerate launch`. A run that was
+stopped or killed goes on when the same command is given again.
+"""
 
 import sys
 
 from modeling_langcell import InputError
-from modeling_langcell.pretraining import PretrainingConfig, pretrain
+from modeling_langcell.pretraining import TrainingStopped, pretrain
+from modeling_langcell.pretraining_config import PretrainingConfig
+
+TERMINATED = 128 + 15  #: Exit status of what SIGTERM ended.
 
 
 def main(arguments: list[str]) -> int:
@@ -15,6 +21,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return TERMINATED
     print(f"Checkpoint: {output}")
     return 0
 

@@ -86,7 +86,7 @@ def convert(
     extractor = LangCellFeatureExtractor(vocabulary, max_length=geometry["cell_config"]["max_position_embeddings"])
     tokenizer = _read_tokenizer(Path(text_vocab), geometry["text_config"]["max_position_embeddings"])
     states = {module: _read_weights(path) for module, path in weights.items()}
-    states["cell_model"] = _with_cls(states["cell_model"], len(extractor))
+    states["cell_model"] = with_cls(states["cell_model"], len(extractor))
     model = _build_model(geometry, states, extractor, tokenizer, weights)
     processor = LangCellProcessor(extractor, tokenizer)
 
@@ -256,7 +256,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _with_cls(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
+def with_cls(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
     """A cell encoder's weights with a row for `<cls>`, should just that row be missing."""
     genes = state.get(_WORDS)
     if genes is None or genes.ndim != 2 or len(genes) != vocab_size - 1:

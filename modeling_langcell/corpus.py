@@ -406,7 +406,7 @@ class Corpus:
         table = self.cells.data.table.select(["length", "study", *ASPECTS])
         return table.to_pandas(strings_to_categorical=True)
 
-    def token_ids(self, cells: Sequence[int]) -> list[np.ndarray]:
+    def token_ids(self, cells: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Ranked ids of some cells, `<cls>` first."""
         return [np.asarray(ids) for ids in self._token_ids[cells]["token_ids"]]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,7 +30,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from .objectives import IGNORED, CellCellContrast, CellTextContrast, CellTextMatching, MaskedGeneModelling
+from .objectives import (
+    IGNORED,
+    CellCellContrast,
+    CellTextContrast,
+    CellTextMatching,
+    MaskedGeneModelling,
+    gather_rows,
+)
 
 
 def eager_attention_forward(
@@ -769,57 +777,60 @@ class LangCellForPreTraining(LangCellModel):
         text_index: torch.Tensor | None = None,
         neutral: torch.Tensor | None = None,
         text_pooled: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        masked_gene_labels: torch.Tensor | None = None,
+        negative_draws: torch.Tensor | None = None,
+        passes: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """
+        In several processes each has some of the batch's cells, and all get the losses of the whole batch: see
+        `objectives`. Of each text only one process makes the embedding.
+
         Args:
             cell_input_ids, cell_attention_mask: `(cells, genes)`.
-            input_ids, attention_mask: `(texts, tokens)` of the batch's distinct descriptions.
-            text_index: `(cells,)` row of each cell's description.
+            input_ids, attention_mask: `(texts, tokens)` of the batch's distinct descriptions, in every process.
+            text_index: `(cells,)` row of each cell's description; of the cells of all processes.
             neutral: `(cells, texts)` booleans, true where a text is true of a cell without being its description;
-                such pairs are neither positives nor negatives.
+                such pairs are neither positives nor negatives. Of the cells of all processes.
             text_pooled: `(texts, hidden_size)` pooled states of the texts where the text tower is frozen and they are
                 known; `input_ids` are then needed for the matching alone.
+            masked_input_ids, masked_gene_labels: `(cells, genes)` as `MaskedGeneModelling.corrupt` gives them; drawn
+                here by default.
+            negative_draws: `(cells, 2)` numbers that decide the negatives of the matching, the same in every process;
+                drawn here by default, which is for one process only.
+            passes: In how many groups of similar length the cells are read, to pad less.
         """
         config = self.config
-        cells = len(cell_input_ids)
-        reads_genes = config.masked_gene_weight or config.matching_weight  # Not only what is pooled of a cell.
-        # The views of the cells go through the tower as one batch: the cell itself, again under other dropout, masked.
-        views = [cell_input_ids]
-        if config.cell_cell_weight:
-            views.append(cell_input_ids)
-        if config.masked_gene_weight:
-            masked, labels = self.masked_gene_modelling.corrupt(cell_input_ids)
-            views.append(masked)
-        view_mask = None if cell_attention_mask is None else cell_attention_mask.repeat(len(views), 1)
-        encoded = self.cell_model(torch.cat(views), view_mask, pooled_only=not reads_genes, return_dict=True, **kwargs)
-        hidden_states = encoded.last_hidden_state.split(cells)
-        pooled = encoded.pooler_output.split(cells)
+        if config.masked_gene_weight and masked_input_ids is None:
+            masked_input_ids, masked_gene_labels = self.masked_gene_modelling.corrupt(cell_input_ids)
+        read = [
+            self._read_cells(rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_labels, **kwargs)
+            for rows in _by_length(cell_input_ids, cell_attention_mask, passes)
+        ]
+        back = torch.cat([group.rows for group in read]).argsort()
 
         losses: dict[str, torch.Tensor] = {}
         logits_per_cell = None
         if config.masked_gene_weight:
-            # Only the masked positions are scored: a score has as many numbers as the vocabulary has genes.
-            asked = labels != IGNORED
-            losses["masked_gene"] = self.masked_gene_modelling(self.lm_head(hidden_states[-1][asked]), labels[asked])
+            scores, labels = (torch.cat(parts) for parts in zip(*(group.masked_genes for group in read), strict=True))
+            losses["masked_gene"] = self.masked_gene_modelling(scores, labels)
         if config.cell_cell_weight:
-            losses["cell_cell"] = self.cell_cell_contrast(pooled[0], pooled[1])
+            views = (torch.cat([group.views[i] for group in read])[back] for i in range(2))
+            losses["cell_cell"] = self.cell_cell_contrast(*views)
         if config.cell_text_weight or config.matching_weight:
             if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
                 raise ValueError(
                     "The objectives on texts need input_ids and text_index; set their weights to 0 without."
                 )
-            if text_pooled is None:
-                texts = self.text_model(input_ids, attention_mask, pooled_only=True, return_dict=True)
-                text_pooled = texts.pooler_output
-            text_embeds = self.project_texts(text_pooled)
-            logits_per_cell = self.get_similarity_logits(self.project_cells(pooled[0]), text_embeds)
-        if config.cell_text_weight:
-            losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
-        if config.matching_weight:
-            losses["matching"] = self._matching_loss(
-                hidden_states[0], cell_attention_mask, input_ids, attention_mask, logits_per_cell, text_index, neutral
-            )
+            cell_embeds = self.project_cells(torch.cat([group.views[0] for group in read])[back])
+            text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
+            logits_per_cell = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
+            if config.cell_text_weight:
+                losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
+            if config.matching_weight:
+                negatives = self.cell_text_matching.draw_negatives(logits_per_cell, text_index, neutral, negative_draws)
+                losses["matching"] = self._matching_loss(read, input_ids, attention_mask, text_index, *negatives)
         weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
         return LangCellForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
@@ -827,25 +838,101 @@ class LangCellForPreTraining(LangCellModel):
             **{f"{name}_loss": loss for name, loss in losses.items()},
         )
 
-    def _matching_loss(
-        self, cell_states, cell_mask, input_ids, attention_mask, logits_per_cell, text_index, neutral
-    ) -> torch.Tensor:
-        """CTM on each cell with its own text and a wrong one, and on each text with a wrong cell."""
-        wrong_text, wrong_cell, usable = self.cell_text_matching.draw_negatives(logits_per_cell, text_index, neutral)
-
-        def read(cells, texts, texts_per_cell):
-            mask = None if attention_mask is None else attention_mask[texts]
-            cells_mask = None if cell_mask is None else cell_mask[cells]
-            return self.get_matching_logits(cell_states[cells], cells_mask, input_ids[texts], mask, texts_per_cell)
-
-        own_and_wrong = torch.stack([text_index, wrong_text], dim=1).flatten()
-        every_cell = torch.arange(len(cell_states), device=cell_states.device)
-        logits = torch.cat(
-            [read(every_cell, own_and_wrong, 2).flatten(0, 1), read(wrong_cell, text_index, 1).flatten(0, 1)]
+    def _read_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_labels, **kwargs):
+        """Some of the cells, in all the views that the objectives ask for, as one batch through the tower."""
+        config = self.config
+        mask = None if attention_mask is None else attention_mask[rows]
+        longest = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+        ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
+        # The cell itself, again under other dropout, and masked.
+        views = [ids]
+        if config.cell_cell_weight:
+            views.append(ids)
+        if config.masked_gene_weight:
+            views.append(masked_input_ids[rows, :longest])
+        encoded = self.cell_model(
+            torch.cat(views),
+            None if mask is None else mask.repeat(len(views), 1),
+            pooled_only=not (config.masked_gene_weight or config.matching_weight),
+            return_dict=True,
+            **kwargs,
         )
+        states = encoded.last_hidden_state.split(len(rows))
+        masked_genes = None
+        if config.masked_gene_weight:
+            # Only the masked positions are scored: a score has as many numbers as the vocabulary has genes.
+            labels = masked_gene_labels[rows, :longest]
+            asked = labels != IGNORED
+            masked_genes = self.lm_head(states[-1][asked]), labels[asked]
+        return _ReadCells(rows, states[0], mask, encoded.pooler_output.split(len(rows)), masked_genes)
+
+    def _embed_texts(self, input_ids, attention_mask, pooled) -> torch.Tensor:
+        """`(texts, projection_dim)`; each process embeds its share of the texts, and all get all."""
+        if pooled is not None:
+            return self.project_texts(pooled)
+        process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        # Where there are fewer texts than processes, some texts are embedded twice.
+        places = torch.arange(max(len(input_ids), processes), device=input_ids.device)
+        share = places[process::processes] % len(input_ids)
+        embeds = self.get_text_features(input_ids[share], None if attention_mask is None else attention_mask[share])
+        dealt = torch.cat([places[other::processes] for other in range(processes)])
+        return gather_rows(embeds)[dealt.argsort()][: len(input_ids)]
+
+    def _matching_loss(
+        self, read, input_ids, attention_mask, text_index, wrong_text, wrong_cell, usable
+    ) -> torch.Tensor:
+        """
+        CTM on each cell with its own text and a wrong one, and on each text with a wrong cell. A pair is read by the
+        process that has its cell, and so is each cell by the group of cells it was read with.
+        """
+        counts = gather_rows(torch.tensor([sum(len(group.rows) for group in read)], device=text_index.device))
+        first = int(counts[: dist.get_rank()].sum()) if len(counts) > 1 else 0
         negative = torch.zeros_like(text_index).masked_fill(~usable, IGNORED)
-        labels = torch.cat([torch.stack([torch.ones_like(negative), negative], dim=1).flatten(), negative])
-        return self.cell_text_matching(logits, labels)
+        logits, labels = [], []
+
+        def read_pairs(states, mask, texts, texts_per_cell, expected):
+            text_mask = None if attention_mask is None else attention_mask[texts]
+            found = self.get_matching_logits(states, mask, input_ids[texts], text_mask, texts_per_cell)
+            logits.append(found.flatten(0, 1))
+            labels.append(expected)
+
+        for group in read:
+            cells = group.rows + first
+            own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
+            expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
+            read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
+            # The pairs of a text and a wrong cell whose cell is of this group.
+            pairs, places = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
+            if len(pairs):
+                mask = None if group.mask is None else group.mask[places]
+                read_pairs(group.states[places], mask, text_index[pairs], 1, negative[pairs])
+        return self.cell_text_matching(torch.cat(logits), torch.cat(labels))
+
+
+@dataclass
+class _ReadCells:
+    """
+    Cells of similar length after the tower.
+
+    Args:
+        rows: `(cells,)` where they stand in the batch.
+        states, mask: `(cells, genes, hidden_size)` and `(cells, genes)`.
+        views: `(cells, hidden_size)` pooled states of every view.
+        masked_genes: Scores and labels of the masked genes, if any were asked for.
+    """
+
+    rows: torch.Tensor
+    states: torch.Tensor
+    mask: torch.Tensor | None
+    views: tuple[torch.Tensor, ...]
+    masked_genes: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, groups: int) -> tuple[torch.Tensor, ...]:
+    """The rows of a batch of cells in groups of similar length."""
+    if attention_mask is None or groups == 1:
+        return (torch.arange(len(input_ids), device=input_ids.device),)
+    return attention_mask.sum(dim=1).argsort(stable=True).chunk(groups)
 
 
 __all__ = [

@@ -1,10 +1,13 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cell Ontology terms and free text to descriptions, from the ontologies that `cellxgene-ontology-guide` ships."""
+"""
+Terms of the ontologies that `cellxgene-ontology-guide` ships: the Cell Ontology for types, and those of the other
+aspects of a cell (tissue, disease, stage, sex, ethnicity, assay). Names and free text to descriptions.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from cellxgene_ontology_guide.ontology_parser import OntologyParser
 from rapidfuzz import fuzz, process
@@ -16,16 +19,16 @@ DESCRIPTION_PREFIX = "cell type:"
 #: Terms that say next to nothing of a cell: that it is one, eukaryotic, of an animal, with a nucleus, that it moves.
 UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002321"})
 
-_TERM_ID = re.compile(r"^CL:\d{7}$")
+_TERM_ID = re.compile(r"^[A-Za-z]+:\d+$")
 
 
 @dataclass(frozen=True)
 class Term:
     """
-    A type of cell.
+    What an ontology has a word for: a type of cell, a tissue, a disease, a way of sequencing.
 
     Args:
-        id: `CL:` and seven digits.
+        id: The ontology's letters and a number: `CL:0000236`.
         name: The ontology's label.
         definition: One or more sentences; empty where the ontology has none.
         synonyms: Other names.
@@ -39,7 +42,7 @@ class Term:
     @property
     def description(self) -> str:
         """
-        The wording of METHOD's descriptions: `cell type: {name}. {definition}`.
+        How a type of cell is worded: `cell type: {name}. {definition}`.
 
         ```python
         >>> from modeling_langcell.ontology import find_term
@@ -49,33 +52,23 @@ class Term:
         ```"""
         return f"{DESCRIPTION_PREFIX} {self.name}. {self.definition}".strip()
 
-    @property
-    def short_wordings(self) -> tuple[str, ...]:
-        """The type by its name and each of its synonyms, without the definition."""
-        return tuple(f"{DESCRIPTION_PREFIX} {name}" for name in (self.name, *self.synonyms))
 
-    @property
-    def wordings(self) -> tuple[str, ...]:
-        """The short wordings and, where there is a definition, the description."""
-        return (*self.short_wordings, self.description) if self.definition else self.short_wordings
-
-
-@lru_cache
+@cache
 def _parser() -> OntologyParser:
     return OntologyParser()
 
 
-@lru_cache
+@cache
 def get_term(term_id: str) -> Term:
     """
-    The term of a `CL:` id.
+    The term of an id of any of the ontologies.
 
     Raises:
-        InputError: The ontology does not have this id, or has replaced it (the message says by what).
+        InputError: No ontology has this id, or it was replaced (the message says by what).
     """
     parser = _parser()
-    if not _TERM_ID.match(term_id) or not parser.is_valid_term_id(term_id, "CL"):
-        raise InputError(f"{term_id!r} is not a term of the Cell Ontology: CL: and seven digits are expected.")
+    if not _TERM_ID.match(term_id) or not parser.is_valid_term_id(term_id):
+        raise InputError(f"{term_id!r} is no term of an ontology: letters, a colon and a number, as CL:0000236.")
     if parser.is_term_deprecated(term_id):
         replacement = parser.get_term_replacement(term_id)
         raise InputError(f"{term_id} is deprecated" + (f": use {replacement}." if replacement else "."))
@@ -96,7 +89,7 @@ def is_term(term_id: str) -> bool:
     return True
 
 
-@lru_cache
+@cache
 def all_terms() -> tuple[Term, ...]:
     """Every living term of the Cell Ontology, by id."""
     parser = _parser()
@@ -113,7 +106,7 @@ def _normalized(name: str) -> str:
     )
 
 
-@lru_cache
+@cache
 def _names() -> dict[str, str]:
     """Normalised names and unambiguous synonyms to term ids."""
     names = {_normalized(term.name): term.id for term in all_terms()}
@@ -181,13 +174,16 @@ def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     return described
 
 
-@lru_cache
+@cache
 def ancestors(term_id: str) -> frozenset[str]:
-    """Ids of all the terms that a term is a kind of, itself left out."""
-    return frozenset(i for i in _parser().get_term_ancestors(term_id) if i.startswith("CL:")) - {term_id}
+    """Ids of all that a term is a kind (or part) of in its ontology, itself left out; none of what is no term."""
+    if not is_term(term_id):
+        return frozenset()
+    ontology = term_id.partition(":")[0] + ":"
+    return frozenset(i for i in _parser().get_term_ancestors(term_id) if i.startswith(ontology)) - {term_id}
 
 
-@lru_cache
+@cache
 def _children() -> dict[str, frozenset[str]]:
     """Ids of the terms right below each term."""
     children: dict[str, set[str]] = {}
@@ -197,13 +193,12 @@ def _children() -> dict[str, frozenset[str]]:
     return {parent: frozenset(ids) for parent, ids in children.items()}
 
 
-@lru_cache
 def related(term_id: str, other_id: str) -> bool:
     """Whether two ids are one, or one of them a kind of the other: a cell of one type may then be of the other."""
     return term_id == other_id or other_id in ancestors(term_id) or term_id in ancestors(other_id)
 
 
-@lru_cache
+@cache
 def siblings(term_id: str) -> frozenset[str]:
     """
     Ids of the terms that share a parent with a term and are neither above nor below it. Whatever is only called a

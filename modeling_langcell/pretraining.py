@@ -1,208 +1,293 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Pre-training: its configuration, and the loop on Accelerate."""
+"""Pre-training: the loop on Accelerate, alone or in many processes, that goes on where it was killed."""
 
 import json
 import math
-import os
+import signal
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
+import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from huggingface_hub import HfApi
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import get_cosine_schedule_with_warmup
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
 
-from .batches import CellTextBatches, FrozenTexts
+from .batches import FrozenTexts, PretrainingBatches
+from .checkpoints import Checkpoints
 from .corpus import Corpus
 from .feature_extraction_langcell import InputError
+from .files import write_whole
+from .held_out import HeldOutCells
 from .modeling_langcell import LangCellForPreTraining, LangCellModel
+from .pretraining_config import PretrainingConfig
 from .processing_langcell import LangCellProcessor
 from .tower_starts import start_model, start_text_projection
 
-
-@dataclass
-class PretrainingConfig:
-    """
-    One pre-training run; the fields of its YAML file.
-
-    Args:
-        corpus: Folder of the corpus; `langcell corpus` makes one.
-        output: Folder for the checkpoint.
-        text_tower: A BERT sentence encoder to start from: a folder, a Hub id, or `package://NAME/FOLDER` for one that
-            an installed Python package carries.
-        start: A LangCell checkpoint to go on from; then its towers are the start, and `model` changes its settings.
-        model: Overrides of `LangCellConfig`; the text tower's geometry comes from `text_tower`.
-        train_text_tower: Train the text tower's own layers too, and not only its cross-attention. Frozen, it reads
-            every wording once a run.
-        train_text_projection: Train the projection of the texts, or keep its start: the principal components of what
-            the sentence encoder makes of the corpus's descriptions. Kept, types never seen stay where language puts
-            them.
-        train_cell_tower: Train the cell tower, or keep it as it is while the matching is learnt.
-        gene_names_from: NCBI `gene_info` table: gene embeddings start from what the text tower makes of each gene's
-            symbol and full name. By default they start at random.
-        gene_average_start: Start the cell tower's last layer as an average over the genes, and not as noise: a small
-            tower then tells cells apart from its first steps on.
-        max_genes: Longest cell, `<cls>` included. The processor that is saved cuts there too (or where an earlier run
-            did, if later): positions beyond learn nothing.
-        gene_dropout: A random share of a cell's genes, up to this, is left out each time it is seen.
-        panel_share: Share of the cells that are seen with only those of their genes that another study of the corpus,
-            drawn at random, has measured: which genes a matrix has must not tell the study.
-        ancestor_share: Share of the cells that are described by an ancestor of their type.
-        sibling_texts: At most so many descriptions in a batch that are of none of its cells, but of types beside
-            theirs in the ontology.
-        name_only_share: Share of the descriptions that are the type's name or a synonym without its definition.
-        max_tokens: Longest description; the saved processor cuts as with `max_genes`.
-        balance: 1 draws cells as they come, 0 every type of every study equally often.
-        averaging: Decay, a step, of a running average of the weights, which is what is saved; 0 saves the last ones.
-        batch_size, steps, learning_rate, warmup_steps, weight_decay, max_gradient_norm: The optimisation; AdamW with
-            linear warm-up and cosine decay.
-        precision: `no` or `bf16`.
-        saved_dtype: What the weights are saved in; they load as float32 whatever it is.
-        seed: Of everything drawn.
-    """
-
-    corpus: str
-    output: str
-    text_tower: str | None = None
-    start: str | None = None
-    model: dict[str, Any] = field(default_factory=dict)
-    train_text_tower: bool = True
-    train_text_projection: bool = True
-    train_cell_tower: bool = True
-    gene_names_from: str | None = None
-    gene_average_start: bool = False
-    max_genes: int = 512
-    gene_dropout: float = 0.5
-    panel_share: float = 0.0
-    ancestor_share: float = 0.5
-    sibling_texts: int = 0
-    name_only_share: float = 0.5
-    max_tokens: int = 64
-    balance: float = 0.5
-    averaging: float = 0.0
-    batch_size: int = 64
-    steps: int = 1000
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
-    precision: str = "no"
-    saved_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    seed: int = 0
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "PretrainingConfig":
-        """
-        Reads a YAML file and `key=value` overrides (`model.temperature=0.07` reaches into `model`).
-
-        Raises:
-            InputError: No such file, a field that does not exist, or a value of the wrong kind.
-        """
-        if not Path(path).is_file():
-            raise InputError(f"No configuration at {path}.")
-        values = yaml.safe_load(Path(path).read_text()) or {}
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise InputError(f"{override!r} is not of the form key=value.")
-            *parents, last = key.split(".")
-            target = values
-            for parent in parents:
-                target = target.setdefault(parent, {})
-            target[last] = yaml.safe_load(value)
-        known = {f.name: f for f in fields(cls)}
-        if unknown := sorted(set(values) - set(known)):
-            raise InputError(f"{path}: unknown field(s) {', '.join(unknown)}; known are {', '.join(known)}.")
-        if missing := [name for name in ("corpus", "output") if not values.get(name)]:
-            raise InputError(f"{path}: {' and '.join(missing)} must be set.")
-        config = cls(**values)
-        for name, f in known.items():
-            value = getattr(config, name)
-            if f.type in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise InputError(f"{path}: {name} must be a number, not {value!r}.")
-        return config
+#: What may be another when a run goes on: nothing that is learnt depends on it.
+_FREE_TO_CHANGE = {"output", "workers", "checkpoint_every", "push_to"}
+_RUN, _RECORD, _LOSSES, _HELD_OUT = "run.json", "training.json", "losses.jsonl", "held_out.jsonl"
 
 
-# ---------------------------------------------------------------------- the loop
+class TrainingStopped(Exception):
+    """The run was told to stop, and saved where it was."""
 
 
 def pretrain(config: PretrainingConfig) -> Path:
     """
-    Trains as `config` says. The folder `config.output` gets model and processor, `training.json` (configuration and
-    versions of this run and of those it goes on from) and, line by line while it trains, `losses.jsonl`.
+    Trains as `config` says, or goes on with a run that was stopped or killed: the same command, and the losses are
+    those of a run that never was.
+
+    The folder `config.output` gets model and processor; `training.json` (configuration and versions of this run and of
+    those it goes on from); line by line, `losses.jsonl` and, of the cells held out, `held_out.jsonl`; and the same for
+    TensorBoard.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        InputError: No corpus, or one without labels, or starts that cannot be used.
+        InputError: No corpus, or one without labels, starts that cannot be used, or a folder that holds another run.
+        TrainingStopped: By SIGTERM; the same command goes on.
     """
-    corpus = Corpus(config.corpus)
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=config.precision)
-    model, processor = start_model(config, corpus.gene_vocabulary)
-    batches = CellTextBatches(corpus, processor, config)
-    frozen_texts = FrozenTexts(model, processor, config.max_tokens)
-    if config.start is None:
-        model.text_model.eval()
-        start_text_projection(model, frozen_texts(batches.wordings))
-    model.text_projection.requires_grad_(config.train_text_projection)
-    model.cell_model.requires_grad_(config.train_cell_tower)
-    if not config.train_text_tower:
-        for name, parameter in model.text_model.named_parameters():
-            parameter.requires_grad_(".crossattention." in name)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate)
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
-    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
-    model.train()
-    if not config.train_text_tower:
-        accelerator.unwrap_model(model).text_model.eval()  # A frozen encoder should read alike each time.
+    run = _Run(config)
+    try:
+        run.train()
+        run.save()
+    finally:
+        run.accelerator.end_training()
+    return run.output
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging)) if config.averaging else None
-    main = accelerator.is_main_process
-    with (
-        Progress(*columns, disable=not main) as progress,
-        open(output / "losses.jsonl" if main else os.devnull, "w") as log,
-    ):
-        task = progress.add_task("Training", total=config.steps)
-        started = time.monotonic()
-        for step, batch in enumerate(islice(batches, config.steps), start=1):
-            wordings = batch.pop("wordings")
-            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-            if not config.train_text_tower:
-                batch["text_pooled"] = frozen_texts(wordings)
-            outputs = model(**batch)
-            accelerator.backward(outputs.loss)
-            norm = accelerator.clip_grad_norm_(trained, config.max_gradient_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if averaged is not None:
-                averaged.update_parameters(model)
-            losses = {key: value.item() for key, value in outputs.items() if key.endswith("loss")}
-            if not math.isfinite(losses["loss"]):
-                raise RuntimeError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
-            print(json.dumps({"step": step, **losses, "gradient_norm": float(norm)}), file=log, flush=True)
-            rate = step * config.batch_size / (time.monotonic() - started)
-            progress.update(task, advance=1, description=f"loss {losses['loss']:.3f}  {rate:.1f} cells/s")
 
-    accelerator.wait_for_everyone()
-    if main:
-        _save(accelerator.unwrap_model(model if averaged is None else averaged.module), processor, config)
-    return output
+class _Run:
+    """A run's parts, and its steps."""
+
+    def __init__(self, config: PretrainingConfig):
+        self.config, self.output = config, Path(config.output)
+        corpus = Corpus(config.corpus)
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # Else processes without a GPU would each train alone.
+            mixed_precision=config.precision,
+            gradient_accumulation_steps=config.accumulation,
+            log_with="tensorboard",
+            project_dir=str(self.output),
+        )
+        self.main = self.accelerator.is_main_process
+        if config.averaging and str(self.accelerator.distributed_type).endswith("FSDP"):
+            raise InputError("averaging needs whole weights in every process, which FSDP has not: set it to 0.")
+        self._claim_folder()
+
+        torch.manual_seed(config.seed)
+        states = self.output / "checkpoints"
+        anew = not any(states.glob("step-*"))
+        model, self.processor = start_model(config, corpus.gene_vocabulary, weights_follow=not anew)
+        processes = (self.accelerator.process_index, self.accelerator.num_processes)
+        self.batches = PretrainingBatches(corpus, self.processor, model, config, *processes)
+        self.frozen_texts = FrozenTexts(model, self.processor, config.max_tokens)
+        if anew and config.start is None and self.batches.describer is not None:
+            model.text_model.eval()
+            start_text_projection(model, self.frozen_texts(self.batches.describer.type_wordings))
+        choose_trained(model, config)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if config.compile:
+            model.cell_model.compile(dynamic=True)
+            model.text_model.compile(dynamic=True)
+        self.held_out = self._held_out()
+
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(_decay_groups(self.trained, config.weight_decay), lr=config.learning_rate)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Not prepared: what is prepared steps once a process.
+        self.schedule = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, config.steps)
+        average = get_ema_multi_avg_fn(config.averaging)
+        self.averaged = AveragedModel(model, multi_avg_fn=average) if config.averaging else None
+        self.checkpoints = Checkpoints(states, self.accelerator, self.schedule, self.averaged)
+        self.first_step = self.checkpoints.go_on()
+        self._forget_after(self.first_step)
+        self.accelerator.init_trackers("tensorboard")
+
+    @property
+    def whole_model(self) -> LangCellForPreTraining:
+        """The model that is saved and measured."""
+        whole = self.accelerator.unwrap_model(self.model) if self.averaged is None else self.averaged.module
+        return cast(LangCellForPreTraining, whole)
+
+    def train(self) -> None:
+        """Takes the steps that are left."""
+        config = self.config
+        self.model.train()
+        if not config.train_text_tower:  # A frozen encoder should read alike each time.
+            self.accelerator.unwrap_model(self.model).text_model.eval()
+        numbers = range(self.first_step * config.accumulation, config.steps * config.accumulation)
+        loader = DataLoader(self.batches, batch_size=None, sampler=numbers, num_workers=config.workers)
+        batches = iter(loader)
+        with _told_to_stop() as told, self._progress() as show:
+            for step in range(self.first_step + 1, config.steps + 1):
+                started = time.monotonic()
+                losses, cells, genes = self._step(step, batches)
+                show(step, losses, cells / (time.monotonic() - started))
+                self._log(_LOSSES, step, losses | {"cells": cells, "genes": genes})
+                if self.held_out is not None and (step % config.evaluate_every == 0 or step == config.steps):
+                    self._log(_HELD_OUT, step, self.held_out.measure(self.whole_model))
+                stop = bool(self.accelerator.reduce(torch.tensor(float(told()), device=self.accelerator.device)) > 0)
+                if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                    self.checkpoints.save(step)
+                if stop and step < config.steps:
+                    raise TrainingStopped(f"Stopped after step {step} of {config.steps}; the same command goes on.")
+
+    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int, int]:
+        """One step of the optimizer: its losses, and how many cells and genes it saw."""
+        config, accelerator = self.config, self.accelerator
+        # Dropout too depends on the step alone, so that nothing needs to be remembered of it.
+        seeds = np.random.SeedSequence([config.seed, step, accelerator.process_index, 3])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        summed: dict[str, torch.Tensor] = {}
+        seen = torch.zeros(2, dtype=torch.long, device=accelerator.device)
+        for _ in range(config.accumulation):
+            batch = next(batches)
+            wordings = batch.pop("wordings", None)
+            batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            if wordings is not None and not config.train_text_tower:
+                batch["text_pooled"] = self.frozen_texts(wordings)
+            with accelerator.accumulate(self.model):
+                outputs = self.model(**batch, passes=config.passes)
+                accelerator.backward(outputs.loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.trained, config.max_gradient_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in outputs.items():
+                if name.endswith("loss"):
+                    summed[name] = summed.get(name, 0) + value.detach() / config.accumulation
+            mask = batch["cell_attention_mask"]
+            seen += torch.stack([torch.tensor(len(mask), device=mask.device), mask.sum()])
+        self.schedule.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(accelerator.unwrap_model(self.model))
+        losses = {name: value.item() for name, value in summed.items()}
+        if not math.isfinite(losses["loss"]):
+            raise RuntimeError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
+        cells, genes = accelerator.reduce(seen).tolist()
+        return losses | {"gradient_norm": float(norm)}, cells, genes
+
+    def save(self) -> None:
+        """Makes the checkpoint of what was learnt, pushes it if asked, and clears up."""
+        config = self.config
+        state = (
+            self.accelerator.get_state_dict(self.model) if self.averaged is None else self.averaged.module.state_dict()
+        )
+        if self.main:
+            model = LangCellForPreTraining(self.whole_model.config)
+            model.load_state_dict(state)
+            _save(model, self.processor, config)
+            if config.push_to is not None:
+                api = HfApi()
+                api.create_repo(config.push_to, exist_ok=True)
+                api.upload_folder(
+                    repo_id=config.push_to,
+                    folder_path=self.output,
+                    ignore_patterns=["checkpoints/*", "tensorboard/*", _RUN, "*.jsonl"],
+                    commit_message="Upload a pre-trained LangCell",
+                )
+        self.checkpoints.remove()
+
+    def _held_out(self) -> HeldOutCells | None:
+        config = self.config
+        if config.held_out is None:
+            return None
+        limits = {"max_genes": config.max_genes, "max_tokens": config.max_tokens, "most": config.held_out_cells}
+        return HeldOutCells(Corpus(config.held_out), self.processor, seed=config.seed, **limits)
+
+    def _claim_folder(self) -> None:
+        """A folder of another run, or of a finished one, is not written to."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in _FREE_TO_CHANGE}
+        path = self.output / _RUN
+        if (self.output / _RECORD).exists():
+            raise InputError(f"{self.output} holds a finished run: choose a new folder.")
+        if path.exists():
+            begun = json.loads(path.read_text())
+            differ = sorted(name for name in settings if begun.get(name) != settings[name])
+            if differ:
+                raise InputError(
+                    f"{self.output} was begun with other settings ({', '.join(differ)}): choose a new folder."
+                )
+        self.accelerator.wait_for_everyone()
+        if self.main and not path.exists():
+            write_whole(path, json.dumps(settings, indent=1).encode())
+
+    def _forget_after(self, step: int) -> None:
+        """Takes back what was logged after the state that the run goes on from."""
+        for name in (_LOSSES, _HELD_OUT):
+            if self.main and (path := self.output / name).exists():
+                lines = path.read_text().splitlines(keepends=True)
+                write_whole(path, "".join(line for line in lines if _is_until(line, step)).encode())
+
+    def _log(self, name: str, step: int, values: dict[str, float]) -> None:
+        self.accelerator.log({f"{Path(name).stem}/{key}": value for key, value in values.items()}, step)
+        if self.main:
+            with open(self.output / name, "a") as log:
+                print(json.dumps({"step": step, **values}), file=log)
+
+    @contextmanager
+    def _progress(self):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not self.main) as progress:
+            task = progress.add_task("Training", total=self.config.steps, completed=self.first_step)
+
+            def show(step: int, losses: dict[str, float], rate: float) -> None:
+                named = "  ".join(
+                    f"{name.removesuffix('_loss').replace('_', '-')} {value:.3f}"
+                    for name, value in losses.items()
+                    if name.endswith("loss")
+                )
+                progress.update(task, completed=step, description=f"{named}  {rate:.1f} cells/s")
+
+            yield show
+
+
+def choose_trained(model: LangCellForPreTraining, config: PretrainingConfig) -> None:
+    """
+    Freezes what is to be kept, and what no objective reaches: DDP waits for the gradient of every parameter that asks
+    for one.
+    """
+    weights = model.config
+    reads_texts = bool(weights.cell_text_weight or weights.matching_weight)
+    model.lm_head.requires_grad_(bool(weights.masked_gene_weight))
+    model.cell_model.requires_grad_(config.train_cell_tower)  # After the head, whose output weights may be the tower's.
+    # The matching only draws its negatives by the similarity: no gradient reaches what that is made of.
+    model.cell_projection.requires_grad_(bool(weights.cell_text_weight))
+    model.text_projection.requires_grad_(bool(weights.cell_text_weight) and config.train_text_projection)
+    model.matching_head.requires_grad_(bool(weights.matching_weight))
+    for name, parameter in model.text_model.named_parameters():
+        of_matching = ".crossattention." in name
+        parameter.requires_grad_(
+            bool(weights.matching_weight) if of_matching else reads_texts and config.train_text_tower
+        )
+
+
+@contextmanager
+def _told_to_stop():
+    """Whether SIGTERM came: not in the middle of a step, but after it, the run stops."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield lambda: bool(told)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether a line of a log is whole, and of a step up to this."""
+    return line.endswith("}\n") and json.loads(line)["step"] <= step
 
 
 def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: PretrainingConfig) -> None:
@@ -221,12 +306,13 @@ def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: P
     versions = {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "accelerate")}
     settings = {name: value for name, value in asdict(config).items() if name != "output"}
     runs = [*_runs_before(config), {"config": settings, "versions": versions}]
-    Path(config.output, "training.json").write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+    # Last: with it the run is done.
+    write_whole(Path(config.output, _RECORD), (json.dumps({"runs": runs}, indent=1) + "\n").encode())
 
 
 def _runs_before(config: PretrainingConfig) -> list[dict[str, Any]]:
     """What is on record of how the checkpoint that a run starts from was trained."""
-    record = Path(config.start or "", "training.json")
+    record = Path(config.start or "", _RECORD)
     return json.loads(record.read_text())["runs"] if config.start and record.is_file() else []
 
 
@@ -238,4 +324,4 @@ def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[d
     ]
 
 
-__all__ = ["PretrainingConfig", "pretrain"]
+__all__ = ["TrainingStopped", "pretrain"]

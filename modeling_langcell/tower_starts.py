@@ -2,21 +2,19 @@
 """Where the towers of a pre-training run start."""
 
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, BertModel
 
 from .configuration_langcell import LangCellConfig
-from .conversion import fold_token_types
+from .conversion import fold_token_types, with_cls
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .gene_vocabulary import Gene, read_gene_info
-from .modeling_langcell import LangCellForPreTraining, LangCellModel
+from .modeling_langcell import LangCellForPreTraining, LangCellModel, LangCellTowerModel
+from .pretraining_config import PretrainingConfig
 from .processing_langcell import LangCellProcessor
-
-if TYPE_CHECKING:
-    from .pretraining import PretrainingConfig
 
 
 def _text_tower_folder(name: str) -> str:
@@ -32,11 +30,16 @@ def _text_tower_folder(name: str) -> str:
 
 
 def start_model(
-    config: "PretrainingConfig", vocabulary: dict[str, list]
+    config: PretrainingConfig, vocabulary: dict[str, list], weights_follow: bool = False
 ) -> tuple[LangCellForPreTraining, LangCellProcessor]:
     """
     A model and processor ready to train: gone on from `config.start`, or built from a sentence encoder, the corpus's
-    gene vocabulary and, if asked, the genes' names.
+    gene vocabulary and, if asked, a Geneformer and the genes' names.
+
+    Args:
+        config: What the towers start from.
+        vocabulary: The genes.
+        weights_follow: Whether the weights come from elsewhere: what is slow to start is then left out.
 
     Raises:
         InputError: A start whose genes are not the corpus's, or that does not fit; no start and no sentence encoder.
@@ -63,34 +66,66 @@ def start_model(
     extractor = LangCellFeatureExtractor(vocabulary, max_length=config.max_genes)
 
     overrides = dict(config.model)
-    geometry = {
-        key: getattr(bert.config, key)
-        for key in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "hidden_act",
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "max_position_embeddings",
-            "layer_norm_eps",
-        )
-    }
-    overrides["text_config"] = geometry | overrides.get("text_config", {})
-    overrides["cell_config"] = overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
+    overrides["text_config"] = _geometry(bert) | overrides.get("text_config", {})
+    geneformer = None
+    if config.cell_tower is not None:
+        geneformer = BertModel.from_pretrained(config.cell_tower, add_pooling_layer=False)
+    cell_geometry = {} if geneformer is None else _geometry(geneformer)
+    overrides["cell_config"] = cell_geometry | overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
     model = LangCellForPreTraining(LangCellConfig(**overrides))
-    loaded = model.text_model.load_state_dict(fold_token_types(bert.state_dict()), strict=False)
-    strangers = [name for name in loaded.missing_keys if ".crossattention." not in name]
-    if strangers or loaded.unexpected_keys:
-        raise InputError(f"{config.text_tower} does not fit the text tower: {strangers or loaded.unexpected_keys}.")
+    _take_over(model.text_model, bert, config.text_tower)
+    if geneformer is not None:
+        _take_over(model.cell_model, geneformer, config.cell_tower)
+    if weights_follow:
+        return model, LangCellProcessor(extractor, tokenizer)
     if config.gene_names_from is not None:
         genes = {gene.ensembl_id: gene for gene in read_gene_info(config.gene_names_from)}
         _start_gene_embeddings(model, bert, tokenizer, [genes[i] for i in vocabulary["ensembl_ids"]])
     if config.gene_average_start:
         _start_gene_average(model)
     return model, LangCellProcessor(extractor, tokenizer)
+
+
+def _geometry(bert: BertModel) -> dict[str, Any]:
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "max_position_embeddings",
+        "layer_norm_eps",
+    )
+    return {name: getattr(bert.config, name) for name in names}
+
+
+def _take_over(tower: LangCellTowerModel, bert: BertModel, name: str | None) -> None:
+    """BERT's weights become the tower's; one row of the vocabulary may be missing, that of `<cls>`, which is last."""
+    state = fold_token_types(bert.state_dict())
+    words, positions = (f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position"))
+    state[words] = with_cls(state, tower.config.vocab_size)[words]
+    if len(state[words]) != tower.config.vocab_size:
+        raise InputError(
+            f"{name} has {len(state[words])} tokens, the corpus {tower.config.vocab_size}: make the corpus with the "
+            "genes of the checkpoint, langcell corpus --vocabulary."
+        )
+    state[positions] = _resized(state[positions], tower.config.max_position_embeddings)
+    try:
+        loaded = tower.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{name} does not fit the tower that model describes: {error}") from error
+    strangers = [key for key in loaded.missing_keys if ".crossattention." not in key]
+    if strangers or loaded.unexpected_keys:
+        raise InputError(f"{name} does not fit the tower: {strangers or loaded.unexpected_keys}.")
+
+
+def _resized(positions: torch.Tensor, wanted: int) -> torch.Tensor:
+    """`(wanted, hidden_size)`: cut, or the last position's embedding for those beyond it."""
+    beyond = positions[-1:].expand(max(0, wanted - len(positions)), -1)
+    return torch.cat([positions[:wanted], beyond])
 
 
 @torch.no_grad()

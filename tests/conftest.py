@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Shared fixtures: the real cells and the recorded behaviour, tiny random checkpoints, small AnnData."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -87,3 +88,77 @@ def cells():
     counts[:, 0] += 1
     obs = pd.DataFrame(index=[f"cell{number}" for number in range(12)])
     return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame({"ensembl_id": GENES}, index=SYMBOLS))
+
+
+#: Types of the tiny studies.
+TYPES = {"CL:0000236": "B cell", "CL:0000623": "natural killer cell", "CL:0000576": "monocyte"}
+
+
+@pytest.fixture(scope="session")
+def tiny_studies(tmp_path_factory):
+    """A corpus of three studies in which a type's genes are expressed tenfold, and a random sentence encoder."""
+    import anndata as ad
+    import pandas as pd
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    from modeling_langcell.corpus import CorpusSettings, make_corpus
+    from modeling_langcell.sources import find_sources
+
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for study in range(3):
+        term_ids = np.array([*TYPES, "unknown"])[rng.integers(0, 4, 40)]
+        rates = np.full((40, len(GENES)), 0.5)
+        for number, term_id in enumerate(TYPES):
+            rates[term_ids == term_id, 10 * number : 10 * number + 10] *= 10
+        obs = pd.DataFrame({"cell_type_ontology_term_id": term_ids}, index=[f"s{study}c{row}" for row in range(40)])
+        if study < 2:  # Blood and bone marrow; of the third study it is not known.
+            obs["tissue_ontology_term_id"] = ("UBERON:0000178", "UBERON:0002371")[study]
+        obs["suspension_type"] = "cell"
+        counts = sp.csr_matrix(rng.poisson(rates).astype(np.float32))
+        (folder / "train").mkdir(exist_ok=True)
+        ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=GENES)).write_h5ad(folder / "train" / f"study{study}.h5ad")
+    lines = ["#tax_id\tSymbol\tSynonyms\tdbXrefs\tdescription"]
+    lines += [f"9606\t{s}\t-\tHGNC:1|Ensembl:{g}\t{s} protein" for g, s in zip(GENES, SYMBOLS, strict=True)]
+    with gzip.open(folder / "gene_info.gz", "wt") as table:
+        table.write("\n".join(lines) + "\n")
+    encoder = folder / "encoder"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(encoder)
+    (encoder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    BertTokenizer(str(encoder / "vocab.txt")).save_pretrained(encoder)
+    settings = CorpusSettings(str(folder / "gene_info.gz"), min_cells=1, chunk_cells=32)
+    make_corpus(find_sources([str(folder / "train")]), folder / "corpus", settings)
+    return folder
+
+
+@pytest.fixture
+def settings(tiny_studies, tmp_path):
+    """A run of seconds on the tiny studies."""
+    folder = tiny_studies
+    return {
+        "corpus": str(folder / "corpus"),
+        "gene_names_from": str(folder / "gene_info.gz"),
+        "text_tower": str(folder / "encoder"),
+        "output": str(tmp_path / "run"),
+        "max_genes": 32,
+        "batch_tokens": 400,
+        "steps": 4,
+        "warmup_steps": 1,
+        "learning_rate": 3e-3,
+        "model": {
+            "cell_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+            },
+            "text_config": {"pooling": "mean"},
+            "projection_dim": 8,
+        },
+    }
