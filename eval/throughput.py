@@ -7,6 +7,10 @@ Speed and memory beside the published procedures, both measured in one run on th
 and the memory that making a corpus takes, by the number of its cells:
 
     python eval/throughput.py corpus --json eval/results/throughput_corpus.json
+
+and how fast pre-training goes, and how long the paper's run would take at that rate:
+
+    python eval/throughput.py train --json eval/results/throughput_train.json
 """
 
 import json
@@ -28,6 +32,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import typer
+from training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
 
 from modeling_langcell import LangCellFeatureExtractor
 from modeling_langcell.corpus import CorpusSettings, make_corpus
@@ -301,6 +306,44 @@ def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) ->
     """Makes a corpus of `cells.h5ad` and says the peak memory of this process in GB."""
     make_corpus(find_sources([str(sources / "cells.h5ad")]), out, CorpusSettings(gene_info, chunk_cells=chunk_cells))
     typer.echo(_resident("VmHWM") / GIGABYTE)
+
+
+# ---------------------------------------------------------------------- train
+
+
+@app.command()
+def train(
+    quick: Annotated[bool, typer.Option(help="Short cells and few of them: says that it works, not how fast.")] = False,
+    geometry: Annotated[list[str] | None, typer.Option(help="mini or base; can be repeated. Both by default.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Steps measured; 5, or 2 when quick.")] = None,
+    compile_towers: Annotated[bool, typer.Option("--compile", help="Compile the towers.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Pre-training steps of both stages at the mini and the base geometry: rates, and days for the paper's run."""
+    gpu = torch.cuda.is_available()
+    sizes = {"mini": (64, 512, 32, 64), "base": (64 if gpu else 4, 2048, 48 if gpu else 4, 128)}
+    if quick:
+        sizes = {"mini": (8, 64, 4, 16), "base": (2, 64, 2, 16)}
+    figures: dict[str, Any] = {"geometries": {}, "paper": {"cells": PAPER_CELLS, "a100_days": PAPER_A100_DAYS}}
+    for name in geometry or sizes:
+        found = {}
+        for stage in STAGES:
+            workload = Workload(name, *sizes[name])
+            found[stage] = measure(workload, stage, rounds or (2 if quick else 5), seed, compile_towers)
+            typer.echo(
+                f"{name} {stage}: {found[stage]['cells_per_second']:.3g} cells/s, "
+                f"{found[stage]['genes_per_second']:.3g} genes/s, utilisation {found[stage]['utilisation']:.0%} of "
+                f"{found[stage]['machine_teraflops']:.3g} TFLOP/s"
+            )
+        paper_days = days({stage: figure["cells_per_second"] for stage, figure in found.items()})
+        figures["geometries"][name] = {"stages": found, "days_for_the_papers_cells": paper_days}
+        typer.echo(
+            f"{name}: {PAPER_CELLS:,} cells, once through each stage, would take {paper_days:.3g} days on this "
+            f"machine; the paper's run took {PAPER_A100_DAYS} A100-days"
+        )
+    figures["device"] = torch.cuda.get_device_name() if gpu else None
+    _write(json_file, seed, figures)
 
 
 # ---------------------------------------------------------------------- the record

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What a pre-training step takes: cells as they are shown this time, and what is said of them."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,15 @@ class PretrainingBatches(Dataset):
         `text_index`, `neutral` and `negative_draws` are of all, in the order of the processes.
         """
         cells = self.sampler.cells(step)
-        if len(cells) < self.processes:
-            raise InputError(f"batch_tokens gives a step {len(cells)} cells, fewer than there are processes.")
+        if len(cells) < self.config.passes * self.processes:
+            raise InputError(
+                f"batch_tokens gives a step {len(cells)} cells, fewer than one for each of the {self.config.passes} "
+                f"passes of each of {self.processes} processes."
+            )
         rng = np.random.default_rng([self.config.seed, step, 1])
         # How many genes are left is known before any is read: the work can be shared out evenly.
         left = np.ceil((1 - rng.uniform(0, self.config.gene_dropout, len(cells))) * self.lengths[cells]).astype(int)
-        shares = share_out(np.minimum(left, self.config.max_genes), self.processes)
+        shares = share_out(np.minimum(left, self.config.max_genes), self.processes, self.config.passes)
         own = shares[self.process]
         batch: dict[str, Any] = self._show(cells[own], left[own], step)
         if self.describer is not None:
@@ -146,11 +150,15 @@ def _pad(rows: list[torch.Tensor], value: int = 0) -> torch.Tensor:
 class FrozenTexts:
     """
     What a text tower that is not trained makes of a text. Every wording is read once, and then remembered; and by
-    itself, so that what is made of it does not depend, to the last bit, on what else was unread.
+    itself, so that what is made of it does not depend, to the last bit, on what else was unread. The tower is a copy:
+    the model's own may be split over processes.
     """
 
-    def __init__(self, model: LangCellModel, processor: LangCellProcessor, max_tokens: int):
-        self.model, self.processor, self.max_tokens = model, processor, max_tokens
+    def __init__(
+        self, model: LangCellModel, processor: LangCellProcessor, max_tokens: int, device: torch.device | None = None
+    ):
+        self.text_model = copy.deepcopy(model.text_model).eval().to(device)
+        self.processor, self.max_tokens = processor, max_tokens
         self._pooled: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -159,7 +167,7 @@ class FrozenTexts:
         for wording in wordings:
             if wording not in self._pooled:
                 text = self.processor(text=[wording], text_kwargs={"max_length": self.max_tokens}, return_tensors="pt")
-                read = self.model.text_model(**text.to(self.model.device), pooled_only=True)
+                read = self.text_model(**text.to(self.text_model.device), pooled_only=True)
                 self._pooled[wording] = read.pooler_output[0]
         return torch.stack([self._pooled[wording] for wording in wordings])
 

@@ -196,7 +196,9 @@ def corpus(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help=".h5ad files, folders, SOMA experiments.")],
     out: Annotated[Path, typer.Option(help="Folder for the corpus; one that was begun is gone on with.")],
     gene_info: Annotated[Path, typer.Option(help="NCBI's gene_info(.gz) table: the genes to look for.")],
-    vocabulary: Annotated[str | None, typer.Option(help="Corpus or checkpoint whose genes to use.")] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="Corpus, checkpoint, or folder of Geneformer's dictionaries, whose genes to use.")
+    ] = None,
     where: Annotated[str | None, typer.Option(help="Which cells: a condition on obs, \"tissue == 'blood'\".")] = None,
     on_unfit: Annotated[str, typer.Option(help="Sources that cannot be used: refuse, or skip.")] = "refuse",
     max_genes: Annotated[int, typer.Option(help="Genes kept of a cell, <cls> included.", min=2, max=65535)] = 2048,

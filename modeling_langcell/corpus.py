@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
+from .conversion import read_gene_vocabulary
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .files import write_whole
 from .gene_vocabulary import Gene, MedianSketch, every_gene, gene_vocabulary, read_gene_info
@@ -32,6 +33,8 @@ from .shared_work import SharedWork
 from .sources import ASPECTS, Source, facts_of
 
 FORMAT = 1
+#: Geneformer's gene vocabulary: ids, medians, symbols.
+GENEFORMER = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name_id_dict.pkl")
 MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
 SHARDS, UNFINISHED = "shards", "unfinished"
 
@@ -43,7 +46,8 @@ class CorpusSettings:
 
     Args:
         gene_info: NCBI `gene_info` table, whose genes are looked for.
-        vocabulary: A corpus or checkpoint whose genes and medians are used; by default they are made of this one.
+        vocabulary: A corpus, a checkpoint, or a folder of Geneformer's three dictionaries, whose genes and medians are
+            used; by default they are made of this one.
         max_genes: Genes kept of a cell, `<cls>` included.
         min_cells: Genes counted in fewer cells of the corpus get no id.
         chunk_cells: Cells of a task and of a shard; memory grows with it.
@@ -131,6 +135,10 @@ class _Making:
         """Opens every source: how many cells, what checksum, whether its genes are known."""
         found = self.work.share("Sources", _inspect, [(source, self.settings.gene_info) for source in self.sources])
         self.inspected = {source.name: facts for source, facts in self._fit(self.sources, found)}
+        if not any(facts["asked_for"] for facts in self.inspected.values()):
+            raise InputError(
+                "No cell was asked for: the sources are empty, or none of their cells meets the condition."
+            )
 
     def claim_folder(self) -> None:
         """A folder begun with other sources or settings is not gone on with."""
@@ -175,6 +183,11 @@ class _Making:
         for chunk in chunks:
             if chunk.source.name in self.unfit:
                 (folder / f"{chunk.file_name}.arrow").unlink(missing_ok=True)
+
+        if not any(shard["cells"] for shard in self.shards):
+            left_out = sum((Counter(shard["left_out"]) for shard in self.shards), Counter())
+            shutil.rmtree(self.output)  # It was begun for this corpus.
+            raise InputError(f"No cell can be kept: {', '.join(f'{n:,} {why}' for why, n in left_out.items())}.")
 
     def write_panels(self) -> None:
         """The genes that were counted in each study at all."""
@@ -355,6 +368,8 @@ def _arrow(table: pa.Table) -> bytes:
 def _read_vocabulary(source: str) -> dict[str, list]:
     if (Path(source) / MANIFEST).is_file():
         return Corpus(source).gene_vocabulary
+    if (Path(source) / GENEFORMER[0]).is_file():
+        return read_gene_vocabulary(*(Path(source) / name for name in GENEFORMER))
     try:
         return LangCellFeatureExtractor.from_pretrained(source).gene_vocabulary
     except OSError as error:

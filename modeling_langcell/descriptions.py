@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What training says of cells: descriptions composed for each batch of the term ids that the corpus keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -54,8 +54,7 @@ class Describer:
 
     def __init__(self, facts: pd.DataFrame, config: PretrainingConfig, fits: Callable[[str], bool]):
         self.facts, self.config, self.fits = facts, config, fits
-        types = facts[TYPE].unique().tolist()
-        self.ancestors = {term: sorted(ontology.ancestors(term) - ontology.UNINFORMATIVE) for term in types}
+        self.ancestors = {term: _ancestors(term) for term in facts[TYPE].unique().tolist()}
         self.beside = {
             term: sorted(
                 other
@@ -79,12 +78,6 @@ class Describer:
         neutral = np.stack([self._may_be_true(one, cells) for one in said], axis=1)
         neutral[np.arange(len(cells)), text_index] = False
         return Descriptions([self._word(one, rng) for one in said], text_index, neutral)
-
-    @property
-    def type_wordings(self) -> list[str]:
-        """All that can be said of the types alone: every type and ancestor, in all its wordings."""
-        terms = set(self.ancestors).union(*self.ancestors.values())
-        return [wording for term in sorted(terms) for wording in _wordings(TYPE, term)]
 
     def _say(self, cell: dict[Any, str], rng: np.random.Generator) -> Said:
         term = cell[TYPE]
@@ -126,6 +119,17 @@ class Describer:
         return text if len(said) == 1 or self.fits(text) else "; ".join(by_name)
 
 
+def type_wordings(types: Iterable[str]) -> list[str]:
+    """All that can be said of types, by their ids: of each, and of its ancestors, all the wordings."""
+    known = {term for term in types if ontology.is_term(term)}
+    terms = known.union(*map(_ancestors, known))
+    return [wording for term in sorted(terms) for wording in _wordings(TYPE, term)]
+
+
+def _ancestors(term: str) -> list[str]:
+    return sorted(ontology.ancestors(term) - ontology.UNINFORMATIVE)
+
+
 @cache
 def _names(aspect: str, value: str) -> tuple[str, ...]:
     """Short wordings: the aspect's name, and each name that a value has; none for what is unknown."""
@@ -144,4 +148,4 @@ def _wordings(aspect: str, value: str) -> tuple[str, ...]:
     return names
 
 
-__all__ = ["TYPE", "Describer", "Descriptions"]
+__all__ = ["TYPE", "Describer", "Descriptions", "type_wordings"]

@@ -901,11 +901,15 @@ class LangCellForPreTraining(LangCellModel):
             own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
             expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
             read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
-            # The pairs of a text and a wrong cell whose cell is of this group.
+            # The pairs of a text and a wrong cell whose cell is of this group. Where there is none, one that does not
+            # count is read: with FSDP all processes must read equally often.
             pairs, places = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
-            if len(pairs):
-                mask = None if group.mask is None else group.mask[places]
-                read_pairs(group.states[places], mask, text_index[pairs], 1, negative[pairs])
+            expected = negative[pairs]
+            if not len(pairs):
+                pairs, places = cells[:1], torch.zeros_like(cells[:1])
+                expected = torch.full_like(pairs, IGNORED)
+            mask = None if group.mask is None else group.mask[places]
+            read_pairs(group.states[places], mask, text_index[pairs], 1, expected)
         return self.cell_text_matching(torch.cat(logits), torch.cat(labels))
 
 
@@ -932,7 +936,7 @@ def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, gro
     """The rows of a batch of cells in groups of similar length."""
     if attention_mask is None or groups == 1:
         return (torch.arange(len(input_ids), device=input_ids.device),)
-    return attention_mask.sum(dim=1).argsort(stable=True).chunk(groups)
+    return attention_mask.sum(dim=1).argsort(stable=True).tensor_split(min(groups, len(input_ids)))
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from huggingface_hub import HfApi
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -25,6 +25,7 @@ from transformers import get_scheduler
 from .batches import FrozenTexts, PretrainingBatches
 from .checkpoints import Checkpoints
 from .corpus import Corpus
+from .descriptions import TYPE, type_wordings
 from .feature_extraction_langcell import InputError
 from .files import write_whole
 from .held_out import HeldOutCells
@@ -81,7 +82,7 @@ class _Run:
             project_dir=str(self.output),
         )
         self.main = self.accelerator.is_main_process
-        if config.averaging and str(self.accelerator.distributed_type).endswith("FSDP"):
+        if config.averaging and self.accelerator.distributed_type == DistributedType.FSDP:
             raise InputError("averaging needs whole weights in every process, which FSDP has not: set it to 0.")
         self._claim_folder()
 
@@ -91,13 +92,13 @@ class _Run:
         model, self.processor = start_model(config, corpus.gene_vocabulary, weights_follow=not anew)
         processes = (self.accelerator.process_index, self.accelerator.num_processes)
         self.batches = PretrainingBatches(corpus, self.processor, model, config, *processes)
-        self.frozen_texts = FrozenTexts(model, self.processor, config.max_tokens)
-        if anew and config.start is None and self.batches.describer is not None:
-            model.text_model.eval()
-            start_text_projection(model, self.frozen_texts(self.batches.describer.type_wordings))
+        self.frozen_texts = FrozenTexts(model, self.processor, config.max_tokens, self.accelerator.device)
+        wordings = type_wordings(corpus.facts[TYPE].cat.categories)
+        if anew and config.start is None and wordings:
+            start_text_projection(model, self.frozen_texts(wordings).cpu())
         choose_trained(model, config)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         if config.compile:
             model.cell_model.compile(dynamic=True)
             model.text_model.compile(dynamic=True)
@@ -115,11 +116,16 @@ class _Run:
         self._forget_after(self.first_step)
         self.accelerator.init_trackers("tensorboard")
 
-    @property
     def whole_model(self) -> LangCellForPreTraining:
-        """The model that is saved and measured."""
-        whole = self.accelerator.unwrap_model(self.model) if self.averaged is None else self.averaged.module
-        return cast(LangCellForPreTraining, whole)
+        """The model that is measured and saved; all processes must ask, and only the main one may use it."""
+        if self.averaged is not None:
+            return cast(LangCellForPreTraining, self.averaged.module)
+        whole = cast(LangCellForPreTraining, self.accelerator.unwrap_model(self.model))
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            state = self.accelerator.get_state_dict(self.model)
+            whole = LangCellForPreTraining(whole.config)
+            whole.load_state_dict(state, strict=self.main)
+        return whole
 
     def train(self) -> None:
         """Takes the steps that are left."""
@@ -137,7 +143,8 @@ class _Run:
                 show(step, losses, cells / (time.monotonic() - started))
                 self._log(_LOSSES, step, losses | {"cells": cells, "genes": genes})
                 if self.held_out is not None and (step % config.evaluate_every == 0 or step == config.steps):
-                    self._log(_HELD_OUT, step, self.held_out.measure(self.whole_model))
+                    model = self.whole_model()
+                    self._log(_HELD_OUT, step, self.held_out.measure(model) if self.main else {})
                 stop = bool(self.accelerator.reduce(torch.tensor(float(told()), device=self.accelerator.device)) > 0)
                 if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
                     self.checkpoints.save(step)
@@ -182,12 +189,8 @@ class _Run:
     def save(self) -> None:
         """Makes the checkpoint of what was learnt, pushes it if asked, and clears up."""
         config = self.config
-        state = (
-            self.accelerator.get_state_dict(self.model) if self.averaged is None else self.averaged.module.state_dict()
-        )
+        model = self.whole_model()
         if self.main:
-            model = LangCellForPreTraining(self.whole_model.config)
-            model.load_state_dict(state)
             _save(model, self.processor, config)
             if config.push_to is not None:
                 api = HfApi()

@@ -56,6 +56,10 @@ def start_model(
         extractor.max_length = max(extractor.max_length, config.max_genes)
         tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
         return model, processor
+    if config.cell_tower is not None and (config.gene_names_from is not None or config.gene_average_start):
+        raise InputError(
+            "cell_tower brings its own genes and layers: leave out gene_names_from and gene_average_start."
+        )
     if config.text_tower is None:
         raise InputError("A run that does not go on from a checkpoint (start) needs a text_tower.")
 

@@ -99,7 +99,7 @@ def test_a_share_has_cells_of_similar_length_and_equal_work(make):
 
 
 def test_fewer_cells_than_processes_are_refused(make):
-    with pytest.raises(InputError, match="fewer than there are processes"):
+    with pytest.raises(InputError, match="fewer than one for each of the 4 passes of each of 5"):
         make(0, 5, batch_tokens=40)[0]
 
 

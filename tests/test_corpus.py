@@ -3,6 +3,7 @@
 
 import filecmp
 import gzip
+import pickle
 import random
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest
 import scipy.sparse as sp
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
-from modeling_langcell.corpus import Corpus, CorpusSettings, make_corpus
+from modeling_langcell.corpus import GENEFORMER, Corpus, CorpusSettings, make_corpus
 from modeling_langcell.gene_vocabulary import MedianSketch, every_gene, read_gene_info
 from modeling_langcell.gene_vocabulary import gene_vocabulary as merged
 from modeling_langcell.sources import ASPECTS, H5adFile, find_sources
@@ -133,6 +134,17 @@ class TestContent:
         assert other.gene_vocabulary == first.gene_vocabulary
         assert len(other.gene_vocabulary["ensembl_ids"]) == 25
 
+    def test_the_vocabulary_of_geneformer(self, studies, tmp_path, gene_info):
+        folder = tmp_path / "geneformer"
+        folder.mkdir()
+        ids = {"<pad>": 0, "<mask>": 1} | {gene: 2 + i for i, gene in enumerate(reversed(GENES))}
+        dictionaries = (ids, dict.fromkeys(GENES, 2.0), dict(zip(SYMBOLS, GENES, strict=True)))
+        for name, content in zip(GENEFORMER, dictionaries, strict=True):
+            (folder / name).write_bytes(pickle.dumps(content))
+        corpus = make(studies, tmp_path / "corpus", gene_info, vocabulary=str(folder))
+        assert corpus.gene_vocabulary["ensembl_ids"] == GENES[::-1]
+        assert set(corpus.gene_vocabulary["medians"]) == {2.0}
+
 
 class TestMedians:
     def test_they_are_within_the_stated_error_of_the_exact(self, gene_info):
@@ -211,6 +223,30 @@ class TestUnfit:
         (tmp_path / "torn.h5ad").write_bytes(b"nothing")
         with pytest.raises(InputError, match="torn"):
             make(tmp_path / "torn.h5ad", tmp_path / "corpus", gene_info, on_unfit="skip")
+
+    @pytest.mark.parametrize("vocabulary", [None, "own"])
+    def test_no_cell_is_asked_for(self, studies, tmp_path, gene_info, vocabulary):
+        if vocabulary:
+            vocabulary = str(make(studies, tmp_path / "other", gene_info).folder)
+        with pytest.raises(InputError, match="No cell was asked for"):
+            make(
+                studies,
+                tmp_path / "corpus",
+                gene_info,
+                where="cell_type_ontology_term_id == 'x'",
+                vocabulary=vocabulary,
+            )
+        assert not (tmp_path / "corpus").exists()
+
+    def test_no_cell_can_be_kept(self, studies, tmp_path, gene_info):
+        vocabulary = str(make(studies, tmp_path / "other", gene_info).folder)
+        for path in studies.glob("*.h5ad"):
+            adata = ad.read_h5ad(path)
+            adata.obs["is_primary_data"] = False
+            adata.write_h5ad(path)
+        with pytest.raises(InputError, match="No cell can be kept: 80 not primary data"):
+            make(studies, tmp_path / "corpus", gene_info, vocabulary=vocabulary)
+        assert not (tmp_path / "corpus").exists()
 
     def test_sources_that_are_not_there(self, tmp_path):
         with pytest.raises(InputError, match="no folder of them"):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from modeling_langcell import ontology
-from modeling_langcell.descriptions import Describer
+from modeling_langcell.descriptions import Describer, type_wordings
 from modeling_langcell.pretraining_config import PretrainingConfig
 from modeling_langcell.sources import ASPECTS
 
@@ -107,7 +107,8 @@ def test_type_wordings_are_all_that_can_be_said_of_types():
     describing = describer(FACTS, ancestor_share=0.5)
     rng = np.random.default_rng(0)
     said = {text for _ in range(50) for text in describing(np.arange(4), rng).wordings}
-    assert said <= set(describing.type_wordings)
+    assert said <= set(type_wordings([*FACTS["cell_type"], "unknown"]))
+    assert type_wordings(["unknown"]) == []
 
 
 @pytest.mark.parametrize("aspect", ["tissue", "disease", "assay", "development_stage", "sex"])

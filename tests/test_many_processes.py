@@ -14,11 +14,11 @@ from .conftest import REPOSITORY
 OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 
 
-def launch(processes, *arguments, config="ddp", **variables):
+def launch(processes, *arguments):
     """A script under `accelerate launch`, on a thread a process."""
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
-    command += ["--config_file", REPOSITORY / "hub_configs" / "accelerate" / f"{config}.yaml", "--main_process_port=0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)} | variables
+    command += ["--config_file", REPOSITORY / "hub_configs" / "accelerate" / "ddp.yaml", "--main_process_port=0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
         [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
     )
@@ -55,19 +55,20 @@ def found(tmp_path_factory, tiny_studies):
     }
     (folder / "cases.json").write_text(json.dumps(cases))
     results = {}
-    for processes in (1, 2):
-        out = folder / str(processes)
+    for how, processes in (("alone", 1), ("ddp", 2), ("fsdp", 2)):
+        out = folder / how
         out.mkdir()
-        run = launch(processes, REPOSITORY / "tests" / "joint_batch.py", folder / "cases.json", out)
+        run = launch(processes, REPOSITORY / "tests" / "joint_batch.py", folder / "cases.json", out, how)
         assert run.returncode == 0, run.stdout + run.stderr
         assert f"all: {processes} processes" in run.stdout
-        results[processes] = {name: load_file(out / f"{name}.safetensors") for name in cases}
+        results[how] = {name: load_file(out / f"{name}.safetensors") for name in cases}
     return results
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 @pytest.mark.parametrize("case", ["all", "cells alone", "frozen texts", "similarity", "matching"])
-def test_two_processes_give_the_losses_and_gradients_of_one(found, case):
-    one, two = found[1][case], found[2][case]
+def test_two_processes_give_the_losses_and_gradients_of_one(found, case, how):
+    one, two = found["alone"][case], found[how][case]
     assert one.keys() == two.keys()
     assert "loss" in one
     for name, expected in one.items():

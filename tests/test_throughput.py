@@ -9,6 +9,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from datasets import Dataset
 
 from .conftest import REPOSITORY
@@ -56,6 +57,36 @@ def test_a_disagreement_is_found(monkeypatch):
     published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
     ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
     assert disagreements(ranked, published, values) == (4, 3)
+
+
+def test_the_rate_of_training(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ["--quick", "--geometry", "mini", "--json", str(file)]
+    command = [sys.executable, "eval/throughput.py", "train", *options]
+    run = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    assert "days" in run.stdout
+    report = json.loads(file.read_text())
+    (mini,) = report["geometries"].values()
+    for figures in mini["stages"].values():
+        assert 0 < figures["utilisation"] < 1.5
+        assert figures["genes_per_second"] == pytest.approx(64 * figures["cells_per_second"])
+    rates = [figures["cells_per_second"] for figures in mini["stages"].values()]
+    assert mini["days_for_the_papers_cells"] == pytest.approx(sum(27.5e6 / rate for rate in rates) / 86400)
+
+
+def test_attention_is_counted_on_a_cpu_too(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "eval")
+    training_rate = import_module("training_rate")
+    workload = training_rate.Workload("mini", 2, 200, 2, 8)
+    model = workload.model("stage 1").eval()
+    batch = workload.batch(model.config, torch.device("cpu"), seed=0)
+    labels = batch["cell_input_ids"].where(torch.arange(200) % 7 == 1, -100)
+    batch |= {"masked_input_ids": batch["cell_input_ids"], "masked_gene_labels": labels}
+    counts = []
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        counts.append(training_rate.count_operations(model, batch))
+    assert counts[0] < counts[1] < 1.05 * counts[0], "sdpa's way back computes the scores again"
 
 
 def test_the_memory_of_a_corpus(tmp_path):

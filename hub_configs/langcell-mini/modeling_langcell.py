@@ -802,9 +802,6 @@ class LangCellForPreTraining(LangCellModel):
             passes: In how many groups of similar length the cells are read, to pad less.
         """
         config = self.config
-        needs_texts = config.cell_text_weight or config.matching_weight
-        if needs_texts and (text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight))):
-            raise ValueError("The objectives on texts need input_ids and text_index; set their weights to 0 without.")
         if config.masked_gene_weight and masked_input_ids is None:
             masked_input_ids, masked_gene_labels = self.masked_gene_modelling.corrupt(cell_input_ids)
         read = [
@@ -821,15 +818,19 @@ class LangCellForPreTraining(LangCellModel):
         if config.cell_cell_weight:
             views = (torch.cat([group.views[i] for group in read])[back] for i in range(2))
             losses["cell_cell"] = self.cell_cell_contrast(*views)
-        if needs_texts:
+        if config.cell_text_weight or config.matching_weight:
+            if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
+                raise ValueError(
+                    "The objectives on texts need input_ids and text_index; set their weights to 0 without."
+                )
             cell_embeds = self.project_cells(torch.cat([group.views[0] for group in read])[back])
             text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
             logits_per_cell = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
-        if config.cell_text_weight:
-            losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
-        if config.matching_weight:
-            negatives = self.cell_text_matching.draw_negatives(logits_per_cell, text_index, neutral, negative_draws)
-            losses["matching"] = self._matching_loss(read, input_ids, attention_mask, text_index, *negatives)
+            if config.cell_text_weight:
+                losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
+            if config.matching_weight:
+                negatives = self.cell_text_matching.draw_negatives(logits_per_cell, text_index, neutral, negative_draws)
+                losses["matching"] = self._matching_loss(read, input_ids, attention_mask, text_index, *negatives)
         weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
         return LangCellForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
@@ -900,11 +901,15 @@ class LangCellForPreTraining(LangCellModel):
             own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
             expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
             read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
-            # The pairs of a text and a wrong cell whose cell is of this group.
+            # The pairs of a text and a wrong cell whose cell is of this group. Where there is none, one that does not
+            # count is read: with FSDP all processes must read equally often.
             pairs, places = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
-            if len(pairs):
-                mask = None if group.mask is None else group.mask[places]
-                read_pairs(group.states[places], mask, text_index[pairs], 1, negative[pairs])
+            expected = negative[pairs]
+            if not len(pairs):
+                pairs, places = cells[:1], torch.zeros_like(cells[:1])
+                expected = torch.full_like(pairs, IGNORED)
+            mask = None if group.mask is None else group.mask[places]
+            read_pairs(group.states[places], mask, text_index[pairs], 1, expected)
         return self.cell_text_matching(torch.cat(logits), torch.cat(labels))
 
 
@@ -931,7 +936,7 @@ def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, gro
     """The rows of a batch of cells in groups of similar length."""
     if attention_mask is None or groups == 1:
         return (torch.arange(len(input_ids), device=input_ids.device),)
-    return attention_mask.sum(dim=1).argsort(stable=True).chunk(groups)
+    return attention_mask.sum(dim=1).argsort(stable=True).tensor_split(min(groups, len(input_ids)))
 
 
 __all__ = [

@@ -1,0 +1,127 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Towers that start from other checkpoints compute what those compute."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+from modeling_langcell import InputError
+from modeling_langcell.corpus import Corpus
+from modeling_langcell.pretraining import pretrain
+from modeling_langcell.pretraining_config import PretrainingConfig
+from modeling_langcell.tower_starts import start_model, start_text_projection
+
+from .conftest import GENES
+
+
+def started(settings):
+    """The model and processor that a run would train."""
+    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
+
+
+def test_the_text_tower_reads_as_the_encoder_it_started_from(tiny_studies, settings):
+    model, processor = started(settings)
+    bert = BertModel.from_pretrained(tiny_studies / "encoder", add_pooling_layer=False).eval()
+    batch = processor(text=["b cell", "natural killer cell type"], return_tensors="pt")
+    with torch.no_grad():
+        ours = model.eval().text_model(**batch).last_hidden_state
+        theirs = bert(**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(ours[real], theirs[real], atol=1e-5, rtol=0)
+
+
+class TestGeneformer:
+    """A masked-gene BERT over the corpus's genes, without a row for `<cls>`, as Geneformer's."""
+
+    @pytest.fixture
+    def geneformer(self, tmp_path, settings):
+        torch.manual_seed(1)
+        config = BertConfig(
+            vocab_size=len(GENES) + 2, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+            intermediate_size=40, max_position_embeddings=20, hidden_act="relu",
+        )  # fmt: skip
+        BertForMaskedLM(config).save_pretrained(tmp_path / "geneformer")
+        settings["model"]["cell_config"] = {}
+        settings |= {"cell_tower": str(tmp_path / "geneformer"), "gene_names_from": None}
+        return BertModel.from_pretrained(tmp_path / "geneformer", add_pooling_layer=False).eval()
+
+    def test_it_reads_alike(self, geneformer, settings):
+        model, _ = started(settings)
+        ids = torch.randint(2, len(GENES) + 2, (5, 20))
+        with torch.no_grad():
+            ours = model.eval().cell_model(ids).last_hidden_state
+            theirs = geneformer(ids).last_hidden_state
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        genes = model.cell_model.get_input_embeddings().weight
+        assert len(genes) == len(GENES) + 3
+        torch.testing.assert_close(genes[-1], genes[2:-1].mean(dim=0))
+
+    @pytest.mark.parametrize("positions", [12, 32])
+    def test_positions_are_cut_or_continued(self, geneformer, settings, positions):
+        settings["model"]["cell_config"] = {"max_position_embeddings": positions}
+        settings["max_genes"] = positions
+        model, _ = started(settings)
+        ours = model.cell_model.embeddings.position_embeddings.weight
+        theirs = (
+            geneformer.embeddings.position_embeddings.weight + geneformer.embeddings.token_type_embeddings.weight[0]
+        )
+        assert len(ours) == positions
+        torch.testing.assert_close(ours[:12], theirs[:12])
+        assert (ours[20:] == ours[19:20]).all()
+        pretrain(PretrainingConfig(**settings | {"steps": 1, "max_genes": positions}))
+
+    def test_other_genes_are_refused(self, settings, tmp_path):
+        config = BertConfig(vocab_size=99, hidden_size=24, num_hidden_layers=1, num_attention_heads=3)
+        BertModel(config).save_pretrained(tmp_path / "other")
+        settings["model"]["cell_config"] = {}
+        settings["gene_names_from"] = None
+        with pytest.raises(InputError, match=r"99 tokens, the corpus 43.*--vocabulary"):
+            started(settings | {"cell_tower": str(tmp_path / "other")})
+
+    def test_another_geometry_is_refused(self, geneformer, settings):
+        settings["model"]["cell_config"] = {"hidden_size": 48}
+        with pytest.raises(InputError, match="does not fit"):
+            started(settings)
+
+    def test_other_starts_beside_it_are_refused(self, geneformer, settings):
+        with pytest.raises(InputError, match="leave out"):
+            started(settings | {"gene_average_start": True})
+
+
+def test_gene_embeddings_start_from_names(settings):
+    model, _ = started(settings)
+    other, _ = started(settings)
+    plain, _ = started(settings | {"gene_names_from": None})
+    weight, again, random = (m.cell_model.get_input_embeddings().weight for m in (model, other, plain))
+    torch.testing.assert_close(weight[2:-1], again[2:-1], atol=1e-4, rtol=0)
+    assert not torch.allclose(weight[2:-1], random[2:-1], atol=1e-3)
+
+
+def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
+    """Its `<cls>` state follows the mean of the cell's gene states, which that of a random start hardly does."""
+    ids = torch.randint(2, 40, (20, 30))
+
+    def agreement(**overrides):
+        model, _ = started(settings | {"gene_names_from": None} | overrides)
+        tower = model.cell_model.eval()
+        with torch.no_grad():
+            states, pooled = tower.embeddings(ids).mean(dim=1), tower(ids).pooler_output
+        distances = torch.stack([torch.pdist(states), torch.pdist(pooled)])
+        return torch.corrcoef(distances)[0, 1].item(), torch.pdist(pooled).mean().item()
+
+    ids[:, 0] = 42
+    (follows, apart), (_, hardly_apart) = agreement(gene_average_start=True), agreement()
+    assert follows > 0.7
+    assert apart > 3 * hardly_apart
+
+
+def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
+    settings["model"]["projection_dim"] = 24
+    model, _ = started(settings)
+    pooled = torch.randn(40, 24) * torch.linspace(0.1, 2, 24) + 5
+    start_text_projection(model, pooled)
+    projected = model.text_projection(pooled)
+    torch.testing.assert_close(projected.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(projected.norm(dim=1).mean(), torch.tensor(1.0))
+    ratio = torch.pdist(projected) / torch.pdist(pooled)
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
