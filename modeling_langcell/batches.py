@@ -86,17 +86,16 @@ class PretrainingBatches(Dataset):
         `text_index`, `neutral` and `negative_draws` are of all, in the order of the processes.
         """
         cells = self.sampler.cells(step)
-        if len(cells) < self.config.passes * self.processes:
-            raise InputError(
-                f"batch_tokens gives a step {len(cells)} cells, fewer than one for each of the {self.config.passes} "
-                f"passes of each of {self.processes} processes."
-            )
+        if len(cells) < self.processes:
+            raise InputError(f"batch_tokens gives a step {len(cells)} cells, fewer than there are processes.")
         rng = np.random.default_rng([self.config.seed, step, 1])
         # How many genes are left is known before any is read: the work can be shared out evenly.
         left = np.ceil((1 - rng.uniform(0, self.config.gene_dropout, len(cells))) * self.lengths[cells]).astype(int)
-        shares = share_out(np.minimum(left, self.config.max_genes), self.processes, self.config.passes)
+        shares = share_out(np.minimum(left, self.config.max_genes), self.processes)
         own = shares[self.process]
         batch: dict[str, Any] = self._show(cells[own], left[own], step)
+        # As many in all processes: with FSDP they must call each layer equally often.
+        batch["passes"] = min(self.config.passes, *map(len, shares))
         if self.describer is not None:
             described = self.describer(cells[np.concatenate(shares)], rng)
             texts = self.processor(

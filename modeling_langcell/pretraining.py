@@ -161,12 +161,12 @@ class _Run:
         seen = torch.zeros(2, dtype=torch.long, device=accelerator.device)
         for _ in range(config.accumulation):
             batch = next(batches)
-            wordings = batch.pop("wordings", None)
+            wordings, passes = batch.pop("wordings", None), batch.pop("passes")
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             if wordings is not None and not config.train_text_tower:
                 batch["text_pooled"] = self.frozen_texts(wordings)
             with accelerator.accumulate(self.model):
-                outputs = self.model(**batch, passes=config.passes)
+                outputs = self.model(**batch, passes=passes)
                 accelerator.backward(outputs.loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.trained, config.max_gradient_norm)
@@ -201,6 +201,7 @@ class _Run:
                     ignore_patterns=["checkpoints/*", "tensorboard/*", _RUN, "*.jsonl"],
                     commit_message="Upload a pre-trained LangCell",
                 )
+            (self.output / _RUN).unlink()
         self.checkpoints.remove()
 
     def _held_out(self) -> HeldOutCells | None:

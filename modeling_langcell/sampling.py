@@ -47,14 +47,13 @@ class CellSampler:
         return drawn[: max(2, within)]
 
 
-def share_out(lengths: np.ndarray, processes: int, fewest: int = 1) -> list[np.ndarray]:
+def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
     """
     Splits a batch into shares of about equal work: runs of similar length, the longer the fewer.
 
     Args:
         lengths: `(cells,)`.
-        processes: How many shares.
-        fewest: Cells that a share has at least; there must be as many for each process.
+        processes: How many shares; there must be as many cells.
 
     Returns:
         For each process its cells, ascending by length.
@@ -65,7 +64,7 @@ def share_out(lengths: np.ndarray, processes: int, fewest: int = 1) -> list[np.n
     for process in range(processes):
         end = int(np.searchsorted(middle, lengths.sum() * (process + 1) / processes))
         # Nobody goes without, however long the longest cell is.
-        end = min(max(end, start + fewest), len(order) - fewest * (processes - 1 - process))
+        end = min(max(end, start + 1), len(order) - (processes - 1 - process))
         shares.append(order[start:end])
         start = end
     return shares

@@ -48,9 +48,10 @@ def main(cases: str, out: str, how: str) -> None:
             prepared.zero_grad()
             batch = batches[step]
             wordings = batch.pop("wordings", None)
+            assert batch["passes"] == config.passes
             if wordings is not None and not config.train_text_tower:
                 batch["text_pooled"] = frozen_texts(wordings)
-            outputs = prepared(**batch, passes=config.passes)
+            outputs = prepared(**batch)
             accelerator.backward(outputs.loss)
         found = {key: value.detach() for key, value in outputs.items() if key.endswith("loss")}
         gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}

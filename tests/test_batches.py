@@ -37,7 +37,8 @@ def no_texts(settings):
 def assert_same(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
-        assert value == other[name] if name == "wordings" else torch.equal(value, other[name]), name
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
 
 
 def rows_of(batch, *names):
@@ -98,8 +99,14 @@ def test_a_share_has_cells_of_similar_length_and_equal_work(make):
     assert few == pytest.approx(many, rel=0.1)
 
 
+def test_a_small_batch_is_read_in_fewer_passes(make):
+    assert make(passes=4, batch_tokens=400)[0]["passes"] == 4
+    parts = [make(process, 2, passes=4, batch_tokens=60)[0] for process in range(2)]
+    assert parts[0]["passes"] == parts[1]["passes"] == min(len(part["cell_input_ids"]) for part in parts) < 4
+
+
 def test_fewer_cells_than_processes_are_refused(make):
-    with pytest.raises(InputError, match="fewer than one for each of the 4 passes of each of 5"):
+    with pytest.raises(InputError, match="fewer than there are processes"):
         make(0, 5, batch_tokens=40)[0]
 
 

@@ -2,6 +2,7 @@
 """Pre-training from files to a checkpoint that annotates, on three tiny studies and a tiny sentence encoder."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from modeling_langcell.pretraining_config import PretrainingConfig
 from modeling_langcell.tower_starts import start_model
 
 from .conftest import REPOSITORY, TYPES
+from .hub_stand_in import HubStandIn
 
 
 def started(settings):
@@ -176,3 +178,21 @@ def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model)
     assert trained.config.cell_config.num_hidden_layers == {"mini": 1, "base": 12}[model]
     runs = json.loads((tmp_path / "stage2" / "training.json").read_text())["runs"]
     assert len(runs) == 2
+
+
+def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with HubStandIn() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), "push_to=tester/tiny"]
+        run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        pushed = hub.repositories["tester/tiny"]
+        assert {"config.json", "model.safetensors", "processor_config.json", "training.json"} <= pushed.keys()
+        assert not [name for name in pushed if name.endswith(".jsonl") or name.startswith(("checkpoints", "tensor"))]
+        check = "from modeling_langcell import LangCellAnnotator as A; print(A.from_pretrained('tester/tiny').model)"
+        pulled = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
+        assert pulled.returncode == 0, pulled.stderr
+        assert "LangCellModel" in pulled.stdout

@@ -1,0 +1,48 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The commands of the documentation, run as they stand on real cells, with a stand-in for the Hub."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+
+from .conftest import REPOSITORY
+from .hub_stand_in import HubStandIn
+
+FILES = {
+    "blood.h5ad": "train/zheng_sorted_safe.h5ad",
+    "marrow.h5ad": "train/marrow_vangalen2019_cd34sorted.h5ad",
+    "lung.h5ad": "train/nsclc_zilionis_scgate.h5ad",
+    "held-out.h5ad": "validation/zheng68k_subset_pbmc.h5ad",
+    "Homo_sapiens.gene_info.gz": "genes/Homo_sapiens.gene_info.gz",
+}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page's `sh` blocks, but for the installation, which the tests themselves rest on."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if not line.startswith("pip install")]
+
+
+def test_pre_train_your_own(shared, tmp_path):
+    for name, source in FILES.items():
+        (tmp_path / name).symlink_to(shared / "data" / source)
+    for name in ("train.py", "hub_configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    found = commands(REPOSITORY / "docs" / "pre-train-your-own.md")
+    assert [command[0] for command in found] == ["langcell"] * 2 + ["python"] * 2 + ["accelerate", "python", "langcell"]
+    with HubStandIn() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+        for command in found:
+            run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert run.returncode == 0, (command, run.stdout[-2000:], run.stderr[-4000:])
+        assert "model.safetensors" in hub.repositories["YOU/langcell-mine"]
+    annotated = ad.read_h5ad(tmp_path / "annotated.h5ad")
+    assert set(annotated.obs["langcell_cell_type"]) <= {"B cell", "monocyte", "natural killer cell"}
