@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -85,6 +86,8 @@ class _Run:
         if config.averaging and self.accelerator.distributed_type == DistributedType.FSDP:
             raise InputError("averaging needs whole weights in every process, which FSDP has not: set it to 0.")
         self._claim_folder()
+        if self.main and config.push_to is not None:
+            _make_repository(config.push_to)
 
         torch.manual_seed(config.seed)
         states = self.output / "checkpoints"
@@ -135,8 +138,8 @@ class _Run:
             self.accelerator.unwrap_model(self.model).text_model.eval()
         numbers = range(self.first_step * config.accumulation, config.steps * config.accumulation)
         loader = DataLoader(self.batches, batch_size=None, sampler=numbers, num_workers=config.workers)
-        batches = iter(loader)
         with _told_to_stop() as told, self._progress() as show:
+            batches = iter(loader)  # Its processes, too, outlive a SIGTERM that the whole group gets.
             for step in range(self.first_step + 1, config.steps + 1):
                 started = time.monotonic()
                 losses, cells, genes = self._step(step, batches)
@@ -192,17 +195,21 @@ class _Run:
         model = self.whole_model()
         if self.main:
             _save(model, self.processor, config)
-            if config.push_to is not None:
-                api = HfApi()
-                api.create_repo(config.push_to, exist_ok=True)
-                api.upload_folder(
-                    repo_id=config.push_to,
-                    folder_path=self.output,
-                    ignore_patterns=["checkpoints/*", "tensorboard/*", _RUN, "*.jsonl"],
-                    commit_message="Upload a pre-trained LangCell",
-                )
             (self.output / _RUN).unlink()
         self.checkpoints.remove()
+        if self.main and config.push_to is not None:
+            try:
+                HfApi().upload_folder(
+                    repo_id=config.push_to,
+                    folder_path=self.output,
+                    ignore_patterns=["tensorboard/*", "*.jsonl"],
+                    commit_message="Upload a pre-trained LangCell",
+                )
+            except (httpx.HTTPError, OSError) as error:
+                raise InputError(
+                    f"The checkpoint is in {self.output}, but was not pushed: {error} "
+                    f"To push it: hf upload {config.push_to} {self.output}"
+                ) from error
 
     def _held_out(self) -> HeldOutCells | None:
         config = self.config
@@ -276,6 +283,14 @@ def choose_trained(model: LangCellForPreTraining, config: PretrainingConfig) -> 
         parameter.requires_grad_(
             bool(weights.matching_weight) if of_matching else reads_texts and config.train_text_tower
         )
+
+
+def _make_repository(name: str) -> None:
+    """Before the training, and not days later, it shows whether there is leave to push."""
+    try:
+        HfApi().create_repo(name, exist_ok=True)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise InputError(f"push_to: {name} cannot be pushed to: {error}") from error
 
 
 @contextmanager

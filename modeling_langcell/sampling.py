@@ -15,7 +15,7 @@ class CellSampler:
 
     Args:
         lengths: `(cells,)` genes of each cell, as many as the model will be shown.
-        groups: `(cells,)` integer arrays; cells alike in all of them are one group.
+        groups: `(cells,)` arrays of numbers from 0 on; cells alike in all of them are one group.
         balance: 1 draws cells as they come, 0 each group equally often; between, in proportion to its size to this
             power.
         batch_tokens: The budget, over all processes.
@@ -26,8 +26,11 @@ class CellSampler:
         self, lengths: np.ndarray, groups: Sequence[np.ndarray], *, balance: float, batch_tokens: int, seed: int
     ):
         self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, seed
-        _, group_of, self.sizes = np.unique(np.stack(groups), axis=1, return_inverse=True, return_counts=True)
-        self.members = np.argsort(group_of.ravel(), kind="stable")
+        combined = np.zeros(len(lengths), dtype=np.int64)
+        for group in groups:
+            combined = combined * (int(group.max()) + 1) + group
+        _, group_of, self.sizes = np.unique(combined, return_inverse=True, return_counts=True)
+        self.members = np.argsort(group_of, kind="stable")
         self.starts = np.cumsum(self.sizes) - self.sizes
         weights = self.sizes**balance
         self.shares = weights / weights.sum()

@@ -196,3 +196,16 @@ def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
         pulled = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
         assert pulled.returncode == 0, pulled.stderr
         assert "LangCellModel" in pulled.stdout
+
+
+@pytest.mark.parametrize("name", ["tester/tiny", "not a name"])
+def test_where_nothing_can_be_pushed_nothing_is_trained(settings, tmp_path, name):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_of_nobody"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), f"push_to={name}"]
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert f"push_to: {name} cannot be pushed to" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "run" / "losses.jsonl").exists()
