@@ -315,14 +315,14 @@ def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) ->
 def train(
     quick: Annotated[bool, typer.Option(help="Short cells and few of them: says that it works, not how fast.")] = False,
     geometry: Annotated[list[str] | None, typer.Option(help="mini or base; can be repeated. Both by default.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Steps measured; 5, or 2 when quick.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Steps measured; 3, or 2 when quick.")] = None,
     compile_towers: Annotated[bool, typer.Option("--compile", help="Compile the towers.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
     """Pre-training steps of both stages at the mini and the base geometry: rates, and days for the paper's run."""
     gpu = torch.cuda.is_available()
-    sizes = {"mini": (64, 512, 32, 64), "base": (64 if gpu else 4, 2048, 48 if gpu else 4, 128)}
+    sizes = {"mini": (64, 512, 32, 64), "base": (64 if gpu else 2, 2048, 48 if gpu else 2, 128)}
     if quick:
         sizes = {"mini": (8, 64, 4, 16), "base": (2, 64, 2, 16)}
     figures: dict[str, Any] = {"geometries": {}, "paper": {"cells": PAPER_CELLS, "a100_days": PAPER_A100_DAYS}}
@@ -330,7 +330,7 @@ def train(
         found = {}
         for stage in STAGES:
             workload = Workload(name, *sizes[name])
-            found[stage] = measure(workload, stage, rounds or (2 if quick else 5), seed, compile_towers)
+            found[stage] = measure(workload, stage, rounds or (2 if quick else 3), seed, compile_towers)
             typer.echo(
                 f"{name} {stage}: {found[stage]['cells_per_second']:.3g} cells/s, "
                 f"{found[stage]['genes_per_second']:.3g} genes/s, utilisation {found[stage]['utilisation']:.0%} of "

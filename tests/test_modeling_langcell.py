@@ -1078,6 +1078,34 @@ class TestPreTraining:
             1e-4,
         )
 
+    @pytest.mark.parametrize("passes", [2, 3, 9])
+    def test_passes_change_nothing(self, passes):
+        """Cells of 7, 4 and 6 genes: groups by length are not in the order of the batch."""
+        model = pretraining_model()
+        ids, mask = cell_inputs().values()
+        mask = torch.arange(ids.shape[1]) < torch.tensor([7, 4, 6])[:, None]
+        given = {"cell_input_ids": ids * mask, "cell_attention_mask": mask.long()}
+        shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(given["cell_input_ids"])
+        given |= {"masked_input_ids": shown, "masked_gene_labels": labels, "negative_draws": torch.rand(CELLS, 2)}
+        expected = run_pretraining(model, **given)
+        assert_same(
+            run_pretraining(model, **given, passes=passes), expected, TESTERS[LangCellForPreTraining].shapes, 1e-4
+        )
+        rows = rows_seen(model.cell_model.encoder.layer[0])
+        run_pretraining(model, **given, passes=passes)
+        assert len(rows) == min(passes, CELLS)
+
+    def test_what_is_drawn_can_be_given(self):
+        model = pretraining_model()
+        shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(cell_inputs()["input_ids"])
+        given = {"masked_input_ids": shown, "masked_gene_labels": labels, "negative_draws": torch.rand(CELLS, 2)}
+        first, second = (run_pretraining(model, **given) for _ in range(2))
+        assert_same(first, second, TESTERS[LangCellForPreTraining].shapes, 0)
+        expected = TESTERS[LangCellForMaskedLM].model()
+        expected.load_state_dict({name: model.state_dict()[name] for name in expected.state_dict()})
+        loss = expected(shown, cell_inputs()["attention_mask"], labels=labels).loss
+        torch.testing.assert_close(first.masked_gene_loss, loss, atol=1e-5, rtol=0)
+
     def test_every_parameter_learns(self):
         model = pretraining_model().train()
         run_pretraining(model).loss.backward()

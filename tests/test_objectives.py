@@ -261,6 +261,30 @@ class TestCellTextMatching:
                 asked += 1
         assert asked >= cells - 2
 
+    @pytest.mark.parametrize("name", ["distinct", "shared descriptions", "neutral pairs", "shared and neutral"])
+    def test_given_numbers_decide(self, name):
+        """The partner is the one in whose share of the distribution, candidates in their order, the number falls."""
+        logits, text_index, neutral = BATCHES[name]
+        cells, texts = logits.shape
+        torch.manual_seed(0)
+        for draws in (torch.rand(cells, 2), torch.zeros(cells, 2), torch.full((cells, 2), 1 - 1e-7)):
+            wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(logits, text_index, neutral, draws)
+
+            def chosen(scores, number):
+                reached, total = 0.0, log_sum_exp(scores.values())
+                for candidate, score in scores.items():
+                    reached += math.exp(score - total)
+                    if reached > number:
+                        return candidate
+                return max(scores)
+
+            for cell in usable.nonzero().flatten().tolist():
+                own = text_index[cell].item()
+                of_cell = {t: logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, neutral)}
+                of_text = {c: logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, neutral)}
+                assert wrong_text[cell] == chosen(of_cell, draws[cell, 0].item())
+                assert wrong_cell[cell] == chosen(of_text, draws[cell, 1].item())
+
     def test_without_neutral(self):
         logits, text_index, neutral = BATCHES["shared descriptions"]
         torch.manual_seed(0)
