@@ -3,7 +3,9 @@ Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`, alone or und
 stopped or killed goes on when the same command is given again.
 """
 
+import os
 import sys
+from typing import TextIO
 
 from modeling_langcell import InputError
 from modeling_langcell.pretraining import TrainingStopped, pretrain
@@ -22,10 +24,16 @@ def main(arguments: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except TrainingStopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(stopped, sys.stderr)
         return TERMINATED
-    print(f"Checkpoint: {output}")
+    say(f"Checkpoint: {output}", sys.stdout)
     return 0
+
+
+def say(what: object, where: TextIO) -> None:
+    """Once, however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(what, file=where)
 
 
 if __name__ == "__main__":

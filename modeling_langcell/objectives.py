@@ -184,7 +184,8 @@ class CellTextMatching(nn.Module):
             scores = torch.where(allowed.any(dim=1, keepdim=True), scores, torch.zeros_like(scores))
             cumulated = scores.double().softmax(dim=1).cumsum(dim=1)
             # Of a share of 0 nothing is drawn: the first whose cumulated share is beyond the number has some.
-            return torch.searchsorted(cumulated, at[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+            places = torch.searchsorted(cumulated, at[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+            return places.clamp(max=scores.shape[1] - 1)  # Of what is no number any more the loss will tell.
 
         return draw(logits, wrong, draws[:, 0]), draw(logits.T[text_index], wrong_per_text, draws[:, 1]), usable
 

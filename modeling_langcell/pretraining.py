@@ -57,7 +57,8 @@ def pretrain(config: PretrainingConfig) -> Path:
         The checkpoint's folder.
 
     Raises:
-        InputError: No corpus, or one without labels, starts that cannot be used, or a folder that holds another run.
+        InputError: No corpus, or one without labels, starts that cannot be used, a folder that holds another run, a
+            repository that cannot be pushed to, or a loss that is no longer a number.
         TrainingStopped: By SIGTERM; the same command goes on.
     """
     run = _Run(config)
@@ -95,10 +96,11 @@ class _Run:
         model, self.processor = start_model(config, corpus.gene_vocabulary, weights_follow=not anew)
         processes = (self.accelerator.process_index, self.accelerator.num_processes)
         self.batches = PretrainingBatches(corpus, self.processor, model, config, *processes)
-        self.frozen_texts = FrozenTexts(model, self.processor, config.max_tokens, self.accelerator.device)
+        frozen_texts = FrozenTexts(model, self.processor, config.max_tokens, self.accelerator.device)
         wordings = type_wordings(corpus.facts[TYPE].cat.categories)
         if anew and config.start is None and wordings:
-            start_text_projection(model, self.frozen_texts(wordings).cpu())
+            start_text_projection(model, frozen_texts(wordings).cpu())
+        self.frozen_texts = None if config.train_text_tower else frozen_texts
         choose_trained(model, config)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable()
@@ -166,7 +168,7 @@ class _Run:
             batch = next(batches)
             wordings, passes = batch.pop("wordings", None), batch.pop("passes")
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-            if wordings is not None and not config.train_text_tower:
+            if wordings is not None and self.frozen_texts is not None:
                 batch["text_pooled"] = self.frozen_texts(wordings)
             with accelerator.accumulate(self.model):
                 outputs = self.model(**batch, passes=passes)
@@ -185,7 +187,7 @@ class _Run:
             self.averaged.update_parameters(accelerator.unwrap_model(self.model))
         losses = {name: value.item() for name, value in summed.items()}
         if not math.isfinite(losses["loss"]):
-            raise RuntimeError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
+            raise InputError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
         cells, genes = accelerator.reduce(seen).tolist()
         return losses | {"gradient_norm": float(norm)}, cells, genes
 

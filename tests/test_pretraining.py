@@ -209,3 +209,8 @@ def test_where_nothing_can_be_pushed_nothing_is_trained(settings, tmp_path, name
     assert f"push_to: {name} cannot be pushed to" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "run" / "losses.jsonl").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(settings):
+    with pytest.raises(InputError, match="lower learning_rate"):
+        pretrain(PretrainingConfig(**settings | {"learning_rate": 1e30, "max_gradient_norm": 1e30, "steps": 20}))

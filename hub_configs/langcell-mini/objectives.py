@@ -5,8 +5,9 @@ A batch holds `cells` cells and the `texts` *distinct* descriptions of them; `te
 description. Because descriptions are distinct, two cells that share one are both its positives and never each
 other's negatives.
 
-In several processes an objective is that of all their cells together, in each of them: it looks at `gather_rows` of what
-they computed, and its gradients, averaged over the processes as DDP does, are those of one process with all the cells.
+In several processes an objective is that of all their cells together, in each of them: it looks at `gather_rows` of
+what they computed, and its gradients, averaged over the processes as DDP does, are those of one process with all the
+cells.
 """
 
 import torch
@@ -77,15 +78,15 @@ class MaskedGeneModelling(nn.Module):
         self, input_ids: torch.Tensor, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks ids of any shape: returns the ids to show and the labels, `-100` where nothing is asked."""
-        shape = {"size": input_ids.shape, "device": input_ids.device, "generator": generator}
+        shape, device = input_ids.shape, input_ids.device
         is_gene = (input_ids >= self.first_gene) & (input_ids < self.cls_token_id)
-        draw = torch.rand(**shape)
+        draw = torch.rand(shape, generator=generator, device=device)
         chosen = is_gene & (draw < self.probability)
         labels = input_ids.masked_fill(~chosen, IGNORED)
         # The same draw, rescaled, decides the fate of a chosen gene.
         shown = input_ids.masked_fill(chosen & (draw < 0.8 * self.probability), self.mask_token_id)
         swapped = chosen & (draw >= 0.9 * self.probability)
-        others = torch.randint(self.first_gene, self.cls_token_id, **shape)
+        others = torch.randint(self.first_gene, self.cls_token_id, shape, generator=generator, device=device)
         return torch.where(swapped, others, shown), labels
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -183,7 +184,8 @@ class CellTextMatching(nn.Module):
             scores = torch.where(allowed.any(dim=1, keepdim=True), scores, torch.zeros_like(scores))
             cumulated = scores.double().softmax(dim=1).cumsum(dim=1)
             # Of a share of 0 nothing is drawn: the first whose cumulated share is beyond the number has some.
-            return torch.searchsorted(cumulated, at[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+            places = torch.searchsorted(cumulated, at[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+            return places.clamp(max=scores.shape[1] - 1)  # Of what is no number any more the loss will tell.
 
         return draw(logits, wrong, draws[:, 0]), draw(logits.T[text_index], wrong_per_text, draws[:, 1]), usable
 
