@@ -38,7 +38,7 @@ def test_pre_train_your_own(shared, tmp_path):
     assert [command[0] for command in found] == ["langcell"] * 2 + ["python"] * 2 + ["accelerate", "python", "langcell"]
     with HubStandIn() as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home")}
         environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
         for command in found:
             run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -2,15 +2,20 @@
 """Pre-training from files to a checkpoint that annotates, on three tiny studies and a tiny sentence encoder."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from shutil import which
 
 import anndata as ad
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.swa_utils import AveragedModel
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
@@ -214,3 +219,66 @@ def test_where_nothing_can_be_pushed_nothing_is_trained(settings, tmp_path, name
 def test_a_loss_that_is_no_number_ends_the_run(settings):
     with pytest.raises(InputError, match="lower learning_rate"):
         pretrain(PretrainingConfig(**settings | {"learning_rate": 1e30, "max_gradient_norm": 1e30, "steps": 20}))
+
+
+def losses(settings, tmp_path, **changes):
+    """The losses of each step of a run with some settings changed."""
+    AcceleratorState._reset_state()  # A process keeps to the first precision that it was told.
+    output = pretrain(PretrainingConfig(**settings | {"output": str(tmp_path / "-".join(["run", *changes]))} | changes))
+    return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"gradient_checkpointing": True}, 1e-5),
+        ({"passes": 1}, 1e-4),
+        ({"workers": 1}, 0),
+        ({"precision": "bf16"}, 0.1),
+        pytest.param(
+            {"compile": True}, 1e-4, marks=pytest.mark.skipif(not which("g++"), reason="torch.compile needs a compiler")
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_how_it_is_computed_changes_little(settings, tmp_path, changes, tolerance):
+    for tower in ("cell_config", "text_config"):  # What dropout draws depends on how the cells are grouped.
+        settings["model"][tower] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    expected = losses(settings, tmp_path)
+    assert losses(settings, tmp_path, **changes) == pytest.approx(expected, rel=tolerance)
+    AcceleratorState._reset_state()
+
+
+def test_batches_are_accumulated(settings, tmp_path):
+    """A step of two batches has the mean of their losses, and moves on along the mean of their gradients."""
+    settings |= {"steps": 2, "learning_rate": 0.0}
+    settings["model"]["cell_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings["model"]["text_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    one, two = losses(settings, tmp_path)
+    both, _ = losses(settings, tmp_path, accumulation=2)
+    assert both == pytest.approx((one + two) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_learning_rate_warms_up_and_decays(settings, monkeypatch, schedule):
+    rates = []
+    step = AcceleratedOptimizer.step
+    monkeypatch.setattr(
+        AcceleratedOptimizer, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
+    )
+    pretrain(
+        PretrainingConfig(**settings | {"steps": 6, "warmup_steps": 2, "learning_rate": 0.1, "schedule": schedule})
+    )
+    assert rates[:3] == pytest.approx([0.0, 0.05, 0.1])
+    shares = {"linear": [1, 0.75, 0.5, 0.25], "cosine": [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]}
+    assert rates[2:] == pytest.approx([0.1 * share for share in shares[schedule]])
+
+
+def test_tensorboard_gets_the_losses(settings):
+    output = pretrain(PretrainingConfig(**settings | {"held_out": settings["corpus"], "evaluate_every": 2}))
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    (loss,) = [tag for tag in events.Tags()["scalars"] if tag == "losses/loss"]
+    written = [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
+    assert [event.value for event in events.Scalars(loss)] == pytest.approx(written)
+    assert [event.step for event in events.Scalars("held_out/cell_to_text_r1")] == [2, 4]
