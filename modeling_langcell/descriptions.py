@@ -43,9 +43,8 @@ class Describer:
     A text may be true of a cell without being the one drawn for it: another ancestor; a type or tissue that may be the
     cell's own where its label is coarse; anything of an aspect that is not known of the cell.
 
-    Types that stand beside the cells' own, or beside their ancestors, in the ontology come as texts that no cell of the
-    batch has: what sets a classical monocyte apart from a non-classical one is learnt though no cell of the latter was
-    ever seen.
+    Types that stand beside the cells' own in the ontology come as texts that no cell of the batch has: what sets a
+    classical monocyte apart from a non-classical one is learnt though no cell of the latter was ever seen.
 
     Args:
         facts: `(cells, aspects)` term ids, of types that the ontology knows.
@@ -57,14 +56,6 @@ class Describer:
         self.facts, self.config, self.fits = facts, config, fits
         self.ancestors = {term: _ancestors(term) for term in facts[TYPE].unique().tolist()}
         self.siblings = {term: sorted(ontology.siblings(term)) for term in self.ancestors}
-        self.beside = {
-            term: sorted(
-                other
-                for other in frozenset().union(*map(ontology.siblings, (term, *above)))
-                if not ontology.related(term, other)
-            )
-            for term, above in self.ancestors.items()
-        }
         held = {aspect: facts[aspect].astype("category").cat for aspect in ASPECTS}
         self.values = {aspect: column.categories.tolist() for aspect, column in held.items()}
         self.codes = {aspect: column.codes.to_numpy() for aspect, column in held.items()}
@@ -92,15 +83,8 @@ class Describer:
         return tuple(said)
 
     def _wrong(self, own: list[str], said: list[Said], rng: np.random.Generator) -> list[Said]:
-        """
-        Types beside those of the cells, or of their ancestors, half of the time each: the near ones are what a cell is
-        confused with, the far ones what there is besides.
-        """
-        drawn = set()
-        for term in own:
-            near = self.siblings[term] if rng.random() < 0.5 else []
-            if others := near or self.beside[term]:
-                drawn.add(((TYPE, str(rng.choice(others))),))
+        """Types beside those of the cells, drawn among all that there are."""
+        drawn = {((TYPE, str(rng.choice(self.siblings[term]))),) for term in own if self.siblings[term]}
         wrong = sorted(drawn - {*said})
         return [wrong[i] for i in rng.permutation(len(wrong))[: self.config.sibling_texts]]
 

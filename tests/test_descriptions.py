@@ -103,18 +103,6 @@ def test_siblings_come_last_and_are_wrong_for_some_cell():
         assert not described.neutral[:, len(own) :].all(axis=0).any()
 
 
-def test_wrong_texts_are_near_and_far():
-    """Half of the time beside the type itself, else beside it or an ancestor of it."""
-    describing = describer(FACTS, sibling_texts=1)
-    near, far = set(describing.siblings[CLASSICAL]), set(describing.beside[CLASSICAL])
-    assert near < far
-    rng = np.random.default_rng(0)
-    drawn = [describing._wrong([CLASSICAL], [], rng)[0][0][1] for _ in range(400)]
-    assert set(drawn) <= far
-    share = np.mean([term in near for term in drawn])
-    assert share == pytest.approx(0.5 + 0.5 * len(near) / len(far), abs=0.1)
-
-
 def test_type_wordings_are_all_that_can_be_said_of_types():
     describing = describer(FACTS, ancestor_share=0.5)
     rng = np.random.default_rng(0)

@@ -235,9 +235,6 @@ def losses(settings, tmp_path, **changes):
         ({"passes": 1}, 1e-4),
         ({"workers": 1}, 0),
         ({"precision": "bf16"}, 0.1),
-        pytest.param(
-            {"compile": True}, 1e-4, marks=pytest.mark.skipif(not which("g++"), reason="torch.compile needs a compiler")
-        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -247,6 +244,15 @@ def test_how_it_is_computed_changes_little(settings, tmp_path, changes, toleranc
     expected = losses(settings, tmp_path)
     assert losses(settings, tmp_path, **changes) == pytest.approx(expected, rel=tolerance)
     AcceleratorState._reset_state()
+
+
+@pytest.mark.skipif(not which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_towers_compute_the_same(settings, tmp_path):
+    settings |= {"steps": 2, "passes": 1}
+    settings["model"] |= {"cell_text_weight": 0, "matching_weight": 0}
+    settings["model"]["cell_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    expected = losses(settings, tmp_path)
+    assert losses(settings, tmp_path, compile=True) == pytest.approx(expected, rel=1e-4)
 
 
 def test_batches_are_accumulated(settings, tmp_path):
