@@ -104,7 +104,7 @@ class Describer:
         parts = [said[i] for i in rng.permutation(len(said))]
         by_name = [str(rng.choice(_names(*part))) for part in parts]
         whole = [
-            _wordings(*part)[-1] if rng.random() >= self.config.name_only_share else name
+            _definition(*part) if rng.random() >= self.config.name_only_share and _definition(*part) else name
             for part, name in zip(parts, by_name, strict=True)
         ]
         text = "; ".join(whole)
@@ -116,7 +116,8 @@ def type_wordings(types: Iterable[str]) -> list[str]:
     """All that can be said of types, by their ids: of each, and of its ancestors, all the wordings."""
     known = {term for term in types if ontology.is_term(term)}
     terms = known.union(*map(_ancestors, known))
-    return [wording for term in sorted(terms) for wording in _wordings(TYPE, term)]
+    wordings = [(*_names(TYPE, term), _definition(TYPE, term)) for term in sorted(terms)]
+    return [wording for of_term in wordings for wording in of_term if wording]
 
 
 def _ancestors(term: str) -> list[str]:
@@ -133,12 +134,10 @@ def _names(aspect: str, value: str) -> tuple[str, ...]:
     return (f"{prefix} {value}",) if aspect == "suspension_type" and value in ("cell", "nucleus") else ()
 
 
-def _wordings(aspect: str, value: str) -> tuple[str, ...]:
-    """The short wordings and, where the ontology defines the term, last its name with the definition."""
-    names = _names(aspect, value)
-    if ontology.is_term(value) and (definition := ontology.get_term(value).definition):
-        return (*names, f"{names[0]}. {definition}")
-    return names
+def _definition(aspect: str, value: str) -> str:
+    """The aspect's name, and that of a value with its definition; nothing where the ontology has none."""
+    definition = ontology.get_term(value).definition if ontology.is_term(value) else ""
+    return f"{_names(aspect, value)[0]}. {definition}" if definition else ""
 
 
 __all__ = ["TYPE", "Describer", "Descriptions", "type_wordings"]

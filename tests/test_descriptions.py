@@ -125,3 +125,11 @@ def test_terms_of_every_ontology_have_names(aspect):
     rng = np.random.default_rng(0)
     said = " ".join(describing(np.array([0]), rng).wordings[0] for _ in range(30))
     assert any(f"{aspect.replace('_', ' ')}: {name}" in said for name in _names(term))
+
+
+def test_a_term_without_definition_goes_by_its_names():
+    undefined = next(term for term in ontology.all_terms() if not term.definition and term.synonyms)
+    describing = describer(cells({"cell_type": undefined.id}), name_only_share=0.0)
+    rng = np.random.default_rng(0)
+    said = {describing(np.array([0]), rng).wordings[0] for _ in range(50)}
+    assert said == {f"cell type: {name}" for name in _names(undefined.id)}
