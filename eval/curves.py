@@ -49,7 +49,7 @@ def main(
     """What runs measured on cells held out while they trained."""
     runs = {folder.name: read(folder) for folder in folders}
     for name, run in runs.items():
-        for key in MEASURES.keys() & run["curves"].keys():
+        for key in (key for key in MEASURES if key in run["curves"]):
             typer.echo(f"{name}: {MEASURES[key]} from {run['curves'][key][0]:.3f} to {run['curves'][key][-1]:.3f}")
     if figure is not None:
         draw(runs).savefig(figure, dpi=110)
