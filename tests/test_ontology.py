@@ -133,8 +133,11 @@ def test_related_is_either_above_or_below():
     assert not related(b_cell, monocyte)
 
 
-def test_wordings_are_names_then_the_description():
-    term = find_term("natural killer cell")
-    assert term.wordings == (*term.short_wordings, term.description)
-    assert term.short_wordings[0] == "cell type: natural killer cell"
-    assert len(term.short_wordings) == 1 + len(term.synonyms)
+def test_terms_of_other_ontologies():
+    liver = get_term("UBERON:0002107")
+    assert liver.name == "liver"
+    assert liver.definition
+    assert "UBERON:0000062" in ancestors(liver.id), "it is an organ"
+    assert all(term_id.startswith("UBERON:") for term_id in ancestors(liver.id))
+    assert related("UBERON:0000062", liver.id)
+    assert ancestors("unknown") == frozenset()
