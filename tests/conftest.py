@@ -162,3 +162,12 @@ def settings(tiny_studies, tmp_path):
             "projection_dim": 8,
         },
     }
+
+
+def started(settings):
+    """The model and processor that a run would train."""
+    from modeling_langcell.corpus import Corpus
+    from modeling_langcell.pretraining_config import PretrainingConfig
+    from modeling_langcell.tower_starts import start_model
+
+    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)

@@ -20,19 +20,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
 from modeling_langcell.batches import FrozenTexts
-from modeling_langcell.corpus import Corpus
 from modeling_langcell.gene_vocabulary import read_gene_info
 from modeling_langcell.pretraining import pretrain
 from modeling_langcell.pretraining_config import PretrainingConfig
-from modeling_langcell.tower_starts import start_model
 
-from .conftest import REPOSITORY, TYPES
+from .conftest import REPOSITORY, TYPES, started
 from .hub_stand_in import HubStandIn
-
-
-def started(settings):
-    """The model and processor that a run would train."""
-    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
 
 
 def test_gene_info_of_another_kind_is_refused(tmp_path):

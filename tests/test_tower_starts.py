@@ -6,17 +6,11 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from modeling_langcell import InputError
-from modeling_langcell.corpus import Corpus
 from modeling_langcell.pretraining import pretrain
 from modeling_langcell.pretraining_config import PretrainingConfig
-from modeling_langcell.tower_starts import start_model, start_text_projection
+from modeling_langcell.tower_starts import start_text_projection
 
-from .conftest import GENES
-
-
-def started(settings):
-    """The model and processor that a run would train."""
-    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
+from .conftest import GENES, started
 
 
 def test_the_text_tower_reads_as_the_encoder_it_started_from(tiny_studies, settings):
