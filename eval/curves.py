@@ -7,12 +7,12 @@ What runs measured on cells held out while they trained, as one figure and one r
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import typer
+from record import write_record
 
 #: What is drawn, where it was measured.
 MEASURES = {
@@ -53,8 +53,7 @@ def main(
             typer.echo(f"{name}: {MEASURES[key]} from {run['curves'][key][0]:.3f} to {run['curves'][key][-1]:.3f}")
     if figure is not None:
         draw(runs).savefig(figure, dpi=110)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"command": "python " + " ".join(sys.argv), "runs": runs}, indent=1) + "\n")
+    write_record(json_file, {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -14,15 +14,12 @@ and how fast pre-training goes, and how long the paper's run would take at that 
 """
 
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +29,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import typer
+from record import write_record
 from training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
 
 from modeling_langcell import LangCellFeatureExtractor
@@ -207,7 +205,7 @@ def tokenize(
         f"{wrong} of {compared} cells differ; "
         f"peak GB above the input: {figures['peak_gb_above_input']}"
     )
-    _write(json_file, seed, figures)
+    write_record(json_file, {"seed": seed, **figures})
     if wrong:
         raise typer.Exit(1)
 
@@ -298,7 +296,7 @@ def corpus(
             seconds[n_cells] = time.perf_counter() - start
             typer.echo(f"{n_cells:,} cells: peak {peaks[n_cells]:.2f} GB, {seconds[n_cells]:.0f} s")
     figures = {"genes": n_genes, "chunk_cells": chunk_cells, "peak_gb": peaks, "seconds": seconds}
-    _write(json_file, seed, figures)
+    write_record(json_file, {"seed": seed, **figures})
 
 
 @app.command(hidden=True)
@@ -343,38 +341,7 @@ def train(
             f"machine; the paper's run took {PAPER_A100_DAYS} A100-days"
         )
     figures["device"] = torch.cuda.get_device_name() if gpu else None
-    _write(json_file, seed, figures)
-
-
-# ---------------------------------------------------------------------- the record
-
-
-def _write(json_file: Path | None, seed: int, figures: dict[str, Any]) -> None:
-    """The figures with what is needed to repeat them."""
-    if json_file is None:
-        return
-    report = {
-        "command": "python " + " ".join(sys.argv),
-        "seed": seed,
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: version(name)
-                for name in ("modeling-langcell", "numpy", "scipy", "torch", "transformers", "datasets")
-            },
-        },
-        "machine": {"cpus": os.cpu_count(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
-        **figures,
-    }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _cpu_name() -> str:
-    """The processor's model."""
-    listing = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", listing.read_text()) if listing.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    write_record(json_file, {"seed": seed, **figures})
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@
 Zero-shot annotation of held-out studies, beside what a majority vote, a model with random weights and a logistic
 regression on the same training cells reach.
 
-    python eval/zero_shot.py --model hub_configs/langcell-mini --json eval/results/zero_shot_mini.json
+    python eval/zero_shot.py --json eval/results/zero_shot_mini.json
+
+Of several models, such as those of several seeds, each and their mean are given: `--model A --model B`.
 """
 
-import json
-import platform
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import typer
+from record import write_record
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
@@ -77,6 +75,17 @@ def score(truth: np.ndarray, predicted: np.ndarray, seen: set[str]) -> dict:
     }
 
 
+def mean(scores: list[dict]) -> dict:
+    """Each figure's mean over several models; the intervals are a model's own."""
+    first = scores[0]
+    figures = {
+        name: float(np.mean([one[name] for one in scores])) for name, value in first.items() if isinstance(value, float)
+    }
+    return figures | {
+        "recall": {name: float(np.mean([one["recall"][name] for one in scores])) for name in first["recall"]}
+    }
+
+
 class TrainingCells:
     """The labelled training cells as counts by gene, for the logistic regression."""
 
@@ -117,7 +126,7 @@ def _log_normalized(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Checkpoint to judge.")] = "hub_configs/langcell-mini",
+    model: Annotated[list[str] | None, typer.Option(help="Checkpoint to judge; of several, the mean.")] = None,
     data: Annotated[Path, typer.Option(help="Folder with train/ and validation/.")] = Path("../shared/data"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; the checkpoint's own.")] = None,
@@ -125,52 +134,45 @@ def main(
     baselines: Annotated[bool, typer.Option(help="Run the baselines too.")] = True,
 ) -> None:
     """Zero-shot accuracy on held-out studies, candidates = the study's types."""
-    annotator = LangCellAnnotator.from_pretrained(model)
+    models = model or ["hub_configs/langcell-mini"]
+    annotators = [LangCellAnnotator.from_pretrained(name) for name in models]
     torch.manual_seed(SEED)
-    untrained = LangCellAnnotator(LangCellModel(annotator.model.config), annotator.processor)
-    training = TrainingCells(data / "train", annotator.processor.feature_extractor)
+    untrained = LangCellAnnotator(LangCellModel(annotators[0].model.config), annotators[0].processor)
+    training = TrainingCells(data / "train", annotators[0].processor.feature_extractor)
     seen = set(training.types)
     results = {}
     for study in studies(data):
         if study_name and study.name not in study_name:
             continue
-        started = time.perf_counter()
-        adata = annotator.annotate(study.cells, study.candidates, alpha=alpha, **study.options)
-        seconds = time.perf_counter() - started
-        found = {"langcell": adata.obs[CELL_TYPE].astype(str).to_numpy()}
+        by_model = []
+        for annotator in annotators:
+            adata = annotator.annotate(study.cells, study.candidates, alpha=alpha, **study.options)
+            by_model.append(score(study.types, adata.obs[CELL_TYPE].astype(str).to_numpy(), seen))
+        scores = {"langcell": mean(by_model)}
         if baselines:
             # By similarity alone: an untrained matching head would only cost time.
             guess = untrained.annotate(study.cells, study.candidates, alpha=1.0, **study.options)
-            found["random_weights"] = guess.obs[CELL_TYPE].astype(str).to_numpy()
             names, sizes = np.unique(study.types, return_counts=True)
-            found["majority"] = np.full(len(study.types), names[sizes.argmax()])
-            found["logistic_regression"] = training.classify(study)
+            found = {
+                "random_weights": guess.obs[CELL_TYPE].astype(str).to_numpy(),
+                "majority": np.full(len(study.types), names[sizes.argmax()]),
+                "logistic_regression": training.classify(study),
+            }
+            scores |= {method: score(study.types, predicted, seen) for method, predicted in found.items()}
         results[study.name] = {
             "cells": len(study.types),
             "candidates": study.candidates,
             "never_seen": [name for name in study.candidates if name not in seen],
-            "cells_per_second": len(study.types) / seconds,
-            "scores": {method: score(study.types, predicted, seen) for method, predicted in found.items()},
+            "scores": scores,
+            "by_model": by_model,
         }
-        for method, scores in results[study.name]["scores"].items():
+        for method, figures in scores.items():
             print(
-                f"{study.name:24} {method:20} accuracy {scores['accuracy']:.3f}  balanced "
-                f"{scores['balanced_accuracy']:.3f}  macro-F1 {scores['macro_f1']:.3f}"
+                f"{study.name:24} {method:20} accuracy {figures['accuracy']:.3f}  balanced "
+                f"{figures['balanced_accuracy']:.3f}  macro-F1 {figures['macro_f1']:.3f}"
             )
-    if json_file is not None:
-        report = {
-            "command": "python " + " ".join(sys.argv),
-            "model": model,
-            "alpha": annotator.model.config.alpha if alpha is None else alpha,
-            "seed": SEED,
-            "versions": {
-                name: version(name) for name in ("modeling-langcell", "torch", "transformers", "scikit-learn")
-            },
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "results": results,
-        }
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    alphas = [annotator.model.config.alpha if alpha is None else alpha for annotator in annotators]
+    write_record(json_file, {"models": models, "alpha": alphas, "seed": SEED, "results": results})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -531,6 +532,29 @@ class TestTowers:
         assert shapes == [1]
         assert pooled.last_hidden_state.shape[1] == 1
 
+    def test_pooled_only_has_the_same_gradients(self):
+        tester = TESTERS[LangCellCellModel]
+        model = scramble(tester.model())
+        found = []
+        for only in (False, True):
+            model.zero_grad()
+            model(**tester.inputs(), pooled_only=only).pooler_output.square().sum().backward()
+            found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        whole, pooled = found
+        for name in whole:
+            torch.testing.assert_close(pooled[name], whole[name], atol=1e-4, rtol=1e-4, msg=name)
+
+    def test_pooled_only_through_adapters(self):
+        adapted = get_peft_model(
+            TESTERS[LangCellCellModel].model(),
+            LoraConfig(target_modules=["key", "value"], init_lora_weights=False),
+        ).eval()
+        inputs = cell_inputs()
+        whole = adapted(**inputs).pooler_output
+        torch.testing.assert_close(adapted(**inputs, pooled_only=True).pooler_output, whole, atol=1e-5, rtol=0)
+        with adapted.disable_adapter():
+            assert not torch.allclose(adapted(**inputs, pooled_only=True).pooler_output, whole, atol=1e-3)
+
     def test_pooled_only_of_mean_pooled_texts(self):
         tester = TESTERS[LangCellTextModel]
         model = tester.model(tester.config(text_config={"pooling": "mean"}))
@@ -740,8 +764,8 @@ class TestJointModel:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(**joint_inputs(), return_matching=True)
         # Two cell layers, three text layers alone and three in pairs; the latter three also look at the cells, and the
-        # last of them reads for `[CLS]` alone.
-        assert attention_calls == {"flex_attention": 2 + 3 + 2, "sdpa": 3 + 1}
+        # last of them reads for `[CLS]` alone, without a kernel.
+        assert attention_calls == {"flex_attention": 2 + 3 + 2, "sdpa": 3}
 
 
 @pytest.fixture(scope="module", params=[LangCellForPreTraining, LangCellModel], ids=lambda c: c.__name__)

@@ -133,12 +133,38 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
         first_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Adapters put something else in a projection's place, which only calling it does justice to.
+        if first_only and type(self.key) is type(self.value) is nn.Linear:
+            return self.attend_from_first(hidden_states, attention_mask)
         key, value = self.heads(self.key(hidden_states)), self.heads(self.value(hidden_states))
         if first_only:
             query = self.heads(self.query(hidden_states[:, :1]))
             return self.attend_unevenly(query, key, value, attention_mask, **kwargs)
         query = self.heads(self.query(hidden_states))
         return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
+
+    def attend_from_first(
+        self, states: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The first token's attention without keys and values, of which a long sequence has many: each head's query goes
+        back through the weights of the keys and meets the states as they are, and what a head takes of them goes
+        through the weights of the values. The same up to rounding, for `heads / width` of the work.
+        """
+        query = self.query(states[:, 0]).unflatten(-1, (-1, self.head_size)) * self.scaling
+        (to_key, key_bias), (to_value, value_bias) = (
+            (part.weight.unflatten(0, (-1, self.head_size)), part.bias.unflatten(0, (-1, self.head_size)))
+            for part in (self.key, self.value)
+        )
+        asked = torch.einsum("rhd,hdw->rhw", query, to_key)
+        scores = torch.einsum("rhw,rtw->rht", asked, states) + (query * key_bias).sum(dim=-1, keepdim=True)
+        if padding_mask is not None:
+            scores = scores.masked_fill(~padding_mask[:, None].bool(), torch.finfo(scores.dtype).min)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        weights = F.dropout(scores.softmax(dim=-1), p=dropout)
+        taken = torch.einsum("rht,rtw->rhw", weights, states)
+        attended = torch.einsum("rhw,hdw->rhd", taken, to_value) + weights.sum(dim=-1, keepdim=True) * value_bias
+        return attended.flatten(1).unsqueeze(1), weights.unsqueeze(2)
 
 
 class LangCellCrossAttention(LangCellMultiHeadAttention):

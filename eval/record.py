@@ -1,0 +1,36 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What every file of figures says beside its figures: how to get them again."""
+
+import json
+import os
+import platform
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("modeling-langcell", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy", "scipy")
+
+
+def write_record(json_file: Path | None, figures: dict[str, Any]) -> None:
+    """Writes figures as JSON, with the command, versions and machine that gave them; nothing without a file."""
+    if json_file is None:
+        return
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": {"cpus": os.cpu_count(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
+        **figures,
+    }
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _cpu_name() -> str:
+    """The processor's model."""
+    listing = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", listing.read_text()) if listing.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
