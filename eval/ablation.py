@@ -5,22 +5,23 @@ from several seeds, measured on the validation studies by similarity alone when 
 
     python eval/ablation.py --json eval/results/ablation_mini.json
 
-Runs that are finished are not run again; one that was killed goes on.
+Runs that are finished are not run again; one that was killed goes on. What a run starts from is made once a seed, and
+not by every run: reading the genes' names takes as long as the training.
 """
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 import yaml
+from record import write_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STAGES = [REPOSITORY / "hub_configs" / "pretraining" / f"mini-stage{stage}.yaml" for stage in (1, 2)]
@@ -43,29 +44,57 @@ CHOICES: dict[str, dict[str, object]] = {
 }
 
 
-def second_stage_alone() -> dict[str, object]:
-    """The settings of the second stage, with the starts and the geometry of the first."""
-    first, second = (yaml.safe_load(path.read_text()) for path in STAGES)
-    return first | second | {"start": None, "model": first["model"] | second["model"]}
+#: Of the choices, what is over when the training begins.
+OF_THE_START = ("gene_names_from", "gene_average_start")
 
 
-def run(choice: str, seed: int, folder: Path, threads: int, steps: int | None) -> dict[str, float]:
-    """The last measurement of a run, which is trained first unless it was."""
-    name = choice.replace(" ", "-").replace(",", "")
-    output = folder / f"{name}-seed{seed}"
-    if not (output / "training.json").exists():
-        changes = CHOICES[choice] | {"seed": seed, "output": str(output), "held_out_cells": 1_000_000}
-        changes |= {"evaluate_every": 1_000_000} | ({} if steps is None else {"steps": steps})
-        folder.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Trials:
+    """
+    The runs, each a process of its own.
+
+    Args:
+        folder: Where they are kept.
+        threads: Of each.
+        steps: Of each, in place of the recipe's.
+    """
+
+    folder: Path
+    threads: int
+    steps: int | None
+
+    def start(self, choice: str, seed: int) -> Path:
+        """What a run starts from, which is made unless it was; the first stage's starts, if need be made otherwise."""
+        changes = CHOICES[choice]
+        if "start" in changes:
+            return REPOSITORY / str(changes["start"])
+        otherwise = {name: changes[name] for name in OF_THE_START if name in changes}
+        output = self.folder / "-".join(["start", *otherwise, f"seed{seed}"])
+        self._train(output, yaml.safe_load(STAGES[0].read_text()) | otherwise | {"seed": seed, "steps": 0})
+        return output
+
+    def measure(self, choice: str, seed: int) -> dict[str, float]:
+        """The last measurement of a run, which is trained unless it was."""
+        output = self.folder / f"{choice.replace(' ', '-').replace(',', '')}-seed{seed}"
+        changes = {name: value for name, value in CHOICES[choice].items() if name not in OF_THE_START}
+        changes |= {"start": str(self.start(choice, seed)), "seed": seed}
+        changes |= {"held_out_cells": 1_000_000, "evaluate_every": 1_000_000}
+        changes |= {} if self.steps is None else {"steps": self.steps}
+        self._train(output, yaml.safe_load(STAGES[1].read_text()) | changes)
+        *_, last = (output / "held_out.jsonl").read_text().splitlines()
+        return json.loads(last)
+
+    def _train(self, output: Path, settings: dict[str, object]) -> None:
+        if (output / "training.json").exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = output.with_suffix(".yaml")
-        path.write_text(yaml.safe_dump(second_stage_alone() | changes))
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        path.write_text(yaml.safe_dump(settings | {"output": str(output)}))
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         command = [sys.executable, "train.py", str(path)]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{choice}, seed {seed}: {done.stderr[-2000:]}")
-    *_, last = (output / "held_out.jsonl").read_text().splitlines()
-    return json.loads(last)
+            raise RuntimeError(f"{output.name}: {done.stderr[-2000:]}")
 
 
 def main(
@@ -81,30 +110,23 @@ def main(
     chosen = choice or list(CHOICES)
     # Seed by seed: what is there early says something of every choice.
     jobs = [(name, seed) for seed in range(seeds) for name in chosen]
+    trials = Trials(folder.resolve(), threads, steps)
+    for job in jobs:
+        trials.start(*job)  # Many runs share one.
     with ThreadPoolExecutor(num_proc) as pool:
-        found = dict(zip(jobs, pool.map(lambda job: run(*job, folder.resolve(), threads, steps), jobs), strict=True))
+        found = dict(zip(jobs, pool.map(lambda job: trials.measure(*job), jobs), strict=True))
     rows = {}
     for name in chosen:
         by_seed = [found[name, seed] for seed in range(seeds)]
-        measured = [key for key in by_seed[0] if "/" in key]
+        measured = [key for key in by_seed[0] if key != "step"]
         rows[name] = {
             "changes": CHOICES[name],
             "mean": {key: float(np.mean([one[key] for one in by_seed])) for key in measured},
             "by_seed": {key: [one[key] for one in by_seed] for key in measured},
         }
         typer.echo(f"{name:40} " + "  ".join(f"{key} {value:.3f}" for key, value in rows[name]["mean"].items()))
-    if json_file is not None:
-        report = {
-            "command": "python " + " ".join(sys.argv),
-            "recipe": [path.name for path in STAGES],
-            "seeds": seeds,
-            "steps": steps,
-            "versions": {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "accelerate")},
-            "machine": f"{platform.machine()}, {threads} thread(s) a run",
-            "results": rows,
-        }
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    recipe = [path.name for path in STAGES]
+    write_record(json_file, {"recipe": recipe, "seeds": seeds, "steps": steps, "threads": threads, "results": rows})
 
 
 if __name__ == "__main__":

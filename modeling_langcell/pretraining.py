@@ -110,7 +110,9 @@ class _Run:
         self.held_out = self._held_out()
 
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(_decay_groups(self.trained, config.weight_decay), lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(
+            _decay_groups(self.trained, config.weight_decay), lr=config.learning_rate, fused=True
+        )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Not prepared: what is prepared steps once a process.
         self.schedule = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, config.steps)

@@ -11,7 +11,7 @@ import yaml
 from .feature_extraction_langcell import InputError
 
 #: The least that a number can be, where that is not 0.
-_LEAST = dict.fromkeys(("batch_tokens", "passes", "accumulation", "steps", "evaluate_every", "held_out_cells"), 1)
+_LEAST = dict.fromkeys(("batch_tokens", "passes", "accumulation", "evaluate_every", "held_out_cells"), 1)
 _LEAST |= {"max_genes": 2, "max_tokens": 2}
 _SHARES = {"gene_dropout", "panel_share", "ancestor_share", "aspect_share", "name_only_share", "averaging"}
 
@@ -60,7 +60,7 @@ class PretrainingConfig:
         passes: In how many groups of similar length a process reads its cells, to pad less.
         accumulation: Batches a step.
         steps, learning_rate, warmup_steps, schedule, weight_decay, max_gradient_norm: The optimisation; AdamW with
-            linear warm-up, then decay to nothing.
+            linear warm-up, then decay to nothing. A run of no steps saves what others can start from.
         averaging: Decay, a step, of a running average of the weights, which is what is saved; 0 saves the last ones.
         precision: `no` or `bf16`.
         gradient_checkpointing: Compute a layer again on the way back and do not keep it: less memory, more time.

@@ -54,6 +54,18 @@ def test_a_frozen_tower_reads_every_wording_once(settings):
     torch.testing.assert_close(again[1], model.text_model(**batch).pooler_output[0], atol=1e-5, rtol=0)
 
 
+def test_a_run_of_no_steps_saves_what_others_start_from(settings, tmp_path):
+    settings |= {"steps": 3, "train_text_projection": False}
+    begun = pretrain(PretrainingConfig(**settings | {"steps": 0, "output": str(tmp_path / "start")}))
+    losses = []
+    for start in (None, str(begun)):
+        output = pretrain(
+            PretrainingConfig(**settings | {"start": start, "output": str(tmp_path / f"from-{start is None}")})
+        )
+        losses.append((output / "losses.jsonl").read_text())
+    assert losses[0] == losses[1] != ""
+
+
 def test_what_is_saved_is_the_average(settings, monkeypatch):
     seen = []
     update = AveragedModel.update_parameters
