@@ -5,8 +5,8 @@ from several seeds, measured on the validation studies by similarity alone when 
 
     python eval/ablation.py --json eval/results/ablation_mini.json
 
-Runs that are finished are not run again; one that was killed goes on. What a run starts from is made once a seed, and
-not by every run: reading the genes' names takes as long as the training.
+Runs that are finished are not run again; one that was killed goes on. What a run starts from is the same for all seeds:
+reading the genes' names takes as long as the training.
 """
 
 import json
@@ -24,16 +24,17 @@ import yaml
 from record import write_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STAGES = [REPOSITORY / "hub_configs" / "pretraining" / f"mini-stage{stage}.yaml" for stage in (1, 2)]
+RECIPE = REPOSITORY / "hub_configs" / "pretraining" / "mini-stage2.yaml"
 
-#: What is made otherwise, one choice at a time. The second stage starts where the first does, but for one row: there it
-#: goes on from a first stage, the same for all seeds.
+#: What is made otherwise, one choice at a time.
 CHOICES: dict[str, dict[str, object]] = {
-    "second stage alone": {},
+    "the recipe": {},
     "after the first stage": {"start": "runs/mini-stage1"},
     "half of the texts are names": {"name_only_share": 0.5},
     "other aspects too": {"aspect_share": 0.25},
     "never described by an ancestor": {"ancestor_share": 0.0},
+    "texts cut after 64 tokens": {"max_tokens": 64},
+    "components of the texts as they are": {"text_whitening": 0.0},
     "no other study's genes": {"panel_share": 0.0},
     "no sibling texts": {"sibling_texts": 0},
     "cells drawn as they come": {"balance": 1.0},
@@ -43,9 +44,8 @@ CHOICES: dict[str, dict[str, object]] = {
     "last layer starts at random": {"gene_average_start": False},
 }
 
-
 #: Of the choices, what is over when the training begins.
-OF_THE_START = ("gene_names_from", "gene_average_start")
+OF_THE_START = ("gene_names_from", "gene_average_start", "text_whitening")
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,22 @@ class Trials:
     threads: int
     steps: int | None
 
-    def start(self, choice: str, seed: int) -> Path:
-        """What a run starts from, which is made unless it was; the first stage's starts, if need be made otherwise."""
-        changes = CHOICES[choice]
-        if "start" in changes:
-            return REPOSITORY / str(changes["start"])
-        otherwise = {name: changes[name] for name in OF_THE_START if name in changes}
-        output = self.folder / "-".join(["start", *otherwise, f"seed{seed}"])
-        self._train(output, yaml.safe_load(STAGES[0].read_text()) | otherwise | {"seed": seed, "steps": 0})
-        return output
+    def start(self, choice: str) -> Path:
+        """Where the checkpoint is that a run starts from."""
+        return self.folder / "-".join(["start", *_of_the_start(CHOICES[choice])])
+
+    def make_start(self, choice: str) -> None:
+        """Makes it, unless it was: the start of the recipe, or one that is made otherwise."""
+        self._train(self.start(choice), _read_recipe() | _of_the_start(CHOICES[choice]) | {"steps": 0})
 
     def measure(self, choice: str, seed: int) -> dict[str, float]:
         """The last measurement of a run, which is trained unless it was."""
         output = self.folder / f"{choice.replace(' ', '-').replace(',', '')}-seed{seed}"
-        changes = {name: value for name, value in CHOICES[choice].items() if name not in OF_THE_START}
-        changes |= {"start": str(self.start(choice, seed)), "seed": seed}
+        changes = {"start": str(self.start(choice))} | CHOICES[choice] | {"seed": seed}
         changes |= {"held_out_cells": 1_000_000, "evaluate_every": 1_000_000}
         changes |= {} if self.steps is None else {"steps": self.steps}
-        self._train(output, yaml.safe_load(STAGES[1].read_text()) | changes)
+        changes = {name: value for name, value in changes.items() if name not in OF_THE_START}
+        self._train(output, _read_recipe() | changes)
         *_, last = (output / "held_out.jsonl").read_text().splitlines()
         return json.loads(last)
 
@@ -97,6 +95,14 @@ class Trials:
             raise RuntimeError(f"{output.name}: {done.stderr[-2000:]}")
 
 
+def _of_the_start(changes: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in changes.items() if name in OF_THE_START}
+
+
+def _read_recipe() -> dict[str, object]:
+    return yaml.safe_load(RECIPE.read_text())
+
+
 def main(
     seeds: Annotated[int, typer.Option(help="How many seeds each.")] = 3,
     choice: Annotated[list[str] | None, typer.Option(help="Only this; can be repeated.")] = None,
@@ -111,9 +117,9 @@ def main(
     # Seed by seed: what is there early says something of every choice.
     jobs = [(name, seed) for seed in range(seeds) for name in chosen]
     trials = Trials(folder.resolve(), threads, steps)
-    for job in jobs:
-        trials.start(*job)  # Many runs share one.
     with ThreadPoolExecutor(num_proc) as pool:
+        ours = [name for name in chosen if "start" not in CHOICES[name]]
+        list(pool.map(trials.make_start, {trials.start(name): name for name in ours}.values()))  # Many share one.
         found = dict(zip(jobs, pool.map(lambda job: trials.measure(*job), jobs), strict=True))
     rows = {}
     for name in chosen:
@@ -125,8 +131,9 @@ def main(
             "by_seed": {key: [one[key] for one in by_seed] for key in measured},
         }
         typer.echo(f"{name:40} " + "  ".join(f"{key} {value:.3f}" for key, value in rows[name]["mean"].items()))
-    recipe = [path.name for path in STAGES]
-    write_record(json_file, {"recipe": recipe, "seeds": seeds, "steps": steps, "threads": threads, "results": rows})
+    write_record(
+        json_file, {"recipe": RECIPE.name, "seeds": seeds, "steps": steps, "threads": threads, "results": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class _Run:
         frozen_texts = FrozenTexts(model, self.processor, config.max_tokens, self.accelerator.device)
         wordings = type_wordings(corpus.facts[TYPE].cat.categories)
         if anew and config.start is None and wordings:
-            start_text_projection(model, frozen_texts(wordings).cpu())
+            start_text_projection(model, frozen_texts(wordings).cpu(), config.text_whitening)
         self.frozen_texts = None if config.train_text_tower else frozen_texts
         choose_trained(model, config)
         if config.gradient_checkpointing:

@@ -14,6 +14,7 @@ from .feature_extraction_langcell import InputError
 _LEAST = dict.fromkeys(("batch_tokens", "passes", "accumulation", "evaluate_every", "held_out_cells"), 1)
 _LEAST |= {"max_genes": 2, "max_tokens": 2}
 _SHARES = {"gene_dropout", "panel_share", "ancestor_share", "aspect_share", "name_only_share", "averaging"}
+_SHARES |= {"text_whitening"}
 
 
 @dataclass
@@ -37,6 +38,8 @@ class PretrainingConfig:
         train_text_projection: Train the projection of the texts, or keep its start: the principal components of what
             the sentence encoder makes of the corpus's descriptions. Kept, types never seen stay where language puts
             them.
+        text_whitening: How far the components of that start are made alike: at 0 each keeps its own spread, at 1 all
+            have the same. What sets near types apart then weighs more, beside what sets lineages apart.
         train_cell_tower: Train the cell tower, or keep it as it is while the matching is learnt.
         gene_names_from: NCBI `gene_info` table: gene embeddings start from what the text tower makes of each gene's
             symbol and full name. By default they start at random.
@@ -84,6 +87,7 @@ class PretrainingConfig:
     model: dict[str, Any] = field(default_factory=dict)
     train_text_tower: bool = True
     train_text_projection: bool = True
+    text_whitening: float = 0.0
     train_cell_tower: bool = True
     gene_names_from: str | None = None
     gene_average_start: bool = False

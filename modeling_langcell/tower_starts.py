@@ -166,16 +166,20 @@ def _start_gene_average(model: LangCellForPreTraining) -> None:
 
 
 @torch.no_grad()
-def start_text_projection(model: LangCellModel, pooled: torch.Tensor) -> None:
+def start_text_projection(model: LangCellModel, pooled: torch.Tensor, whitening: float = 0.0) -> None:
     """
     Makes the projection of the texts the principal components of these `(texts, hidden_size)` pooled states, at unit
-    length on average: what sets descriptions apart is kept, what they share is not.
+    length on average: what sets descriptions apart is kept, what they share is not. `whitening` is the power of its
+    spread that each component is divided by.
     """
     projection = model.text_projection
     components = min(projection.out_features, *pooled.shape)
     mean = pooled.mean(dim=0)
-    _, _, directions = torch.linalg.svd(pooled - mean, full_matrices=False)
-    directions = directions[:components] / ((pooled - mean) @ directions[:components].T).norm(dim=1).mean()
+    _, spread, directions = torch.linalg.svd(pooled - mean, full_matrices=False)
+    # The last components of few texts are rounding errors: they are not to be blown up.
+    divisors = spread[:components].clamp(min=1e-3 * spread[0]) ** whitening
+    directions = directions[:components] / divisors[:, None]
+    directions /= ((pooled - mean) @ directions.T).norm(dim=1).mean()
     projection.weight.zero_()
     projection.weight[:components] = directions
     projection.bias.zero_()

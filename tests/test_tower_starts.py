@@ -119,3 +119,17 @@ def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
     torch.testing.assert_close(projected.norm(dim=1).mean(), torch.tensor(1.0))
     ratio = torch.pdist(projected) / torch.pdist(pooled)
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("whitening", [0.3, 1.0])
+def test_whitening_makes_the_spreads_of_the_text_projection_more_alike(settings, whitening):
+    settings["model"]["projection_dim"] = 24
+    model, _ = started(settings)
+    pooled = torch.randn(60, 24) * torch.linspace(0.1, 2, 24) + 5
+    spreads = []
+    for power in (0.0, whitening):
+        start_text_projection(model, pooled, power)
+        projected = model.text_projection(pooled)
+        torch.testing.assert_close(projected.norm(dim=1).mean(), torch.tensor(1.0))
+        spreads.append(projected.std(dim=0) / projected.std(dim=0).max())
+    torch.testing.assert_close(spreads[1], spreads[0] ** (1 - whitening), rtol=1e-3, atol=0)
