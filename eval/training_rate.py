@@ -78,7 +78,7 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
     torch.manual_seed(seed)
     model = workload.model(stage).to(device)
     batch = workload.batch(model.config, device, seed)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -171,23 +171,25 @@ def test_train_py_as_a_process(settings, tmp_path):
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("model", ["mini", "base"])
-def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model):
-    """A step of both stages, on the tiny studies; from a random start, since the real ones are not here."""
+@pytest.mark.parametrize(
+    ("model", "stages"), [("mini", ["stage1", "stage2", "matching"]), ("base", ["stage1", "stage2"])]
+)
+def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model, stages):
+    """A step of each stage, on the tiny studies; from a random start, since the real ones are not here."""
     small = {"corpus": settings["corpus"], "held_out": settings["corpus"], "text_tower": settings["text_tower"]}
     small |= {"steps": 1, "batch_tokens": 400, "workers": 0, "precision": "no", "cell_tower": None, "max_tokens": 64}
     if model == "mini":
         small["gene_names_from"] = settings["gene_names_from"]
     start = None
-    for stage in ("stage1", "stage2"):
+    for stage in stages:
         own = {"output": str(tmp_path / stage)} | ({"start": start, "text_tower": None} if start else {})
         overrides = [f"{name}={yaml.safe_dump(value).split()[0]}" for name, value in (small | own).items()]
         path = REPOSITORY / "hub_configs" / "pretraining" / f"{model}-{stage}.yaml"
         start = str(pretrain(PretrainingConfig.from_yaml(path, overrides)))
     trained = LangCellModel.from_pretrained(start)
     assert trained.config.cell_config.num_hidden_layers == {"mini": 1, "base": 12}[model]
-    runs = json.loads((tmp_path / "stage2" / "training.json").read_text())["runs"]
-    assert len(runs) == 2
+    runs = json.loads((tmp_path / stages[-1] / "training.json").read_text())["runs"]
+    assert len(runs) == len(stages)
 
 
 def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
