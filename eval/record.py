@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ def write_record(json_file: Path | None, figures: dict[str, Any]) -> None:
     if json_file is None:
         return
     report = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": {"cpus": os.cpu_count(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
         **figures,
