@@ -1,12 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cells in, annotated cells out: zero-shot annotation and embedding of an AnnData."""
+"""Cells in, annotated cells out: annotation and embedding of an AnnData."""
 
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoModel, AutoProcessor
+import torch.nn.functional as F
 
+from .adapters import Adaptation, load_checkpoint
 from .feature_extraction_langcell import InputError, RankedCells
-from .modeling_langcell import LangCellModel
+from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .ontology import describe
 from .processing_langcell import LangCellProcessor
+from .progress import progress_bar
+from .scoring import ClassScorer, DescriptionScorer, PrototypeScorer, Scorer
 
 CELL_TYPE, SCORE = "langcell_cell_type", "langcell_score"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
@@ -31,35 +31,14 @@ RUN = "langcell"
 _CHUNK = 4096  # Cells ranked, and sorted by length, at a time.
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Candidate labels as the model reads them, and the embeddings of their descriptions."""
-
-    descriptions: dict[str, str]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    embeds: torch.Tensor
-
-    def blocks(self, words: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """
-        Texts of similar length together, at least one and at most as many as `words` hold: their rows, ids and masks
-        without the columns that none of them fills.
-        """
-        lengths = self.attention_mask.sum(dim=1)
-        order = lengths.argsort(descending=True, stable=True)
-        while len(order):
-            longest = int(lengths[order[0]])
-            rows, order = order.tensor_split([max(1, words // longest)])
-            yield rows, self.input_ids[rows, :longest], self.attention_mask[rows, :longest]
-
-
 class LangCellAnnotator:
     """
     Annotates and embeds AnnData with a LangCell model.
 
     Args:
-        model: A `LangCellModel`.
+        model: A `LangCellModel`; or, for labels of its own alone, a `LangCellForSequenceClassification`.
         processor: Its `LangCellProcessor`.
+        adaptation: What the model was adapted to, if it was: its labels are then the candidates by default.
         device: Where to compute; by default CUDA, else Apple's MPS, else the CPU.
         batch_tokens: How many gene positions go through the cell tower at once, and how many word positions through
             the text tower. It bounds memory and does not change results.
@@ -75,22 +54,24 @@ class LangCellAnnotator:
 
     def __init__(
         self,
-        model: LangCellModel,
+        model: LangCellModel | LangCellForSequenceClassification,
         processor: LangCellProcessor,
         *,
+        adaptation: Adaptation | None = None,
         device: str | torch.device | None = None,
         batch_tokens: int = 16_384,
     ):
-        self.device = torch.device(device) if device is not None else _best_device()
+        self.device = torch.device(device) if device is not None else best_device()
         self.model = model.to(self.device).eval()
-        self.processor = processor
+        self.processor, self.adaptation = processor, adaptation
         self.batch_tokens = batch_tokens
 
     @classmethod
     def from_pretrained(
         cls,
-        checkpoint: str | Path,
+        checkpoint: str | Path | None = None,
         *,
+        adapter: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
@@ -100,49 +81,43 @@ class LangCellAnnotator:
         Loads model and processor from a folder or a Hub id.
 
         Args:
-            checkpoint: The folder or id.
+            checkpoint: The folder or id; with an adapter, the one that it was made from may be left out.
+            adapter: Folder or id of what `langcell adapt` made.
             device: As for the class.
             dtype: What to compute in. Results are stated for `float32`.
-            revision: Branch, tag or commit of a Hub repository.
+            revision: Branch, tag or commit of the checkpoint's Hub repository.
             batch_tokens: As for the class.
 
         Raises:
-            InputError: Nothing there that loads as a LangCell model with its processor, or no such device.
+            InputError: Nothing there that loads as a LangCell model with its processor, an adapter that does not fit
+                it, or no such device.
         """
         if dtype not in ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"dtype {dtype!r} is not one of float32, bfloat16 and float16.")
+        model, processor, adaptation = load_checkpoint(checkpoint, adapter, dtype=dtype, revision=revision)
         try:
-            model = AutoModel.from_pretrained(checkpoint, dtype=dtype, revision=revision)
-            processor = AutoProcessor.from_pretrained(checkpoint, revision=revision)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
-        if not isinstance(model, LangCellModel):
-            raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
-        try:
-            return cls(model, processor, device=device, batch_tokens=batch_tokens)
+            return cls(model, processor, adaptation=adaptation, device=device, batch_tokens=batch_tokens)
         except RuntimeError as error:
             raise InputError(f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     def annotate(
         self,
         adata: ad.AnnData,
-        labels: Iterable[str] | Mapping[str, str],
+        labels: Iterable[str] | Mapping[str, str] | None = None,
         *,
         alpha: float | None = None,
         **cell_options: Any,
     ) -> ad.AnnData:
         """
-        Finds for every cell the candidate that describes it best, with no training label (LangCell, section 3.3).
-
-        A candidate's score blends two probabilities over the candidates: that of the similarity in the shared space,
-        with weight `alpha`, and that of the matching head, with weight `1 - alpha`.
+        Finds for every cell the label that fits it best: with no training label, among candidates that are described
+        (LangCell, section 3.3); of an adapted checkpoint, among the labels it was adapted to.
 
         Args:
             adata: Cells with counts, in memory or backed. A view is copied first.
-            labels: Candidates: names, synonyms or ids of the Cell Ontology, or `{label: description}`.
-            alpha: Weight of the similarity, from 0 to 1; the checkpoint's own by default. 1 leaves the matching out,
-                which is much faster.
+            labels: Candidates: names, synonyms or ids of the Cell Ontology, or `{label: description}`. An adapted
+                checkpoint has its own.
+            alpha: Weight of the similarity against the matching head, from 0 to 1; the checkpoint's own by default. 1
+                leaves the matching out, which is much faster.
             cell_options: `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: how `LangCellFeatureExtractor`
                 reads the cells. Cells marked by `empty_cells="mark"` get no label and missing values.
 
@@ -152,18 +127,15 @@ class LangCellAnnotator:
             `uns["langcell"]` (what is needed to repeat the run). On an error nothing is written.
 
         Raises:
-            InputError: A label nobody knows, an alpha outside 0 to 1, or cells that cannot be read.
+            InputError: No labels, a label nobody knows, an alpha outside 0 to 1, or cells that cannot be read.
         """
-        alpha = self.model.config.alpha if alpha is None else alpha
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha={alpha} is not between 0 and 1.")
-        candidates = self._read(describe(labels))
-        names = list(candidates.descriptions)
-        embeds = np.full((adata.n_obs, self.model.config.projection_dim), np.nan, dtype=np.float32)
+        scorer = self._scorer(labels, alpha)
+        names = list(scorer.descriptions)
+        embeds = np.full((adata.n_obs, self._width), np.nan, dtype=np.float32)
         scores = np.full((adata.n_obs, len(names)), np.nan, dtype=np.float32)
         facts: dict[str, Any] = {}
-        for rows, cell_embeds, cell_scores in self._batches(adata, cell_options, facts, candidates, alpha):
-            embeds[rows], scores[rows] = cell_embeds, cell_scores
+        for rows, (cell_embeds, cell_scores) in self._batches(adata, scorer, cell_options, facts):
+            embeds[rows], scores[rows] = cell_embeds.cpu().numpy(), cell_scores.cpu().numpy()
 
         adata = adata.copy() if adata.is_view else adata
         known = ~np.isnan(scores[:, 0])
@@ -174,8 +146,8 @@ class LangCellAnnotator:
         adata.obsm[PROBABILITIES] = pd.DataFrame(scores, index=adata.obs_names, columns=names)
         adata.uns[RUN] = self._run_record(facts) | {
             "labels": np.array(names),
-            "descriptions": np.array(list(candidates.descriptions.values())),
-            "alpha": float(alpha),
+            "descriptions": np.array(list(scorer.descriptions.values())),
+            **scorer.settings,
         }
         return adata
 
@@ -189,10 +161,10 @@ class LangCellAnnotator:
             The AnnData, with `obsm["X_langcell"]`, `(cells, projection_dim)` float32, L2-normalised, and
             `uns["langcell"]`.
         """
-        embeds = np.full((adata.n_obs, self.model.config.projection_dim), np.nan, dtype=np.float32)
+        embeds = np.full((adata.n_obs, self._width), np.nan, dtype=np.float32)
         facts: dict[str, Any] = {}
-        for rows, cell_embeds, _ in self._batches(adata, cell_options, facts):
-            embeds[rows] = cell_embeds
+        for rows, cell_embeds in self._batches(adata, self._embed, cell_options, facts):
+            embeds[rows] = cell_embeds.cpu().numpy()
         adata = adata.copy() if adata.is_view else adata
         adata.obsm[EMBEDDING] = embeds
         adata.uns[RUN] = self._run_record(facts)
@@ -200,39 +172,61 @@ class LangCellAnnotator:
 
     # ------------------------------------------------------------------ the work
 
+    def _scorer(self, labels: Iterable[str] | Mapping[str, str] | None, alpha: float | None) -> Scorer:
+        """What the candidates are judged by."""
+        adaptation = self.adaptation
+        if isinstance(self.model, LangCellForSequenceClassification):
+            if labels is not None or alpha is not None:
+                raise InputError("This checkpoint classifies into labels of its own: leave labels and alpha out.")
+            names = dict.fromkeys(self.model.config.id2label.values(), "")
+            return ClassScorer(self.model, names if adaptation is None else adaptation.labels)
+        own = adaptation if labels is None else None
+        if labels is None and own is None:
+            raise InputError("Name the candidates: this checkpoint was not adapted to labels of its own.")
+        if alpha is None:
+            alpha = self.model.config.alpha if adaptation is None else adaptation.alpha
+        if not 0 <= alpha <= 1:
+            raise InputError(f"alpha={alpha} is not between 0 and 1.")
+        descriptions = describe(labels or {}) if own is None else own.labels
+        by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, self.batch_tokens)
+        if own is not None and own.prototypes is not None:
+            return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
+        return by_description
+
+    @property
+    def _width(self) -> int:
+        config = self.model.config
+        return config.projection_dim if isinstance(self.model, LangCellModel) else config.hidden_size
+
     @torch.inference_mode()
-    def _read(self, descriptions: dict[str, str]) -> _Candidates:
-        """Tokenizes and embeds the candidates, once a call."""
-        texts = self.processor(text=list(descriptions.values()), return_tensors="pt").to(self.device)
-        embeds = torch.empty(len(descriptions), self.model.config.projection_dim, device=self.device)
-        candidates = _Candidates(descriptions, texts["input_ids"], texts["attention_mask"], embeds.to(self.model.dtype))
-        for rows, ids, mask in candidates.blocks(self.batch_tokens):
-            candidates.embeds[rows] = self.model.get_text_features(ids, mask)
-        return candidates
+    def _embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.model, LangCellModel):
+            return self.model.get_cell_features(ids, mask).float()
+        return F.normalize(self.model.cell_model(ids, mask, pooled_only=True).pooler_output.float(), dim=-1)
 
     def _batches(
         self,
         adata: ad.AnnData,
+        read: Callable[[torch.Tensor, torch.Tensor], Any],
         cell_options: dict[str, Any],
         facts: dict[str, Any],
-        candidates: _Candidates | None = None,
-        alpha: float = 1.0,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    ) -> Iterator[tuple[np.ndarray, Any]]:
         """
-        Row numbers, embeddings and scores of batch after batch; `facts` is filled with what was found in the input.
-        Cells without known genes are passed over.
+        Row numbers, and what is read of these cells, of batch after batch; `facts` is filled with what was found in the
+        input. Cells without known genes are passed over.
         """
         extractor = self.processor.feature_extractor
         where = {key: cell_options[key] for key in ("layer", "use_raw", "gene_column") if key in cell_options}
         source, match = extractor.open(adata, **where)
         matched_counts = []
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("Cells", total=adata.n_obs)
             start = 0
             for ranked in extractor.stream(adata, chunk_size=_CHUNK, **cell_options):
                 matched_counts.append(ranked.matched_counts)
                 for rows in self._by_length(ranked):
-                    yield start + rows, *self._score(ranked, rows, candidates, alpha)
+                    ids, mask = (torch.from_numpy(array).to(self.device) for array in ranked.pad(rows))
+                    yield start + rows, read(ids, mask)
                     progress.advance(task, len(rows))
                 start += len(ranked)
         facts |= {
@@ -254,32 +248,13 @@ class LangCellAnnotator:
             yield order[:size]
             order = order[size:]
 
-    @torch.inference_mode()
-    def _score(
-        self, ranked: RankedCells, rows: np.ndarray, candidates: _Candidates | None, alpha: float
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Embeddings of one batch and, with candidates, their scores."""
-        ids, mask = (torch.from_numpy(array).to(self.device) for array in ranked.pad(rows))
-        cells = self.model.cell_model(ids, mask, pooled_only=candidates is None or alpha == 1)
-        embeds = self.model.project_cells(cells.pooler_output)
-        if candidates is None:
-            return embeds.float().cpu().numpy(), None
-        scores = self.model.get_similarity_logits(embeds, candidates.embeds).float().softmax(dim=1)
-        if alpha < 1:
-            match = torch.empty_like(scores)
-            for texts, text_ids, text_mask in candidates.blocks(self.batch_tokens // len(rows)):
-                logits = self.model.get_matching_logits(cells.last_hidden_state, mask, text_ids, text_mask)
-                match[:, texts] = logits.float().softmax(dim=-1)[..., 1]
-            # The published procedure takes the softmax, over candidates, of the probabilities themselves.
-            scores = alpha * scores + (1 - alpha) * match.softmax(dim=1)
-        return embeds.float().cpu().numpy(), scores.cpu().numpy()
-
     def _run_record(self, facts: dict[str, Any]) -> dict[str, Any]:
         """What `uns` says of a run, in kinds that `.h5ad` holds."""
         config = self.model.config
         return {
             "checkpoint": str(config.name_or_path or ""),
             "revision": str(getattr(config, "_commit_hash", None) or ""),
+            "adapter": "" if self.adaptation is None else self.adaptation.loaded_from,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "input": facts,
             "versions": {name: version(name) for name in ("modeling-langcell", "transformers", "torch", "anndata")},
@@ -297,15 +272,10 @@ def describe_input(adata: ad.AnnData) -> str:
     )
 
 
-def _best_device() -> torch.device:
+def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not sys.stdout.isatty())
 
 
 # ---------------------------------------------------------------------- files

@@ -45,6 +45,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.", show_default="langcell-mini")]
+Adapter = Annotated[str | None, typer.Option(help="What 'langcell adapt' made: a folder or a Hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Layer = Annotated[str | None, typer.Option(help="Layer of the counts, in place of X.")]
@@ -64,7 +65,11 @@ def _before_any_command() -> None:
 def annotate(
     cells: Annotated[Path | None, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Annotate scanpy's 700 blood cells.")] = False,
-    model: Model = _DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint: a folder or a Hub id.", show_default="langcell-mini, or the adapter's"),
+    ] = None,
+    adapter: Adapter = None,
     labels: Annotated[
         str | None, typer.Option(help="Candidates: 'B cell;T cell' (';' or ','), or a .json, .tsv or .txt file.")
     ] = None,
@@ -85,7 +90,7 @@ def annotate(
     dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Say the results as one line of JSON.")] = False,
 ) -> None:
-    """Find the best description for every cell, with no training labels."""
+    """Find the best description for every cell, with no training labels, or with an adapter the best of its labels."""
     from . import example as example_cells
     from .annotation import CELL_TYPE, LangCellAnnotator, describe_input, open_cells, write_annotated
 
@@ -101,13 +106,16 @@ def annotate(
         adata = open_cells(cells)
         if out is None:
             out = cells.with_name(f"{cells.stem}_langcell.h5ad")
-    candidates = _candidates(labels, ontology_root)
+    annotator = LangCellAnnotator.from_pretrained(
+        _DEFAULT_MODEL if model is None and adapter is None else model, adapter=adapter, device=device, dtype=dtype
+    )
+    own = annotator.adaptation is not None and labels is None and ontology_root is None
+    candidates = None if own else _candidates(labels, ontology_root)
     if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
     if reference is not None and reference not in adata.obs:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
 
-    annotator = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype)
     adata = annotator.annotate(adata, candidates, alpha=alpha, **options)
     written = {"annotated": write_annotated(adata, out)} if out is not None else {}
     scores = None
@@ -164,6 +172,84 @@ def embed(
     adata = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype).embed(adata, **options)
     typer.echo(describe_input(adata))
     typer.echo(f"Embedded: {write_annotated(adata, out)}")
+
+
+@app.command()
+def adapt(
+    cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts and known labels.")],
+    label_key: Annotated[str, typer.Option(help="Column of obs with labels; or table of obsm, for --head classes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.")],
+    shots: Annotated[int | None, typer.Option(help="Learn from so many cells of each label; all by default.")] = None,
+    model: Model = _DEFAULT_MODEL,
+    head: Annotated[
+        str, typer.Option(help="What tells labels apart: descriptions, classes (LangCell-CE), or prototypes (seconds).")
+    ] = "descriptions",
+    method: Annotated[str, typer.Option(help="lora, full (all weights), or frozen (the head alone).")] = "lora",
+    labels: Annotated[
+        Path | None, typer.Option(help="Descriptions of labels: .json, or .tsv of label, tab, description.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often each cell is seen.")] = 30,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.", show_default="by the method")] = None,
+    rank: Annotated[int, typer.Option(help="Of LoRA's matrices.")] = 8,
+    gene_dropout: Annotated[float, typer.Option(help="Most of a cell's genes left out when it is seen.")] = 0.8,
+    matching: Annotated[
+        bool | None, typer.Option(help="Adapt the matching too.", show_default="as the checkpoint annotates")
+    ] = None,
+    adapt_texts: Annotated[bool, typer.Option(help="Adapt the text tower too.")] = True,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Labels count alike (classes).")] = False,
+    held_out: Annotated[float, typer.Option(help="Share of the cells to watch, and to stop early by.")] = 0.0,
+    unlabelled: Annotated[str, typer.Option(help="Cells without a label: error, or skip.")] = "error",
+    seed: Annotated[int, typer.Option(help="Of the cells drawn, and of all that is random.")] = 0,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Adapt a checkpoint to cells whose labels are known, few or many."""
+    try:
+        from .adaptation import AdaptationConfig
+        from .adaptation import adapt as adapt_checkpoint
+    except ImportError as error:
+        raise InputError('Adaptation needs peft: pip install "modeling-langcell[adapt]".') from error
+    from .annotation import open_cells
+    from .files import require_free
+
+    require_free(out)
+    config = AdaptationConfig(
+        head=head,  # type: ignore[arg-type]  # AdaptationConfig says what there is.
+        method=method,  # type: ignore[arg-type]
+        rank=rank,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        gene_dropout=gene_dropout,
+        matching=matching,
+        adapt_texts=adapt_texts,
+        balanced=balanced,
+        held_out=held_out,
+        seed=seed,
+    )
+    descriptions = None if labels is None else _read_descriptions(labels)
+    adapted = adapt_checkpoint(
+        model,
+        open_cells(cells),
+        label_key,
+        shots=shots,
+        descriptions=descriptions,
+        config=config,
+        unlabelled=unlabelled,  # type: ignore[arg-type]
+        device=device,
+        **_cell_options(layer, use_raw, gene_column, counts),
+    )
+    for label, number in adapted.adaptation.cells.items():
+        typer.echo(f"{number:>8,}  {label}")
+    if adapted.losses:
+        what = "held out" if held_out else "learnt from"
+        typer.echo(
+            f"{adapted.trained_share:.1%} of the parameters trained; loss of the cells {what} "
+            f"{adapted.losses[0]:.3f} to {min(adapted.losses) if held_out else adapted.losses[-1]:.3f}"
+        )
+    typer.echo(f"Adapted: {adapted.save(out)}")
 
 
 @app.command()
@@ -275,6 +361,13 @@ def _read_labels(path: Path) -> list[str] | dict[str, str]:
         raise InputError(f"The labels in {path} cannot be read: {error}") from error
     lines = [line.split("\t", 1) for line in text.splitlines() if line.strip()]
     return {label.strip(): "".join(description).strip() for label, *description in lines}
+
+
+def _read_descriptions(path: Path) -> dict[str, str]:
+    labels = _read_labels(path)
+    if not isinstance(labels, dict):
+        raise InputError(f"{path} holds labels without descriptions: write an object of labels and descriptions.")
+    return labels
 
 
 def _write_figures(adata, report: Path | None, figure: Path | None, reference: str | None) -> dict[str, Path]:

@@ -3,7 +3,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_langcell import LangCellConfig
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .files import require_free, whole_folder
 from .modeling_langcell import LangCellModel
 from .plain_pickles import UnsafePickle, read_plain_pickle
 from .processing_langcell import LangCellProcessor
@@ -73,9 +73,7 @@ def convert(
     Raises:
         InputError: Missing, damaged or unsafe files, parts that do not fit together, an `output` that is in use.
     """
-    parts, output = Path(parts), Path(output)
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise InputError(f"{output} exists already: choose a new folder.")
+    parts, output = Path(parts), require_free(output)
     configs = {"cell_config": parts / "cell_bert/config.json", "text_config": parts / "text_bert/config.json"}
     weights = {module: parts / name for module, name in PARTS.items()}
     vocabularies = [Path(path) for path in (token_dictionary, gene_medians, gene_names, text_vocab)]
@@ -90,20 +88,10 @@ def convert(
     model = _build_model(geometry, states, extractor, tokenizer, weights)
     processor = LangCellProcessor(extractor, tokenizer)
 
-    # The folder is made beside the nearest parent that exists, so that renaming it is one step on one file system.
-    there = next(parent for parent in output.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=there, prefix=f".{output.absolute().name}-") as aside:
-            folder = Path(aside) / "checkpoint"
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            _verify(folder, model, processor)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            if output.is_dir():
-                output.rmdir()  # It is empty.
-            folder.rename(output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
+    with whole_folder(output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _verify(folder, model, processor)
     return output
 
 

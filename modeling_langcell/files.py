@@ -1,9 +1,14 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from .feature_extraction_langcell import InputError
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -21,4 +26,41 @@ def write_whole(path: str | Path, content: bytes) -> None:
     aside.replace(path)
 
 
-__all__ = ["write_whole"]
+def require_free(output: str | Path) -> Path:
+    """
+    A folder that can be made.
+
+    Raises:
+        InputError: Something is there already.
+    """
+    output = Path(output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise InputError(f"{output} exists already: choose a new folder.")
+    return output
+
+
+@contextmanager
+def whole_folder(output: str | Path) -> Iterator[Path]:
+    """
+    A folder to fill, which becomes `output` when all went well; after an error nothing of it is left.
+
+    Raises:
+        InputError: `output` is in use, or cannot be written.
+    """
+    output = require_free(output)
+    # Made beside the nearest parent that exists, so that renaming it is one step on one file system.
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=f".{output.absolute().name}-") as aside:
+            folder = Path(aside) / output.absolute().name
+            folder.mkdir()
+            yield folder
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.is_dir():
+                output.rmdir()  # It is empty.
+            folder.rename(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error}") from error
+
+
+__all__ = ["require_free", "whole_folder", "write_whole"]

@@ -209,6 +209,49 @@ def siblings(term_id: str) -> frozenset[str]:
     return frozenset(i for i in beside if not related(term_id, i))
 
 
+def _steps_up(term_id: str) -> dict[str, int]:
+    """Steps, by the shortest way up, to each term that a term is a kind (or part) of; none to itself."""
+    return _parser().get_term_ancestors_with_distances(term_id, include_self=True)
+
+
+@cache
+def _depth(term_id: str) -> int:
+    """Steps, by the shortest way up, to a term that says next to nothing."""
+    return min(steps for above, steps in _steps_up(term_id).items() if above in UNINFORMATIVE)
+
+
+@cache
+def agreement(truth_id: str, other_id: str) -> float:
+    """
+    How near two terms of the Cell Ontology are: 1 where they are one, 0 where all that both are is `UNINFORMATIVE`.
+
+    The measure of Wu & Palmer (1994, "Verb semantics and lexical selection", ACL, pages 133-138): of the terms `c` that
+    both are a kind (or part) of, each counted among its own, the best gives
+    `2 depth(c) / (2 depth(c) + steps(truth, c) + steps(other, c))`. Their concepts form a tree; in the Cell Ontology,
+    where several ways lead up, steps and depths go by the shortest, and depths are counted from `UNINFORMATIVE` terms.
+    The same whichever of the two is the truth.
+
+    Raises:
+        InputError: One is no living term of the Cell Ontology.
+
+    ```python
+    >>> from modeling_langcell.ontology import agreement
+    >>> t_cell, lymphocyte, b_cell, neuron = "CL:0000084", "CL:0000542", "CL:0000236", "CL:0000540"
+    >>> [round(agreement(t_cell, other), 2) for other in (t_cell, lymphocyte, b_cell, neuron)]
+    [1.0, 0.8, 0.57, 0.0]
+
+    ```"""
+    for term_id in (truth_id, other_id):
+        if not get_term(term_id).id.startswith("CL:"):
+            raise InputError(f"{term_id} is no term of the Cell Ontology, whose ids look like CL:0000236.")
+    if truth_id == other_id:
+        return 1.0
+    truth, other = _steps_up(truth_id), _steps_up(other_id)
+    return max(
+        2 * _depth(above) / (2 * _depth(above) + truth[above] + other[above]) for above in truth.keys() & other.keys()
+    )
+
+
 def descendants(root: str) -> tuple[Term, ...]:
     """The terms below a name or id, itself first: the candidates of `--ontology-root`."""
     root_id = find_term(root).id
@@ -219,6 +262,7 @@ def descendants(root: str) -> tuple[Term, ...]:
 __all__ = [
     "UNINFORMATIVE",
     "Term",
+    "agreement",
     "all_terms",
     "ancestors",
     "descendants",

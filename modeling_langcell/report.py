@@ -144,7 +144,10 @@ def write_report(adata: ad.AnnData, path: str | Path, figure: Figure, reference:
         texts=texts,
         checkpoint=html.escape(run["checkpoint"] or "a model in memory"),
         revision=html.escape(run["revision"] or "local"),
-        alpha=run["alpha"],
+        adapter=html.escape(f", adapter {run['adapter']}" if run.get("adapter") else ""),
+        settings="".join(
+            f"{name.replace('_', ' ')} {run[name]}, " for name in ("alpha", "prototype_weight") if name in run
+        ),
         dtype=run["dtype"],
         versions=html.escape(versions),
     )
@@ -163,6 +166,8 @@ def _inline(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+#: What decides the scores, where the run had it.
+_SETTINGS = ("alpha", "prototype_weight")
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -190,7 +195,7 @@ calibrated, and one of the candidates always wins.</p>
 <h2>Candidates, as the model read them</h2>
 <dl>{texts}</dl>
 <h2>To repeat this run</h2>
-<p>Checkpoint {checkpoint} ({revision}), alpha {alpha}, {dtype}; {versions}.</p>
+<p>Checkpoint {checkpoint} ({revision}){adapter}, {settings}{dtype}; {versions}.</p>
 </body>
 </html>
 """

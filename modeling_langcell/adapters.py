@@ -1,0 +1,271 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What an adaptation leaves behind, and checkpoints loaded with it."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file, logging
+
+from .feature_extraction_langcell import InputError
+from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
+from .processing_langcell import LangCellProcessor
+
+ADAPTATION, PROTOTYPES, PEFT_CONFIG = "adaptation.json", "prototypes.safetensors", "adapter_config.json"
+
+Head = Literal["descriptions", "classes", "prototypes"]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """
+    What a checkpoint was adapted to, and how: the file `adaptation.json` beside the weights.
+
+    Args:
+        head: What tells the labels apart: their `descriptions`, a classification head (`classes`), or `prototypes`.
+        labels: Labels and their descriptions, in the order of the head's outputs; a description may be empty where
+            there is a classification head.
+        base: Checkpoint that was adapted.
+        several: Whether a cell may have several labels.
+        alpha: Weight of the similarity against the matching head.
+        prototype_weight: Weight of the prototypes against the descriptions.
+        cells: How many cells of each label were learnt from.
+        settings: How it was made.
+        versions: What it was made with.
+        prototypes: `(labels, projection_dim)`; in a file of their own.
+        loaded_from: Folder or id; empty in memory.
+    """
+
+    head: Head
+    labels: dict[str, str]
+    base: str
+    several: bool = False
+    alpha: float = 1.0
+    prototype_weight: float = 0.0
+    cells: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    prototypes: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    loaded_from: str = ""
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """What the config of `LangCellForSequenceClassification` says of the labels."""
+        kind = "multi_label_classification" if self.several else "single_label_classification"
+        names = dict(enumerate(self.labels))
+        return {"id2label": names, "label2id": {name: i for i, name in names.items()}, "problem_type": kind}
+
+    def save(self, folder: Path) -> None:
+        """Writes `adaptation.json`, the prototypes if there are any, and the card."""
+        said = {name: value for name, value in asdict(self).items() if name not in ("prototypes", "loaded_from")}
+        (folder / ADAPTATION).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.prototypes is not None:
+            save_file({"prototypes": self.prototypes.contiguous()}, folder / PROTOTYPES)
+        write_card(self, folder)
+
+    @classmethod
+    def load(cls, source: str | Path, revision: str | None = None) -> "Adaptation | None":
+        """
+        From a folder or a Hub id; none where nothing was adapted.
+
+        Raises:
+            InputError: A damaged file.
+        """
+        path = _find(source, ADAPTATION, revision)
+        if path is None:
+            return None
+        try:
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if found.head == "prototypes":
+                where = _find(source, PROTOTYPES, revision)
+                if where is None:
+                    raise InputError(f"{source} has no {PROTOTYPES}.")
+                found = replace(found, prototypes=load_file(where)["prototypes"])
+        except (TypeError, ValueError, KeyError, OSError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        return replace(found, loaded_from=str(source))
+
+
+def load_checkpoint(
+    checkpoint: str | Path | None = None,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+) -> tuple[LangCellModel | LangCellForSequenceClassification, LangCellProcessor, Adaptation | None]:
+    """
+    A model, its processor, and what it was adapted to.
+
+    Args:
+        checkpoint: Folder or Hub id of a LangCell checkpoint, adapted as a whole or not; by default the one that the
+            adapter was made from.
+        adapter: Folder or Hub id of an adapter or of prototypes. Adapters are merged into the weights.
+        dtype: As `AutoModel.from_pretrained`.
+        revision: Of the checkpoint.
+
+    Raises:
+        InputError: Nothing there that can be loaded, or an adapter that does not fit.
+    """
+    if adapter is None:
+        if checkpoint is None:
+            raise InputError("Name a checkpoint, or an adapter.")
+        adaptation = Adaptation.load(checkpoint, revision)
+    else:
+        adaptation = Adaptation.load(adapter)
+        if adaptation is None:
+            raise InputError(f"{str(adapter)!r} holds no {ADAPTATION}: name what `langcell adapt` made.")
+        if _find(adapter, CONFIG_NAME) is not None:
+            raise InputError(f"{str(adapter)!r} is a whole checkpoint: name it as the model, without an adapter.")
+        checkpoint = adaptation.base if checkpoint is None else checkpoint
+    try:
+        if adaptation is not None and adaptation.head == "classes":
+            model: PreTrainedModel = load_classifier(checkpoint, adaptation, dtype=dtype, revision=revision)
+        else:
+            model = AutoModel.from_pretrained(checkpoint, dtype=dtype, revision=revision)
+        processor = AutoProcessor.from_pretrained(checkpoint, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
+    if not isinstance(model, (LangCellModel, LangCellForSequenceClassification)):
+        raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
+    if adapter is not None and _find(adapter, PEFT_CONFIG) is not None:
+        model = _merge(model, adapter)
+    return model, processor, adaptation
+
+
+def load_classifier(
+    checkpoint: str | Path, adaptation: Adaptation, **options: Any
+) -> LangCellForSequenceClassification:
+    """The cell tower of a joint checkpoint with a head for the labels; new, unless the checkpoint has one."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # That the text tower is left out and the head is new needs no report.
+    try:
+        return LangCellForSequenceClassification.from_pretrained(checkpoint, **options, **adaptation.classes)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _merge(model: PreTrainedModel, adapter: str | Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise InputError('Adapters need peft: pip install "modeling-langcell[adapt]".') from error
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"The adapter {str(adapter)!r} does not fit its checkpoint: {reason}") from error
+
+
+def _find(source: str | Path, name: str, revision: str | None = None) -> Path | None:
+    """A file of a folder or Hub repository, if it is there."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        found = cached_file(
+            str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
+
+
+def versions() -> dict[str, str]:
+    """What an adaptation was made with."""
+    return {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "peft")}
+
+
+# ---------------------------------------------------------------------- the card
+
+_LOADED_BY = {
+    "descriptions": """model = AutoModel.from_pretrained("{base}", trust_remote_code=True)
+model = PeftModel.from_pretrained(model, "{here}")""",
+    "classes": """config = AutoConfig.from_pretrained("{base}", trust_remote_code=True).cell_config
+config.num_labels = {number}
+model = AutoModelForSequenceClassification.from_pretrained("{base}", config=config, trust_remote_code=True)
+model = PeftModel.from_pretrained(model, "{here}")""",
+}
+_IMPORTS = {
+    "descriptions": "from transformers import AutoModel\nfrom peft import PeftModel",
+    "classes": "from transformers import AutoConfig, AutoModelForSequenceClassification\nfrom peft import PeftModel",
+}
+_HOW = {
+    "descriptions": "their descriptions, in the space that cells and texts share",
+    "classes": "a linear head on the cell encoder (LangCell-CE)",
+    "prototypes": "the mean embeddings of a few cells of each, beside their descriptions; nothing was trained",
+}
+
+
+def write_card(adaptation: Adaptation, folder: Path) -> None:
+    """Writes `README.md`: what the adapter tells apart, what it learnt from, and how it is used."""
+    peft = (folder / PEFT_CONFIG).is_file()
+    whole = (folder / CONFIG_NAME).is_file()
+    data = ModelCardData(
+        base_model=adaptation.base,
+        library_name="peft" if peft else "transformers" if whole else None,
+        tags=["langcell", "single-cell", adaptation.head],
+    )
+    here = folder.name
+    use = (
+        f'annotator = LangCellAnnotator.from_pretrained("{here}")'
+        if whole
+        else f'annotator = LangCellAnnotator.from_pretrained("{adaptation.base}", adapter="{here}")'
+    )
+    kind = "LoRA adapter" if peft else "checkpoint" if whole else "set of prototypes"
+    rows = "\n".join(
+        f"| {name} | {adaptation.cells.get(name, 0):,} | {description} |"
+        for name, description in adaptation.labels.items()
+    )
+    settings = "\n".join(f"- {name}: {value}" for name, value in adaptation.settings.items() if value is not None)
+    text = f"""# {here}
+
+A {kind} for [LangCell]({_PAPER}), made from `{adaptation.base}`. It tells {len(adaptation.labels)} labels apart by
+{_HOW[adaptation.head]}.{" A cell may have several of them." if adaptation.several else ""}
+
+```python
+from modeling_langcell import LangCellAnnotator
+
+{use}
+annotator.annotate(adata)  # raw counts in adata.X
+```
+"""
+    if peft:
+        filled = _LOADED_BY[adaptation.head].format(base=adaptation.base, here=here, number=len(adaptation.labels))
+        text += f"""
+Without that package:
+
+```python
+{_IMPORTS[adaptation.head]}
+
+{filled}
+```
+"""
+    text += f"""
+## Labels
+
+| label | cells learnt from | description |
+| --- | --- | --- |
+{rows}
+
+## How it was made
+
+{settings}
+- versions: {", ".join(f"{name} {number}" for name, number in adaptation.versions.items())}
+
+How well it does was not measured on other cells: try it on some whose labels you know.
+"""
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+_PAPER = "https://arxiv.org/abs/2405.06708"
+
+
+__all__ = ["Adaptation", "load_checkpoint", "load_classifier"]
