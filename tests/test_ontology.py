@@ -1,12 +1,16 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Names, ids and free text to descriptions."""
 
+import itertools
+
 import anndata as ad
 import pytest
+from cellxgene_ontology_guide.ontology_parser import OntologyParser
 
 from modeling_langcell import InputError
 from modeling_langcell.ontology import (
     UNINFORMATIVE,
+    agreement,
     all_terms,
     ancestors,
     descendants,
@@ -141,3 +145,52 @@ def test_terms_of_other_ontologies():
     assert all(term_id.startswith("UBERON:") for term_id in ancestors(liver.id))
     assert related("UBERON:0000062", liver.id)
     assert ancestors("unknown") == frozenset()
+
+
+def test_agreement_is_the_formula_by_steps_up_one_parent_at_a_time():
+    parser = OntologyParser()
+
+    def steps_up(term_id):
+        reached = {term_id}
+        steps: dict[str, int] = {}
+        while reached:
+            steps |= dict.fromkeys(reached, max(steps.values(), default=-1) + 1)
+            reached = {above for below in reached for above in parser.get_term_parents(below)} - steps.keys()
+        return steps
+
+    drawn = [term.id for term in (*descendants("leukocyte")[::25], *all_terms()[::300])]
+    ways_up = {term_id: steps_up(term_id) for term_id in [find_term("memory B cell").id, *drawn]}
+    values = set()
+    for (one, up), (other, other_up) in itertools.combinations(ways_up.items(), 2):
+        best = 0.0
+        for common in (up.keys() & other_up.keys()) - UNINFORMATIVE:
+            depth = min(step for above, step in steps_up(common).items() if above in UNINFORMATIVE)
+            best = max(best, 2 * depth / (2 * depth + up[common] + other_up[common]))
+        assert agreement(one, other) == agreement(other, one) == pytest.approx(best)
+        values.add(best)
+    assert len(values) > 20
+
+
+def test_agreement_with_a_parent_is_above_a_sibling_s_and_that_above_a_stranger_s():
+    compared = 0
+    for term in all_terms()[::29]:
+        beside = siblings(term.id)
+        if not beside:
+            continue
+        compared += 1
+        parents = set(OntologyParser().get_term_parents(term.id)) - UNINFORMATIVE
+        best_sibling = max(agreement(term.id, sibling) for sibling in beside)
+        assert 1 > max(agreement(term.id, parent) for parent in parents) > best_sibling
+        assert min(agreement(term.id, sibling) for sibling in beside) > 0
+    assert compared > 50
+    assert agreement("CL:0000084", "CL:0000540") == 0, "a T cell and a neuron are both cells, and no more"
+    assert agreement("CL:0000000", "CL:0000084") == 0, "that it is a cell says nothing of a T cell"
+    assert agreement("CL:0000000", "CL:0000000") == 1
+
+
+@pytest.mark.parametrize("term_id", ["unknown", "CL:9999999", "CL:0000003", "UBERON:0002107"])
+def test_agreement_with_what_is_no_cell_type_is_refused(term_id):
+    with pytest.raises(InputError, match=term_id):
+        agreement("CL:0000084", term_id)
+    with pytest.raises(InputError, match=term_id):
+        agreement(term_id, term_id)

@@ -1,0 +1,84 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Whether a model is right as often as it says it is: expected calibration error and the reliability diagram."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from modeling_langcell.feature_extraction_langcell import InputError
+
+_DESCRIPTION = """
+Predictions are put into bins of equal width by their confidence; in each, mean confidence is compared with the share
+that is right. The expected calibration error is the mean of the absolute differences, weighted by the cells of a bin.
+It grows with the number of bins where cells are few: compare only figures of as many cells and bins.
+"""
+
+_CITATION = """
+@inproceedings{guo-2017-calibration,
+  title = {On Calibration of Modern Neural Networks},
+  author = {Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle = {Proceedings of the 34th International Conference on Machine Learning},
+  pages = {1321--1330},
+  year = {2017}
+}
+"""
+
+_INPUTS = """
+Args:
+    references: Whether the prediction for each cell is right, booleans.
+    confidences: How sure the model was of it, 0 to 1.
+    n_bins: How many bins 0 to 1 is cut into. A confidence between two bins is of the lower one.
+
+Returns:
+    expected_calibration_error: 0 to 1, the less the better.
+    reliability: Of each bin with cells, from the least confident on, mean `confidence`, `accuracy` and number of
+        `cells`.
+
+Raises:
+    InputError: There are no cells or no bins, or a confidence is not from 0 to 1.
+
+Examples:
+    >>> import evaluate
+    >>> metric = evaluate.load("eval/metrics/calibration_error")
+    >>> found = metric.compute(references=[True, False, True, True], confidences=[0.5, 0.5, 0.75, 0.75], n_bins=2)
+    >>> found["expected_calibration_error"]
+    0.125
+    >>> found["reliability"]
+    [{'confidence': 0.5, 'accuracy': 0.5, 'cells': 2}, {'confidence': 0.75, 'accuracy': 1.0, 'cells': 2}]
+"""
+
+
+class CalibrationError(evaluate.Metric):
+    """Confidences against whether the predictions are right."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"references": datasets.Value("bool"), "confidences": datasets.Value("float64")}
+            ),
+        )
+
+    def _compute(self, references: list[bool], confidences: list[float], n_bins: int = 15) -> dict:
+        if not references:
+            raise InputError("There are no cells to score: references and confidences are empty.")
+        if n_bins < 1:
+            raise InputError(f"n_bins must be 1 or more, not {n_bins}.")
+        right, sure = np.array(references), np.array(confidences)
+        outside = sure[~((sure >= 0) & (sure <= 1))]
+        if outside.size:
+            raise InputError(f"confidences must be numbers from 0 to 1, not {outside[0]}.")
+        bins = np.digitize(sure, np.arange(1, n_bins) / n_bins, right=True)
+        reliability = [
+            {
+                "confidence": float(sure[bins == number].mean()),
+                "accuracy": float(right[bins == number].mean()),
+                "cells": int((bins == number).sum()),
+            }
+            for number in np.unique(bins)
+        ]
+        gaps = [abs(one["accuracy"] - one["confidence"]) for one in reliability]
+        error = np.average(gaps, weights=[one["cells"] for one in reliability])
+        return {"expected_calibration_error": float(error), "reliability": reliability}

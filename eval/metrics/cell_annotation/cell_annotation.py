@@ -1,0 +1,81 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""How well types of cells are told: accuracy, balanced accuracy, macro-F1, and each type's own figures."""
+
+import datasets
+import evaluate
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from modeling_langcell.feature_extraction_langcell import InputError
+
+_DESCRIPTION = """
+Accuracy over cells, and means over types in which a rare type counts as much as a common one. The types are those that
+occur in the references: what is only ever predicted lowers the recall of the types it is mistaken for, and has no
+figures of its own. A type that is never predicted has precision 0.
+"""
+
+_CITATION = """
+@article{scikit-learn,
+  title = {Scikit-learn: Machine Learning in {P}ython},
+  author = {Pedregosa, F. and Varoquaux, G. and Gramfort, A. and Michel, V. and Thirion, B. and Grisel, O. and Blondel,
+            M. and Prettenhofer, P. and Weiss, R. and Dubourg, V. and Vanderplas, J. and Passos, A. and Cournapeau, D.
+            and Brucher, M. and Perrot, M. and Duchesnay, E.},
+  journal = {Journal of Machine Learning Research},
+  volume = {12},
+  pages = {2825--2830},
+  year = {2011}
+}
+"""
+
+_INPUTS = """
+Args:
+    references: The type of each cell, as text.
+    predictions: The type that each was taken for.
+
+Returns:
+    accuracy: Share of the cells whose type was told.
+    balanced_accuracy: Mean recall over the types of the references.
+    macro_f1: Mean F1 over the same types.
+    per_class: By type, `precision`, `recall`, `f1`, and the number of `cells` that are of it.
+
+Raises:
+    InputError: There are no cells.
+
+Examples:
+    >>> import evaluate
+    >>> metric = evaluate.load("eval/metrics/cell_annotation")
+    >>> found = metric.compute(references=["B", "B", "B", "T"], predictions=["B", "B", "NK", "B"])
+    >>> found["accuracy"], round(found["balanced_accuracy"], 3), round(found["macro_f1"], 3)
+    (0.5, 0.333, 0.333)
+    >>> found["per_class"]["T"]
+    {'precision': 0.0, 'recall': 0.0, 'f1': 0.0, 'cells': 1}
+"""
+
+
+class CellAnnotation(evaluate.Metric):
+    """Predicted types of cells against their known types."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"references": datasets.Value("string"), "predictions": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, references: list[str], predictions: list[str]) -> dict:
+        if not references:
+            raise InputError("There are no cells to score: references and predictions are empty.")
+        names = sorted(set(references))
+        figures = precision_recall_fscore_support(references, predictions, labels=names, zero_division=0)
+        _, recall, f1, _ = figures
+        return {
+            "accuracy": float(accuracy_score(references, predictions)),
+            "balanced_accuracy": float(recall.mean()),
+            "macro_f1": float(f1.mean()),
+            "per_class": {
+                name: {"precision": float(p), "recall": float(r), "f1": float(f), "cells": int(cells)}
+                for name, p, r, f, cells in zip(names, *figures, strict=True)
+            },
+        }

@@ -1,0 +1,64 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""How near predicted types of cells come to the known ones in the Cell Ontology."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.ontology import agreement
+
+_DESCRIPTION = """
+The mean over cells of how near the predicted type is to the known one in the Cell Ontology, by the measure of Wu &
+Palmer on its graph (`modeling_langcell.ontology.agreement`): 1 for the type itself, less for a parent, less again for a
+sibling, 0 where all the two share is that they are cells. What accuracy counts as wrong is so told apart by how wrong.
+"""
+
+_CITATION = """
+@inproceedings{wu-palmer-1994-verb,
+  title = {Verb Semantics and Lexical Selection},
+  author = {Wu, Zhibiao and Palmer, Martha},
+  booktitle = {32nd Annual Meeting of the Association for Computational Linguistics},
+  pages = {133--138},
+  year = {1994}
+}
+"""
+
+_INPUTS = """
+Args:
+    references: The type of each cell, as an id of the Cell Ontology.
+    predictions: The id of the type that each was taken for.
+
+Returns:
+    ontology_score: Mean agreement, 0 to 1.
+
+Raises:
+    InputError: There are no cells, or an id is no living term of the Cell Ontology.
+
+Examples:
+    A T cell taken for a T cell, and another taken for a lymphocyte:
+
+    >>> import evaluate
+    >>> metric = evaluate.load("eval/metrics/ontology_score")
+    >>> metric.compute(references=["CL:0000084", "CL:0000084"], predictions=["CL:0000084", "CL:0000542"])
+    {'ontology_score': 0.9}
+"""
+
+
+class OntologyScore(evaluate.Metric):
+    """Predicted terms of the Cell Ontology against the known ones."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"references": datasets.Value("string"), "predictions": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, references: list[str], predictions: list[str]) -> dict:
+        if not references:
+            raise InputError("There are no cells to score: references and predictions are empty.")
+        return {"ontology_score": float(np.mean(list(map(agreement, references, predictions))))}

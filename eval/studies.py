@@ -1,0 +1,191 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The studies that models are judged on: what is known of each, and its cells, checked to be those that were meant."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pooch
+import yaml
+
+from modeling_langcell.annotation import open_cells
+from modeling_langcell.example import CELL_OPTIONS, LABEL_COLUMN, load_example
+from modeling_langcell.feature_extraction_langcell import InputError
+
+REGISTRY = Path(__file__).with_name("studies.yaml")
+UNKNOWN = "unknown"
+
+_CELLXGENE = "https://datasets.cellxgene.cziscience.com/{}.h5ad"
+_PLACES = ("path", "url", "cellxgene", "source")
+_REQUIRED = ("what", "in_training", "licence", "citation")
+_READ = ("layer", "use_raw", "gene_column", "counts")
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    Cells with known types, and where they are.
+
+    Args:
+        name: What it is called in results.
+        what: Tissue, donors, what is peculiar: a line.
+        in_training: Whether the shipped checkpoint's training saw its cells or labels.
+        licence, citation: Of the data.
+        path: Its `.h5ad` file, relative to a data folder; or else
+        url: the file on the web; or else
+        source: `scanpy`: the example that scanpy carries.
+        sha256: Of the file.
+        label_key: Column of `obs` with the types.
+        batch_key: Column of `obs` with donors, assays or the like, where it has one worth telling apart.
+        read: How its cells are read: `layer`, `use_raw`, `gene_column` and `counts` of `LangCellFeatureExtractor`.
+    """
+
+    name: str
+    what: str
+    in_training: bool
+    licence: str
+    citation: str
+    path: str | None = None
+    url: str | None = None
+    source: str | None = None
+    sha256: str | None = None
+    label_key: str = "cell_type"
+    batch_key: str | None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """Which cells these are, to the byte: the file's SHA-256, or the version of what carries them."""
+        return f"sha256 {self.sha256}" if self.source is None else f"{self.source} {version(self.source)}"
+
+    def open(self, data: Path, download: bool = False) -> ad.AnnData:
+        """
+        The cells, in memory; those without a label too.
+
+        Args:
+            data: The folder that `path` is relative to.
+            download: Whether a file on the web may be fetched. It is kept in the folder `LANGCELL_DATA_CACHE` names, by
+                default the user's cache.
+
+        Raises:
+            InputError: No such file, one that cannot be fetched or may not be, another checksum than the stated one,
+                or no column of the labels or batches.
+        """
+        adata = load_example() if self.source is not None else open_cells(self._file(Path(data), download)).to_memory()
+        for key, column in (("label_key", self.label_key), ("batch_key", self.batch_key)):
+            if column is not None and column not in adata.obs:
+                columns = sorted(map(str, adata.obs.columns))
+                raise InputError(f"{self.name}: {key} {column!r} is no column of obs; columns here: {columns}.")
+        return adata
+
+    def labelled(self, adata: ad.AnnData) -> np.ndarray:
+        """`(cells,)` whether the type of a cell is known: neither missing, nor blank, nor `unknown`."""
+        labels = adata.obs[self.label_key].astype(object)
+        return (labels.notna() & ~labels.astype(str).str.strip().isin(["", UNKNOWN])).to_numpy()
+
+    def _file(self, data: Path, download: bool) -> Path:
+        if self.path is not None:
+            file = data / self.path
+            if not file.is_file():
+                raise InputError(f"{self.name}: no file {file}; name the folder that has {self.path} with --data.")
+            if (found := _sha256(file, file.stat().st_mtime_ns)) != self.sha256:
+                raise InputError(
+                    f"{self.name}: {file} is not the file that was registered: its SHA-256 is {found}, not "
+                    f"{self.sha256}. Get the file again, or correct the entry."
+                )
+            return file
+        file = Path(os.environ.get("LANGCELL_DATA_CACHE") or pooch.os_cache("langcell")) / f"{self.sha256}.h5ad"
+        if not file.is_file() or _sha256(file, file.stat().st_mtime_ns) != self.sha256:
+            if not download:
+                raise InputError(f"{self.name} is not on this machine: --download fetches it from {self.url}.")
+            self._fetch(file)
+        return file
+
+    def _fetch(self, file: Path) -> None:
+        try:
+            pooch.retrieve(
+                self.url, f"sha256:{self.sha256}", file.name, path=file.parent, progressbar=sys.stderr.isatty()
+            )
+        except OSError as error:  # Those of requests are among them.
+            raise InputError(f"{self.name}: {self.url} cannot be fetched to {file.parent}: {error}") from error
+        except ValueError as error:
+            raise InputError(
+                f"{self.name}: what {self.url} gives is not the file that was registered: its SHA-256 is not "
+                f"{self.sha256}. It was not kept; correct the entry if the file was replaced on purpose."
+            ) from error
+
+
+@cache
+def _sha256(file: Path, changed: int) -> str:
+    """Of a file as it was when last changed."""
+    return pooch.file_hash(str(file), alg="sha256")
+
+
+def read_studies(*extra: Path) -> dict[str, Study]:
+    """
+    The committed studies and those of more YAML files, by name; of one name, the last counts.
+
+    A file maps names to the fields of `Study`, of which `what`, `in_training`, `licence`, `citation`, one of `path`,
+    `url` and `source`, and, for a file, `sha256` are needed. `cellxgene: ID`, the id of a version of a dataset of
+    CELLxGENE, stands for its `url`.
+
+    Raises:
+        InputError: No such file, or an entry that is not of this form.
+    """
+    studies: dict[str, Study] = {}
+    for file in (REGISTRY, *map(Path, extra)):
+        try:
+            entries = yaml.safe_load(file.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{file} cannot be read as a YAML file of studies: {error}") from error
+        if not isinstance(entries, dict):
+            raise InputError(f"{file} must map the names of studies to their fields.")
+        studies |= {str(name): _study(file, str(name), entry) for name, entry in entries.items()}
+    return studies
+
+
+def _study(file: Path, name: str, entry: Any) -> Study:
+    """One entry of a file, checked."""
+
+    def require(held: bool, what: str) -> None:
+        if not held:
+            raise InputError(f"{file}: {name}: {what}.")
+
+    require(isinstance(entry, dict), "the entry must be fields and their values")
+    known = [*(one.name for one in fields(Study) if one.name != "name"), "cellxgene"]
+    unknown = [str(key) for key in entry if key not in known]
+    require(not unknown, f"unknown field {', '.join(unknown)}; known are {', '.join(known)}")
+    missing = [key for key in _REQUIRED if key not in entry]
+    require(not missing, f"{' and '.join(missing)} must be given")
+    require(sum(key in entry for key in _PLACES) == 1, f"one of {', '.join(_PLACES)} must say where the cells are")
+    for key, value in entry.items():
+        if key == "in_training":
+            require(isinstance(value, bool), f"{key} must be true or false, not {value!r}")
+        elif key == "read":
+            options = isinstance(value, dict) and set(value) <= set(_READ)
+            require(options, f"{key} must map some of {', '.join(_READ)} to their values, not be {value!r}")
+        else:
+            require(isinstance(value, str) and value.strip() != "", f"{key} must be a text, not {value!r}")
+    if "source" in entry:
+        require(entry["source"] == "scanpy", f"source can be scanpy alone, not {entry['source']!r}")
+        require("sha256" not in entry, "sha256 is of a file: leave it out")
+        return Study(name, **{"label_key": LABEL_COLUMN, "read": CELL_OPTIONS} | entry)
+    is_hash = re.fullmatch("[0-9a-f]{64}", entry.get("sha256", "")) is not None
+    require(is_hash, "sha256 must be given, the 64 hexadecimal digits that sha256sum says of the file")
+    if "cellxgene" in entry:
+        entry = {"url": _CELLXGENE.format(entry["cellxgene"])} | entry
+        del entry["cellxgene"]
+    if "url" in entry:
+        require(re.match("https?://", entry["url"]) is not None, f"url must begin with https://, not {entry['url']!r}")
+    return Study(name, **entry)
+
+
+__all__ = ["REGISTRY", "UNKNOWN", "Study", "read_studies"]
