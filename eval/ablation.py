@@ -21,7 +21,8 @@ from typing import Annotated
 import numpy as np
 import typer
 import yaml
-from record import write_record
+
+from modeling_langcell.eval.record import write_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = REPOSITORY / "hub_configs" / "pretraining" / "mini-stage2.yaml"

@@ -161,6 +161,10 @@ class NearestCells(ClassifierMixin, BaseEstimator):
         """The labels of `(cells, genes)` values."""
         return self.pipeline_.predict(values)
 
+    def predict_proba(self, values: sp.csr_matrix) -> np.ndarray:
+        """The weight of each of `classes_` among the nearest, `(cells, labels)`."""
+        return self.pipeline_.predict_proba(values)
+
 
 class CellTypist(ClassifierMixin, BaseEstimator):
     """

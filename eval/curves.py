@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import typer
-from record import write_record
+
+from modeling_langcell.eval.record import write_record
 
 #: What is drawn, where it was measured.
 MEASURES = {

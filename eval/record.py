@@ -20,14 +20,24 @@ def write_record(json_file: Path | None, figures: dict[str, Any]) -> None:
     """Writes figures as JSON, with the command, versions and machine that gave them; nothing without a file."""
     if json_file is None:
         return
-    report = {
-        "command": shlex.join(["python", *sys.argv]),
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(record(figures), indent=1) + "\n")
+
+
+def record(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures, and beside them the command, versions and machine that gave them."""
+    return {
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": {"cpus": os.cpu_count(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
         **figures,
     }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _program() -> list[str]:
+    """As it was called, wherever it is installed."""
+    program = Path(sys.argv[0])
+    return ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
 
 
 def _cpu_name() -> str:

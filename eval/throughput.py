@@ -29,11 +29,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import typer
-from record import write_record
-from training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
 
 from modeling_langcell import LangCellFeatureExtractor
 from modeling_langcell.corpus import CorpusSettings, make_corpus
+from modeling_langcell.eval.record import write_record
+from modeling_langcell.eval.training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
 from modeling_langcell.feature_extraction_langcell import RankedCells
 from modeling_langcell.sources import find_sources
 

@@ -18,12 +18,12 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import typer
-from record import write_record
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from modeling_langcell import LangCellAnnotator, LangCellFeatureExtractor, LangCellModel
 from modeling_langcell.annotation import CELL_TYPE
+from modeling_langcell.eval.record import write_record
 from modeling_langcell.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 
 SEED = 0

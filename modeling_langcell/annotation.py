@@ -170,6 +170,19 @@ class LangCellAnnotator:
         adata.uns[RUN] = self._run_record(facts)
         return adata
 
+    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        """
+        `(texts, projection_dim)` float32, L2-normalised: texts, such as descriptions, in the space of the cells.
+
+        Raises:
+            InputError: The checkpoint is a classifier, which reads no texts.
+        """
+        if not isinstance(self.model, LangCellModel):
+            raise InputError("This checkpoint classifies into labels of its own and reads no texts.")
+        described = {str(number): text for number, text in enumerate(texts)}
+        scorer = DescriptionScorer(self.model, self.processor, described, 1.0, self.batch_tokens)
+        return scorer.text_embeds.float().cpu().numpy()
+
     # ------------------------------------------------------------------ the work
 
     def _scorer(self, labels: Iterable[str] | Mapping[str, str] | None, alpha: float | None) -> Scorer:

@@ -253,6 +253,43 @@ def adapt(
 
 
 @app.command()
+def evaluate(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks by name, or 'all'.")],
+    model: Model = _DEFAULT_MODEL,
+    adapter: Adapter = None,
+    seeds: Annotated[int, typer.Option(help="How often what is drawn is drawn.", min=1)] = 3,
+    data: Annotated[Path, typer.Option(help="Folder with train/, validation/ and genes/.")] = Path("../shared/data"),
+    study: Annotated[list[str] | None, typer.Option(help="Another study than the task's; can be repeated.")] = None,
+    studies: Annotated[list[Path] | None, typer.Option(help="YAML file of more studies; can be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; can be repeated.")] = None,
+    gene_sets: Annotated[Path | None, typer.Option(help="A .gmt file, for the task on pathways.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch studies that are on the web.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results; what is filled in it is kept.")] = Path("runs/results"),
+    figures: Annotated[Path | None, typer.Option(help="Folder for figures.")] = None,
+    device: Device = None,
+) -> None:
+    """Measure a checkpoint, task by task, beside baselines; goes on where it was killed."""
+    try:
+        from modeling_langcell.eval.figures import draw_task
+        from modeling_langcell.eval.run import TASKS, find_task
+        from modeling_langcell.eval.run import evaluate as evaluate_task
+        from modeling_langcell.eval.studies import read_studies
+        from modeling_langcell.eval.task import Bench
+    except ModuleNotFoundError as error:
+        raise InputError(f'No package {error.name}: pip install "modeling-langcell[adapt,eval]".') from error
+
+    found = [find_task(name) for name in (TASKS if tasks == ["all"] else tasks)]
+    bench = Bench(model, adapter, data, read_studies(*studies or ()), download, gene_sets, device)
+    for task in found:
+        result = evaluate_task(task, bench, seeds=seeds, out=out, studies=study or (), methods=method or ())
+        typer.echo((out / f"{task.name}.md").read_text())
+        if figures is not None:
+            for path in draw_task(result, figures):
+                typer.echo(f"Figure: {path}")
+        typer.echo(f"Results: {out / f'{task.name}.json'}")
+
+
+@app.command()
 def convert(
     parts: Annotated[
         Path, typer.Argument(help="Folder with cell_bert/, text_bert/, cell_proj.bin, text_proj.bin, ctm_head.bin.")

@@ -29,20 +29,45 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line) for line in lines if not line.startswith("pip install")]
 
 
+def follow(page: list[list[str]], folder: Path, **environment: str) -> None:
+    """Runs commands in a folder, as from the repository's root."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY)} | environment
+    for name in ("train.py", "hub_configs"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    for command in page:
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, (command, run.stdout[-2000:], run.stderr[-4000:])
+
+
 def test_pre_train_your_own(shared, tmp_path):
     for name, source in FILES.items():
         (tmp_path / name).symlink_to(shared / "data" / source)
-    for name in ("train.py", "hub_configs"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
     found = commands(REPOSITORY / "docs" / "pre-train-your-own.md")
     assert [command[0] for command in found] == ["langcell"] * 2 + ["python"] * 2 + ["accelerate", "python", "langcell"]
     with HubStandIn() as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HOME": str(tmp_path / "home")}
-        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
-        for command in found:
-            run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert run.returncode == 0, (command, run.stdout[-2000:], run.stderr[-4000:])
+        hub_environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        follow(found, tmp_path, HF_HOME=str(tmp_path / "home"), **hub_environment)
         assert "model.safetensors" in hub.repositories["YOU/langcell-mine"]
     annotated = ad.read_h5ad(tmp_path / "annotated.h5ad")
     assert set(annotated.obs["langcell_cell_type"]) <= {"B cell", "monocyte", "natural killer cell"}
+
+
+def test_adapt_to_your_data(shared, tmp_path):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+    names = ("B cell", "natural killer cell", "CD14-positive monocyte")
+    cells = cells[cells.obs["cell_type"].isin(names)].copy()
+    cells.obs["my_label"] = cells.obs["cell_type"].astype(str).map(dict(zip(names, "abc", strict=True)))
+    (tmp_path / "my-labels.tsv").write_text(
+        "".join(f"{mine}\t{name}\n" for mine, name in zip("abc", names, strict=True))
+    )
+    cells[::2].write_h5ad(tmp_path / "labelled.h5ad")
+    cells[1::2].write_h5ad(tmp_path / "new.h5ad")
+    found = commands(REPOSITORY / "docs" / "adapt-to-your-data.md")
+    assert [command[1] for command in found] == ["adapt", "annotate"] * 2 + ["adapt"] + ["adapt", "annotate"]
+    follow(found, tmp_path)
+    for name in ("annotated-quickly", "annotated", "classified"):
+        annotated = ad.read_h5ad(tmp_path / f"{name}.h5ad")
+        right = annotated.obs["langcell_cell_type"].astype(str) == annotated.obs["cell_type"].astype(str)
+        assert right.mean() > 0.8, name
+    assert "runs/adapter" in (tmp_path / "report.html").read_text()

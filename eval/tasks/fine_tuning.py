@@ -1,0 +1,44 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""LangCell-CE (LangCell, section 4.4): the cell encoder with a linear head, two thirds of a study learnt from."""
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from modeling_langcell.adaptation import AdaptationConfig, adapt
+from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.eval.baselines import counts_by_gene
+from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
+
+JUDGED_SHARE = 1 / 3
+EPOCHS = 15
+#: The encoder by LoRA, as a whole, and not at all.
+HOW = {LANGCELL: "lora", "all_weights": "full", "head_alone": "frozen", RANDOM: "frozen"}
+
+
+def measure(cell: Cell) -> Found:
+    """Of random weights the head alone is trained."""
+    truth = cell.truth
+    learnt, judged = train_test_split(
+        np.arange(len(truth)), test_size=JUDGED_SHARE, random_state=cell.seed, stratify=truth
+    )
+    if cell.method in CLASSIFIERS:
+        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
+        classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
+        return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
+    config = AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, batch_cells=16, seed=cell.seed)
+    checkpoint = cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model
+    adapted = adapt(checkpoint, cell.cells[learnt], cell.study.label_key, config=config, **cell.study.read)
+    annotated = adapted.annotator().annotate(cell.cells[judged].copy(), **cell.study.read)
+    return judge(truth[judged], np.unique(truth), annotated.obsm[PROBABILITIES].to_numpy())
+
+
+TASK = Task(
+    name="fine-tuning",
+    question="Which of a study's types is a cell, when the types of two thirds of the cells are known?",
+    studies=("pbmc_kang_ctrl", "pdac_moncada_card"),
+    methods=(*HOW, *CLASSIFIERS),
+    metrics=("macro_f1", "accuracy", "balanced_accuracy", "ontology_score", "expected_calibration_error"),
+    main_score="macro_f1",
+    measure=measure,
+    drawn=(*HOW, *CLASSIFIERS),
+)

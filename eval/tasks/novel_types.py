@@ -1,0 +1,42 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Novel types (LangCell, section 4.2): telling cells of types that no training cell had from cells of known types."""
+
+import numpy as np
+
+from modeling_langcell.annotation import EMBEDDING
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, metric
+from modeling_langcell.eval.tasks.zero_shot import learnt_elsewhere
+from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.ontology import describe
+
+
+def measure(cell: Cell) -> Found:
+    """
+    A cell is the more novel, the less similar it is to the most similar description of the study's known types; for a
+    baseline, the less probable its most probable known type.
+    """
+    _, seen = cell.bench.training_cells
+    known = np.intersect1d(cell.truth, seen)
+    novel = ~np.isin(cell.truth, known)
+    if not len(known) or not novel.any():
+        raise InputError(f"{cell.study.name} has no cells of a type that was trained on, or none of one that was not.")
+    if cell.method in (LANGCELL, RANDOM):
+        annotator = cell.bench.named(cell.method)
+        cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
+        likeness = (cells @ annotator.embed_texts(describe(known).values()).T).max(axis=1)
+    else:
+        likeness = learnt_elsewhere(cell, known)[1].max(axis=1)
+    found = metric("novelty", references=novel, scores=-likeness)
+    roc = found.pop("roc")
+    return Found({**found, "novel_share": float(novel.mean())}, drawings={"roc": roc})
+
+
+TASK = Task(
+    name="novel-types",
+    question="Is a cell of a type that no training cell had?",
+    studies=("pbmc_kang_ctrl", "pdac_moncada_card"),
+    methods=(LANGCELL, RANDOM, "logistic_regression", "knn_pca", "gene_name_embeddings"),
+    metrics=("auroc", "average_precision", "novel_share"),
+    main_score="auroc",
+    measure=measure,
+)

@@ -1,0 +1,41 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Retrieval between cells and texts, both ways (LangCell, section 4.5)."""
+
+import numpy as np
+
+from modeling_langcell.annotation import EMBEDDING
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, metric
+from modeling_langcell.ontology import describe
+
+
+def measure(cell: Cell) -> Found:
+    """The texts are the descriptions of the types of all the task's studies: each study's are found among all."""
+    names = np.unique([*types_of_all(cell), *cell.truth])
+    annotator = cell.bench.named(cell.method)
+    cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
+    similarities = cells @ annotator.embed_texts(describe(names).values()).T
+    own = np.searchsorted(names, cell.truth)
+    return Found(metric("cell_text_retrieval", references=own, similarities=similarities))
+
+
+def types_of_all(cell: Cell) -> list[str]:
+    """The types of all the task's studies."""
+    types: set[str] = set()
+    for study in map(cell.bench.study, TASK.studies):
+        types |= set(cell.bench.cells(study).obs[study.label_key].astype(str))
+    return sorted(types)
+
+
+TASK = Task(
+    name="retrieval",
+    question="Which text describes a cell, and which cell fits a text?",
+    studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc"),
+    methods=(LANGCELL, RANDOM),
+    metrics=(
+        *("cell_to_text_r1", "cell_to_text_r5", "cell_to_text_r10", "cell_to_text_mean_rank"),
+        *("text_to_cell_r1", "text_to_cell_r5", "text_to_cell_r10", "text_to_cell_mean_rank"),
+        "chance_cell_to_text_r1",
+    ),
+    main_score="cell_to_text_r1",
+    measure=measure,
+)
