@@ -14,6 +14,7 @@ test: .venv/test-installed  ## lint, types, and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy eval/*.py eval/tasks/*.py
 	$(BIN)/pytest -rs
 
 .venv/demo-installed: pyproject.toml
@@ -23,7 +24,7 @@ test: .venv/test-installed  ## lint, types, and the whole test suite
 	touch $@
 
 .venv/test-installed: .venv/demo-installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,census,dask,adapt,eval,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,census,dask,adapt,eval,scib,dev]"
 	touch $@
 
 clean:

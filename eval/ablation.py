@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -122,7 +122,7 @@ def main(
         ours = [name for name in chosen if "start" not in CHOICES[name]]
         list(pool.map(trials.make_start, {trials.start(name): name for name in ours}.values()))  # Many share one.
         found = dict(zip(jobs, pool.map(lambda job: trials.measure(*job), jobs), strict=True))
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in chosen:
         by_seed = [found[name, seed] for seed in range(seeds)]
         measured = [key for key in by_seed[0] if key != "step"]

@@ -153,7 +153,8 @@ class NearestCells(ClassifierMixin, BaseEstimator):
         neighbours = min(15, values.shape[0] // len(self.classes_))
         self.pipeline_: Pipeline = make_pipeline(
             PCA(components, svd_solver="arpack", random_state=self.seed),
-            KNeighborsClassifier(neighbours, weights="distance"),
+            # By the angle: few cells have as many components as there are, and all are then nearest to the shallowest.
+            KNeighborsClassifier(neighbours, weights="distance", metric="cosine"),
         ).fit(values, labels)
         return self
 

@@ -97,6 +97,8 @@ def evaluate(
             "setting": dict(setting),
             "seed": seed,
             "model": model,
+            "alpha": bench.alpha,
+            "gene_sets": None if bench.gene_sets is None else hashlib.sha256(bench.gene_sets.read_bytes()).hexdigest(),
         }
         file = out / "cells" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
         filled = json.loads(file.read_text()) if file.exists() else None

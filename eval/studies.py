@@ -13,18 +13,21 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pooch
 import yaml
 
 from modeling_langcell.annotation import open_cells
 from modeling_langcell.example import CELL_OPTIONS, LABEL_COLUMN, load_example
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.feature_extraction_langcell import InputError, LangCellFeatureExtractor
 
 REGISTRY = Path(__file__).with_name("studies.yaml")
 UNKNOWN = "unknown"
+#: Column of `obs` that says of cells of several studies which one each is of.
+PART = "study"
 
 _CELLXGENE = "https://datasets.cellxgene.cziscience.com/{}.h5ad"
-_PLACES = ("path", "url", "cellxgene", "source")
+_PLACES = ("path", "url", "cellxgene", "source", "parts")
 _REQUIRED = ("what", "in_training", "licence", "citation")
 _READ = ("layer", "use_raw", "gene_column", "counts")
 
@@ -41,7 +44,8 @@ class Study:
         licence, citation: Of the data.
         path: Its `.h5ad` file, relative to a data folder; or else
         url: the file on the web; or else
-        source: `scanpy`: the example that scanpy carries.
+        source: `scanpy`: the example that scanpy carries; or else
+        parts: other studies, whose cells are taken together; `obs["study"]` is their `batch_key` by default.
         sha256: Of the file.
         label_key: Column of `obs` with the types.
         batch_key: Column of `obs` with donors, assays or the like, where it has one worth telling apart.
@@ -56,6 +60,7 @@ class Study:
     path: str | None = None
     url: str | None = None
     source: str | None = None
+    parts: tuple["Study", ...] = ()
     sha256: str | None = None
     label_key: str = "cell_type"
     batch_key: str | None = None
@@ -63,10 +68,12 @@ class Study:
 
     @property
     def version(self) -> str:
-        """Which cells these are, to the byte: the file's SHA-256, or the version of what carries them."""
+        """Which cells these are, to the byte: the file's SHA-256, or the version of what carries them; of each part."""
+        if self.parts:
+            return "; ".join(part.version for part in self.parts)
         return f"sha256 {self.sha256}" if self.source is None else f"{self.source} {version(self.source)}"
 
-    def open(self, data: Path, download: bool = False) -> ad.AnnData:
+    def open(self, data: Path, download: bool = False, extractor: LangCellFeatureExtractor | None = None) -> ad.AnnData:
         """
         The cells, in memory; those without a label too.
 
@@ -74,12 +81,18 @@ class Study:
             data: The folder that `path` is relative to.
             download: Whether a file on the web may be fetched. It is kept in the folder `LANGCELL_DATA_CACHE` names, by
                 default the user's cache.
+            extractor: Whose genes the parts' are, where there are parts.
 
         Raises:
             InputError: No such file, one that cannot be fetched or may not be, another checksum than the stated one,
-                or no column of the labels or batches.
+                no column of the labels or batches, or parts whose X holds no counts.
         """
-        adata = load_example() if self.source is not None else open_cells(self._file(Path(data), download)).to_memory()
+        if self.parts:
+            adata = _together({part.name: part.open(data, download) for part in self.parts}, extractor)
+        elif self.source is not None:
+            adata = load_example()
+        else:
+            adata = open_cells(self._file(Path(data), download)).to_memory()
         for key, column in (("label_key", self.label_key), ("batch_key", self.batch_key)):
             if column is not None and column not in adata.obs:
                 columns = sorted(map(str, adata.obs.columns))
@@ -123,6 +136,18 @@ class Study:
             ) from error
 
 
+def _together(studies: Mapping[str, ad.AnnData], extractor: LangCellFeatureExtractor | None) -> ad.AnnData:
+    """Cells of several studies. The genes of each are matched by themselves: each cell ranks as in its own study."""
+    if extractor is None:
+        raise TypeError("Studies with parts need the extractor that knows their genes.")
+    genes = pd.DataFrame(index=extractor.gene_vocabulary["ensembl_ids"])
+    parts = {}
+    for name, adata in studies.items():
+        counts, _ = extractor.read_counts(adata)
+        parts[name] = ad.AnnData(counts[:, 2:-1], adata.obs, genes)  # Without <pad>, <mask> and <cls>.
+    return ad.concat(parts, label=PART)
+
+
 @cache
 def _sha256(file: Path, changed: int) -> str:
     """Of a file as it was when last changed."""
@@ -134,8 +159,8 @@ def read_studies(*extra: Path) -> dict[str, Study]:
     The committed studies and those of more YAML files, by name; of one name, the last counts.
 
     A file maps names to the fields of `Study`, of which `what`, `in_training`, `licence`, `citation`, one of `path`,
-    `url` and `source`, and, for a file, `sha256` are needed. `cellxgene: ID`, the id of a version of a dataset of
-    CELLxGENE, stands for its `url`.
+    `url`, `source` and `parts`, and, for a file, `sha256` are needed. `cellxgene: ID`, the id of a version of a dataset
+    of CELLxGENE, stands for its `url`; `parts` are names of studies that stand above it or in a file before.
 
     Raises:
         InputError: No such file, or an entry that is not of this form.
@@ -148,12 +173,13 @@ def read_studies(*extra: Path) -> dict[str, Study]:
             raise InputError(f"{file} cannot be read as a YAML file of studies: {error}") from error
         if not isinstance(entries, dict):
             raise InputError(f"{file} must map the names of studies to their fields.")
-        studies |= {str(name): _study(file, str(name), entry) for name, entry in entries.items()}
+        for name, entry in entries.items():
+            studies[str(name)] = _study(file, str(name), entry, studies)
     return studies
 
 
-def _study(file: Path, name: str, entry: Any) -> Study:
-    """One entry of a file, checked."""
+def _study(file: Path, name: str, entry: Any, above: Mapping[str, Study]) -> Study:
+    """One entry of a file, checked; `above` are the studies that it may have as parts."""
 
     def require(held: bool, what: str) -> None:
         if not held:
@@ -169,6 +195,9 @@ def _study(file: Path, name: str, entry: Any) -> Study:
     for key, value in entry.items():
         if key == "in_training":
             require(isinstance(value, bool), f"{key} must be true or false, not {value!r}")
+        elif key == "parts":
+            named = isinstance(value, list) and len(value) > 1 and all(str(part) in above for part in value)
+            require(named, f"{key} must be names of studies that stand above it, not {value!r}")
         elif key == "read":
             options = isinstance(value, dict) and set(value) <= set(_READ)
             require(options, f"{key} must map some of {', '.join(_READ)} to their values, not be {value!r}")
@@ -178,6 +207,12 @@ def _study(file: Path, name: str, entry: Any) -> Study:
         require(entry["source"] == "scanpy", f"source can be scanpy alone, not {entry['source']!r}")
         require("sha256" not in entry, "sha256 is of a file: leave it out")
         return Study(name, **{"label_key": LABEL_COLUMN, "read": CELL_OPTIONS} | entry)
+    if "parts" in entry:
+        require("sha256" not in entry, "sha256 is of a file: leave it out")
+        parts = tuple(above[str(part)] for part in entry["parts"])
+        plain = "read" not in entry and not any(part.read for part in parts)
+        require(plain, "parts must be studies whose X holds counts, without read")
+        return Study(name, **{"batch_key": PART} | entry | {"parts": parts})
     is_hash = re.fullmatch("[0-9a-f]{64}", entry.get("sha256", "")) is not None
     require(is_hash, "sha256 must be given, the 64 hexadecimal digits that sha256sum says of the file")
     if "cellxgene" in entry:
@@ -188,4 +223,4 @@ def _study(file: Path, name: str, entry: Any) -> Study:
     return Study(name, **entry)
 
 
-__all__ = ["REGISTRY", "UNKNOWN", "Study", "read_studies"]
+__all__ = ["PART", "REGISTRY", "UNKNOWN", "Study", "read_studies"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What a task is, what it is given to measure, and what it finds."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,6 +81,7 @@ class Bench:
         model, adapter: As `LangCellAnnotator.from_pretrained`.
         data: Folder with `train/`, `validation/` and `genes/`.
         studies: Those that are known, by name.
+        alpha: Weight of the similarity in zero-shot annotation; the checkpoint's own by default.
         download: Whether studies on the web may be fetched.
         gene_sets: A `.gmt` file, for tasks on pathways.
         device: Where the model computes.
@@ -89,6 +91,7 @@ class Bench:
     adapter: str | None
     data: Path
     studies: Mapping[str, Study] = field(default_factory=read_studies)
+    alpha: float | None = None
     download: bool = False
     gene_sets: Path | None = None
     device: str | None = None
@@ -105,7 +108,16 @@ class Bench:
             raise InputError("Tasks need a checkpoint that compares cells with texts, not a classifier.")
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return LangCellAnnotator(LangCellModel(self.annotator.model.config), self.annotator.processor)
+            model = LangCellModel(self.annotator.model.config)
+        return LangCellAnnotator(model, self.annotator.processor, device=self.device)
+
+    @cached_property
+    def untrained_folder(self) -> str:
+        """`untrained` as a checkpoint, there as long as the bench is."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="langcell-")
+        self.untrained.model.save_pretrained(self._scratch.name)
+        self.untrained.processor.save_pretrained(self._scratch.name)
+        return self._scratch.name
 
     def named(self, method: str) -> LangCellAnnotator:
         """The model, or the one with random weights."""
@@ -127,7 +139,7 @@ class Bench:
     def cells(self, study: Study) -> ad.AnnData:
         """The labelled cells of a study; read once."""
         if study.name not in self._cells:
-            adata = study.open(self.data, self.download)
+            adata = study.open(self.data, self.download, self.extractor)
             self._cells[study.name] = adata[study.labelled(adata)].copy()
         return self._cells[study.name]
 

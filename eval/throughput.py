@@ -177,7 +177,7 @@ def tokenize(
         both = RankedCells.concatenate(ranked)
         values = sp.csr_matrix((part.data / medians[part.indices], token_ids[part.indices], part.indptr))
         values.resize(part.shape[0], cls + 1)
-        differ, fail = disagreements([both[first + cell] for cell in range(part.shape[0])], published, values)
+        differ, fail = disagreements([both[int(first) + cell] for cell in range(part.shape[0])], published, values)
         compared, differing, wrong = compared + part.shape[0], differing + differ, wrong + fail
 
     ratios = {

@@ -98,17 +98,19 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
     side = 8192 if device.type == "cuda" else 1024
     factors = torch.randn(2, side, side, device=device, dtype=dtype)
 
-    def multiply() -> None:
-        torch.matmul(factors[0], factors[1])
-
     repeats = 20
+
+    def multiply_often() -> None:
+        for _ in range(repeats):
+            torch.matmul(factors[0], factors[1])
+
     for _ in range(2):
         step()
-        multiply()
+        multiply_often()
     seconds, machine = [], []
     for _ in range(rounds):
         seconds.append(_seconds(step, device))
-        machine.append(2 * side**3 * repeats / _seconds(lambda: [multiply() for _ in range(repeats)], device))
+        machine.append(2 * side**3 * repeats / _seconds(multiply_often, device))
     rate = workload.cells / float(np.median(seconds))
     return {
         "cells": workload.cells,

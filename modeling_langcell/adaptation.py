@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from .adapters import Adaptation, Head, load_checkpoint, load_classifier, versions
+from .adapters import Adaptation, Head, load_checkpoint, load_classifier, quiet_peft, versions
 from .annotation import LangCellAnnotator, best_device
 from .feature_extraction_langcell import InputError, RankedCells
 from .files import whole_folder
@@ -34,10 +34,8 @@ CELL_MODULES = (
 TEXT_MODULES = r"text_model\.encoder\.layer\.\d+\.attention\.self\.(query|key|value)"
 CROSS_MODULES = r"text_model\.encoder\.layer\.\d+\.crossattention\.self\.(query|key|value)"
 
-#: Genes read of a cell: where some are left out, those beyond the limit come up in their place.
-_GENES_READ = 2048
 #: Cells of a label that weigh as much as its description, where there are prototypes and no training.
-_DESCRIPTION_WORTH = 1.0
+_DESCRIPTION_WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,12 @@ class AdaptationConfig:
         weight_decay: Of AdamW.
         gene_dropout: Of each cell a random share of the genes up to this one is left out whenever it is seen, so that
             few cells are as many as there are ways to see them; what is left is cut as always.
+        temperature: Divides the cosine of cell and description while it is learnt. The checkpoint's own, 0.05, asks for
+            nothing more once a few cells are told apart: with a higher one other cells are told apart better.
         matching: Whether the matching is adapted too, and has its say. By default where it has one in the checkpoint:
             it takes most of the time.
-        adapt_texts: Whether the text tower is adapted; if not, each description is read once.
+        adapt_texts: Whether LoRA changes the text tower too, which takes several times as long; if not, each
+            description is read once.
         balanced: Whether a label counts as much as any other, however many cells it has (`classes`).
         held_out: Share of the cells that training is watched on; it ends when `patience` epochs brought nothing, and
             the best weights are kept. 0 trains all epochs on all cells.
@@ -76,8 +77,9 @@ class AdaptationConfig:
     learning_rate: float | None = None
     weight_decay: float = 0.0
     gene_dropout: float = 0.8
+    temperature: float = 0.4
     matching: bool | None = None
-    adapt_texts: bool = True
+    adapt_texts: bool = False
     balanced: bool = False
     held_out: float = 0.0
     patience: int = 3
@@ -92,6 +94,8 @@ class AdaptationConfig:
         for name in ("rank", "epochs", "batch_cells", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.temperature <= 0:
+            raise InputError(f"temperature={self.temperature} must be above 0.")
         for name in ("gene_dropout", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} is not a share: from 0 to less than 1.")
@@ -204,12 +208,9 @@ def adapt(
         ranked = rank_cells(adata, learnt_from.rows, processor.feature_extractor, **cell_options)
         return _with_prototypes(model.to(where), processor, adaptation, ranked, learnt_from, config)
 
-    longest = processor.feature_extractor.max_length
-
     def batches(part: Labels) -> CellBatches:
-        most = max(longest, _GENES_READ)
-        ranked = rank_cells(adata, part.rows, processor.feature_extractor, max_length=most, **cell_options)
-        return CellBatches(ranked, part.truth, longest, config.batch_cells, where)
+        ranked = rank_cells(adata, part.rows, processor.feature_extractor, **cell_options)
+        return CellBatches(ranked, part.truth, config.batch_cells, where)
 
     learnt_cells, watched_cells = batches(learnt_from), None if watched is None else batches(watched)
     with torch.random.fork_rng():
@@ -221,7 +222,13 @@ def adapt(
             loss_of = ClassLoss(inner, learnt_from.truth, config.balanced)
         else:
             texts = processor(text=list(described.values()), return_tensors="pt")
-            loss_of = DescriptionLoss(inner, texts, adaptation.alpha < 1, _adapts_texts(config))
+            loss_of = DescriptionLoss(
+                inner,
+                texts,
+                temperature=config.temperature,
+                matching=adaptation.alpha < 1,
+                adapt_texts=_adapts_texts(config),
+            )
         losses = fit(
             loss_of,
             learnt_cells,
@@ -292,7 +299,8 @@ def _start(
         lora = LoraConfig(
             r=config.rank, lora_alpha=2 * config.rank, target_modules="|".join(modules), modules_to_save=heads
         )
-        return get_peft_model(started, lora)
+        with quiet_peft():
+            return get_peft_model(started, lora)
     started.requires_grad_(config.method == "full")
     if config.head != "classes" and not _adapts_texts(config):
         started.text_model.requires_grad_(False)
@@ -316,7 +324,7 @@ def _with_prototypes(
     config: AdaptationConfig,
 ) -> Adapted:
     """Each label's mean embedding, and what it weighs against the description: the more cells, the more."""
-    batches = CellBatches(ranked, labels.truth, processor.feature_extractor.max_length, 64, model.device)
+    batches = CellBatches(ranked, labels.truth, 64, model.device)
     model.eval()
     embeds = torch.cat([model.get_cell_features(ids, mask) for ids, mask, _ in batches.whole()])
     truth = torch.from_numpy(labels.truth).to(model.device)

@@ -2,6 +2,9 @@
 """What an adaptation leaves behind, and checkpoints loaded with it."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -157,10 +160,19 @@ def _merge(model: PreTrainedModel, adapter: str | Path) -> Any:
     except ImportError as error:
         raise InputError('Adapters need peft: pip install "modeling-langcell[adapt]".') from error
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        with quiet_peft():
+            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"The adapter {str(adapter)!r} does not fit its checkpoint: {reason}") from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft calls a property of transformers by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _find(source: str | Path, name: str, revision: str | None = None) -> Path | None:

@@ -200,7 +200,7 @@ class LangCellAnnotator:
             alpha = self.model.config.alpha if adaptation is None else adaptation.alpha
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha={alpha} is not between 0 and 1.")
-        descriptions = describe(labels or {}) if own is None else own.labels
+        descriptions = describe(() if labels is None else labels) if own is None else own.labels
         by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, self.batch_tokens)
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)

@@ -195,7 +195,7 @@ def adapt(
     matching: Annotated[
         bool | None, typer.Option(help="Adapt the matching too.", show_default="as the checkpoint annotates")
     ] = None,
-    adapt_texts: Annotated[bool, typer.Option(help="Adapt the text tower too.")] = True,
+    adapt_texts: Annotated[bool, typer.Option(help="Adapt the text tower too.")] = False,
     balanced: Annotated[bool, typer.Option("--balanced", help="Labels count alike (classes).")] = False,
     held_out: Annotated[float, typer.Option(help="Share of the cells to watch, and to stop early by.")] = 0.0,
     unlabelled: Annotated[str, typer.Option(help="Cells without a label: error, or skip.")] = "error",
@@ -262,15 +262,17 @@ def evaluate(
     study: Annotated[list[str] | None, typer.Option(help="Another study than the task's; can be repeated.")] = None,
     studies: Annotated[list[Path] | None, typer.Option(help="YAML file of more studies; can be repeated.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; can be repeated.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; the checkpoint's own.")] = None,
     gene_sets: Annotated[Path | None, typer.Option(help="A .gmt file, for the task on pathways.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch studies that are on the web.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for results; what is filled in it is kept.")] = Path("runs/results"),
     figures: Annotated[Path | None, typer.Option(help="Folder for figures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML page of all tasks that were run.")] = None,
     device: Device = None,
 ) -> None:
     """Measure a checkpoint, task by task, beside baselines; goes on where it was killed."""
     try:
-        from modeling_langcell.eval.figures import draw_task
+        from modeling_langcell.eval.figures import draw_task, write_html
         from modeling_langcell.eval.run import TASKS, find_task
         from modeling_langcell.eval.run import evaluate as evaluate_task
         from modeling_langcell.eval.studies import read_studies
@@ -279,14 +281,20 @@ def evaluate(
         raise InputError(f'No package {error.name}: pip install "modeling-langcell[adapt,eval]".') from error
 
     found = [find_task(name) for name in (TASKS if tasks == ["all"] else tasks)]
-    bench = Bench(model, adapter, data, read_studies(*studies or ()), download, gene_sets, device)
+    bench = Bench(model, adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device)
+    if gene_sets is not None and not gene_sets.is_file():
+        raise InputError(f"No file {gene_sets}.")
+    results, drawn = [], {}
     for task in found:
-        result = evaluate_task(task, bench, seeds=seeds, out=out, studies=study or (), methods=method or ())
+        results.append(evaluate_task(task, bench, seeds=seeds, out=out, studies=study or (), methods=method or ()))
         typer.echo((out / f"{task.name}.md").read_text())
-        if figures is not None:
-            for path in draw_task(result, figures):
-                typer.echo(f"Figure: {path}")
         typer.echo(f"Results: {out / f'{task.name}.json'}")
+        if figures is not None or report is not None:
+            drawn[task.name] = draw_task(results[-1], out / "figures" if figures is None else figures)
+            for path in drawn[task.name]:
+                typer.echo(f"Figure: {path}")
+    if report is not None:
+        typer.echo(f"Report: {write_html(results, drawn, report)}")
 
 
 @app.command()

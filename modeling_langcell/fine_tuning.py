@@ -23,13 +23,18 @@ class DescriptionLoss(nn.Module):
     Args:
         model: With or without adapters inside.
         texts: The labels' descriptions as the tokenizer gives them.
+        temperature: Divides the cosine. At the checkpoint's own a few cells are soon told apart, and nothing is learnt
+            from then on; a higher one asks for wider margins.
         matching: Whether the matching is learnt too.
         adapt_texts: Whether the text tower learns; if not, it reads the descriptions here, once.
     """
 
-    def __init__(self, model: LangCellModel, texts: BatchEncoding, matching: bool, adapt_texts: bool):
+    def __init__(
+        self, model: LangCellModel, texts: BatchEncoding, *, temperature: float, matching: bool, adapt_texts: bool
+    ):
         super().__init__()
-        self.model, self.texts, self.matching = model, texts.to(model.device), matching
+        self.model, self.texts = model, texts.to(model.device)
+        self.temperature, self.matching = temperature, matching
         self.pooled_texts: torch.Tensor | None = None
         if not adapt_texts:
             with torch.no_grad():
@@ -44,7 +49,7 @@ class DescriptionLoss(nn.Module):
             text_embeds = model.get_text_features(**texts)
         else:
             text_embeds = model.project_texts(self.pooled_texts)
-        similarity = model.get_similarity_logits(model.project_cells(cells.pooler_output), text_embeds)
+        similarity = model.project_cells(cells.pooler_output) @ text_embeds.T / self.temperature
         loss = F.cross_entropy(similarity.float(), truth)
         if self.matching:
             pairs = model.get_matching_logits(
@@ -91,13 +96,12 @@ class CellBatches:
 
     Args:
         ranked, truth: The cells and their labels.
-        max_length: Genes that a cell is cut to, `<cls>` included.
         size: Cells of a batch.
         device: Where they go.
     """
 
-    def __init__(self, ranked: RankedCells, truth: np.ndarray, max_length: int, size: int, device: torch.device):
-        self.ranked, self.truth, self.max_length, self.size, self.device = ranked, truth, max_length, size, device
+    def __init__(self, ranked: RankedCells, truth: np.ndarray, size: int, device: torch.device):
+        self.ranked, self.truth, self.size, self.device = ranked, truth, size, device
 
     def __len__(self) -> int:
         return math.ceil(len(self.ranked) / self.size)
@@ -113,7 +117,7 @@ class CellBatches:
             yield self._batch(rows, lambda cell: cell)
 
     def _batch(self, rows: np.ndarray, show: Callable[[np.ndarray], np.ndarray]) -> tuple[torch.Tensor, ...]:
-        shown = [show(self.ranked[row])[: self.max_length] for row in rows]
+        shown = [show(self.ranked[row]) for row in rows]
         offsets = np.cumsum([0, *map(len, shown)])
         cells = RankedCells(np.concatenate(shown), offsets, self.ranked.matched_counts[rows])
         return tuple(torch.from_numpy(array).to(self.device) for array in (*cells.pad(), self.truth[rows]))

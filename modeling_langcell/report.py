@@ -137,8 +137,8 @@ def write_report(adata: ad.AnnData, path: str | Path, figure: Figure, reference:
             f"{scores['balanced_accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f} over {scores['cells']:,} cells."
         )
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-    page = _PAGE.format(
-        figure=_inline(figure),
+    body = _BODY.format(
+        figure=inline_image(render(figure), "The cells by the label found, and how the labels are shared"),
         rows=rows,
         read=html.escape(read),
         texts=texts,
@@ -151,19 +151,40 @@ def write_report(adata: ad.AnnData, path: str | Path, figure: Figure, reference:
         dtype=run["dtype"],
         versions=html.escape(versions),
     )
+    return write_page(path, "LangCell annotation", body)
+
+
+def write_page(path: str | Path, title: str, body: str) -> Path:
+    """
+    Writes a page that needs nothing beside it, light or dark as its reader's screen is.
+
+    Args:
+        path: Its folder is made if need be.
+        title: Plain text.
+        body: HTML that goes below the title.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error
     return path
 
 
-def _inline(figure: Figure) -> str:
+def render(figure: Figure, dpi: int = 130) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def inline_image(png: bytes, alt: str) -> str:
+    """A picture as HTML, all of it."""
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
 
 
 #: What decides the scores, where the run had it.
@@ -173,7 +194,7 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>LangCell annotation</title>
+<title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -181,13 +202,18 @@ img {{ max-width: 100%; background: white; border-radius: 6px; }}
 table {{ border-collapse: collapse; }}
 th, td {{ text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #8884; }}
 td:nth-child(n+2), th:nth-child(n+2) {{ text-align: right; font-variant-numeric: tabular-nums; }}
+nav a {{ margin-right: 1rem; }} .wide {{ overflow-x: auto; }}
 dt {{ font-weight: 600; }} dd {{ margin: 0 0 .6rem; }}
 </style>
 </head>
 <body>
-<h1>LangCell annotation</h1>
-<p>{read}</p>
-<img alt="The cells by the label found, and how the labels are shared" src="data:image/png;base64,{figure}">
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+_BODY = """<p>{read}</p>
+{figure}
 <h2>Labels found</h2>
 <table><tr><th>label</th><th>cells</th><th>share</th><th>median score</th></tr>{rows}</table>
 <p>The score is the blended probability of the winner among the candidates below. It ranks candidates; it is not
@@ -195,10 +221,7 @@ calibrated, and one of the candidates always wins.</p>
 <h2>Candidates, as the model read them</h2>
 <dl>{texts}</dl>
 <h2>To repeat this run</h2>
-<p>Checkpoint {checkpoint} ({revision}){adapter}, {settings}{dtype}; {versions}.</p>
-</body>
-</html>
-"""
+<p>Checkpoint {checkpoint} ({revision}){adapter}, {settings}{dtype}; {versions}.</p>"""
 
 
-__all__ = ["agreement", "draw", "write_report"]
+__all__ = ["agreement", "draw", "inline_image", "render", "write_page", "write_report"]

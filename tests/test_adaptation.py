@@ -97,7 +97,7 @@ class TestLosses:
         labels = read_labels(labelled, "type")
         rows = np.arange(0, 30, 3)
         ranked = rank_cells(labelled, rows, tiny_processor.feature_extractor)
-        batches = CellBatches(ranked, labels.truth[rows], 64, len(rows), torch.device("cpu"))
+        batches = CellBatches(ranked, labels.truth[rows], len(rows), torch.device("cpu"))
         return next(batches.whole())
 
     @pytest.mark.parametrize("matching", [False, True])
@@ -106,14 +106,16 @@ class TestLosses:
         torch.manual_seed(0)
         model = LangCellModel(tiny_config()).eval()
         texts = tiny_processor(text=["b cell", "monocyte", "natural killer cell"], return_tensors="pt")
-        loss = DescriptionLoss(model, texts, matching, adapt_texts)(*batch)
+        how = {"matching": matching, "adapt_texts": adapt_texts, "temperature": model.config.temperature}
+        loss = DescriptionLoss(model, texts, **how)(*batch)
         ids, mask, truth = batch
         expected = model(ids, mask, **texts, labels=truth, return_matching=matching).loss
         torch.testing.assert_close(loss, expected)
 
     def test_frozen_texts_are_read_once(self, batch, tiny_processor, monkeypatch):
         model = LangCellModel(tiny_config())
-        loss_of = DescriptionLoss(model, tiny_processor(text=["b", "t", "nk"], return_tensors="pt"), False, False)
+        texts = tiny_processor(text=["b", "t", "nk"], return_tensors="pt")
+        loss_of = DescriptionLoss(model, texts, temperature=0.2, matching=False, adapt_texts=False)
         monkeypatch.setattr(type(model.text_model), "forward", lambda *_, **__: pytest.fail("texts were read again"))
         loss_of(*batch)
 
@@ -142,7 +144,7 @@ class TestLosses:
 class TestGeneDropout:
     def test_shown_cells_keep_cls_and_order(self, labelled, tiny_processor):
         ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
-        batches = CellBatches(ranked, np.arange(30), 64, 4, torch.device("cpu"))
+        batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
         lengths = []
         for ids, mask, truth in batches.drawn(np.random.default_rng(0), 0.9):
             for shown, there, cell in zip(ids, mask, truth, strict=True):
@@ -156,7 +158,7 @@ class TestGeneDropout:
 
     def test_without_it_every_cell_is_shown_whole_once(self, labelled, tiny_processor):
         ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
-        batches = CellBatches(ranked, np.arange(30), 64, 4, torch.device("cpu"))
+        batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
         seen = [int(cell) for *_, truth in batches.drawn(np.random.default_rng(0), 0.0) for cell in truth]
         assert sorted(seen) == list(range(30))
 
@@ -165,9 +167,9 @@ class TestAdapt:
     @pytest.mark.parametrize(
         "how",
         [
-            {"adapt_texts": False},
             {},
-            {"method": "full", "learning_rate": 5e-4, "adapt_texts": False},
+            {"adapt_texts": True},
+            {"method": "full", "learning_rate": 5e-4},
             {"method": "frozen", "learning_rate": 1e-2},
             {"head": "classes"},
             {"head": "classes", "method": "full", "learning_rate": 5e-4},
@@ -233,7 +235,7 @@ class TestAdapt:
 
     def test_own_descriptions_are_learnt_and_kept(self, labelled, tiny_checkpoint, tmp_path):
         cells = labelled.copy()
-        cells.obs["mine"] = cells.obs["type"].replace({"B cell": "cluster 7"})
+        cells.obs["mine"] = cells.obs["type"].astype(str).replace({"B cell": "cluster 7"})
         config = AdaptationConfig(epochs=2, matching=False)
         with pytest.raises(InputError, match="cluster 7"):
             adapt(tiny_checkpoint, cells, "mine", config=config)
@@ -249,7 +251,7 @@ class TestAdapt:
         assert list(found.obs["langcell_cell_type"].cat.categories) == ["T cell", "monocyte"]
 
     def test_what_lora_changes_is_what_it_says(self, labelled, tiny_checkpoint):
-        config = AdaptationConfig(epochs=1, matching=False)
+        config = AdaptationConfig(epochs=1, matching=False, adapt_texts=True)
         adapted = adapt(tiny_checkpoint, labelled, "type", shots=1, config=config)
         trained = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
         for part in ("cell_model.embeddings.word_embeddings", "cell_projection", "text_projection"):
@@ -394,7 +396,7 @@ def test_the_command_adapts_and_annotates(swapped, tmp_path):
         assert done.exit_code == 0, done.output
         return done.output
 
-    learning = ("--shots", "8", "--epochs", "8", "--learning-rate", "2e-3", "--no-adapt-texts")
+    learning = ("--shots", "8", "--epochs", "8", "--learning-rate", "2e-3")
     said = run("adapt", cells, "--label-key", "swapped", *learning, "--out", tmp_path / "adapter")
     assert "8  monocyte" in said
     report = tmp_path / "report.html"

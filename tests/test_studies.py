@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from modeling_langcell import InputError
+from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.eval.studies import Study, read_studies
 from modeling_langcell.example import load_example
+
+from .conftest import REPOSITORY
 
 COMMITTED = read_studies()
 
@@ -136,6 +138,19 @@ class TestCommitted:
             assert adata.obs[study.batch_key].nunique() >= 2
         assert study.in_training == study.path.startswith("train/")
 
+    def test_cells_of_parts_rank_as_in_their_own_files(self, shared):
+        study = COMMITTED["zheng_sorted"]
+        extractor = LangCellFeatureExtractor.from_pretrained(REPOSITORY / "hub_configs/langcell-mini")
+        together = study.open(shared / "data", extractor=extractor)
+        assert together.n_obs == 3874 + 2140 + 500
+        for part in study.parts:
+            own = part.open(shared / "data")[::50]
+            same = together[own.obs_names]
+            assert set(same.obs[study.batch_key]) == {part.name}
+            assert same.obs["cell_type"].tolist() == own.obs["cell_type"].tolist()
+            np.testing.assert_array_equal(extractor.rank(same).token_ids, extractor.rank(own).token_ids)
+            assert part.sha256 in study.version
+
     def test_the_example_comes_with_scanpy(self, tmp_path):
         study = COMMITTED["pbmc68k_reduced"]
         adata = study.open(tmp_path)
@@ -185,14 +200,18 @@ class TestUsersOwn:
         [
             ({"sha": "0"}, "unknown field sha; known are what,"),
             ({"licence": None}, "licence must be given"),
-            ({"path": None}, "one of path, url, cellxgene, source must say"),
-            ({"url": "https://a.b/c.h5ad"}, "one of path, url, cellxgene, source must say"),
+            ({"path": None}, "one of path, url, cellxgene, source, parts must say"),
+            ({"url": "https://a.b/c.h5ad"}, "one of path, url, cellxgene, source, parts must say"),
             ({"path": 3}, "path must be a text, not 3"),
             ({"in_training": "no"}, "in_training must be true or false, not 'no'"),
             ({"read": {"rows": 1}}, "read must map some of layer, use_raw"),
             ({"sha256": None}, "sha256 must be given"),
             ({"sha256": "0" * 63}, "sha256 must be given"),
             ({"path": None, "url": "ftp://a.b/c.h5ad"}, "url must begin with https://"),
+            ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl"]}, "parts must be names of studies that stand"),
+            ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl", "mine"]}, "parts must be names of studies"),
+            ({"path": None, "parts": ["pbmc_kang_ctrl", "pdac_moncada_card"]}, "sha256 is of a file"),
+            ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl", "pbmc68k_reduced"]}, "parts must be studies"),
             ({"path": None, "source": "seurat"}, "source can be scanpy alone"),
             ({"path": None, "source": "scanpy"}, "sha256 is of a file"),
         ],

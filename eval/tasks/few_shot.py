@@ -28,11 +28,13 @@ def measure(cell: Cell) -> Found:
         classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
         return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
     if shots == 0:
-        annotated = cell.bench.annotator.annotate(others, labels, **cell.study.read)
+        annotated = cell.bench.annotator.annotate(others, labels, alpha=cell.bench.alpha, **cell.study.read)
     else:
         checkpoint = cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model
         config = AdaptationConfig(head="descriptions" if cell.method == LANGCELL else "prototypes", seed=cell.seed)
-        adapted = adapt(checkpoint, known, cell.study.label_key, config=config, **cell.study.read)
+        adapted = adapt(
+            checkpoint, known, cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
+        )
         annotated = adapted.annotator().annotate(others, **cell.study.read)
     return judge(truth[judged], labels, annotated.obsm[PROBABILITIES].to_numpy())
 

@@ -4,7 +4,7 @@
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from modeling_langcell.adaptation import AdaptationConfig, adapt
+from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
 from modeling_langcell.annotation import PROBABILITIES
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
@@ -12,7 +12,7 @@ from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Fou
 JUDGED_SHARE = 1 / 3
 EPOCHS = 15
 #: The encoder by LoRA, as a whole, and not at all.
-HOW = {LANGCELL: "lora", "all_weights": "full", "head_alone": "frozen", RANDOM: "frozen"}
+HOW: dict[str, Method] = {LANGCELL: "lora", "all_weights": "full", "head_alone": "frozen", RANDOM: "frozen"}
 
 
 def measure(cell: Cell) -> Found:
@@ -27,7 +27,9 @@ def measure(cell: Cell) -> Found:
         return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
     config = AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, batch_cells=16, seed=cell.seed)
     checkpoint = cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model
-    adapted = adapt(checkpoint, cell.cells[learnt], cell.study.label_key, config=config, **cell.study.read)
+    adapted = adapt(
+        checkpoint, cell.cells[learnt], cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
+    )
     annotated = adapted.annotator().annotate(cell.cells[judged].copy(), **cell.study.read)
     return judge(truth[judged], np.unique(truth), annotated.obsm[PROBABILITIES].to_numpy())
 

@@ -14,7 +14,7 @@ def measure(cell: Cell) -> Found:
     if cell.method not in (LANGCELL, RANDOM):
         return judge(truth, *learnt_elsewhere(cell, candidates))
     # Of random weights the similarity alone is asked: their matching would only cost time.
-    alpha = 1.0 if cell.method == RANDOM else None
+    alpha = 1.0 if cell.method == RANDOM else cell.bench.alpha
     adata = cell.bench.named(cell.method).annotate(cell.cells.copy(), candidates, alpha=alpha, **cell.study.read)
     found = judge(truth, candidates, adata.obsm[PROBABILITIES].to_numpy())
     if cell.method == LANGCELL:

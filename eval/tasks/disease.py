@@ -1,0 +1,96 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+Disease: tumour against normal tissue or blood, from texts and from 9 cells of each. Both studies were trained on: the
+types of these very cells were seen, though never their tissue or disease.
+"""
+
+import numpy as np
+
+from modeling_langcell.adaptation import AdaptationConfig, adapt
+from modeling_langcell.adapters import Head
+from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.eval.baselines import counts_by_gene
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, judge
+from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.labelled_cells import read_labels
+from modeling_langcell.ontology import get_term, is_term
+
+SHOTS = 9
+PROTOTYPES = "prototypes"
+LEARNERS = ("majority", "logistic_regression", "knn_pca")
+#: What is said of labels that no single term is for.
+SENTENCES = {"lung tumour": "tissue: lung; disease: non-small cell lung carcinoma"}
+
+
+def measure(cell: Cell) -> Found:
+    """
+    All are judged by the same cells, those that are not drawn as shots, with or without shots. Without, the model is
+    told descriptions alone; random weights learn as prototypes do. In the tumour of the colon the disease is also the
+    batch, and each label has types of its own: a classifier of types would do well too.
+    """
+    truth, labels = cell.truth, np.unique(cell.truth)
+    learnt, judged = draw(cell)
+    known, others = cell.cells[learnt], cell.cells[judged].copy()
+    if cell.method in LEARNERS:
+        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
+        classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
+        return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
+    described = {label: describe_label(cell, label) for label in labels}
+    if cell.setting["shots"] == 0:
+        # Of random weights the similarity alone is asked: their matching would only cost time.
+        alpha = 1.0 if cell.method == RANDOM else None
+        annotated = cell.bench.named(cell.method).annotate(others, described, alpha=alpha, **cell.study.read)
+    else:
+        head: Head = "descriptions" if cell.method == LANGCELL else "prototypes"
+        annotated = (
+            adapt(
+                cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model,
+                known,
+                cell.study.label_key,
+                descriptions=described,
+                config=AdaptationConfig(head=head, adapt_texts=False, seed=cell.seed),
+                device=cell.bench.device,
+                **cell.study.read,
+            )
+            .annotator(device=cell.bench.device)
+            .annotate(others, **cell.study.read)
+        )
+    return judge(truth[judged], labels, annotated.obsm[PROBABILITIES].to_numpy())
+
+
+def draw(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the cells that are learnt from where there are shots, and of all others."""
+    learnt = read_labels(cell.cells, cell.study.label_key).shots(SHOTS, cell.seed).rows
+    return learnt, np.setdiff1d(np.arange(cell.cells.n_obs), learnt)
+
+
+def describe_label(cell: Cell, label: str) -> str:
+    """
+    A sentence stated here, or `disease: {name}. {definition}` of the term that the label's cells have in the column of
+    ontology ids beside the labels'; `tissue: ...` where the labels are tissues.
+
+    Raises:
+        InputError: Neither, or several terms.
+    """
+    if label in SENTENCES:
+        return SENTENCES[label]
+    key = f"{cell.study.label_key}_ontology_term_id"
+    ids = set(cell.cells.obs[key][cell.truth == label].astype(str)) if key in cell.cells.obs else set()
+    if len(ids) != 1 or not is_term(*ids):
+        raise InputError(f"{cell.study.name}: the label {label!r} needs one ontology term in obs[{key!r}].")
+    term = get_term(*ids)
+    return f"{cell.study.label_key}: {term.name}. {term.definition}"
+
+
+TASK = Task(
+    name="disease",
+    question="Is a cell of a tumour or of normal tissue?",
+    studies=("crc_scmetalink_4210g_disease", "nsclc_zilionis_scgate_tissue"),
+    methods=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    metrics=("macro_f1", "accuracy", "balanced_accuracy", "expected_calibration_error"),
+    main_score="macro_f1",
+    measure=measure,
+    settings=({"shots": 0}, {"shots": SHOTS}),
+    drawn=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    has=lambda method, setting: setting["shots"] > 0 or method in (LANGCELL, RANDOM),
+)

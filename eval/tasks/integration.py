@@ -1,0 +1,98 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Batch integration: whether embeddings keep types apart and batches together, as scIB judges it."""
+
+import logging
+
+import anndata as ad
+import numpy as np
+import scib_metrics as scib
+from scib_metrics.nearest_neighbors import NeighborsResults
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+
+from modeling_langcell.annotation import EMBEDDING
+from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells
+from modeling_langcell.feature_extraction_langcell import InputError
+
+scib.settings.verbosity = logging.WARNING  # It tells of every label that is of one batch alone.
+
+MOST_CELLS = 3000
+COMPONENTS = 50
+PRINCIPAL = "pca"
+BIO = ("nmi", "ari", "silhouette_label", "clisi")
+BATCH = ("ilisi", "kbet", "graph_connectivity", "bras")
+
+
+def measure(cell: Cell) -> Found:
+    """
+    At most 3,000 cells of a study with batches. No method is told the batches or learns from these cells' labels here;
+    `pca`, which is not integrated at all, is what integration has to better.
+    """
+    batch_key = cell.study.batch_key
+    if batch_key is None:
+        raise InputError(f"{cell.study.name} has no batches to integrate: name their column as batch_key.")
+    rows = np.random.default_rng(cell.seed).permutation(cell.cells.n_obs)[:MOST_CELLS]
+    cells = cell.cells[np.sort(rows)].copy()
+    labels, batches = (cells.obs[key].astype(str).to_numpy() for key in (cell.study.label_key, batch_key))
+    if not any(len(set(batches[labels == label])) > 1 for label in set(labels)):
+        raise InputError(
+            f"No label of {cell.study.name} is in two batches: what is batch and what type cannot be told."
+        )
+    if cell.method == PRINCIPAL:
+        embeds = principal_components(cell, cells, batches)
+    else:
+        embeds = cell.bench.named(cell.method).embed(cells, **cell.study.read).obsm[EMBEDDING]
+    drawings = {} if cell.method == RANDOM else {"umap": drawing_of_cells(embeds, label=labels, batch=batches)}
+    return Found(judge_embeds(embeds, labels, batches), drawings=drawings)
+
+
+def principal_components(cell: Cell, cells: ad.AnnData, batches: np.ndarray) -> np.ndarray:
+    """`(cells, 50)` of the log-normalised counts of the genes that are seen in every batch."""
+    counts, _ = counts_by_gene(cells, cell.bench.extractor, cell.study.read)
+    seen = np.all([counts[batches == batch].getnnz(axis=0) > 0 for batch in np.unique(batches)], axis=0)
+    values = log_normalized(counts[:, seen])
+    components = min(COMPONENTS, min(values.shape) - 1)
+    return PCA(components, svd_solver="arpack", random_state=cell.seed).fit_transform(values)
+
+
+def judge_embeds(embeds: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> dict[str, float]:
+    """
+    The scIB metrics (Luecken et al. 2022), with the settings of scib-metrics' benchmark, each from 0 to about 1, the
+    higher the better; their means; and `total`, 0.6 of bio conservation and 0.4 of batch correction. iLISI, kBET and
+    BRAS are of how alike batches are mixed, graph connectivity of whether a label's cells hang together.
+
+    Args:
+        embeds: `(cells, width)`.
+        labels, batches: `(cells,)`.
+    """
+    distances, indices = NearestNeighbors(n_neighbors=min(90, len(embeds))).fit(embeds).kneighbors(embeds)
+
+    def nearest(number: int) -> NeighborsResults:
+        return NeighborsResults(indices[:, :number], distances[:, :number])
+
+    found = {
+        **scib.nmi_ari_cluster_labels_kmeans(embeds, labels),
+        "silhouette_label": scib.silhouette_label(embeds, labels),
+        "clisi": scib.clisi_knn(nearest(90), labels),
+        "ilisi": scib.ilisi_knn(nearest(90), batches),
+        "kbet": scib.kbet_per_label(nearest(50), batches, labels),
+        "graph_connectivity": scib.graph_connectivity(nearest(15), labels),
+        "bras": scib.bras(embeds, labels, batches),
+    }
+    scores = {name: float(value) for name, value in found.items()}
+    scores["bio_conservation"] = float(np.mean([scores[name] for name in BIO]))
+    scores["batch_correction"] = float(np.mean([scores[name] for name in BATCH]))
+    scores["total"] = 0.6 * scores["bio_conservation"] + 0.4 * scores["batch_correction"]
+    return scores
+
+
+TASK = Task(
+    name="integration",
+    question="Do embeddings keep types apart, and batches of a type together?",
+    studies=("sc_mixology_lines", "zheng_sorted"),
+    methods=(LANGCELL, RANDOM, PRINCIPAL),
+    metrics=("total", "bio_conservation", "batch_correction", *BIO, *BATCH),
+    main_score="total",
+    measure=measure,
+)

@@ -1,0 +1,145 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Pathway identification: which gene sets a cell expresses highly; several may be, or none."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.model_selection import train_test_split
+from sklearn.multiclass import OneVsRestClassifier
+
+from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
+from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task
+from modeling_langcell.feature_extraction_langcell import InputError
+
+EXAMPLE = Path(__file__).with_name("example_pathways.gmt")
+PATHWAYS = "pathways"
+LEARNT_SHARE = 0.3
+HIGHEST = 1 / 4
+LEAST_GENES, LEAST_CELLS = 5, 10
+EPOCHS = 10
+#: The encoder by LoRA, and not at all.
+HOW: dict[str, Method] = {LANGCELL: "lora", "frozen": "frozen", RANDOM: "frozen"}
+LEARNERS = ("majority", "logistic_regression")
+
+
+def measure(cell: Cell) -> Found:
+    """
+    Learnt from three cells of ten. The targets are a function of the counts that the logistic regression (one set
+    against the rest) sees and the model does not, which ranks genes: the regression has an advantage.
+    """
+    targets = find_targets(cell)
+    has = targets.to_numpy()
+    learnt, judged = train_test_split(np.arange(len(has)), train_size=LEARNT_SHARE, random_state=cell.seed)
+    if cell.method in LEARNERS:
+        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
+        classifier = OneVsRestClassifier(cell.bench.classifiers(cell.seed)[cell.method])
+        found = classifier.fit(counts[learnt], has[learnt].astype(int)).predict_proba(counts[judged])
+    else:
+        cells = cell.cells.copy()
+        cells.obsm[PATHWAYS] = targets
+        adapted = adapt(
+            cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model,
+            cells[learnt],
+            PATHWAYS,
+            config=AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, seed=cell.seed),
+            device=cell.bench.device,
+            **cell.study.read,
+        )
+        annotator = adapted.annotator(device=cell.bench.device)
+        found = annotator.annotate(cells[judged].copy(), **cell.study.read).obsm[PROBABILITIES].to_numpy()
+    return judge_sets(has[judged], found, list(targets.columns))
+
+
+def find_targets(cell: Cell) -> pd.DataFrame:
+    """
+    `(cells, sets)` booleans, a column a gene set: whether a cell is in the top quarter of the study by the set's score
+    (`scanpy.tl.score_genes` of log-normalised counts) and scores above 0, which is what random genes of like expression
+    do. Sets with fewer than 5 genes in the study, or fewer than 10 such cells, are left out.
+
+    Raises:
+        InputError: Fewer than two sets are left.
+    """
+    extractor, file = cell.bench.extractor, cell.bench.gene_sets or EXAMPLE
+    counts, there = counts_by_gene(cell.cells, extractor, cell.study.read)
+    space = ad.AnnData(log_normalized(counts)[:, there], obs=pd.DataFrame(index=cell.cells.obs_names))
+    space.var_names = there.astype(str)
+    targets = pd.DataFrame(index=cell.cells.obs_names)
+    for name, genes in read_gene_sets(file).items():
+        known = np.intersect1d(extractor.match_genes(genes).token_ids, there)
+        if len(known) < LEAST_GENES:
+            continue
+        sc.tl.score_genes(space, known.astype(str), ctrl_as_ref=False, random_state=0)
+        score = space.obs["score"].to_numpy()
+        has = (score > 0) & (score >= np.quantile(score, 1 - HIGHEST))
+        if has.sum() >= LEAST_CELLS:
+            targets[name] = has
+    if targets.shape[1] < 2:
+        raise InputError(
+            f"Fewer than two sets of {file} have {LEAST_GENES} genes and {LEAST_CELLS} cells in {cell.study.name}: "
+            "name others with --gene-sets."
+        )
+    return targets
+
+
+def read_gene_sets(file: Path) -> dict[str, list[str]]:
+    """
+    The sets of a `.gmt` file: on each line a name, a description and genes, with tabs between them.
+
+    Raises:
+        InputError: No such file, or a line that is not of this form.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as a .gmt file: {error}") from error
+    sets: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, *rest = (part.strip() for part in line.split("\t"))
+        genes = [gene for gene in rest[1:] if gene]
+        if not name or not genes or name in sets:
+            raise InputError(f"{file}, line {number}: a new name, a description and genes are needed, tabs between.")
+        sets[name] = genes
+    return sets
+
+
+def judge_sets(has: np.ndarray, found: np.ndarray, names: list[str]) -> Found:
+    """
+    AUROC, average precision and F1 at 0.5 of every set, and their means.
+
+    Args:
+        has: `(cells, sets)` booleans.
+        found: `(cells, sets)` probabilities.
+        names: Of the sets.
+    """
+    per_set = {
+        name: {
+            "auroc": float(roc_auc_score(has[:, i], found[:, i])),
+            "average_precision": float(average_precision_score(has[:, i], found[:, i])),
+            "f1": float(f1_score(has[:, i], found[:, i] >= 0.5, zero_division=0)),
+            "share": float(has[:, i].mean()),
+        }
+        for i, name in enumerate(names)
+    }
+    means = {f"macro_{score}": score for score in ("auroc", "average_precision", "f1")}
+    scores = {macro: float(np.mean([one[score] for one in per_set.values()])) for macro, score in means.items()}
+    return Found(scores, per_class=per_set)
+
+
+TASK = Task(
+    name="pathways",
+    question="Which gene sets does a cell express highly?",
+    studies=("pbmc_kang_ctrl", "pdac_moncada_card"),
+    methods=(*HOW, *LEARNERS),
+    metrics=("macro_auroc", "macro_average_precision", "macro_f1"),
+    main_score="macro_auroc",
+    measure=measure,
+    drawn=(*HOW, *LEARNERS),
+)
