@@ -98,8 +98,9 @@ def evaluate(
             "seed": seed,
             "model": model,
             "alpha": bench.alpha,
-            "gene_sets": None if bench.gene_sets is None else hashlib.sha256(bench.gene_sets.read_bytes()).hexdigest(),
         }
+        if bench.gene_sets is not None:
+            key["gene_sets"] = hashlib.sha256(bench.gene_sets.read_bytes()).hexdigest()
         file = out / "cells" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
         filled = json.loads(file.read_text()) if file.exists() else None
         if filled is None:
@@ -124,7 +125,7 @@ def evaluate(
             "cells": cells,
         }
     )
-    write_whole(out / f"{task.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(out / f"{task.name}.json", _by_lines(result).encode())
     write_whole(out / f"{task.name}.md", table(task, cells).encode())
     return result
 
@@ -155,6 +156,13 @@ def table(task: Task, cells: Sequence[Mapping[str, Any]]) -> str:
         values = [_mean(name, same) for name in names]
         lines.append("| " + " | ".join([*map(str, row), *values]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _by_lines(result: dict[str, Any]) -> str:
+    """As JSON, a cell of the table a line."""
+    head = json.dumps({name: value for name, value in result.items() if name != "cells"}, indent=1)
+    cells = ",\n  ".join(json.dumps(cell) for cell in result["cells"])
+    return f'{head[:-2]},\n "cells": [\n  {cells}\n ]\n}}\n'
 
 
 def _mean(name: str, cells: Sequence[Mapping[str, Any]]) -> str:

@@ -187,8 +187,6 @@ def inline_image(png: bytes, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
 
 
-#: What decides the scores, where the run had it.
-_SETTINGS = ("alpha", "prototype_weight")
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
