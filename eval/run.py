@@ -119,7 +119,7 @@ def evaluate(
                 "metrics": task.metrics,
                 "main_score": task.main_score,
             },
-            "model": {"checkpoint": str(bench.model), "adapter": bench.adapter, "fingerprint": model},
+            "model": {"checkpoint": _named(bench.model), "adapter": _named(bench.adapter), "fingerprint": model},
             "studies": {study.name: asdict(study) for study in chosen},
             "seeds": seeds,
             "cells": cells,
@@ -156,6 +156,14 @@ def table(task: Task, cells: Sequence[Mapping[str, Any]]) -> str:
         values = [_mean(name, same) for name in names]
         lines.append("| " + " | ".join([*map(str, row), *values]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _named(source: str | None) -> str | None:
+    """A Hub id as it is; a folder as seen from here, or by its name alone: where it lies elsewhere says nothing."""
+    if source is None or not Path(source).is_dir():
+        return source
+    folder, here = Path(source).resolve(), Path.cwd()
+    return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.name
 
 
 def _by_lines(result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ def measure(cell: Cell) -> Found:
     """The candidates are the study's types. Baselines learn from the labelled training cells of these types."""
     truth, candidates = cell.truth, np.unique(cell.truth)
     if cell.method not in (LANGCELL, RANDOM):
-        return judge(truth, *learnt_elsewhere(cell, candidates))
+        return seen_apart(cell, judge(truth, *learnt_elsewhere(cell, candidates)))
     # Of random weights the similarity alone is asked: their matching would only cost time.
     alpha = 1.0 if cell.method == RANDOM else cell.bench.alpha
     adata = cell.bench.named(cell.method).annotate(cell.cells.copy(), candidates, alpha=alpha, **cell.study.read)
@@ -20,6 +20,18 @@ def measure(cell: Cell) -> Found:
     if cell.method == LANGCELL:
         named = adata.obs["langcell_cell_type"].astype(str).to_numpy()
         found.drawings["umap"] = drawing_of_cells(adata.obsm[EMBEDDING], label=truth, prediction=named)
+    return seen_apart(cell, found)
+
+
+def seen_apart(cell: Cell, found: Found) -> Found:
+    """Adds the mean recall of the types that training cells had, and of those that none had, where they are at hand."""
+    if not (cell.bench.data / "train").is_dir():
+        return found
+    _, types = cell.bench.training_cells
+    for name, seen in (("recall_seen", True), ("recall_never_seen", False)):
+        recalls = [one["recall"] for label, one in found.per_class.items() if (label in types) == seen]
+        if recalls:
+            found.scores[name] = float(np.mean(recalls))
     return found
 
 
@@ -38,7 +50,10 @@ TASK = Task(
     question="Which of a study's types is a cell, when nothing but their descriptions is known?",
     studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc", "pbmc68k_reduced"),
     methods=(LANGCELL, RANDOM, *CLASSIFIERS),
-    metrics=("accuracy", "balanced_accuracy", "macro_f1", "ontology_score", "expected_calibration_error"),
+    metrics=(
+        *("accuracy", "balanced_accuracy", "macro_f1", "recall_seen", "recall_never_seen"),
+        *("ontology_score", "expected_calibration_error"),
+    ),
     main_score="macro_f1",
     measure=measure,
 )
