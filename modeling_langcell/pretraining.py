@@ -66,7 +66,7 @@ def pretrain(config: PretrainingConfig) -> Path:
         run.train()
         run.save()
     finally:
-        run.accelerator.end_training()
+        run.end()
     return run.output
 
 
@@ -214,6 +214,14 @@ class _Run:
                     f"The checkpoint is in {self.output}, but was not pushed: {error} "
                     f"To push it: hf upload {config.push_to} {self.output}"
                 ) from error
+
+    def end(self) -> None:
+        """
+        Leaves the group of processes. DDP's reducer must be gone by then: if it dies last it takes gloo's group with it
+        while it holds Python's lock, for which a thread that the group waits for may be waiting.
+        """
+        self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
+        self.accelerator.end_training()
 
     def _held_out(self) -> HeldOutCells | None:
         config = self.config

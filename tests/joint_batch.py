@@ -59,6 +59,9 @@ def main(cases: str, out: str, how: str) -> None:
         if accelerator.is_main_process:
             save_file({key: value.contiguous().clone() for key, value in found.items()}, f"{out}/{name}.safetensors")
             print(f"{name}: {accelerator.num_processes} processes, {len(batch['cell_input_ids'])} cells here")
+        # A reducer that outlives the group of processes can hang: see `modeling_langcell.pretraining`.
+        del outputs
+        (prepared,) = accelerator.free_memory(prepared)
     accelerator.end_training()
 
 
