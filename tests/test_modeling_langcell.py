@@ -534,7 +534,7 @@ class TestTowers:
 
     def test_pooled_only_has_the_same_gradients(self):
         tester = TESTERS[LangCellCellModel]
-        model = scramble(tester.model())
+        model = scramble(tester.model()).double()  # In float32 the rounding of such weights is another by the machine.
         found = []
         for only in (False, True):
             model.zero_grad()
@@ -542,7 +542,7 @@ class TestTowers:
             found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
         whole, pooled = found
         for name in whole:
-            torch.testing.assert_close(pooled[name], whole[name], atol=1e-4, rtol=1e-4, msg=name)
+            torch.testing.assert_close(pooled[name], whole[name], atol=1e-9, rtol=1e-9, msg=name)
 
     def test_pooled_only_through_adapters(self):
         adapted = get_peft_model(
