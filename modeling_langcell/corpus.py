@@ -37,6 +37,8 @@ FORMAT = 1
 GENEFORMER = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name_id_dict.pkl")
 MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
 SHARDS, UNFINISHED = "shards", "unfinished"
+#: What a corpus was begun with; until this is gone the making of it is not over.
+PLAN = Path(UNFINISHED, "plan.json")
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,18 @@ def make_corpus(
         InputError: No sources, an unfit one, no fit one, or a folder that holds something else.
     """
     output = Path(output)
-    if (output / MANIFEST).exists():
-        if (output / UNFINISHED).exists():  # Killed when all was done but for clearing up.
-            shutil.rmtree(output / UNFINISHED)
-            return Corpus(output)
+    if (output / MANIFEST).exists() and not (output / PLAN).exists():
         raise InputError(f"{output} holds a corpus already: choose a new folder.")
     with SharedWork(processes, scheduler) as work:
         making = _Making(sources, output, settings, on_unfit, work)
         making.inspect()
         making.claim_folder()
-        making.write_vocabulary()
-        making.write_shards()
-        making.write_panels()
-        making.write_manifest()
+        if not (output / MANIFEST).exists():  # Else it was killed when all was done but for clearing up.
+            making.write_vocabulary()
+            making.write_shards()
+            making.write_panels()
+            making.write_manifest()
+        making.clear_up()
     return Corpus(output)
 
 
@@ -127,13 +128,15 @@ class _Making:
         if not sources:
             raise InputError("No sources: name .h5ad files, folders of them, or SOMA experiments.")
         self.output, self.settings, self.on_unfit, self.work = output, settings, on_unfit, work
+        self.gene_info = _File.of(settings.gene_info)
+        self.vocabulary = None if settings.vocabulary is None else _read_vocabulary(settings.vocabulary)
         self.sources: list[Source] = list(sources)
         self.inspected: dict[str, dict[str, Any]] = {}
         self.unfit: dict[str, str] = {}
 
     def inspect(self) -> None:
         """Opens every source: how many cells, what checksum, whether its genes are known."""
-        found = self.work.share("Sources", _inspect, [(source, self.settings.gene_info) for source in self.sources])
+        found = self.work.share("Sources", _inspect, [(source, self.gene_info) for source in self.sources])
         self.inspected = {source.name: facts for source, facts in self._fit(self.sources, found)}
         if not any(facts["asked_for"] for facts in self.inspected.values()):
             raise InputError(
@@ -141,32 +144,40 @@ class _Making:
             )
 
     def claim_folder(self) -> None:
-        """A folder begun with other sources or settings is not gone on with."""
-        plan = {"format": FORMAT, "settings": asdict(self.settings), "sources": self.inspected, "unfit": self.unfit}
-        path = self.output / UNFINISHED / "plan.json"
-        if path.exists():
-            if json.loads(path.read_text()) != plan:
-                raise InputError(f"{self.output} was begun with other sources or settings: choose a new folder.")
-        elif self.output.exists() and any(self.output.iterdir()):
-            raise InputError(f"{self.output} is not empty: choose a new folder.")
-        else:
-            write_whole(path, _json(plan))
+        """A folder begun with other sources, genes or settings is not gone on with."""
+        plan = {
+            "format": FORMAT,
+            "settings": asdict(self.settings),
+            "checksums": self._checksums(),
+            "sources": self.inspected,
+            "unfit": self.unfit,
+        }
+        path = self.output / PLAN
+        try:
+            if path.exists():
+                if json.loads(path.read_text()) != plan:
+                    raise InputError(f"{self.output} was begun with other sources or settings: choose a new folder.")
+            elif self.output.exists() and any(found.name != UNFINISHED for found in self.output.iterdir()):
+                raise InputError(f"{self.output} is not empty: choose a new folder.")
+            else:
+                write_whole(path, _json(plan))
+        except OSError as error:
+            raise InputError(f"{self.output} cannot be written: {error}") from error
 
     def write_vocabulary(self) -> None:
         """The genes and their medians, merged of the chunks' sketches or taken from another corpus."""
         found_unfit = self.output / UNFINISHED / "unfit.json"
-        if self.settings.vocabulary is not None:
-            vocabulary = _read_vocabulary(self.settings.vocabulary)
-        elif found_unfit.exists():
+        vocabulary = self.vocabulary
+        if vocabulary is None and found_unfit.exists():
             self._leave_out(json.loads(found_unfit.read_text()))
             return
-        else:
+        if vocabulary is None:
             chunks = self._chunks()
             folder = self.output / UNFINISHED
-            tasks = [(chunk, self.settings.gene_info, str(folder / f"{chunk.file_name}.npz")) for chunk in chunks]
+            tasks = [(chunk, self.gene_info, str(folder / f"{chunk.file_name}.npz")) for chunk in chunks]
             done = self._fit([chunk.source for chunk in chunks], self.work.share("Medians", _sketch, tasks))
             sketches = (path for _, path in done)
-            genes, _ = _known_genes(self.settings.gene_info)
+            genes, _ = _known_genes(self.gene_info)
             vocabulary = gene_vocabulary(map(MedianSketch.load, sketches), genes, self.settings.min_cells)
         write_whole(self.output / GENES, _json(vocabulary))
         write_whole(found_unfit, _json(self.unfit))
@@ -174,7 +185,7 @@ class _Making:
     def write_shards(self) -> None:
         """The ranked cells."""
         chunks = self._chunks()
-        genes, folder = str(self.output / GENES), self.output / SHARDS
+        genes, folder = _File.of(self.output / GENES), self.output / SHARDS
         tasks = [(chunk, genes, self.settings.max_genes, str(folder / f"{chunk.file_name}.arrow")) for chunk in chunks]
         encoded = self.work.share("Shards", _encode, tasks)
         # The genes of this corpus are those of sources that could be read: now they must be.
@@ -212,16 +223,29 @@ class _Making:
         manifest = {
             "format": FORMAT,
             "settings": asdict(self.settings) | {"gene_info": Path(self.settings.gene_info).name},
+            "checksums": self._checksums(),
             "cells": sum(shard["cells"] for shard in self.shards),
             "genes": len(json.loads((self.output / GENES).read_text())["ensembl_ids"]),
             "sources": sources,
             "unfit": self.unfit,
             "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
-        for half_written in (self.output / SHARDS).glob(".*"):
+        for half_written in self.output.rglob(".*"):
             half_written.unlink()  # Of processes that were killed.
         write_whole(self.output / MANIFEST, _json(manifest))
-        shutil.rmtree(self.output / UNFINISHED)
+
+    def clear_up(self) -> None:
+        """Removes what only the making needed; the plan last, so that being killed here too can be gone on from."""
+        for path in (self.output / UNFINISHED).iterdir():
+            if path.name != PLAN.name:
+                path.unlink()
+        (self.output / PLAN).unlink()
+        (self.output / UNFINISHED).rmdir()
+
+    def _checksums(self) -> dict[str, str | None]:
+        """Of what the settings name besides the sources."""
+        vocabulary = None if self.vocabulary is None else hashlib.sha256(_json(self.vocabulary)).hexdigest()
+        return {"gene_info": self.gene_info.sha256, "vocabulary": vocabulary}
 
     def _chunks(self) -> list[_Chunk]:
         size = self.settings.chunk_cells
@@ -279,19 +303,38 @@ def _telling_faults(task):
     return telling
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file that tasks read, and what it holds now: a process may remember another of its name."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> "_File":
+        """
+        Raises:
+            InputError: It cannot be read.
+        """
+        try:
+            return cls(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+
 @lru_cache(maxsize=1)
-def _known_genes(gene_info: str) -> tuple[list[Gene], LangCellFeatureExtractor]:
-    genes = read_gene_info(gene_info)
+def _known_genes(gene_info: _File) -> tuple[list[Gene], LangCellFeatureExtractor]:
+    genes = read_gene_info(gene_info.path)
     return genes, every_gene(genes)
 
 
 @lru_cache(maxsize=1)
-def _extractor(genes: str, max_genes: int) -> LangCellFeatureExtractor:
-    return LangCellFeatureExtractor(json.loads(Path(genes).read_text()), max_length=max_genes)
+def _extractor(genes: _File, max_genes: int) -> LangCellFeatureExtractor:
+    return LangCellFeatureExtractor(json.loads(Path(genes.path).read_text()), max_length=max_genes)
 
 
 @_telling_faults
-def _inspect(source: Source, gene_info: str) -> dict[str, Any]:
+def _inspect(source: Source, gene_info: _File) -> dict[str, Any]:
     """Opens a source and tries its first cells."""
     asked_for = len(source.rows)
     if asked_for:
@@ -302,7 +345,7 @@ def _inspect(source: Source, gene_info: str) -> dict[str, Any]:
 
 
 @_telling_faults
-def _sketch(chunk: _Chunk, gene_info: str, path: str) -> str:
+def _sketch(chunk: _Chunk, gene_info: _File, path: str) -> str:
     """Writes the sketch of a chunk's gene values."""
     if not Path(path).exists():
         _, every = _known_genes(gene_info)
@@ -315,7 +358,7 @@ def _sketch(chunk: _Chunk, gene_info: str, path: str) -> str:
 
 
 @_telling_faults
-def _encode(chunk: _Chunk, genes: str, max_genes: int, path: str) -> dict[str, Any]:
+def _encode(chunk: _Chunk, genes: _File, max_genes: int, path: str) -> dict[str, Any]:
     """Writes a shard, and says what is in it."""
     if not Path(path).exists():
         extractor = _extractor(genes, max_genes)

@@ -12,6 +12,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from .annotation import open_cells
 from .feature_extraction_langcell import InputError
@@ -34,7 +35,7 @@ _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY)
 
 class Source(ABC):
     """
-    Cells with counts in `X` and CELLxGENE's columns in `obs`. Only where it lies goes to another process.
+    Cells with raw counts and CELLxGENE's columns in `obs`. Only where it lies goes to another process.
 
     Args:
         location: A path, or the URI of an experiment.
@@ -89,7 +90,10 @@ def _text(obs: pd.DataFrame, column: str, otherwise: str) -> np.ndarray:
 
 
 class H5adFile(Source):
-    """An `.h5ad` file with raw counts in `X`, read from disk in slices."""
+    """
+    An `.h5ad` file, read from disk in slices. Where there is a `raw` that holds whole numbers these are the counts, as
+    CELLxGENE has it for files with normalised values in `X`; else `X` must hold them.
+    """
 
     @cached_property
     def _adata(self) -> ad.AnnData:
@@ -110,14 +114,22 @@ class H5adFile(Source):
             raise InputError(f"{self.location}: the condition {self.where!r} cannot be judged: {error}") from error
 
     def read(self, rows: np.ndarray) -> ad.AnnData:
+        together = rows[-1] - rows[0] + 1 == len(rows)  # A slice is read sooner than as many single cells.
         try:
-            counts = self._adata.X[rows[0] : rows[-1] + 1]
+            matrix, genes = self._counts
+            counts = matrix[rows[0] : rows[-1] + 1] if together else matrix[rows]
         except Exception as error:  # h5py raises whatever a damaged file makes it stumble over
             raise InputError(f"{self.location} cannot be read from cell {rows[0]} on: {error}") from error
         obs = self._adata.obs.iloc[rows]
-        return ad.AnnData(
-            counts[rows - rows[0]], obs=obs.loc[:, obs.columns.isin(_COLUMNS)], var=self._adata.var.copy()
-        )
+        return ad.AnnData(counts, obs=obs.loc[:, obs.columns.isin(_COLUMNS)], var=genes.copy())
+
+    @cached_property
+    def _counts(self) -> tuple[Any, pd.DataFrame]:
+        """The matrix with the counts, and its genes."""
+        raw = self._adata.raw
+        if raw is not None and _are_whole(raw.X[:64]):
+            return raw.X, raw.var
+        return self._adata.X, self._adata.var
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
@@ -125,6 +137,11 @@ class H5adFile(Source):
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
+
+
+def _are_whole(matrix: Any) -> bool:
+    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
+    return bool((values == np.rint(values)).all())
 
 
 class SomaExperiment(Source):

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.corpus import GENEFORMER, Corpus, CorpusSettings, make_corpus
+from modeling_langcell.files import write_whole
 from modeling_langcell.gene_vocabulary import MedianSketch, every_gene, read_gene_info
 from modeling_langcell.gene_vocabulary import gene_vocabulary as merged
 from modeling_langcell.sources import ASPECTS, H5adFile, find_sources
@@ -127,6 +128,20 @@ class TestContent:
         assert 0 < len(corpus) < 76
         with pytest.raises(InputError, match="cannot be judged"):
             make(studies, tmp_path / "other", gene_info, where="no_such_column == 1")
+
+    def test_counts_in_raw(self, studies, tmp_path, gene_info):
+        """CELLxGENE's files have normalised values in X and the counts in raw; a raw of other values is let be."""
+        expected = make(studies, tmp_path / "expected", gene_info)
+        for name, in_raw in (("first", True), ("second", False)):
+            adata = ad.read_h5ad(studies / f"{name}.h5ad")
+            counts, normalised = adata.X.copy(), (adata.X / 3).log1p()
+            adata.X = counts if in_raw else normalised
+            adata.raw = adata
+            adata.X = normalised if in_raw else counts
+            adata.write_h5ad(studies / f"{name}.h5ad")
+        found = make(studies, tmp_path / "found", gene_info)
+        assert found.gene_vocabulary == expected.gene_vocabulary
+        assert found.manifest["shards"] == expected.manifest["shards"]
 
     def test_the_vocabulary_of_another_corpus(self, studies, tmp_path, gene_info):
         first = make(studies / "second.h5ad", tmp_path / "first", gene_info)
@@ -284,6 +299,72 @@ class TestFolders:
             make(studies, tmp_path / "corpus", gene_info, max_genes=7)
         assert len(make(studies, tmp_path / "corpus", gene_info)) == 76
 
+    def test_killed_at_any_write_it_is_gone_on_with(self, studies, tmp_path, gene_info, monkeypatch):
+        """Every file in turn is left half-written, as SIGKILL leaves it, and so is the clearing up."""
+        whole = make(studies, tmp_path / "whole", gene_info).folder
+        output = tmp_path / "corpus"
+        for last in range(1000):
+            written = []
+
+            def write_or_die(path, content, written=written, last=last):
+                if len(written) == last:
+                    path = Path(path)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.with_name(f".{path.name}.killed").write_bytes(content[:5])
+                    raise KeyboardInterrupt
+                written.append(path)
+                write_whole(path, content)
+
+            with monkeypatch.context() as cut:
+                cut.setattr("modeling_langcell.corpus.write_whole", write_or_die)
+                try:
+                    make(studies, output, gene_info)
+                    break
+                except KeyboardInterrupt:
+                    pass
+            assert same_folders(make(studies, output, gene_info).folder, whole), last
+            shutil.rmtree(output)
+        assert last > 5
+
+    def test_killed_while_clearing_up(self, studies, tmp_path, gene_info, monkeypatch):
+        output = tmp_path / "corpus"
+        with monkeypatch.context() as cut:
+            cut.setattr("modeling_langcell.corpus._Making.clear_up", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                make(studies, output, gene_info)
+        with pytest.raises(InputError, match="begun with other sources or settings"):
+            make(studies / "second.h5ad", output, gene_info)
+        assert same_folders(
+            make(studies, output, gene_info).folder, make(studies, tmp_path / "other", gene_info).folder
+        )
+
+    def test_genes_that_changed_meanwhile(self, studies, tmp_path, gene_info, monkeypatch):
+        """What a setting names may have another content when the command is given again."""
+        make(studies / "second.h5ad", tmp_path / "genes", gene_info)
+        for name, changes in (("corpus", {"vocabulary": str(tmp_path / "genes")}), ("other", {})):
+            with monkeypatch.context() as cut:
+                cut.setattr("modeling_langcell.corpus._Making.write_panels", lambda _: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    make(studies, tmp_path / name, gene_info, **changes)
+        shutil.rmtree(tmp_path / "genes")
+        make(studies, tmp_path / "genes", gene_info)
+        fewer = Path(gene_info).with_name("fewer.gz")
+        with gzip.open(gene_info, "rt") as table, gzip.open(fewer, "wt") as copy:
+            copy.writelines(table.readlines()[:-3])
+        with pytest.raises(InputError, match="begun with other sources or settings"):
+            make(studies, tmp_path / "corpus", gene_info, vocabulary=str(tmp_path / "genes"))
+        with pytest.raises(InputError, match="begun with other sources or settings"):
+            make(studies, tmp_path / "other", str(fewer))
+
+    def test_made_anew_in_the_same_place(self, studies, tmp_path, gene_info):
+        """A process that has seen the genes of one corpus ranks another's by its own."""
+        make(studies / "second.h5ad", tmp_path / "corpus", gene_info)
+        shutil.rmtree(tmp_path / "corpus")
+        anew = make(studies, tmp_path / "corpus", gene_info)
+        extractor = LangCellFeatureExtractor(anew.gene_vocabulary, max_length=2048)
+        first = ad.read_h5ad(studies / "first.h5ad")
+        assert anew.token_ids([0])[0].tolist() == extractor.rank(first, empty_cells="mark")[2].tolist()
+
     def test_no_corpus(self, tmp_path):
         with pytest.raises(InputError, match="holds no corpus"):
             Corpus(tmp_path)
@@ -387,5 +468,6 @@ def test_an_h5ad_file_is_read_in_slices(studies):
     source = H5adFile(str(studies / "first.h5ad"))
     part = source.read(np.array([3, 4, 7]))
     assert part.obs_names.tolist() == ["first3", "first4", "first7"]
+    assert (part.X != ad.read_h5ad(studies / "first.h5ad")[[3, 4, 7]].X).nnz == 0
     assert source.checksum() == H5adFile(str(studies / "first.h5ad")).checksum()
     assert source.checksum() != H5adFile(str(studies / "second.h5ad")).checksum()
