@@ -72,12 +72,6 @@ class Checkpoints:
             self.averaged.n_averaged.fill_(progress["step"])
         return int(progress["step"])
 
-    def remove(self) -> None:
-        """Clears up when the run is done."""
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
     def _whole(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 

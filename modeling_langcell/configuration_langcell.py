@@ -199,6 +199,18 @@ class LangCellConfig(_PublishedConfig):
     cell_cell_temperature: float | int = 0.05
     initializer_range: float | int = 0.02
 
+    def validate_objectives(self):
+        """Temperatures must be above 0, weights not below it, and what is a share no more than 1."""
+        for name in ("temperature", "cell_cell_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
+        for name in ("masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be below 0.")
+        for name in ("alpha", "masked_gene_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         # The cross-attention reads what the cell tower writes: one fact, one place to set it.

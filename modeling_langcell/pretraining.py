@@ -3,6 +3,8 @@
 
 import json
 import math
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -38,6 +40,7 @@ from .tower_starts import start_model, start_text_projection
 #: What may be another when a run goes on: nothing that is learnt depends on it.
 _FREE_TO_CHANGE = {"output", "workers", "checkpoint_every", "push_to"}
 _RUN, _RECORD, _LOSSES, _HELD_OUT = "run.json", "training.json", "losses.jsonl", "held_out.jsonl"
+_STATES = "checkpoints"
 
 
 class TrainingStopped(Exception):
@@ -61,37 +64,43 @@ def pretrain(config: PretrainingConfig) -> Path:
             repository that cannot be pushed to, or a loss that is no longer a number.
         TrainingStopped: By SIGTERM; the same command goes on.
     """
-    run = _Run(config)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # Else processes without a GPU would each train alone.
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulation,
+        log_with="tensorboard",
+        project_dir=config.output,
+    )
     try:
-        run.train()
-        run.save()
+        if not _is_trained(config):
+            run = _Run(config, accelerator)
+            try:
+                run.train()
+                run.save()
+            finally:
+                run.release()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _conclude(config)
     finally:
-        run.end()
-    return run.output
+        accelerator.end_training()
+    return Path(config.output)
 
 
 class _Run:
     """A run's parts, and its steps."""
 
-    def __init__(self, config: PretrainingConfig):
-        self.config, self.output = config, Path(config.output)
+    def __init__(self, config: PretrainingConfig, accelerator: Accelerator):
+        self.config, self.output, self.accelerator = config, Path(config.output), accelerator
         corpus = Corpus(config.corpus)
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # Else processes without a GPU would each train alone.
-            mixed_precision=config.precision,
-            gradient_accumulation_steps=config.accumulation,
-            log_with="tensorboard",
-            project_dir=str(self.output),
-        )
-        self.main = self.accelerator.is_main_process
-        if config.averaging and self.accelerator.distributed_type == DistributedType.FSDP:
+        self.main = accelerator.is_main_process
+        if config.averaging and accelerator.distributed_type == DistributedType.FSDP:
             raise InputError("averaging needs whole weights in every process, which FSDP has not: set it to 0.")
-        self._claim_folder()
         if self.main and config.push_to is not None:
             _make_repository(config.push_to)
 
         torch.manual_seed(config.seed)
-        states = self.output / "checkpoints"
+        states = self.output / _STATES
         anew = not any(states.glob("step-*"))
         model, self.processor = start_model(config, corpus.gene_vocabulary, weights_follow=not anew)
         processes = (self.accelerator.process_index, self.accelerator.num_processes)
@@ -109,10 +118,10 @@ class _Run:
             model.text_model.compile(dynamic=True)
         self.held_out = self._held_out()
 
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            _decay_groups(self.trained, config.weight_decay), lr=config.learning_rate, fused=True
-        )
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise InputError("Nothing would be trained: all that the objectives reach is frozen, or none has a weight.")
+        optimizer = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Not prepared: what is prepared steps once a process.
         self.schedule = get_scheduler(config.schedule, self.optimizer, config.warmup_steps, config.steps)
@@ -120,6 +129,9 @@ class _Run:
         self.averaged = AveragedModel(model, multi_avg_fn=average) if config.averaging else None
         self.checkpoints = Checkpoints(states, self.accelerator, self.schedule, self.averaged)
         self.first_step = self.checkpoints.go_on()
+        # Not before: what could not start has claimed nothing, and its settings can still be corrected.
+        if self.main:
+            _claim(config)
         self._forget_after(self.first_step)
         self.accelerator.init_trackers("tensorboard")
 
@@ -132,6 +144,7 @@ class _Run:
             state = self.accelerator.get_state_dict(self.model)
             whole = LangCellForPreTraining(whole.config)
             whole.load_state_dict(state, strict=self.main)
+            whole.to(self.accelerator.device)
         return whole
 
     def train(self) -> None:
@@ -176,7 +189,8 @@ class _Run:
                 outputs = self.model(**batch, passes=passes)
                 accelerator.backward(outputs.loss)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.trained, config.max_gradient_norm)
+                    # FSDP has put other parameters in the place of those that the model was built with.
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in outputs.items():
@@ -187,41 +201,25 @@ class _Run:
         self.schedule.step()
         if self.averaged is not None:
             self.averaged.update_parameters(accelerator.unwrap_model(self.model))
-        losses = {name: value.item() for name, value in summed.items()}
-        if not math.isfinite(losses["loss"]):
-            raise InputError(f"The loss is {losses['loss']} at step {step}: lower learning_rate.")
+        found = {name: value.item() for name, value in summed.items()} | {"gradient_norm": float(norm)}
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(found[name]):
+                raise InputError(f"The {name.replace('_', ' ')} is {found[name]} at step {step}: lower learning_rate.")
         cells, genes = accelerator.reduce(seen).tolist()
-        return losses | {"gradient_norm": float(norm)}, cells, genes
+        return found, cells, genes
 
     def save(self) -> None:
-        """Makes the checkpoint of what was learnt, pushes it if asked, and clears up."""
-        config = self.config
+        """Makes the checkpoint of what was learnt."""
         model = self.whole_model()
         if self.main:
-            _save(model, self.processor, config)
-            (self.output / _RUN).unlink()
-        self.checkpoints.remove()
-        if self.main and config.push_to is not None:
-            try:
-                HfApi().upload_folder(
-                    repo_id=config.push_to,
-                    folder_path=self.output,
-                    ignore_patterns=["tensorboard/*", "*.jsonl"],
-                    commit_message="Upload a pre-trained LangCell",
-                )
-            except (httpx.HTTPError, OSError) as error:
-                raise InputError(
-                    f"The checkpoint is in {self.output}, but was not pushed: {error} "
-                    f"To push it: hf upload {config.push_to} {self.output}"
-                ) from error
+            _save(model, self.processor, self.config)
 
-    def end(self) -> None:
+    def release(self) -> None:
         """
-        Leaves the group of processes. DDP's reducer must be gone by then: if it dies last it takes gloo's group with it
-        while it holds Python's lock, for which a thread that the group waits for may be waiting.
+        Lets model and optimizer go before the group of processes ends: if DDP's reducer dies last it takes gloo's group
+        with it while it holds Python's lock, for which a thread that the group waits for may be waiting.
         """
         self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
-        self.accelerator.end_training()
 
     def _held_out(self) -> HeldOutCells | None:
         config = self.config
@@ -229,23 +227,6 @@ class _Run:
             return None
         limits = {"max_genes": config.max_genes, "max_tokens": config.max_tokens, "most": config.held_out_cells}
         return HeldOutCells(Corpus(config.held_out), self.processor, seed=config.seed, **limits)
-
-    def _claim_folder(self) -> None:
-        """A folder of another run, or of a finished one, is not written to."""
-        settings = {name: value for name, value in asdict(self.config).items() if name not in _FREE_TO_CHANGE}
-        path = self.output / _RUN
-        if (self.output / _RECORD).exists():
-            raise InputError(f"{self.output} holds a finished run: choose a new folder.")
-        if path.exists():
-            begun = json.loads(path.read_text())
-            differ = sorted(name for name in settings if begun.get(name) != settings[name])
-            if differ:
-                raise InputError(
-                    f"{self.output} was begun with other settings ({', '.join(differ)}): choose a new folder."
-                )
-        self.accelerator.wait_for_everyone()
-        if self.main and not path.exists():
-            write_whole(path, json.dumps(settings, indent=1).encode())
 
     def _forget_after(self, step: int) -> None:
         """Takes back what was logged after the state that the run goes on from."""
@@ -258,7 +239,8 @@ class _Run:
         self.accelerator.log({f"{Path(name).stem}/{key}": value for key, value in values.items()}, step)
         if self.main:
             with open(self.output / name, "a") as log:
-                print(json.dumps({"step": step, **values}), file=log)
+                print(json.dumps({"step": step, **values}), file=log, flush=True)
+                os.fsync(log.fileno())  # A checkpoint must not outlive what was logged before it.
 
     @contextmanager
     def _progress(self):
@@ -284,8 +266,10 @@ def choose_trained(model: LangCellForPreTraining, config: PretrainingConfig) -> 
     """
     weights = model.config
     reads_texts = bool(weights.cell_text_weight or weights.matching_weight)
+    reads_cells = bool(reads_texts or weights.masked_gene_weight or weights.cell_cell_weight)
     model.lm_head.requires_grad_(bool(weights.masked_gene_weight))
-    model.cell_model.requires_grad_(config.train_cell_tower)  # After the head, whose output weights may be the tower's.
+    # After the head, whose output weights may be the tower's.
+    model.cell_model.requires_grad_(reads_cells and config.train_cell_tower)
     # The matching only draws its negatives by the similarity: no gradient reaches what that is made of.
     model.cell_projection.requires_grad_(bool(weights.cell_text_weight))
     model.text_projection.requires_grad_(bool(weights.cell_text_weight) and config.train_text_projection)
@@ -297,10 +281,67 @@ def choose_trained(model: LangCellForPreTraining, config: PretrainingConfig) -> 
         )
 
 
+def _settings(config: PretrainingConfig) -> dict[str, Any]:
+    """What a run that goes on must be told again."""
+    return {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
+
+
+def _is_trained(config: PretrainingConfig) -> bool:
+    """
+    Whether the folder has the checkpoint of this very run, which was killed before it was concluded.
+
+    Raises:
+        InputError: A folder of another run, or of one that was concluded.
+    """
+    output, settings = Path(config.output), _settings(config)
+    trained = (output / _RECORD).exists()
+    if not (output / _RUN).exists():
+        if trained:
+            raise InputError(f"{output} holds a finished run: choose a new folder.")
+        return False
+    begun = json.loads((output / _RUN).read_text())
+    differ = sorted(name for name in settings if begun.get(name) != settings[name])
+    if differ:
+        raise InputError(f"{output} was begun with other settings ({', '.join(differ)}): choose a new folder.")
+    return trained
+
+
+def _claim(config: PretrainingConfig) -> None:
+    """From here on the folder is this run's."""
+    path = Path(config.output, _RUN)
+    if not path.exists():
+        try:
+            write_whole(path, json.dumps(_settings(config), indent=1).encode())
+        except OSError as error:
+            raise InputError(f"output: {config.output} cannot be written: {error}") from error
+
+
+def _conclude(config: PretrainingConfig) -> None:
+    """Clears up, and pushes the checkpoint if asked; a run that is killed here goes on from here."""
+    output = Path(config.output)
+    shutil.rmtree(output / _STATES, ignore_errors=True)
+    for half_written in output.glob(".*"):
+        half_written.unlink()
+    if config.push_to is not None:
+        try:
+            HfApi().upload_folder(
+                repo_id=config.push_to,
+                folder_path=output,
+                ignore_patterns=["tensorboard/*", "*.jsonl", _RUN],
+                commit_message="Upload a pre-trained LangCell",
+            )
+        except (httpx.HTTPError, OSError) as error:
+            raise InputError(
+                f"The checkpoint is in {output}, but was not pushed: {error} The same command tries again."
+            ) from error
+    (output / _RUN).unlink()
+
+
 def _make_repository(name: str) -> None:
     """Before the training, and not days later, it shows whether there is leave to push."""
     try:
         HfApi().create_repo(name, exist_ok=True)
+        HfApi().auth_check(name, write=True)  # It may be there, and somebody else's.
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise InputError(f"push_to: {name} cannot be pushed to: {error}") from error
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What a pre-training run can be told: the fields of its YAML file."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -29,7 +30,8 @@ class PretrainingConfig:
             an installed Python package carries.
         cell_tower: A Geneformer-style checkpoint to start from, a folder or a Hub id: BERT over the corpus's genes, in
             their order (`langcell corpus --vocabulary` takes Geneformer's). By default the tower starts anew.
-        start: A LangCell checkpoint to go on from; then its towers are the start, and `model` changes its settings.
+        start: A LangCell checkpoint to go on from; then its towers are the start, and `model` changes its settings and
+            the number of its positions.
         model: Overrides of `LangCellConfig`: geometry, temperatures, masking, and the weights of the objectives (an
             objective of weight 0 is not computed, and what only it would train is left alone). The geometry of a
             tower that has a start comes from there, but for the number of positions.
@@ -132,41 +134,69 @@ class PretrainingConfig:
         """
         if not Path(path).is_file():
             raise InputError(f"No configuration at {path}.")
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path} cannot be read as YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} must map fields to values.")
         for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise InputError(f"{override!r} is not of the form key=value.")
-            *parents, last = key.split(".")
-            target = values
-            for parent in parents:
-                target = target.setdefault(parent, {})
-            target[last] = yaml.safe_load(value)
+            _override(values, override)
         known = {f.name: f for f in fields(cls)}
-        if unknown := sorted(set(values) - set(known)):
+        if unknown := sorted(set(map(str, values)) - set(known)):
             raise InputError(f"{path}: unknown field(s) {', '.join(unknown)}; known are {', '.join(known)}.")
         if missing := [name for name in ("corpus", "output") if not values.get(name)]:
             raise InputError(f"{path}: {' and '.join(missing)} must be set.")
-        for name, value in values.items():
-            _check(path, known[name], value)
-        return cls(**values)
+        return cls(**{name: _checked(f"{path}: {name}", known[name], value) for name, value in values.items()})
 
 
-def _check(path: str | Path, known: Field, value: Any) -> None:
-    field_name, kind, name = known.name, known.type, f"{path}: {known.name}"
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is float and not is_number:
-        raise InputError(f"{name} must be a number, not {value!r}.")
-    if kind is int and not (is_number and value == int(value)):
-        raise InputError(f"{name} must be a whole number, not {value!r}.")
-    if is_number and value < (least := _LEAST.get(field_name, 0)):
-        raise InputError(f"{name} must be at least {least}, not {value!r}.")
-    if is_number and value > 1 and field_name in _SHARES:
-        raise InputError(f"{name} must be between 0 and 1, not {value!r}.")
+def _override(values: dict[str, Any], override: str) -> None:
+    """Sets what `key=value` says, or `parent.key=value` in the parent's mapping."""
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise InputError(f"{override!r} is not of the form key=value.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"{override!r}: {parent} holds a value, and nothing can be set in it.")
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: its value cannot be read as YAML: {error}") from error
+
+
+def _checked(name: str, known: Field, value: Any) -> Any:
+    """The value of a field, if it is of the field's kind."""
+    kind: Any = known.type
+    if kind in (int, float):
+        return _checked_number(name, known, value)
     if kind is bool and not isinstance(value, bool):
         raise InputError(f"{name} must be true or false, not {value!r}.")
-    if (choices := get_args(kind)) and isinstance(choices[0], str) and value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    if get_origin(kind) is dict and not isinstance(value, dict):
+        raise InputError(f"{name} must map settings to values, not be {value!r}.")
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise InputError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}.")
+    optional = type(None) in get_args(kind)
+    if (kind is str or optional) and not (isinstance(value, str) or (optional and value is None)):
+        raise InputError(f"{name} must be a text, not {value!r}.")
+    return value
+
+
+def _checked_number(name: str, known: Field, value: Any) -> int | float:
+    try:
+        number = float("nan" if isinstance(value, bool) else value)  # YAML takes 1e-3, without a point, for a text.
+    except (TypeError, ValueError):
+        number = math.nan
+    if known.type is float and not math.isfinite(number):
+        raise InputError(f"{name} must be a number, not {value!r}.")
+    if known.type is int and not number.is_integer():
+        raise InputError(f"{name} must be a whole number, not {value!r}.")
+    if number < (least := _LEAST.get(known.name, 0)):
+        raise InputError(f"{name} must be at least {least}, not {value!r}.")
+    if number > 1 and known.name in _SHARES:
+        raise InputError(f"{name} must be between 0 and 1, not {value!r}.")
+    return int(number) if known.type is int else number
 
 
 __all__ = ["PretrainingConfig"]

@@ -1,14 +1,20 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Where the towers of a pre-training run start."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from importlib import resources
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, BertModel
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoTokenizer, BertModel, PreTrainedConfig
 
-from .configuration_langcell import LangCellConfig
+from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from .conversion import fold_token_types, with_cls
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .gene_vocabulary import Gene, read_gene_info
@@ -44,18 +50,53 @@ def start_model(
     Raises:
         InputError: A start whose genes are not the corpus's, or that does not fit; no start and no sentence encoder.
     """
+    _check_names(config.model)
     if config.start is not None:
-        model = LangCellForPreTraining.from_pretrained(config.start, dtype=torch.float32, **config.model)
-        processor = LangCellProcessor.from_pretrained(config.start)
-        extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-        if extractor.gene_vocabulary["ensembl_ids"] != vocabulary["ensembl_ids"]:
+        model, processor = _go_on(config, vocabulary)
+    else:
+        model, processor = _start_anew(config, vocabulary, weights_follow)
+    for name, tower, longest in (
+        ("max_genes", model.config.cell_config, config.max_genes),
+        ("max_tokens", model.config.text_config, config.max_tokens),
+    ):
+        if longest > tower.max_position_embeddings:
             raise InputError(
-                f"{config.start} has other genes than the corpus: make the corpus with langcell corpus --vocabulary "
-                f"{config.start}."
+                f"{name} is {longest}, but the tower has {tower.max_position_embeddings} positions: set "
+                f"model.{tower.base_config_key}.max_position_embeddings."
             )
-        extractor.max_length = max(extractor.max_length, config.max_genes)
-        tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
-        return model, processor
+    return model, processor
+
+
+def _go_on(config: PretrainingConfig, vocabulary: dict[str, list]) -> tuple[LangCellForPreTraining, LangCellProcessor]:
+    """What `config.start` holds, with the settings of `config.model`."""
+    name = str(config.start)
+    overrides = copy.deepcopy(config.model)
+    positions = {
+        part: overrides[part].pop("max_position_embeddings", None)
+        for part in ("cell_config", "text_config")
+        if part in overrides
+    }
+    with _explaining("start", name):
+        _require_kind("start", name, "langcell")
+        model = LangCellForPreTraining.from_pretrained(name, dtype=torch.float32, **overrides)
+        processor = LangCellProcessor.from_pretrained(name)
+    for part, wanted in positions.items():
+        if wanted is not None:
+            _resize(model.cell_model if part == "cell_config" else model.text_model, wanted)
+    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+    if extractor.gene_vocabulary["ensembl_ids"] != vocabulary["ensembl_ids"]:
+        raise InputError(
+            f"{name} has other genes than the corpus: make the corpus with langcell corpus --vocabulary {name}."
+        )
+    extractor.max_length = max(extractor.max_length, config.max_genes)
+    tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
+    return model, processor
+
+
+def _start_anew(
+    config: PretrainingConfig, vocabulary: dict[str, list], weights_follow: bool
+) -> tuple[LangCellForPreTraining, LangCellProcessor]:
+    """A new model around a sentence encoder and, if there is one, a Geneformer."""
     if config.cell_tower is not None and (config.gene_names_from is not None or config.gene_average_start):
         raise InputError(
             "cell_tower brings its own genes and layers: leave out gene_names_from and gene_average_start."
@@ -64,30 +105,77 @@ def start_model(
         raise InputError("A run that does not go on from a checkpoint (start) needs a text_tower.")
 
     folder = _text_tower_folder(config.text_tower)
-    bert = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bert = _read_bert("text_tower", folder).eval()
+    with _explaining("text_tower", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = config.max_tokens
     extractor = LangCellFeatureExtractor(vocabulary, max_length=config.max_genes)
 
     overrides = dict(config.model)
     overrides["text_config"] = _geometry(bert) | overrides.get("text_config", {})
-    geneformer = None
-    if config.cell_tower is not None:
-        geneformer = BertModel.from_pretrained(config.cell_tower, add_pooling_layer=False)
+    geneformer = None if config.cell_tower is None else _read_bert("cell_tower", config.cell_tower)
     cell_geometry = {} if geneformer is None else _geometry(geneformer)
     overrides["cell_config"] = cell_geometry | overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
-    model = LangCellForPreTraining(LangCellConfig(**overrides))
+    with _explaining("model", config.model):
+        model = LangCellForPreTraining(LangCellConfig(**overrides))
     _take_over(model.text_model, bert, config.text_tower)
     if geneformer is not None:
         _take_over(model.cell_model, geneformer, config.cell_tower)
     if weights_follow:
         return model, LangCellProcessor(extractor, tokenizer)
     if config.gene_names_from is not None:
-        genes = {gene.ensembl_id: gene for gene in read_gene_info(config.gene_names_from)}
-        _start_gene_embeddings(model, bert, tokenizer, [genes[i] for i in vocabulary["ensembl_ids"]])
+        named = {gene.ensembl_id: gene for gene in read_gene_info(config.gene_names_from)}
+        genes = [named.get(ensembl_id) for ensembl_id in vocabulary["ensembl_ids"]]
+        if not any(genes):
+            raise InputError(f"gene_names_from: {config.gene_names_from} has none of the corpus's genes.")
+        _start_gene_embeddings(model, bert, tokenizer, genes)
     if config.gene_average_start:
         _start_gene_average(model)
     return model, LangCellProcessor(extractor, tokenizer)
+
+
+def _check_names(overrides: dict[str, Any]) -> None:
+    """transformers keeps settings that it does not know: a slip of the pen would pass unseen."""
+    parts: dict[str, type] = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
+    given: dict[str, tuple[Any, Any]] = {"model": (overrides, LangCellConfig)}
+    given |= {f"model.{part}": (overrides[part], kind) for part, kind in parts.items() if part in overrides}
+    for where, (settings, kind) in given.items():
+        if not isinstance(settings, dict):
+            raise InputError(f"{where} must map settings to values, not be {settings!r}.")
+        known = {field.name for field in fields(kind)}
+        if unknown := sorted(set(settings) - known):
+            raise InputError(f"{where} has no setting {', '.join(unknown)}.")
+
+
+@contextmanager
+def _explaining(field: str, given: object) -> Iterator[None]:
+    """Says of what libraries raise which field it comes of."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"{field}: {given} cannot be used: {reason}") from error
+
+
+def _require_kind(field: str, name: str, kind: str) -> None:
+    found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    if found != kind:
+        raise InputError(f"{field}: {name} is a checkpoint of {found or 'no known kind'}, not of {kind}.")
+
+
+def _read_bert(field: str, name: str) -> BertModel:
+    """
+    Raises:
+        InputError: No BERT there, or weights that are not all there.
+    """
+    with _explaining(field, name):
+        _require_kind(field, name, "bert")
+        bert, loading = BertModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True)
+    if loading["missing_keys"]:
+        raise InputError(f"{field}: {name} lacks the weights {', '.join(sorted(loading['missing_keys'])[:3])}.")
+    return bert
 
 
 def _geometry(bert: BertModel) -> dict[str, Any]:
@@ -126,6 +214,13 @@ def _take_over(tower: LangCellTowerModel, bert: BertModel, name: str | None) -> 
         raise InputError(f"{name} does not fit the tower: {strangers or loaded.unexpected_keys}.")
 
 
+def _resize(tower: LangCellTowerModel, wanted: int) -> None:
+    """Gives a tower so many positions."""
+    positions = tower.embeddings.position_embeddings
+    positions.weight = nn.Parameter(_resized(positions.weight.data, wanted))
+    positions.num_embeddings = tower.config.max_position_embeddings = wanted
+
+
 def _resized(positions: torch.Tensor, wanted: int) -> torch.Tensor:
     """`(wanted, hidden_size)`: cut, or the last position's embedding for those beyond it."""
     beyond = positions[-1:].expand(max(0, wanted - len(positions)), -1)
@@ -133,9 +228,15 @@ def _resized(positions: torch.Tensor, wanted: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _start_gene_embeddings(model: LangCellForPreTraining, bert: BertModel, tokenizer: Any, genes: list[Gene]) -> None:
-    """Gene embeddings from mean-pooled sentence embeddings of `symbol: full name`, by principal components."""
-    texts = [f"{gene.symbol}: {gene.full_name}" for gene in genes]
+def _start_gene_embeddings(
+    model: LangCellForPreTraining, bert: BertModel, tokenizer: Any, genes: list[Gene | None]
+) -> None:
+    """
+    Gene embeddings from mean-pooled sentence embeddings of `symbol: full name`, by principal components. Genes without
+    a name keep the start that they have.
+    """
+    texts = [f"{gene.symbol}: {gene.full_name}" for gene in genes if gene is not None]
+    ids = [2 + place for place, gene in enumerate(genes) if gene is not None]
     embedded = torch.empty(len(texts), bert.config.hidden_size)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(texts), 256):
@@ -146,12 +247,12 @@ def _start_gene_embeddings(model: LangCellForPreTraining, bert: BertModel, token
         embedded[rows] = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
     weight = model.cell_model.get_input_embeddings().weight
     centred = embedded - embedded.mean(dim=0)
-    components = min(weight.shape[1], centred.shape[1])
+    components = min(weight.shape[1], *centred.shape)
     _, _, directions = torch.pca_lowrank(centred, q=components, center=False, niter=4)
     projected = centred @ directions
     # Twice the positions' scale: which gene it is should at first say more than where it stands.
     projected *= 2 * model.config.cell_config.initializer_range / projected.std()
-    weight[2 : 2 + len(genes), :components] = projected
+    weight[ids, :components] = projected
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ class HubStandIn(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Answers)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.of_others: set[str] = set()  #: Repositories that may be read, and not be pushed to.
         self.large: dict[str, bytes] = {}
         self.commits: list[str] = []
 
@@ -117,6 +118,9 @@ class _Answers(BaseHTTPRequestHandler):
                 return self.answer({}, 404, **{"X-Error-Code": "EntryNotFound"})
             etag = f'"{hashlib.sha1(content).hexdigest()}"'
             return self.answer(content=content, ETag=etag, **{"X-Repo-Commit": self.commit_id()})
+        if path.endswith("/auth-check/write"):
+            mine = path.removeprefix("/api/models/").removesuffix("/auth-check/write") not in self.server.of_others
+            return self.answer({}, 200 if mine else 403)
         name = path.removeprefix("/api/models/").partition("/revision/")[0].partition("/tree/")[0]
         if name in self.server.repositories:
             files = self.server.repositories[name]

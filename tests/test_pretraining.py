@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from shutil import which
 
 import anndata as ad
@@ -143,7 +144,16 @@ def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
         ({"corpus": "x", "output": "y", "accumulation": 0}, [], "accumulation must be at least 1"),
         ({"corpus": "x", "output": "y", "weight_decay": -1}, [], "weight_decay must be at least 0"),
         ({"corpus": "x", "output": "y", "panel_share": 1.5}, [], "panel_share must be between 0 and 1"),
+        ({"corpus": "x", "output": "y", "steps": math.inf}, [], "steps must be a whole number"),
+        ({"corpus": "x", "output": "y", "learning_rate": math.nan}, [], "learning_rate must be a number"),
+        ({"corpus": "x", "output": "y", "model": None}, [], "model must map settings to values"),
+        ({"corpus": 5, "output": "y"}, [], "corpus must be a text"),
+        ({"corpus": "x", "output": "y", "start": 3}, [], "start must be a text"),
+        (["corpus", "output"], [], "must map fields to values"),
+        ("corpus", [], "must map fields to values"),
         ({"corpus": "x", "output": "y"}, ["steps"], "key=value"),
+        ({"corpus": "x", "output": "y"}, ["steps=[1"], "cannot be read as YAML"),
+        ({"corpus": "x", "output": "y", "steps": 4}, ["steps.x=3"], "steps holds a value"),
         ({"corpus": "x", "output": "y"}, [], "holds no corpus"),
     ],
 )
@@ -153,10 +163,43 @@ def test_train_py_refuses_bad_configurations(tmp_path, values, overrides, says):
         pretrain(PretrainingConfig.from_yaml(tmp_path / "c.yaml", overrides))
 
 
+def test_a_configuration_that_is_no_yaml_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("corpus: [a\noutput: b")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        PretrainingConfig.from_yaml(tmp_path / "c.yaml")
+
+
 def test_overrides_reach_into_the_model(tmp_path):
     (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nmodel: {temperature: 0.1}\n")
-    config = PretrainingConfig.from_yaml(tmp_path / "c.yaml", ["steps=7", "model.temperature=0.07"])
+    config = PretrainingConfig.from_yaml(tmp_path / "c.yaml", ["steps=7.0", "model.temperature=0.07"])
     assert (config.steps, config.model["temperature"]) == (7, 0.07)
+    assert type(config.steps) is int
+
+
+def test_a_rate_without_a_point_is_a_number(tmp_path):
+    (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nlearning_rate: 1e-3\n")
+    assert PretrainingConfig.from_yaml(tmp_path / "c.yaml").learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {f"{name}_weight": 0 for name in ("masked_gene", "cell_cell", "cell_text", "matching")}},
+        {"model": {"cell_text_weight": 0, "masked_gene_weight": 0, "matching_weight": 0}, "train_cell_tower": False},
+    ],
+)
+def test_where_nothing_is_trained_nothing_is_begun(settings, changes):
+    settings["model"] |= changes.pop("model")
+    with pytest.raises(InputError, match="Nothing would be trained"):
+        pretrain(PretrainingConfig(**settings | changes))
+    assert not (Path(settings["output"]) / "run.json").exists()
+
+
+def test_an_output_that_cannot_be_written(settings, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot be written"):
+        pretrain(PretrainingConfig(**settings | {"output": str(tmp_path / "file" / "run")}))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_train_py_as_a_process(settings, tmp_path):
@@ -172,7 +215,7 @@ def test_train_py_as_a_process(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "stages"), [("mini", ["stage1", "stage2", "matching"]), ("base", ["stage1", "stage2"])]
+    ("model", "stages"), [("mini", ["stage1", "stage2", "matching", "genes"]), ("base", ["stage1", "stage2"])]
 )
 def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model, stages):
     """A step of each stage, on the tiny studies; from a random start, since the real ones are not here."""
@@ -208,6 +251,45 @@ def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
         pulled = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
         assert pulled.returncode == 0, pulled.stderr
         assert "LangCellModel" in pulled.stdout
+
+
+def test_a_run_that_was_killed_before_its_push_still_pushes(settings, tmp_path):
+    """And nothing but the checkpoint, whatever a killed process left beside it."""
+    output = Path(settings["output"])
+    kill = "import os, sys, modeling_langcell.pretraining as p; p._conclude = lambda _: os.kill(os.getpid(), 9)"
+    with HubStandIn() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+        environment.pop("HF_HUB_OFFLINE", None)
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings | {"push_to": "tester/tiny", "checkpoint_every": 1}))
+        train = f"import train; sys.exit(train.main([{str(tmp_path / 'c.yaml')!r}]))"
+        killed = subprocess.run([sys.executable, "-c", f"{kill}; {train}"], env=environment, capture_output=True)
+        assert killed.returncode == -9
+        assert (output / "training.json").exists()
+        assert not hub.repositories["tester/tiny"]
+        (output / ".losses.jsonl.half").write_text("half")
+        weights = (output / "model.safetensors").stat().st_mtime_ns
+        again = subprocess.run([sys.executable, "-c", f"import sys; {train}"], env=environment, capture_output=True)
+        assert again.returncode == 0, again.stderr
+        assert (output / "model.safetensors").stat().st_mtime_ns == weights
+        pushed = hub.repositories["tester/tiny"]
+        assert {"model.safetensors", "processor_config.json", "training.json"} <= pushed.keys()
+        assert not [name for name in pushed if "jsonl" in name or name.startswith(("run", "checkpoints"))]
+    assert not (output / "checkpoints").exists()
+    assert not (output / "run.json").exists()
+
+
+def test_what_is_somebody_elses_is_not_trained_for(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with HubStandIn() as hub:
+        hub.of_others.add("somebody/tiny")
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), "push_to=somebody/tiny"]
+        run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert "push_to: somebody/tiny cannot be pushed to" in run.stderr
+    assert not (tmp_path / "run" / "losses.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["tester/tiny", "not a name"])

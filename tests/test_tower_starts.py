@@ -5,12 +5,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from modeling_langcell import InputError
+from modeling_langcell import InputError, LangCellModel
+from modeling_langcell.corpus import Corpus
 from modeling_langcell.pretraining import pretrain
 from modeling_langcell.pretraining_config import PretrainingConfig
 from modeling_langcell.tower_starts import start_text_projection
 
-from .conftest import GENES, started
+from .conftest import GENES, SYMBOLS, WORDS, started
 
 
 def test_the_text_tower_reads_as_the_encoder_it_started_from(tiny_studies, settings):
@@ -36,7 +37,7 @@ class TestGeneformer:
         )  # fmt: skip
         BertForMaskedLM(config).save_pretrained(tmp_path / "geneformer")
         settings["model"]["cell_config"] = {}
-        settings |= {"cell_tower": str(tmp_path / "geneformer"), "gene_names_from": None}
+        settings |= {"cell_tower": str(tmp_path / "geneformer"), "gene_names_from": None, "max_genes": 20}
         return BertModel.from_pretrained(tmp_path / "geneformer", add_pooling_layer=False).eval()
 
     def test_it_reads_alike(self, geneformer, settings):
@@ -80,6 +81,90 @@ class TestGeneformer:
     def test_other_starts_beside_it_are_refused(self, geneformer, settings):
         with pytest.raises(InputError, match="leave out"):
             started(settings | {"gene_average_start": True})
+
+
+class TestRefusals:
+    """Whatever cannot be started from is one message that names the field, before anything is claimed."""
+
+    @pytest.mark.parametrize("field", ["text_tower", "cell_tower", "start"])
+    def test_what_is_not_there(self, settings, field, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        changes = {"gene_names_from": None, field: str(tmp_path / "nowhere")}
+        with pytest.raises(InputError, match=rf"{field}: .*nowhere cannot be used"):
+            pretrain(PretrainingConfig(**settings | changes))
+        assert not (tmp_path / "run" / "run.json").exists()
+
+    def test_checkpoints_of_another_kind(self, settings, tiny_checkpoint, tiny_studies):
+        with pytest.raises(InputError, match="a checkpoint of langcell, not of bert"):
+            started(settings | {"text_tower": str(tiny_checkpoint)})
+        with pytest.raises(InputError, match="a checkpoint of bert, not of langcell"):
+            started(settings | {"start": str(tiny_studies / "encoder")})
+
+    def test_weights_that_are_not_there(self, settings, tmp_path):
+        class Half(BertModel):
+            def state_dict(self, *arguments, **options):
+                whole = super().state_dict(*arguments, **options)
+                return {name: weight for name, weight in whole.items() if "layer.1" not in name}
+
+        config = BertConfig(vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=2)
+        half = Half(config, add_pooling_layer=False)
+        half.save_pretrained(tmp_path / "half", state_dict=half.state_dict())
+        with pytest.raises(InputError, match=r"lacks the weights encoder\.layer\.1"):
+            started(settings | {"text_tower": str(tmp_path / "half")})
+
+    @pytest.mark.parametrize(
+        ("model", "says"),
+        [
+            ({"cell_txt_weight": 0}, "model has no setting cell_txt_weight"),
+            ({"cell_config": {"hiden_size": 8}}, "model.cell_config has no setting hiden_size"),
+            ({"cell_config": 7}, "model.cell_config must map"),
+            ({"temperature": "hot"}, "model: .*cannot be used: .*temperature.*expected float"),
+            ({"temperature": 0}, r"temperature \(0\) must be above 0"),
+            ({"matching_weight": -1}, "matching_weight .* must not be below 0"),
+            ({"masked_gene_probability": 2}, "masked_gene_probability .* must be from 0 to 1"),
+            ({"cell_config": {"num_attention_heads": 3, "hidden_size": 16}}, "must be a multiple of"),
+            ({"cell_config": {"hidden_act": "nope"}}, "model: .*cannot be used: .*nope"),
+            ({"cell_config": {"max_position_embeddings": 8}}, "max_genes is 32, but the tower has 8 positions"),
+        ],
+    )
+    def test_settings_of_the_model(self, settings, model, says):
+        with pytest.raises(InputError, match=says):
+            started(settings | {"gene_names_from": None, "model": model})
+
+    def test_names_of_no_gene(self, settings, tmp_path):
+        (tmp_path / "genes").write_text("Symbol\tSynonyms\tdbXrefs\tdescription\nA\t-\tEnsembl:ENSG99\ta\n")
+        with pytest.raises(InputError, match="none of the corpus's genes"):
+            started(settings | {"gene_names_from": str(tmp_path / "genes")})
+
+
+def test_a_run_that_goes_on_may_have_other_positions(settings, tmp_path):
+    first = pretrain(PretrainingConfig(**settings | {"steps": 1}))
+    more = settings | {"start": str(first), "output": str(tmp_path / "more"), "steps": 0, "max_genes": 2100}
+    more["model"] = {"cell_config": {"max_position_embeddings": 2100}, "alpha": 0.7}
+    longer = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**more)))
+    before = LangCellModel.from_pretrained(first)
+    assert longer.config.alpha == 0.7
+    assert longer.config.cell_config.max_position_embeddings == 2100
+    ours, theirs = (model.cell_model.embeddings.position_embeddings.weight for model in (longer, before))
+    assert torch.equal(ours[:2048], theirs)
+    assert (ours[2048:] == theirs[-1]).all()
+    assert torch.equal(longer.cell_projection.weight, before.cell_projection.weight)
+
+
+def test_genes_without_a_name_start_as_the_others_of_a_plain_start(settings, tmp_path):
+    named = tmp_path / "genes"
+    lines = [f"{s}\t-\tEnsembl:{g}\t{s} protein\n" for g, s in zip(GENES[:30], SYMBOLS[:30], strict=True)]
+    named.write_text("Symbol\tSynonyms\tdbXrefs\tdescription\n" + "".join(lines))
+    torch.manual_seed(5)
+    plain, _ = started(settings | {"gene_names_from": None})
+    torch.manual_seed(5)
+    model, _ = started(settings | {"gene_names_from": str(named)})
+    weight, random = (m.cell_model.get_input_embeddings().weight for m in (model, plain))
+    ids = {gene: 2 + i for i, gene in enumerate(Corpus(settings["corpus"]).gene_vocabulary["ensembl_ids"])}
+    known = [ids[gene] for gene in GENES[:30]]
+    others = [ids[gene] for gene in GENES[30:]]
+    assert torch.equal(weight[others], random[others])
+    assert (weight[known] != random[known]).any(dim=1).all()
 
 
 def test_gene_embeddings_start_from_names(settings):
