@@ -85,11 +85,13 @@ class Trials:
         return json.loads(last)
 
     def _train(self, output: Path, settings: dict[str, object]) -> None:
+        path, content = output.with_suffix(".yaml"), yaml.safe_dump(settings | {"output": str(output)})
         if (output / "training.json").exists():
+            if path.read_text() != content:
+                raise RuntimeError(f"{output.name} was run by another recipe: choose another folder, or remove it.")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = output.with_suffix(".yaml")
-        path.write_text(yaml.safe_dump(settings | {"output": str(output)}))
+        path.write_text(content)
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         command = [sys.executable, "train.py", str(path)]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)

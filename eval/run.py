@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +47,8 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"No task {name!r}; tasks: {', '.join(TASKS)}.")
     try:
-        return import_module(f"modeling_langcell.eval.tasks.{TASKS[name]}").TASK
+        found = import_module(f"modeling_langcell.eval.tasks.{TASKS[name]}")
+        return replace(found.TASK, measure=found.measure)
     except ImportError as error:
         raise InputError(
             f"The task {name!r} needs {error.name}: pip install it, or an extra that brings it."
@@ -64,13 +65,14 @@ def evaluate(
     methods: Sequence[str] = (),
 ) -> dict[str, Any]:
     """
-    Fills the cells of a task that are not filled yet, and writes the table.
+    Fills the cells of a task that are not filled yet, and writes the table. Other cells of the same model that the
+    table had, of studies or methods that are not asked for this time, stay in it.
 
     Args:
         task: What is measured.
         bench: By which model, on which data.
         seeds: How often what is drawn is drawn.
-        out: Folder for `<task>.json`, `<task>.md` and, one a cell, `cells/`.
+        out: Folder for `<task>.json`, `<task>.md` and, until these are written, one file a cell in `cells/`.
         studies: Other studies than the task's own.
         methods: Some of the task's; all by default.
 
@@ -78,39 +80,40 @@ def evaluate(
         What `<task>.json` holds.
 
     Raises:
-        InputError: No such study or method, or data that is not there.
+        InputError: No such study or method, data that is not there, an adapter where the task adapts the checkpoint
+            itself, or a folder that cannot be written.
     """
     chosen = [bench.study(name) for name in studies or task.studies]
     wanted = list(methods or task.methods)
     if unknown := sorted({*wanted} - {*task.methods}):
         raise InputError(f"{task.name} has no method {unknown[0]!r}; there are {', '.join(task.methods)}.")
+    if task.adapts and bench.adapter is not None:
+        raise InputError(f"{task.name} adapts the checkpoint itself: leave out the adapter.")
     model = fingerprint(bench)
+    before = _read_table(out / f"{task.name}.json")
     say = Console(stderr=True)
-    cells = []
+    cells: dict[str, dict[str, Any]] = {}
     for study, method, setting, seed in places(task, chosen, wanted, seeds):
-        title = " ".join(map(str, (task.name, study.name, method, *setting.values(), f"seed {seed}")))
-        key = {
-            "task": task.name,
-            "study": study.name,
-            "version": study.version,
-            "method": method,
-            "setting": dict(setting),
-            "seed": seed,
-            "model": model,
-            "alpha": bench.alpha,
-        }
-        if bench.gene_sets is not None:
-            key["gene_sets"] = hashlib.sha256(bench.gene_sets.read_bytes()).hexdigest()
-        file = out / "cells" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
-        filled = json.loads(file.read_text()) if file.exists() else None
+        key = _key(task, bench, model, study, method, setting, seed)
+        name = _hash(key)
+        file = out / "cells" / f"{name}.json"
+        filled = before.get(name) or _read_cell(file)
         if filled is None:
+            assert task.measure is not None
             start = time.perf_counter()
             found = task.measure(Cell(bench, study, method, setting, seed))
             filled = key | asdict(found) | {"seconds": round(time.perf_counter() - start, 2), "peak_gb": peak_memory()}
-            write_whole(file, json.dumps(filled).encode())
+            _write(file, json.dumps(filled))
+        title = " ".join(map(str, (task.name, study.name, method, *setting.values(), f"seed {seed}")))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in filled["scores"].items())
         say.print(f"{title}: {shown}", highlight=False, soft_wrap=True)
-        cells.append(filled)
+        cells[name] = filled
+    cells |= {
+        name: cell
+        for name, cell in before.items()
+        if name not in cells and cell["model"] == model and cell["study"] in bench.studies
+    }
+    ordered = _in_order(task, list(cells.values()))
     result = record(
         {
             "task": {
@@ -120,14 +123,80 @@ def evaluate(
                 "main_score": task.main_score,
             },
             "model": {"checkpoint": _named(bench.model), "adapter": _named(bench.adapter), "fingerprint": model},
-            "studies": {study.name: asdict(study) for study in chosen},
+            "studies": {name: asdict(bench.study(name)) for name in dict.fromkeys(cell["study"] for cell in ordered)},
             "seeds": seeds,
-            "cells": cells,
+            "cells": ordered,
         }
     )
-    write_whole(out / f"{task.name}.json", _by_lines(result).encode())
-    write_whole(out / f"{task.name}.md", table(task, cells).encode())
+    _write(out / f"{task.name}.json", _by_lines(result))
+    _write(out / f"{task.name}.md", table(task, ordered, bench.studies))
     return result
+
+
+def _key(
+    task: Task, bench: Bench, model: str, study: Study, method: str, setting: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """What a cell of the table depends on: where this is the same, it was filled already."""
+    key = {
+        "task": task.name,
+        "task_version": task.version,
+        "study": study.name,
+        "version": study.version,
+        "entry": _hash(asdict(study)),
+        "method": method,
+        "setting": dict(setting),
+        "seed": seed,
+        "model": model,
+        "alpha": bench.alpha,
+    }
+    if task.learns_elsewhere:
+        files = sorted((bench.data / "train").glob("*.h5ad"))
+        key["training"] = _hash([(file.name, file.stat().st_size) for file in files])
+    if bench.gene_sets is not None:
+        key["gene_sets"] = hashlib.sha256(bench.gene_sets.read_bytes()).hexdigest()
+    return key
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_table(file: Path) -> dict[str, dict[str, Any]]:
+    """The cells of a table that was written before, by what each depends on."""
+    if not file.is_file():
+        return {}
+    found_by_cell = {"scores", "intervals", "per_class", "drawings", "seconds", "peak_gb"}
+    try:
+        cells = json.loads(file.read_text())["cells"]
+        return {_hash({name: cell[name] for name in cell if name not in found_by_cell}): cell for cell in cells}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no table of results: {error}. Name another folder, or remove it.") from error
+
+
+def _read_cell(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text()) if file.exists() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged: remove it, and the same command fills it again.") from error
+
+
+def _write(file: Path, content: str) -> None:
+    try:
+        write_whole(file, content.encode())
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error}") from error
+
+
+def _in_order(task: Task, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the task names its studies, methods and settings; studies of the user's own come last."""
+
+    def place(cell: dict[str, Any]) -> tuple:
+        study = cell["study"]
+        own = task.studies.index(study) if study in task.studies else len(task.studies)
+        setting = [dict(setting) for setting in task.settings].index(cell["setting"])
+        return own, study, task.methods.index(cell["method"]), setting, cell["seed"]
+
+    return sorted(cells, key=place)
 
 
 def places(
@@ -141,8 +210,8 @@ def places(
                     yield study, method, setting, seed
 
 
-def table(task: Task, cells: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table: means over seeds, and their spread where there are several."""
+def table(task: Task, cells: Sequence[Mapping[str, Any]], studies: Mapping[str, Study]) -> str:
+    """A Markdown table: means over seeds, and their spread where there are several; and what the studies are."""
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for cell in cells:
         rows.setdefault((cell["study"], cell["method"], *cell["setting"].values()), []).append(cell)
@@ -155,6 +224,11 @@ def table(task: Task, cells: Sequence[Mapping[str, Any]]) -> str:
     for row, same in rows.items():
         values = [_mean(name, same) for name in names]
         lines.append("| " + " | ".join([*map(str, row), *values]) + " |")
+    lines.append("")
+    for name in dict.fromkeys(cell["study"] for cell in cells):
+        study = studies[name]
+        trained = "The shipped checkpoint was trained on it." if study.in_training else "It was not trained on."
+        lines.append(f"- **{name}**: {study.what} {study.citation}. {trained}")
     return "\n".join(lines) + "\n"
 
 
@@ -184,17 +258,26 @@ def _mean(name: str, cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def fingerprint(bench: Bench) -> str:
-    """Which weights these are: a hash of the model's and of the adapter's."""
+    """Which model this is: a hash of its weights, with an adapter's, and of what else decides what it computes."""
+    annotator = bench.annotator
     digest = hashlib.sha256()
-    for parameter in bench.annotator.model.state_dict().values():
+    for parameter in annotator.model.state_dict().values():
         digest.update(parameter.detach().cpu().float().numpy().tobytes())
-    if (adaptation := bench.annotator.adaptation) is not None and adaptation.prototypes is not None:
-        digest.update(adaptation.prototypes.numpy().tobytes())
+    config, extractor = annotator.model.config, annotator.processor.feature_extractor
+    deciding = {
+        "cell": config.cell_config.to_diff_dict(),
+        "text": config.text_config.to_diff_dict(),
+        "alpha": config.alpha,
+        "temperature": config.temperature,
+        "genes": extractor.gene_vocabulary,
+        "lengths": [extractor.max_length, annotator.processor.tokenizer.model_max_length],
+    }
+    digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
 def peak_memory() -> float:
-    """The most memory this process has had, in GB."""
+    """The most memory this process has had until now, in GB."""
     if sys.platform == "win32":
         return round(psutil.Process().memory_info().peak_wset / 1e9, 2)
     import resource

@@ -11,6 +11,7 @@ from typing import Any
 import anndata as ad
 import evaluate
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 
@@ -27,7 +28,8 @@ CLASSIFIERS = ("majority", "logistic_regression", "knn_pca", "gene_name_embeddin
 @dataclass(frozen=True)
 class Task:
     """
-    A question, what it is asked of, and how the answer is measured.
+    A question, what it is asked of, and how the answer is measured. A task's file begins with it; what measures is the
+    file's function `measure`, which `run.find_task` adds.
 
     Args:
         name: As the command has it.
@@ -36,10 +38,13 @@ class Task:
         methods: The model, and what it is compared with.
         metrics: What is reported.
         main_score: The one that the table shows first.
-        measure: Finds a cell of the table.
         settings: What is varied, `{"shots": 5}`; one empty setting where nothing is.
         drawn: Methods whose result depends on the seed: these are run with several.
         has: Whether a method has a setting: not every one has all.
+        adapts: Whether it adapts the checkpoint itself, so that an adapter has no part in it.
+        learns_elsewhere: Whether the training cells have a part in it.
+        version: Raised when the same cell would be found otherwise: what was found before is then found anew.
+        measure: Finds a cell of the table.
     """
 
     name: str
@@ -48,10 +53,13 @@ class Task:
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
     main_score: str
-    measure: Callable[["Cell"], "Found"]
     settings: tuple[Mapping[str, Any], ...] = ({},)
     drawn: tuple[str, ...] = ()
     has: Callable[[str, Mapping[str, Any]], bool] = lambda method, setting: True
+    adapts: bool = False
+    learns_elsewhere: bool = False
+    version: int = 1
+    measure: Callable[["Cell"], "Found"] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,32 +104,41 @@ class Bench:
     gene_sets: Path | None = None
     device: str | None = None
     _cells: dict[str, ad.AnnData] = field(default_factory=dict)
+    _untrained: dict[int, LangCellAnnotator] = field(default_factory=dict)
 
     @cached_property
     def annotator(self) -> LangCellAnnotator:
-        return LangCellAnnotator.from_pretrained(self.model, adapter=self.adapter, device=self.device)
+        """
+        Raises:
+            InputError: No such checkpoint; or an adapter that tells its labels by anything but their descriptions.
+        """
+        annotator = LangCellAnnotator.from_pretrained(self.model, adapter=self.adapter, device=self.device)
+        if annotator.adaptation is not None and annotator.adaptation.head != "descriptions":
+            raise InputError(f"Tasks tell labels by descriptions, and {self.adapter or self.model} does not.")
+        return annotator
 
     @cached_property
-    def untrained(self) -> LangCellAnnotator:
+    def _scratch(self) -> tempfile.TemporaryDirectory:
+        return tempfile.TemporaryDirectory(prefix="langcell-")
+
+    def untrained(self, seed: int) -> LangCellAnnotator:
         """The same geometry with random weights."""
-        if not isinstance(self.annotator.model, LangCellModel):
-            raise InputError("Tasks need a checkpoint that compares cells with texts, not a classifier.")
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = LangCellModel(self.annotator.model.config)
-        return LangCellAnnotator(model, self.annotator.processor, device=self.device)
+        if seed not in self._untrained:
+            if not isinstance(self.annotator.model, LangCellModel):
+                raise InputError("Tasks need a checkpoint that compares cells with texts, not a classifier.")
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = LangCellModel(self.annotator.model.config)
+            self._untrained[seed] = LangCellAnnotator(model, self.annotator.processor, device=self.device)
+        return self._untrained[seed]
 
-    @cached_property
-    def untrained_folder(self) -> str:
+    def untrained_folder(self, seed: int) -> str:
         """`untrained` as a checkpoint, there as long as the bench is."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="langcell-")
-        self.untrained.model.save_pretrained(self._scratch.name)
-        self.untrained.processor.save_pretrained(self._scratch.name)
-        return self._scratch.name
-
-    def named(self, method: str) -> LangCellAnnotator:
-        """The model, or the one with random weights."""
-        return self.untrained if method == RANDOM else self.annotator
+        folder = Path(self._scratch.name, str(seed))
+        if not folder.exists():
+            self.untrained(seed).model.save_pretrained(folder)
+            self.untrained(seed).processor.save_pretrained(folder)
+        return str(folder)
 
     @property
     def extractor(self) -> Any:
@@ -187,6 +204,16 @@ class Cell:
         return self.bench.cells(self.study)
 
     @property
+    def annotator(self) -> LangCellAnnotator:
+        """The model, or one with random weights, drawn by the seed."""
+        return self.bench.untrained(self.seed) if self.method == RANDOM else self.bench.annotator
+
+    @property
+    def checkpoint(self) -> str:
+        """As `annotator`, to be adapted."""
+        return self.bench.untrained_folder(self.seed) if self.method == RANDOM else self.bench.model
+
+    @property
     def truth(self) -> np.ndarray:
         """The cells' labels."""
         return self.cells.obs[self.study.label_key].astype(str).to_numpy()
@@ -232,18 +259,31 @@ def intervals(truth: np.ndarray, found: np.ndarray, seed: int, draws: int = 1000
     names = np.unique(truth)
     known, said = (np.searchsorted(names, labels) for labels in (truth, found))
     said = np.where(np.isin(found, names), said, len(names))  # What is no label of the truth is wrong for all.
-    rng = np.random.default_rng(seed)
-    values: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": [], "macro_f1": []}
-    for _ in range(draws):
-        rows = rng.integers(0, len(truth), len(truth))
+
+    def scores(rows: np.ndarray) -> dict[str, float]:
         counts = np.zeros((len(names), len(names) + 1))
         np.add.at(counts, (known[rows], said[rows]), 1)
         right, of_truth, of_said = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)[:-1]
         there = of_truth > 0
-        values["accuracy"].append(right.sum() / len(rows))
-        values["balanced_accuracy"].append((right[there] / of_truth[there]).mean())
-        values["macro_f1"].append((2 * right[there] / (of_truth + of_said)[there]).mean())
-    return {name: np.quantile(drawn, [0.025, 0.975]).tolist() for name, drawn in values.items()}
+        return {
+            "accuracy": right.sum() / len(rows),
+            "balanced_accuracy": (right[there] / of_truth[there]).mean(),
+            "macro_f1": (2 * right[there] / (of_truth + of_said)[there]).mean(),
+        }
+
+    return bootstrap(len(truth), scores, seed, draws)
+
+
+def bootstrap(
+    cells: int, scores: Callable[[np.ndarray], Mapping[str, float]], seed: int, draws: int
+) -> dict[str, list[float]]:
+    """
+    95% intervals of what `scores` makes of the rows of `cells` cells drawn again with replacement. A draw that it
+    cannot judge, since all cells of a kind are missing, gives NaN and is left out.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = pd.DataFrame([scores(rng.integers(0, cells, cells)) for _ in range(draws)])
+    return {str(name): np.nanquantile(values, [0.025, 0.975]).tolist() for name, values in drawn.items()}
 
 
 def ontology_ids(labels: set[str]) -> dict[str, str] | None:
@@ -276,6 +316,7 @@ __all__ = [
     "Cell",
     "Found",
     "Task",
+    "bootstrap",
     "drawing_of_cells",
     "intervals",
     "judge",

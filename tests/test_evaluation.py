@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from typer.testing import CliRunner
 
-from modeling_langcell import InputError
+from modeling_langcell import InputError, LangCellForMaskedLM, LangCellModel
 from modeling_langcell.cli import app
 from modeling_langcell.eval import run
 from modeling_langcell.eval.studies import read_studies
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Bench, Cell, Found, Task, intervals, judge
+from modeling_langcell.eval.tasks import masked_genes
 from modeling_langcell.eval.tasks.few_shot import draw
+from modeling_langcell.ontology import find_term
 
 from .conftest import REPOSITORY
 
@@ -84,6 +87,50 @@ class TestTheTable:
         run.evaluate(made, Bench(str(tiny_checkpoint), None, Path()), seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
+    def test_what_was_found_before_stays_in_the_table(self, bench, task, tmp_path):
+        """And needs nothing but the table: a copy of it is gone on with elsewhere."""
+        made, asked = task
+        whole = run.evaluate(made, bench, seeds=2, out=tmp_path)
+        part = run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        assert part["cells"] == whole["cells"]
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "zero-shot.json").rename(tmp_path / "copy" / "zero-shot.json")
+        assert run.evaluate(made, bench, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
+        assert len(asked) == 5
+
+    @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"what": "Other cells."}])
+    def test_another_entry_of_the_same_name_has_cells_of_its_own(self, bench, task, tmp_path, changes):
+        made, asked = task
+        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        other = replace(bench.study("pbmc68k_reduced"), **changes)
+        run.evaluate(made, replace(bench, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
+        assert len(asked) == 2
+
+    def test_another_version_of_the_task_is_measured_anew(self, bench, task, tmp_path):
+        made, asked = task
+        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(replace(made, version=2), bench, seeds=1, out=tmp_path, methods=["majority"])
+        assert len(asked) == 2
+
+    def test_an_adapter_has_no_part_in_what_adapts(self, bench, task, tmp_path):
+        made, _ = task
+        with pytest.raises(InputError, match="leave out the adapter"):
+            run.evaluate(replace(made, adapts=True), replace(bench, adapter="mine"), seeds=1, out=tmp_path)
+
+    def test_damaged_results_and_places_that_cannot_be_written(self, bench, task, tmp_path):
+        made, _ = task
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(InputError, match="cannot be written"):
+            run.evaluate(made, bench, seeds=1, out=tmp_path / "file" / "out")
+        run.evaluate(made, bench, seeds=1, out=tmp_path)
+        (tmp_path / "zero-shot.json").unlink()
+        next((tmp_path / "cells").iterdir()).write_text("{")
+        with pytest.raises(InputError, match="is damaged"):
+            run.evaluate(made, bench, seeds=1, out=tmp_path)
+        (tmp_path / "zero-shot.json").write_text("[]")
+        with pytest.raises(InputError, match="no table of results"):
+            run.evaluate(made, bench, seeds=1, out=tmp_path)
+
     def test_means_spreads_and_intervals(self, bench, task, tmp_path):
         made, _ = task
         run.evaluate(made, bench, seeds=3, out=tmp_path)
@@ -91,6 +138,8 @@ class TestTheTable:
         assert "| study | method | shots | macro f1 | accuracy |" in lines
         assert "| pbmc68k_reduced | langcell | 3 | 0.100 ± 0.100 | 0.500 ± 0.000 |" in lines
         assert "| pbmc68k_reduced | majority | 3 | 0.000 | 0.500 (0.400 to 0.600) |" in lines
+        assert lines[-1].startswith("- **pbmc68k_reduced**: Blood")
+        assert lines[-1].endswith("It was not trained on.")
 
     def test_the_record_says_how_to_repeat_it(self, bench, task, tmp_path):
         made, _ = task
@@ -189,12 +238,89 @@ class TestTheCommand:
         assert list((tmp_path / "figures").glob("zero-shot-*.png"))
 
 
-def test_novel_types_and_retrieval_on_a_study_of_the_users_own(bench, monkeypatch):
+def few(bench, monkeypatch, sizes):
+    """The example's cells, so many of each type."""
+    study = bench.study("pbmc68k_reduced")
+    cells = bench.cells(study)
+    truth = cells.obs[study.label_key].astype(str).to_numpy()
+    rows = np.concatenate([np.flatnonzero(truth == name)[:size] for name, size in sizes.items()])
+    monkeypatch.setattr(Bench, "cells", lambda *_: cells[np.sort(rows)].copy())
+    return study
+
+
+@pytest.mark.parametrize("task", ["few-shot", "fine-tuning"])
+def test_a_type_of_which_nothing_can_be_held_back_is_named(bench, monkeypatch, task):
+    study = few(bench, monkeypatch, {"B cell": 9, "dendritic cell": 1})
+    with pytest.raises(InputError, match="cells of each: 'dendritic cell'"):
+        run.find_task(task).measure(Cell(bench, study, "majority", {"shots": 3}, 0))
+
+
+def test_fine_tuning_tells_few_types_apart(bench, monkeypatch):
+    study = few(bench, monkeypatch, {"B cell": 24, "CD14-positive monocyte": 24})
+    found = run.find_task("fine-tuning").measure(Cell(bench, study, "head_alone", {}, 0))
+    assert found.scores["macro_f1"] > 0.9
+
+
+def test_random_weights_differ_by_the_seed(bench):
+    first, again, other = (bench.untrained(seed).model.cell_projection.weight for seed in (0, 0, 1))
+    assert first is again
+    assert not (first == other).any()
+
+
+class TestMaskedGenes:
+    def test_the_shipped_head_guesses_better_than_the_most_frequent_gene(self, bench, monkeypatch):
+        monkeypatch.setattr(masked_genes, "MOST_CELLS", 20)
+        study = bench.study("pbmc68k_reduced")
+        found = {
+            method: masked_genes.measure(Cell(bench, study, method, {}, 0)).scores["masked_gene_accuracy"]
+            for method in masked_genes.TASK.methods
+        }
+        assert found[LANGCELL] > found[masked_genes.FREQUENT]
+
+    def test_guesses_against_a_loop(self, tiny_checkpoint):
+        torch.manual_seed(0)
+        model = LangCellForMaskedLM(LangCellModel.from_pretrained(tiny_checkpoint).config.cell_config).eval()
+        pairs = []
+        for length in (7, 4):
+            shown = torch.randint(2, 40, (length,))
+            labels = torch.where(torch.arange(length) % 2 == 0, torch.randint(2, 40, (length,)), -100)
+            pairs.append((shown, labels))
+        right, losses = masked_genes.guesses(model, pairs)
+        for row, (shown, labels) in enumerate(pairs):
+            with torch.no_grad():
+                scores = model(shown[None]).logits[0].log_softmax(dim=-1)
+            asked = [(scores[i], int(label)) for i, label in enumerate(labels) if label != -100]
+            assert right[row] == sum(int(score.argmax()) == label for score, label in asked)
+            assert losses[row] == pytest.approx(-sum(score[label].item() for score, label in asked), abs=1e-4)
+
+    def test_a_checkpoint_without_a_head_is_refused(self, tiny_checkpoint):
+        with pytest.raises(InputError, match="no masked-gene head"):
+            masked_genes.load_head(str(tiny_checkpoint))
+
+
+def test_retrieval_against_a_loop(bench, monkeypatch):
+    study = few(bench, monkeypatch, {"B cell": 8, "CD14-positive monocyte": 8, "dendritic cell": 8})
+    cell = Cell(bench, study, LANGCELL, {}, 0)
+    found = run.find_task("retrieval").measure(cell)
+    names = sorted(set(cell.truth))
+    cells = bench.annotator.embed(cell.cells, **study.read).obsm["X_langcell"]
+    texts = bench.annotator.embed_texts([find_term(name).description for name in names])
+    nearest = [names[int(np.argmax([embed @ text for text in texts]))] for embed in cells]
+    share = np.mean([name == own for name, own in zip(nearest, cell.truth, strict=True)])
+    assert found.scores["cell_to_text_r1"] == pytest.approx(share)
+    low, high = found.intervals["cell_to_text_r1"]
+    assert low <= share <= high
+    assert found.scores["chance_cell_to_text_r1"] == pytest.approx(1 / 3)
+
+
+def test_novel_types_on_a_study_of_the_users_own(bench, monkeypatch):
     study = bench.study("pbmc68k_reduced")
     types = np.array(["B cell", "CD14-positive monocyte", "dendritic cell"])
     monkeypatch.setattr(Bench, "training_cells", (None, types))
     novel = run.find_task("novel-types").measure(Cell(bench, study, LANGCELL, {}, 0))
     assert novel.scores["auroc"] > 0.6
+    low, high = novel.intervals["auroc"]
+    assert low < novel.scores["auroc"] < high
     assert novel.drawings["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
     monkeypatch.setattr(Bench, "training_cells", (None, np.array(["neuron"])))
     with pytest.raises(InputError, match="pbmc68k_reduced"):

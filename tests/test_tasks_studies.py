@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from scipy.spatial.distance import pdist
 
 from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.eval import run
 from modeling_langcell.eval.run import places
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Bench, Cell
@@ -46,7 +47,7 @@ def cell_of(bench, method=LANGCELL, seed=0, **setting):
 
 
 def ask(task, bench, method, **setting):
-    return task.measure(cell_of(bench, method, **setting))
+    return run.find_task(task.name).measure(cell_of(bench, method, **setting))
 
 
 @pytest.fixture
@@ -86,10 +87,10 @@ def tiny_cells(number=60):
 def test_the_untrained_checkpoint_is_the_untrained_model(bench_of):
     cells = load_example()[:5].copy()
     bench = bench_of(MINI, cells)
-    loaded = LangCellAnnotator.from_pretrained(bench.untrained_folder)
+    loaded = LangCellAnnotator.from_pretrained(bench.untrained_folder(3))
     untrained, trained, embeds = (
         annotator.embed(cells, use_raw=True, counts="log1p").obsm["X_langcell"].copy()
-        for annotator in (bench.untrained, bench.annotator, loaded)
+        for annotator in (bench.untrained(3), bench.annotator, loaded)
     )
     np.testing.assert_allclose(embeds, untrained, atol=1e-6)
     assert np.abs(embeds - trained).max() > 0.1
@@ -143,7 +144,11 @@ class TestIntegration:
             monkeypatch.setattr(integration, "judge_embeds", lambda embeds, *_, of=method: judged.update({of: embeds}))
             ask(integration.TASK, bench, method)
             rows = np.sort(np.random.default_rng(0).permutation(60)[:50])
-            own = bench.named(method).embed(bench.cells(bench.study("mine"))[rows].copy()).obsm["X_langcell"]
+            own = (
+                Cell(bench, bench.study("mine"), method, {}, 0)
+                .annotator.embed(bench.cells(bench.study("mine"))[rows].copy())
+                .obsm["X_langcell"]
+            )
             np.testing.assert_allclose(judged[method], own, atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ class TestDisease:
         assert shots != set(cells.obs_names[disease.draw(cell_of(bench, seed=1))[0]])
         for study, method, setting, seed in places(disease.TASK, [bench.study("mine")], disease.TASK.methods, 1):
             seen["learnt"], seen["judged"] = set(), set()
-            found = disease.TASK.measure(Cell(bench, study, method, setting, seed))
+            found = disease.measure(Cell(bench, study, method, setting, seed))
             assert np.sum(found.drawings["confusion"]["cells"]) == 42
             if method not in disease.LEARNERS:
                 assert seen["judged"] == set(cells.obs_names) - shots
@@ -186,7 +191,7 @@ class TestDisease:
         bench = Bench(MINI, None, shared / "data")
         study = bench.study("nsclc_zilionis_scgate_tissue")
         found = [
-            disease.TASK.measure(Cell(bench, study, method, {"shots": 9}, 0)).scores["balanced_accuracy"]
+            disease.measure(Cell(bench, study, method, {"shots": 9}, 0)).scores["balanced_accuracy"]
             for method in (disease.PROTOTYPES, RANDOM)
         ]
         assert found[0] > 0.7 > 0.6 > found[1]

@@ -21,11 +21,25 @@ LEARNERS = ("majority", "logistic_regression", "knn_pca")
 #: What is said of labels that no single term is for.
 SENTENCES = {"lung tumour": "tissue: lung; disease: non-small cell lung carcinoma"}
 
+TASK = Task(
+    name="disease",
+    question="Is a cell of a tumour or of normal tissue?",
+    studies=("crc_scmetalink_4210g_disease", "nsclc_zilionis_scgate_tissue"),
+    methods=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    metrics=("macro_f1", "accuracy", "balanced_accuracy", "expected_calibration_error"),
+    main_score="macro_f1",
+    settings=({"shots": 0}, {"shots": SHOTS}),
+    drawn=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    has=lambda method, setting: setting["shots"] > 0 or method in (LANGCELL, RANDOM),
+    adapts=True,
+)
+
 
 def measure(cell: Cell) -> Found:
     """
     All are judged by the same cells, those that are not drawn as shots, with or without shots. Without, the model is
-    told descriptions alone; random weights learn as prototypes do. In the tumour of the colon the disease is also the
+    told descriptions alone; of random weights the
+    prototypes alone judge. In the tumour of the colon the disease is also the
     batch, and each label has types of its own: a classifier of types would do well too.
     """
     truth, labels = cell.truth, np.unique(cell.truth)
@@ -39,23 +53,26 @@ def measure(cell: Cell) -> Found:
     if cell.setting["shots"] == 0:
         # Of random weights the similarity alone is asked: their matching would only cost time.
         alpha = 1.0 if cell.method == RANDOM else None
-        annotated = cell.bench.named(cell.method).annotate(others, described, alpha=alpha, **cell.study.read)
+        annotated = cell.annotator.annotate(others, described, alpha=alpha, **cell.study.read)
     else:
         head: Head = "descriptions" if cell.method == LANGCELL else "prototypes"
         annotated = (
             adapt(
-                cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model,
+                cell.checkpoint,
                 known,
                 cell.study.label_key,
                 descriptions=described,
-                config=AdaptationConfig(head=head, adapt_texts=False, seed=cell.seed),
+                config=AdaptationConfig(
+                    head=head, prototype_weight=1.0 if cell.method == RANDOM else None, seed=cell.seed
+                ),
                 device=cell.bench.device,
                 **cell.study.read,
             )
             .annotator(device=cell.bench.device)
             .annotate(others, **cell.study.read)
         )
-    return judge(truth[judged], labels, annotated.obsm[PROBABILITIES].to_numpy())
+    found = annotated.obsm[PROBABILITIES]
+    return judge(truth[judged], found.columns.to_numpy(), found.to_numpy())
 
 
 def draw(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
@@ -80,17 +97,3 @@ def describe_label(cell: Cell, label: str) -> str:
         raise InputError(f"{cell.study.name}: the label {label!r} needs one ontology term in obs[{key!r}].")
     term = get_term(*ids)
     return f"{cell.study.label_key}: {term.name}. {term.definition}"
-
-
-TASK = Task(
-    name="disease",
-    question="Is a cell of a tumour or of normal tissue?",
-    studies=("crc_scmetalink_4210g_disease", "nsclc_zilionis_scgate_tissue"),
-    methods=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
-    metrics=("macro_f1", "accuracy", "balanced_accuracy", "expected_calibration_error"),
-    main_score="macro_f1",
-    measure=measure,
-    settings=({"shots": 0}, {"shots": SHOTS}),
-    drawn=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
-    has=lambda method, setting: setting["shots"] > 0 or method in (LANGCELL, RANDOM),
-)

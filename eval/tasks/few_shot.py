@@ -7,45 +7,72 @@ from sklearn.linear_model import LogisticRegression
 
 from modeling_langcell.adaptation import AdaptationConfig, adapt
 from modeling_langcell.annotation import PROBABILITIES
-from modeling_langcell.eval.baselines import counts_by_gene
+from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
+from modeling_langcell.feature_extraction_langcell import InputError
 from modeling_langcell.labelled_cells import rank_cells
 
 MOST = 9
 #: Of a type with few cells, so much at most is learnt from: the rest is what it is judged by.
 LEARNT_SHARE = 3 / 5
 PROTOTYPES = "prototypes"
-#: What a regression makes of what the model reads: the order of a cell's genes, without their counts.
-ON_RANKS = "regression_on_ranks"
+#: What a regression makes of what the model reads: the order of a cell's first genes, without their counts; and of the
+#: counts of these genes. What it loses by either is what the model is not given.
+ON_RANKS, ON_READ = "regression_on_ranks", "regression_on_read_genes"
+LEARNERS = (ON_RANKS, ON_READ, *CLASSIFIERS)
+
+TASK = Task(
+    name="few-shot",
+    question="Which of a study's types is a cell, when a few cells of each are known?",
+    studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc"),
+    methods=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    metrics=("macro_f1", "accuracy", "balanced_accuracy", "ontology_score", "expected_calibration_error"),
+    main_score="macro_f1",
+    settings=tuple({"shots": shots} for shots in (0, 1, 3, 5, 7, 9)),
+    drawn=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    has=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
+    adapts=True,
+)
 
 
 def measure(cell: Cell) -> Found:
     """
     The cells of fewer shots are among those of more, and all are judged by the same cells, those that nobody learns
-    from. Without shots the model is told the descriptions alone; random weights learn as prototypes do.
+    from. Without shots the model is told the descriptions alone; of random weights the prototypes alone judge.
+
+    Raises:
+        InputError: A type with fewer than two cells: one to learn from, one to judge by.
     """
     truth, shots = cell.truth, cell.setting["shots"]
+    names, sizes = np.unique(truth, return_counts=True)
+    if sizes.min() < 2 or len(names) < 2:
+        raise InputError(f"{cell.study.name}: two types are needed, and two cells of each: {names[sizes.argmin()]!r}.")
     learnt, judged = draw(truth, shots, cell.seed)
-    labels = np.unique(truth)
     known, others = cell.cells[learnt], cell.cells[judged].copy()
-    if cell.method in (ON_RANKS, *CLASSIFIERS):
-        if cell.method == ON_RANKS:
-            genes, classifier = ranks(cell), LogisticRegression(max_iter=5000)
+    if cell.method in LEARNERS:
+        genes, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
+        if cell.method in (ON_RANKS, ON_READ):
+            read = ranks(cell)
+            genes = read if cell.method == ON_RANKS else log_normalized(genes).multiply(read > 0).tocsr()
+            classifier = LogisticRegression(max_iter=5000)
         else:
-            genes, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
             classifier = cell.bench.classifiers(cell.seed)[cell.method]
         classifier.fit(genes[learnt], truth[learnt])
         return judge(truth[judged], classifier.classes_, classifier.predict_proba(genes[judged]))
     if shots == 0:
-        annotated = cell.bench.annotator.annotate(others, labels, alpha=cell.bench.alpha, **cell.study.read)
+        annotated = cell.annotator.annotate(others, names, alpha=cell.bench.alpha, **cell.study.read)
     else:
-        checkpoint = cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model
-        config = AdaptationConfig(head="descriptions" if cell.method == LANGCELL else "prototypes", seed=cell.seed)
-        adapted = adapt(
-            checkpoint, known, cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
+        config = AdaptationConfig(
+            head="descriptions" if cell.method == LANGCELL else "prototypes",
+            prototype_weight=1.0 if cell.method == RANDOM else None,
+            seed=cell.seed,
         )
-        annotated = adapted.annotator().annotate(others, **cell.study.read)
-    return judge(truth[judged], labels, annotated.obsm[PROBABILITIES].to_numpy())
+        adapted = adapt(
+            cell.checkpoint, known, cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
+        )
+        annotated = adapted.annotator(device=cell.bench.device).annotate(others, **cell.study.read)
+    found = annotated.obsm[PROBABILITIES]
+    return judge(truth[judged], found.columns.to_numpy(), found.to_numpy())
 
 
 def ranks(cell: Cell) -> sp.csr_matrix:
@@ -65,17 +92,3 @@ def draw(truth: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarr
     pools = [cells[: min(MOST, int(LEARNT_SHARE * len(cells)))] for cells in by_type]
     learnt = np.concatenate([pool[:shots] for pool in pools])
     return np.sort(learnt), np.setdiff1d(np.arange(len(truth)), np.concatenate(pools))
-
-
-TASK = Task(
-    name="few-shot",
-    question="Which of a study's types is a cell, when a few cells of each are known?",
-    studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc"),
-    methods=(LANGCELL, PROTOTYPES, RANDOM, ON_RANKS, *CLASSIFIERS),
-    metrics=("macro_f1", "accuracy", "balanced_accuracy", "ontology_score", "expected_calibration_error"),
-    main_score="macro_f1",
-    measure=measure,
-    settings=tuple({"shots": shots} for shots in (0, 1, 3, 5, 7, 9)),
-    drawn=(LANGCELL, PROTOTYPES, RANDOM, ON_RANKS, *CLASSIFIERS),
-    has=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
-)

@@ -8,31 +8,12 @@ from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
 from modeling_langcell.annotation import PROBABILITIES
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
+from modeling_langcell.feature_extraction_langcell import InputError
 
 JUDGED_SHARE = 1 / 3
 EPOCHS = 15
 #: The encoder by LoRA, as a whole, and not at all.
 HOW: dict[str, Method] = {LANGCELL: "lora", "all_weights": "full", "head_alone": "frozen", RANDOM: "frozen"}
-
-
-def measure(cell: Cell) -> Found:
-    """Of random weights the head alone is trained."""
-    truth = cell.truth
-    learnt, judged = train_test_split(
-        np.arange(len(truth)), test_size=JUDGED_SHARE, random_state=cell.seed, stratify=truth
-    )
-    if cell.method in CLASSIFIERS:
-        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
-        classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
-        return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
-    config = AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, batch_cells=16, seed=cell.seed)
-    checkpoint = cell.bench.untrained_folder if cell.method == RANDOM else cell.bench.model
-    adapted = adapt(
-        checkpoint, cell.cells[learnt], cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
-    )
-    annotated = adapted.annotator().annotate(cell.cells[judged].copy(), **cell.study.read)
-    return judge(truth[judged], np.unique(truth), annotated.obsm[PROBABILITIES].to_numpy())
-
 
 TASK = Task(
     name="fine-tuning",
@@ -41,6 +22,40 @@ TASK = Task(
     methods=(*HOW, *CLASSIFIERS),
     metrics=("macro_f1", "accuracy", "balanced_accuracy", "ontology_score", "expected_calibration_error"),
     main_score="macro_f1",
-    measure=measure,
     drawn=(*HOW, *CLASSIFIERS),
+    adapts=True,
 )
+
+
+def measure(cell: Cell) -> Found:
+    """
+    Of random weights the head alone is trained.
+
+    Raises:
+        InputError: A type with too few cells to be learnt and judged.
+    """
+    truth = cell.truth
+    names, sizes = np.unique(truth, return_counts=True)
+    if sizes.min() < 3 or len(names) < 2:
+        raise InputError(
+            f"{cell.study.name}: two types are needed, and three cells of each: {names[sizes.argmin()]!r}."
+        )
+    learnt, judged = train_test_split(
+        np.arange(len(truth)), test_size=JUDGED_SHARE, random_state=cell.seed, stratify=truth
+    )
+    if cell.method in CLASSIFIERS:
+        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
+        classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
+        return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
+    config = AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, batch_cells=16, seed=cell.seed)
+    adapted = adapt(
+        cell.checkpoint,
+        cell.cells[learnt],
+        cell.study.label_key,
+        config=config,
+        device=cell.bench.device,
+        **cell.study.read,
+    )
+    found = adapted.annotator(device=cell.bench.device).annotate(cell.cells[judged].copy(), **cell.study.read)
+    table = found.obsm[PROBABILITIES]
+    return judge(truth[judged], table.columns.to_numpy(), table.to_numpy())

@@ -23,6 +23,16 @@ PRINCIPAL = "pca"
 BIO = ("nmi", "ari", "silhouette_label", "clisi")
 BATCH = ("ilisi", "kbet", "graph_connectivity", "bras")
 
+TASK = Task(
+    name="integration",
+    question="Do embeddings keep types apart, and batches of a type together?",
+    studies=("sc_mixology_lines", "zheng_sorted"),
+    methods=(LANGCELL, RANDOM, PRINCIPAL),
+    metrics=("total", "bio_conservation", "batch_correction", *BIO, *BATCH),
+    main_score="total",
+    drawn=(LANGCELL, RANDOM, PRINCIPAL),
+)
+
 
 def measure(cell: Cell) -> Found:
     """
@@ -42,7 +52,7 @@ def measure(cell: Cell) -> Found:
     if cell.method == PRINCIPAL:
         embeds = principal_components(cell, cells, batches)
     else:
-        embeds = cell.bench.named(cell.method).embed(cells, **cell.study.read).obsm[EMBEDDING]
+        embeds = cell.annotator.embed(cells, **cell.study.read).obsm[EMBEDDING]
     drawings = {} if cell.method == RANDOM else {"umap": drawing_of_cells(embeds, label=labels, batch=batches)}
     return Found(judge_embeds(embeds, labels, batches), drawings=drawings)
 
@@ -85,14 +95,3 @@ def judge_embeds(embeds: np.ndarray, labels: np.ndarray, batches: np.ndarray) ->
     scores["batch_correction"] = float(np.mean([scores[name] for name in BATCH]))
     scores["total"] = 0.6 * scores["bio_conservation"] + 0.4 * scores["batch_correction"]
     return scores
-
-
-TASK = Task(
-    name="integration",
-    question="Do embeddings keep types apart, and batches of a type together?",
-    studies=("sc_mixology_lines", "zheng_sorted"),
-    methods=(LANGCELL, RANDOM, PRINCIPAL),
-    metrics=("total", "bio_conservation", "batch_correction", *BIO, *BATCH),
-    main_score="total",
-    measure=measure,
-)

@@ -7,57 +7,13 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from modeling_langcell import LangCellForMaskedLM
-from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task
+from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, bootstrap
+from modeling_langcell.feature_extraction_langcell import InputError
 from modeling_langcell.labelled_cells import rank_cells
 from modeling_langcell.objectives import IGNORED, MaskedGeneModelling
 
 MOST_CELLS = 300
 FREQUENT = "most_frequent"
-
-
-def measure(cell: Cell) -> Found:
-    """
-    15% of the genes of at most 300 cells are masked as in pre-training. `most_frequent` guesses the gene that most
-    cells of the study have and that this cell does not show. A checkpoint without a masked-gene head, as langcell-mini,
-    gets a new one of random weights and can do no better than chance.
-    """
-    rows = np.random.default_rng(cell.seed).permutation(cell.cells.n_obs)[:MOST_CELLS]
-    extractor = cell.bench.extractor
-    ranked = rank_cells(cell.cells, np.sort(rows), extractor, **cell.study.read)
-    cells = [torch.from_numpy(ranked[i].astype(np.int64)) for i in range(len(ranked))]
-    corrupt = MaskedGeneModelling(len(extractor), 1, 0.15).corrupt
-    generator = torch.Generator().manual_seed(cell.seed)
-    pairs = [corrupt(ids, generator) for ids in cells]
-    if cell.method == FREQUENT:
-        return Found({"masked_gene_accuracy": most_frequent(cells, pairs)})
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # That a head is missing is said above.
-    try:
-        model = LangCellForMaskedLM.from_pretrained(cell.bench.model, dtype="float32").eval()
-    finally:
-        logging.set_verbosity(verbosity)
-    loss, right, asked = 0.0, 0, 0
-    with torch.inference_mode():
-        for shown, labels in pairs:
-            masked = labels != IGNORED
-            scores = model.lm_head(model.cell_model(shown[None]).last_hidden_state[0, masked])
-            loss += F.cross_entropy(scores, labels[masked], reduction="sum").item()
-            right += int((scores.argmax(dim=1) == labels[masked]).sum())
-            asked += int(masked.sum())
-    return Found({"masked_gene_accuracy": right / asked, "masked_gene_loss": loss / asked})
-
-
-def most_frequent(cells: list[torch.Tensor], pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Share of masked genes that the most frequent gene not shown is."""
-    frequent = torch.bincount(torch.cat([ids[1:] for ids in cells])).argsort(descending=True)
-    right = asked = 0
-    for shown, labels in pairs:
-        guess = next(int(gene) for gene in frequent if gene not in shown)
-        masked = labels[labels != IGNORED]
-        right += int((masked == guess).sum())
-        asked += len(masked)
-    return right / asked
-
 
 TASK = Task(
     name="masked-genes",
@@ -66,5 +22,80 @@ TASK = Task(
     methods=(LANGCELL, FREQUENT),
     metrics=("masked_gene_accuracy", "masked_gene_loss"),
     main_score="masked_gene_accuracy",
-    measure=measure,
+    drawn=(LANGCELL, FREQUENT),
 )
+
+
+def measure(cell: Cell) -> Found:
+    """
+    15% of the genes of at most 300 cells are masked as in pre-training. `most_frequent` guesses the gene that most
+    cells of the study have and that this cell does not show.
+
+    Raises:
+        InputError: A checkpoint without a masked-gene head.
+    """
+    rows = np.random.default_rng(cell.seed).permutation(cell.cells.n_obs)[:MOST_CELLS]
+    extractor = cell.bench.extractor
+    ranked = rank_cells(cell.cells, np.sort(rows), extractor, **cell.study.read)
+    cells = [torch.from_numpy(ranked[i].astype(np.int64)) for i in range(len(ranked))]
+    corrupt = MaskedGeneModelling(len(extractor), 1, 0.15).corrupt
+    generator = torch.Generator().manual_seed(cell.seed)
+    pairs = [corrupt(ids, generator) for ids in cells]
+    losses = None
+    if cell.method == FREQUENT:
+        right = most_frequent(cells, pairs)
+    else:
+        right, losses = guesses(load_head(cell.bench.model), pairs)
+    asked = np.array([int((labels != IGNORED).sum()) for _, labels in pairs])
+    scores = {"masked_gene_accuracy": right.sum() / asked.sum()}
+    if losses is not None:
+        scores["masked_gene_loss"] = losses.sum() / asked.sum()
+    drawn = bootstrap(
+        len(asked),
+        lambda rows: {"masked_gene_accuracy": right[rows].sum() / asked[rows].sum()},
+        cell.seed,
+        draws=1000,
+    )
+    return Found({name: float(value) for name, value in scores.items()}, drawn)
+
+
+def load_head(checkpoint: str) -> LangCellForMaskedLM:
+    """
+    Raises:
+        InputError: The checkpoint has none.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # What is missing is said here.
+    try:
+        model, loading = LangCellForMaskedLM.from_pretrained(checkpoint, dtype="float32", output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    if loading["missing_keys"]:
+        raise InputError(
+            f"{checkpoint} has no masked-gene head: train one (masked_gene_weight), or leave this task out."
+        )
+    return model.eval()
+
+
+@torch.inference_mode()
+def guesses(
+    model: LangCellForMaskedLM, pairs: list[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each cell how many masked genes the model's best guess is, and the sum of their cross-entropies."""
+    right, losses = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for row, (shown, labels) in enumerate(pairs):
+        masked = labels != IGNORED
+        scores = model.lm_head(model.cell_model(shown[None]).last_hidden_state[0, masked])
+        losses[row] = F.cross_entropy(scores, labels[masked], reduction="sum")
+        right[row] = (scores.argmax(dim=1) == labels[masked]).sum()
+    return right, losses
+
+
+def most_frequent(cells: list[torch.Tensor], pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
+    """Of each cell how many masked genes the most frequent gene that it does not show is: one, or none."""
+    frequent = torch.bincount(torch.cat([ids[1:] for ids in cells])).argsort(descending=True)
+    right = np.zeros(len(pairs))
+    for row, (shown, labels) in enumerate(pairs):
+        guess = next(int(gene) for gene in frequent if gene not in shown)
+        right[row] = (labels == guess).sum()
+    return right

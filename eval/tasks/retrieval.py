@@ -4,27 +4,8 @@
 import numpy as np
 
 from modeling_langcell.annotation import EMBEDDING
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, metric
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
 from modeling_langcell.ontology import describe
-
-
-def measure(cell: Cell) -> Found:
-    """The texts are the descriptions of the types of all the task's studies: each study's are found among all."""
-    names = np.unique([*types_of_all(cell), *cell.truth])
-    annotator = cell.bench.named(cell.method)
-    cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
-    similarities = cells @ annotator.embed_texts(describe(names).values()).T
-    own = np.searchsorted(names, cell.truth)
-    return Found(metric("cell_text_retrieval", references=own, similarities=similarities))
-
-
-def types_of_all(cell: Cell) -> list[str]:
-    """The types of all the task's studies."""
-    types: set[str] = set()
-    for study in map(cell.bench.study, TASK.studies):
-        types |= set(cell.bench.cells(study).obs[study.label_key].astype(str))
-    return sorted(types)
-
 
 TASK = Task(
     name="retrieval",
@@ -37,5 +18,30 @@ TASK = Task(
         "chance_cell_to_text_r1",
     ),
     main_score="cell_to_text_r1",
-    measure=measure,
+    drawn=(RANDOM,),
 )
+
+
+def measure(cell: Cell) -> Found:
+    """
+    The texts are the descriptions of the types of all the task's studies: each of these is found among all. Of another
+    study they are those of its own types.
+    """
+    names = np.unique(types_of_all(cell) if cell.study.name in TASK.studies else cell.truth)
+    annotator = cell.annotator
+    cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
+    similarities = cells @ annotator.embed_texts(describe(names).values()).T
+    own = np.searchsorted(names, cell.truth)
+    found = metric("cell_text_retrieval", references=own, similarities=similarities)
+    nearest = similarities >= similarities[np.arange(len(own)), own][:, None]
+    first = nearest.sum(axis=1) == 1
+    drawn = bootstrap(len(own), lambda rows: {"cell_to_text_r1": float(first[rows].mean())}, cell.seed, draws=1000)
+    return Found(found, drawn)
+
+
+def types_of_all(cell: Cell) -> list[str]:
+    """The types of all the task's studies."""
+    types: set[str] = set()
+    for study in map(cell.bench.study, TASK.studies):
+        types |= set(cell.bench.cells(study).obs[study.label_key].astype(str))
+    return sorted(types)

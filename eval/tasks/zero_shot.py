@@ -7,6 +7,20 @@ from modeling_langcell.annotation import EMBEDDING, PROBABILITIES
 from modeling_langcell.eval.baselines import counts_by_gene, only_genes
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells, judge
 
+TASK = Task(
+    name="zero-shot",
+    question="Which of a study's types is a cell, when nothing but their descriptions is known?",
+    studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc", "pbmc68k_reduced"),
+    methods=(LANGCELL, RANDOM, *CLASSIFIERS),
+    metrics=(
+        *("accuracy", "balanced_accuracy", "macro_f1", "recall_seen", "recall_never_seen"),
+        *("ontology_score", "expected_calibration_error"),
+    ),
+    main_score="macro_f1",
+    drawn=(RANDOM,),
+    learns_elsewhere=True,
+)
+
 
 def measure(cell: Cell) -> Found:
     """The candidates are the study's types. Baselines learn from the labelled training cells of these types."""
@@ -15,7 +29,7 @@ def measure(cell: Cell) -> Found:
         return seen_apart(cell, judge(truth, *learnt_elsewhere(cell, candidates)))
     # Of random weights the similarity alone is asked: their matching would only cost time.
     alpha = 1.0 if cell.method == RANDOM else cell.bench.alpha
-    adata = cell.bench.named(cell.method).annotate(cell.cells.copy(), candidates, alpha=alpha, **cell.study.read)
+    adata = cell.annotator.annotate(cell.cells.copy(), candidates, alpha=alpha, **cell.study.read)
     found = judge(truth, candidates, adata.obsm[PROBABILITIES].to_numpy())
     if cell.method == LANGCELL:
         named = adata.obs["langcell_cell_type"].astype(str).to_numpy()
@@ -43,17 +57,3 @@ def learnt_elsewhere(cell: Cell, candidates: np.ndarray) -> tuple[np.ndarray, np
     classifier = cell.bench.classifiers(cell.seed)[cell.method]
     classifier.fit(only_genes(training[chosen], genes), types[chosen])
     return classifier.classes_, classifier.predict_proba(only_genes(counts, genes))
-
-
-TASK = Task(
-    name="zero-shot",
-    question="Which of a study's types is a cell, when nothing but their descriptions is known?",
-    studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc", "pbmc68k_reduced"),
-    methods=(LANGCELL, RANDOM, *CLASSIFIERS),
-    metrics=(
-        *("accuracy", "balanced_accuracy", "macro_f1", "recall_seen", "recall_never_seen"),
-        *("ontology_score", "expected_calibration_error"),
-    ),
-    main_score="macro_f1",
-    measure=measure,
-)

@@ -311,6 +311,10 @@ class LangCellPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LangCellEmbeddings", "LangCellCellLayer", "LangCellTextLayer"]
 
 
+#: Parts of a joint checkpoint that a tower, or a head on one, leaves alone when it loads its own.
+_OF_THE_OTHERS = r"^((cell|text)_(model|projection)|matching_head|lm_head|classifier)\."
+
+
 class LangCellTowerModel(LangCellPreTrainedModel):
     """What both towers share: embeddings, a stack of layers, and access to the input embeddings."""
 
@@ -332,6 +336,7 @@ class LangCellCellModel(LangCellTowerModel):
 
     config: LangCellCellConfig
     base_model_prefix = "cell_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
     main_input_name = "input_ids"
     _can_record_outputs = {
         "hidden_states": LangCellCellLayer,
@@ -376,6 +381,7 @@ class LangCellTextModel(LangCellTowerModel):
 
     config: LangCellTextConfig
     base_model_prefix = "text_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
     main_input_name = "input_ids"
     _can_record_outputs = {
         "hidden_states": LangCellTextLayer,
@@ -494,6 +500,8 @@ class LangCellModel(LangCellPreTrainedModel):
     """Both towers, the shared space, and the matching head; `AutoModel` for `langcell`."""
 
     main_input_name = "cell_input_ids"
+    # A checkpoint may have the head of the masked genes too, which is for `LangCellForMaskedLM`.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: LangCellConfig):
         super().__init__(config)
@@ -654,6 +662,7 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
 
     config: LangCellCellConfig
     base_model_prefix = "cell_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
     main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.decoder.weight": "cell_model.embeddings.word_embeddings.weight"}
 
@@ -704,6 +713,7 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
 
     config: LangCellCellConfig
     base_model_prefix = "cell_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
     main_input_name = "input_ids"
 
     def __init__(self, config: LangCellCellConfig):
