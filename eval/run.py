@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 from rich.console import Console
 
+from modeling_langcell.adapters import add_weights
 from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import Bench, Cell, Task
@@ -261,8 +262,7 @@ def fingerprint(bench: Bench) -> str:
     """Which model this is: a hash of its weights, with an adapter's, and of what else decides what it computes."""
     annotator = bench.annotator
     digest = hashlib.sha256()
-    for parameter in annotator.model.state_dict().values():
-        digest.update(parameter.detach().cpu().float().numpy().tobytes())
+    add_weights(digest, annotator.model)
     config, extractor = annotator.model.config, annotator.processor.feature_extractor
     deciding = {
         "cell": config.cell_config.to_diff_dict(),

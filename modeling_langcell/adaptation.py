@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from .adapters import Adaptation, Head, load_checkpoint, load_classifier, quiet_peft, versions
-from .annotation import LangCellAnnotator, best_device
+from .adapters import Adaptation, Head, hash_of_base, load_checkpoint, load_classifier, quiet_peft, versions
+from .annotation import LangCellAnnotator, find_device
 from .feature_extraction_langcell import InputError, RankedCells
 from .files import whole_folder
 from .fine_tuning import CellBatches, ClassLoss, DescriptionLoss, fit
@@ -22,6 +22,7 @@ from .labelled_cells import Labels, rank_cells, read_labels
 from .modeling_langcell import LangCellModel
 from .ontology import find_term
 from .processing_langcell import LangCellProcessor
+from .shipped import locate, name_of
 
 Method = Literal["lora", "full", "frozen"]
 
@@ -99,6 +100,17 @@ class AdaptationConfig:
         for name in ("gene_dropout", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} is not a share: from 0 to less than 1.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"learning_rate={self.learning_rate} must be above 0.")
+        if self.weight_decay < 0 or self.seed < 0:
+            raise InputError("weight_decay and seed must not be below 0.")
+        if self.prototype_weight is not None and not 0 <= self.prototype_weight <= 1:
+            raise InputError(f"prototype_weight={self.prototype_weight} must be from 0 to 1.")
+        for name, head in (("matching", "descriptions"), ("adapt_texts", "descriptions"), ("balanced", "classes")):
+            if getattr(self, name) and self.head != head:
+                raise InputError(f"{name} is for the head {head!r}: the head {self.head!r} does nothing with it.")
+        if self.held_out and self.head == "prototypes":
+            raise InputError("held_out is for what is trained, and prototypes are not.")
 
     @property
     def highest_rate(self) -> float:
@@ -140,6 +152,7 @@ class Adapted:
         """
         with whole_folder(folder) as aside:
             if isinstance(self.model, PeftModel):
+                self.model.peft_config["default"].base_model_name_or_path = self.adaptation.base
                 self.model.save_pretrained(str(aside), save_embedding_layers=False)
             elif self.adaptation.head != "prototypes":
                 self.model.save_pretrained(aside)
@@ -177,7 +190,8 @@ def adapt(
 
     Raises:
         InputError: A label column that is missing, has missing values or one label alone, a label with fewer than
-            `shots` cells, a label without description, cells that cannot be read, or no such checkpoint.
+            `shots` cells, a label without description or with that of another, cells that cannot be read, no such
+            checkpoint, or no such device.
     """
     config = config or AdaptationConfig()
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
@@ -190,14 +204,16 @@ def adapt(
     if config.held_out:
         learnt_from, watched = labels.held_out(config.held_out, config.seed)
 
+    checkpoint = locate(checkpoint)
     model, processor, before = load_checkpoint(checkpoint)
     if before is not None or not isinstance(model, LangCellModel):
         raise InputError(f"{str(checkpoint)!r} was adapted already: name the checkpoint it was made from.")
-    where = best_device() if device is None else torch.device(device)
+    where = find_device(device)
     adaptation = Adaptation(
         head=config.head,
         labels=described,
-        base=str(checkpoint),
+        base=name_of(checkpoint),
+        base_weights=hash_of_base(model, config.head),
         several=labels.several,
         alpha=_alpha(model, config),
         cells=learnt_from.sizes(),
@@ -250,7 +266,7 @@ def _describe(names: tuple[str, ...], descriptions: Mapping[str, str], needed: b
     Labels to descriptions: those given, else the ontology's, else none where none is needed.
 
     Raises:
-        InputError: A description of no label, or a label without one.
+        InputError: A description of no label, a label without one, or two with the same.
     """
     strangers = [name for name in descriptions if name not in names]
     if strangers:
@@ -263,6 +279,12 @@ def _describe(names: tuple[str, ...], descriptions: Mapping[str, str], needed: b
             if needed:
                 raise
             described[name] = ""
+    if needed:
+        first: dict[str, str] = {}
+        for name, description in described.items():
+            other = first.setdefault(description, name)
+            if other != name:
+                raise InputError(f"{other!r} and {name!r} have the same description: merge them, or describe them.")
     return described
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What an adaptation leaves behind, and checkpoints loaded with it."""
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -12,15 +13,19 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .feature_extraction_langcell import InputError
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .processing_langcell import LangCellProcessor
+from .shipped import locate
 
-ADAPTATION, PROTOTYPES, PEFT_CONFIG = "adaptation.json", "prototypes.safetensors", "adapter_config.json"
+ADAPTATION, PROTOTYPES = "adaptation.json", "prototypes.safetensors"
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 Head = Literal["descriptions", "classes", "prototypes"]
 
@@ -42,6 +47,7 @@ class Adaptation:
         settings: How it was made.
         versions: What it was made with.
         prototypes: `(labels, projection_dim)`; in a file of their own.
+        base_weights: Hash of the weights of `base`: the same adapter on others says nothing.
         loaded_from: Folder or id; empty in memory.
     """
 
@@ -55,6 +61,7 @@ class Adaptation:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     prototypes: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    base_weights: str = ""
     loaded_from: str = ""
 
     @property
@@ -90,8 +97,8 @@ class Adaptation:
                 if where is None:
                     raise InputError(f"{source} has no {PROTOTYPES}.")
                 found = replace(found, prototypes=load_file(where)["prototypes"])
-        except (TypeError, ValueError, KeyError, OSError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+        except (TypeError, ValueError, KeyError, OSError, SafetensorError) as error:
+            raise InputError(f"The adaptation in {source} cannot be read: {error}") from error
         return replace(found, loaded_from=str(source))
 
 
@@ -118,14 +125,19 @@ def load_checkpoint(
     if adapter is None:
         if checkpoint is None:
             raise InputError("Name a checkpoint, or an adapter.")
-        adaptation = Adaptation.load(checkpoint, revision)
+        adaptation = Adaptation.load(locate(checkpoint), revision)
     else:
         adaptation = Adaptation.load(adapter)
         if adaptation is None:
             raise InputError(f"{str(adapter)!r} holds no {ADAPTATION}: name what `langcell adapt` made.")
+        if adaptation.head != "prototypes":
+            for name in (PEFT_CONFIG, PEFT_WEIGHTS):
+                if _find(adapter, name) is None:
+                    raise InputError(f"{str(adapter)!r} holds no {name}: it is not whole.")
         if _find(adapter, CONFIG_NAME) is not None:
             raise InputError(f"{str(adapter)!r} is a whole checkpoint: name it as the model, without an adapter.")
         checkpoint = adaptation.base if checkpoint is None else checkpoint
+    checkpoint = locate(checkpoint)
     try:
         if adaptation is not None and adaptation.head == "classes":
             model: PreTrainedModel = load_classifier(checkpoint, adaptation, dtype=dtype, revision=revision)
@@ -137,9 +149,25 @@ def load_checkpoint(
         raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
     if not isinstance(model, (LangCellModel, LangCellForSequenceClassification)):
         raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
-    if adapter is not None and _find(adapter, PEFT_CONFIG) is not None:
-        model = _merge(model, adapter)
+    if adapter is not None and adaptation is not None:
+        if dtype in ("float32", torch.float32) and hash_of_base(model, adaptation.head) != adaptation.base_weights:
+            raise InputError(f"{str(adapter)!r} was made from {adaptation.base!r}: {checkpoint!r} has other weights.")
+        if adaptation.head != "prototypes":
+            model = _merge(model, adapter)
     return model, processor, adaptation
+
+
+def hash_of_base(model: PreTrainedModel, head: Head) -> str:
+    """Of the weights that an adaptation rests on: a classifier's are the cell tower's."""
+    digest = hashlib.sha256()
+    add_weights(digest, model.cell_model if head == "classes" else model)
+    return digest.hexdigest()
+
+
+def add_weights(digest: Any, model: nn.Module) -> None:
+    """Adds all weights of a model, as float32, to a hash."""
+    for parameter in model.state_dict().values():
+        digest.update(parameter.detach().cpu().float().numpy().tobytes())
 
 
 def load_classifier(
@@ -162,7 +190,7 @@ def _merge(model: PreTrainedModel, adapter: str | Path) -> Any:
     try:
         with quiet_peft():
             return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"The adapter {str(adapter)!r} does not fit its checkpoint: {reason}") from error
 

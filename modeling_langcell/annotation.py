@@ -39,7 +39,7 @@ class LangCellAnnotator:
         model: A `LangCellModel`; or, for labels of its own alone, a `LangCellForSequenceClassification`.
         processor: Its `LangCellProcessor`.
         adaptation: What the model was adapted to, if it was: its labels are then the candidates by default.
-        device: Where to compute; by default CUDA, else Apple's MPS, else the CPU.
+        device: Where to compute, as `find_device`.
         batch_tokens: How many gene positions go through the cell tower at once, and how many word positions through
             the text tower. It bounds memory and does not change results.
 
@@ -61,7 +61,7 @@ class LangCellAnnotator:
         device: str | torch.device | None = None,
         batch_tokens: int = 16_384,
     ):
-        self.device = torch.device(device) if device is not None else best_device()
+        self.device = find_device(device)
         self.model = model.to(self.device).eval()
         self.processor, self.adaptation = processor, adaptation
         self.batch_tokens = batch_tokens
@@ -94,11 +94,9 @@ class LangCellAnnotator:
         """
         if dtype not in ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"dtype {dtype!r} is not one of float32, bfloat16 and float16.")
+        where = find_device(device)
         model, processor, adaptation = load_checkpoint(checkpoint, adapter, dtype=dtype, revision=revision)
-        try:
-            return cls(model, processor, adaptation=adaptation, device=device, batch_tokens=batch_tokens)
-        except RuntimeError as error:
-            raise InputError(f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        return cls(model, processor, adaptation=adaptation, device=where, batch_tokens=batch_tokens)
 
     def annotate(
         self,
@@ -285,10 +283,21 @@ def describe_input(adata: ad.AnnData) -> str:
     )
 
 
-def best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def find_device(device: str | torch.device | None) -> torch.device:
+    """
+    The device that is named; by default CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: No such device here.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return found
 
 
 # ---------------------------------------------------------------------- files

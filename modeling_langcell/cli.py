@@ -13,11 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperGroup
 
 from .feature_extraction_langcell import InputError
+from .shipped import MINI, locate
 
-_PACKAGE = Path(__file__).resolve().parent
-# A wheel carries the checkpoint inside the package; a checkout has it beside the package.
-_HUB_CONFIGS = next(folder for folder in (_PACKAGE / "hub_configs", _PACKAGE.parent / "hub_configs") if folder.is_dir())
-_DEFAULT_MODEL = str(_HUB_CONFIGS / "langcell-mini")
 _errors = Console(stderr=True, highlight=False)
 
 
@@ -44,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.", show_default="langcell-mini")]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
 Adapter = Annotated[str | None, typer.Option(help="What 'langcell adapt' made: a folder or a Hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
@@ -107,7 +104,7 @@ def annotate(
         if out is None:
             out = cells.with_name(f"{cells.stem}_langcell.h5ad")
     annotator = LangCellAnnotator.from_pretrained(
-        _DEFAULT_MODEL if model is None and adapter is None else model, adapter=adapter, device=device, dtype=dtype
+        MINI if model is None and adapter is None else model, adapter=adapter, device=device, dtype=dtype
     )
     own = annotator.adaptation is not None and labels is None and ontology_root is None
     candidates = None if own else _candidates(labels, ontology_root)
@@ -155,7 +152,7 @@ def annotate(
 def embed(
     cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts.")],
     out: Annotated[Path, typer.Option(help="The .h5ad with obsm['X_langcell'].")],
-    model: Model = _DEFAULT_MODEL,
+    model: Model = MINI,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -180,7 +177,7 @@ def adapt(
     label_key: Annotated[str, typer.Option(help="Column of obs with labels; or table of obsm, for --head classes.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.")],
     shots: Annotated[int | None, typer.Option(help="Learn from so many cells of each label; all by default.")] = None,
-    model: Model = _DEFAULT_MODEL,
+    model: Model = MINI,
     head: Annotated[
         str, typer.Option(help="What tells labels apart: descriptions, classes (LangCell-CE), or prototypes (seconds).")
     ] = "descriptions",
@@ -255,7 +252,7 @@ def adapt(
 @app.command()
 def evaluate(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks by name, or 'all'.")],
-    model: Model = _DEFAULT_MODEL,
+    model: Model = MINI,
     adapter: Adapter = None,
     seeds: Annotated[int, typer.Option(help="How often what is drawn is drawn.", min=1)] = 3,
     data: Annotated[Path, typer.Option(help="Folder with train/, validation/ and genes/.")] = Path("../shared/data"),
@@ -281,7 +278,7 @@ def evaluate(
         raise InputError(f'No package {error.name}: pip install "modeling-langcell[adapt,eval]".') from error
 
     found = [find_task(name) for name in (TASKS if tasks == ["all"] else tasks)]
-    bench = Bench(model, adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device)
+    bench = Bench(locate(model), adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device)
     if gene_sets is not None and not gene_sets.is_file():
         raise InputError(f"No file {gene_sets}.")
     results, drawn = [], {}

@@ -31,12 +31,20 @@ def require_free(output: str | Path) -> Path:
     A folder that can be made.
 
     Raises:
-        InputError: Something is there already.
+        InputError: Something is there already, or nothing can be written there.
     """
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise InputError(f"{output} exists already: choose a new folder.")
+    there = nearest_parent(output)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{output} cannot be written: {there} is no folder that can be written to.")
     return output
+
+
+def nearest_parent(path: Path) -> Path:
+    """The nearest of a path's parents that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 @contextmanager
@@ -48,10 +56,9 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
         InputError: `output` is in use, or cannot be written.
     """
     output = require_free(output)
-    # Made beside the nearest parent that exists, so that renaming it is one step on one file system.
-    there = next(parent for parent in output.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryDirectory(dir=there, prefix=f".{output.absolute().name}-") as aside:
+        # Made beside the nearest parent that exists, so that renaming it is one step on one file system.
+        with tempfile.TemporaryDirectory(dir=nearest_parent(output), prefix=f".{output.absolute().name}-") as aside:
             folder = Path(aside) / output.absolute().name
             folder.mkdir()
             yield folder

@@ -98,7 +98,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
 
     Raises:
         InputError: No such column or table, cells without a label, fewer than two labels, or a table that holds
-            anything but true and false.
+            anything but true and false, or that says the same of all cells.
     """
     if unlabelled not in ("error", "skip"):
         raise InputError(f"unlabelled={unlabelled!r} is not one of 'error' and 'skip'.")
@@ -111,12 +111,19 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
         table = adata.obsm[label_key]
         if not isinstance(table, pd.DataFrame):
             raise InputError(f"obsm[{label_key!r}] must be a table with a named column for each label.")
-        values = table.to_numpy(dtype=float, na_value=np.nan)
+        try:
+            values = table.to_numpy(dtype=float, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"obsm[{label_key!r}] must say of each label true or false: {error}") from error
         known = ~np.isnan(values).any(axis=1)
         _check_known(known, f"obsm[{label_key!r}]", unlabelled)
         if not np.isin(values[known], (0, 1)).all():
             raise InputError(f"obsm[{label_key!r}] must say of each label true or false, and holds other numbers.")
         names, truth = table.columns.astype(str).to_numpy(), values[known].astype(bool)
+        for name, column in zip(names, truth.T, strict=True):
+            if column.all() or not column.any():
+                which = "every" if column.all() else "no"
+                raise InputError(f"obsm[{label_key!r}]: {which} cell has {str(name)!r}, so it cannot be learnt.")
     else:
         raise InputError(
             f"No column {label_key!r} in obs, nor table in obsm; columns: {sorted(map(str, adata.obs.columns))}."

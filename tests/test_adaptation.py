@@ -381,9 +381,93 @@ class TestBadInput:
         assert result.exit_code == 2
         assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--device", "nowhere"), "The device 'nowhere' cannot be used"),
+            (("--seed", "-1"), "must not be below 0"),
+            (("--learning-rate", "-1"), "must be above 0"),
+            (("--balanced",), "balanced is for the head 'classes'"),
+            (("--head", "classes", "--adapt-texts"), "adapt_texts is for the head 'descriptions'"),
+            (("--head", "prototypes", "--held-out", "0.5"), "prototypes are not"),
+        ],
+    )
+    def test_options_that_cannot_be_or_do_nothing(self, run, options, said):
+        result, out = run(lambda cells: None, "--label-key", "type", *options)
+        assert result.exit_code == 2, result.output
+        assert said in " ".join(result.stderr.split())
+        assert not out.parent.exists()
+
+    @pytest.mark.parametrize(
+        ("table", "said"),
+        [
+            ({"a": ["yes"] * 30, "b": ["no"] * 30}, "must say of each label true or false"),
+            ({"a": [True, False] * 15, "b": [False] * 30}, "no cell has 'b'"),
+            ({"a": [True, False] * 15, "b": [True] * 30}, "every cell has 'b'"),
+        ],
+    )
+    def test_tables_of_which_nothing_can_be_learnt(self, labelled, table, said):
+        labelled.obsm["sets"] = pd.DataFrame(table, index=labelled.obs_names)
+        with pytest.raises(InputError, match=said):
+            read_labels(labelled, "sets")
+
+    def test_two_names_of_one_type(self, run):
+        change = change_labels(lambda row: ("NK cell", "natural killer cell")[row % 2])
+        result, _ = run(change, "--label-key", "type")
+        assert result.exit_code == 2
+        assert "have the same description" in " ".join(result.stderr.split())
+
+    def test_a_place_that_cannot_be_written_is_known_before_the_training(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("modeling_langcell.adaptation.fit", lambda *_, **__: pytest.fail("it was trained"))
+        (tmp_path / "out").write_text("mine")
+        result, _ = run(lambda cells: None, "--label-key", "type")
+        assert result.exit_code == 2, result.output
+        assert "cannot be written" in " ".join(result.stderr.split())
+
+    @pytest.mark.parametrize("head", ["descriptions", "classes", "prototypes"])
+    def test_an_adapter_that_is_not_whole_or_not_its_own_is_refused(self, labelled, tiny_checkpoint, tmp_path, head):
+        adapted = adapt(tiny_checkpoint, labelled, "type", config=AdaptationConfig(head=head, epochs=1))
+        adapter = adapted.save(tmp_path / "adapter")
+        torch.manual_seed(9)
+        other = tmp_path / "other"
+        LangCellModel(tiny_config()).save_pretrained(other)
+        adapted.processor.save_pretrained(other)
+        with pytest.raises(InputError, match="has other weights"):
+            LangCellAnnotator.from_pretrained(other, adapter=adapter)
+        files = [path for path in adapter.iterdir() if path.suffix == ".safetensors" or "adapter_config" in path.name]
+        assert files
+        for path in files:
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            with pytest.raises(InputError, match=r"cannot be read|does not fit"):
+                LangCellAnnotator.from_pretrained(tiny_checkpoint, adapter=adapter)
+            path.unlink()
+            with pytest.raises(InputError, match=f"no {path.name}"):
+                LangCellAnnotator.from_pretrained(tiny_checkpoint, adapter=adapter)
+            path.write_bytes(whole)
+        LangCellAnnotator.from_pretrained(tiny_checkpoint, adapter=adapter)
+
     def test_a_folder_that_is_no_adapter(self, labelled, tmp_path):
         with pytest.raises(InputError, match=r"adaptation\.json"):
             LangCellAnnotator.from_pretrained(adapter=tmp_path)
+
+
+def test_what_is_made_of_the_shipped_checkpoint_names_it_alike_everywhere(tmp_path):
+    """No path of this machine, and found again without one."""
+    adata = load_example()[:60].copy()
+    adata.obs["type"] = ["B cell", "T cell"] * 30
+    adapter = tmp_path / "adapter"
+    config = AdaptationConfig(epochs=1)
+    made = adapt(REPOSITORY / "hub_configs" / "langcell-mini", adata, "type", config=config, **CELL_OPTIONS)
+    made.save(adapter)
+    for path in adapter.iterdir():
+        assert str(REPOSITORY).encode() not in path.read_bytes(), path.name
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "langcell-mini"
+    expected, found = (
+        annotator.annotate(adata.copy(), **CELL_OPTIONS).obsm["langcell_probabilities"].to_numpy()
+        for annotator in (made.annotator(), LangCellAnnotator.from_pretrained(adapter=adapter))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_command_adapts_and_annotates(swapped, tmp_path):
