@@ -143,7 +143,7 @@ def _key(
         "task_version": task.version,
         "study": study.name,
         "version": study.version,
-        "entry": _hash(asdict(study)),
+        "read_as": {"label_key": study.label_key, "batch_key": study.batch_key, **study.read},
         "method": method,
         "setting": dict(setting),
         "seed": seed,

@@ -98,7 +98,7 @@ class TestTheTable:
         assert run.evaluate(made, bench, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
         assert len(asked) == 5
 
-    @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"what": "Other cells."}])
+    @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"read": {"counts": "raw"}}])
     def test_another_entry_of_the_same_name_has_cells_of_its_own(self, bench, task, tmp_path, changes):
         made, asked = task
         run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
