@@ -53,7 +53,8 @@ def measure(cell: Cell) -> Found:
         embeds = principal_components(cell, cells, batches)
     else:
         embeds = cell.annotator.embed(cells, **cell.study.read).obsm[EMBEDDING]
-    drawings = {} if cell.method == RANDOM else {"umap": drawing_of_cells(embeds, label=labels, batch=batches)}
+    drawn = cell.method != RANDOM and cell.seed == 0  # Figures show one seed.
+    drawings = {"umap": drawing_of_cells(embeds, label=labels, batch=batches)} if drawn else {}
     return Found(judge_embeds(embeds, labels, batches), drawings=drawings)
 
 
