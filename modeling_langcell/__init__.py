@@ -23,8 +23,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from .configuration_langcell import PIPELINE_TASK, LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .modeling_langcell import (
     LangCellCellModel,
@@ -34,6 +35,7 @@ from .modeling_langcell import (
     LangCellModel,
     LangCellTextModel,
 )
+from .pipeline_langcell import ZeroShotCellAnnotationPipeline
 from .processing_langcell import LangCellProcessor
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ for _config in (LangCellConfig, LangCellCellConfig, LangCellTextConfig):
     _config.register_for_auto_class()
 LangCellFeatureExtractor.register_for_auto_class()
 LangCellProcessor.register_for_auto_class()
+PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, ZeroShotCellAnnotationPipeline, pt_model=AutoModel)
 
 
 def __getattr__(name: str):
@@ -84,4 +87,5 @@ __all__ = [
     "LangCellProcessor",
     "LangCellTextConfig",
     "LangCellTextModel",
+    "ZeroShotCellAnnotationPipeline",
 ]

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from .adapters import Adaptation, load_checkpoint
-from .feature_extraction_langcell import InputError, RankedCells
+from .feature_extraction_langcell import InputError
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .ontology import describe
+from .pipeline_langcell import BATCH_TOKENS, DescriptionScorer
 from .processing_langcell import LangCellProcessor
 from .progress import progress_bar
-from .scoring import ClassScorer, DescriptionScorer, PrototypeScorer, Scorer
+from .scoring import ClassScorer, PrototypeScorer, Scorer
 from .shipped import name_of
 
 CELL_TYPE, SCORE = "langcell_cell_type", "langcell_score"
@@ -60,7 +61,7 @@ class LangCellAnnotator:
         *,
         adaptation: Adaptation | None = None,
         device: str | torch.device | None = None,
-        batch_tokens: int = 16_384,
+        batch_tokens: int = BATCH_TOKENS,
     ):
         self.device = find_device(device)
         self.model = model.to(self.device).eval()
@@ -76,7 +77,7 @@ class LangCellAnnotator:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
-        batch_tokens: int = 16_384,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> "LangCellAnnotator":
         """
         Loads model and processor from a folder or a Hub id.
@@ -236,7 +237,7 @@ class LangCellAnnotator:
             start = 0
             for ranked in extractor.stream(adata, chunk_size=_CHUNK, **cell_options):
                 matched_counts.append(ranked.matched_counts)
-                for rows in self._by_length(ranked):
+                for rows in ranked.batches(self.batch_tokens):
                     ids, mask = (torch.from_numpy(array).to(self.device) for array in ranked.pad(rows))
                     yield start + rows, read(ids, mask)
                     progress.advance(task, len(rows))
@@ -250,15 +251,6 @@ class LangCellAnnotator:
             "genes_by_synonym": match.by_synonym,
             "matched_counts": float(np.median(np.concatenate(matched_counts))),
         }
-
-    def _by_length(self, ranked: RankedCells) -> Iterator[np.ndarray]:
-        """Cells of similar length together, as many as `batch_tokens` holds, longest first."""
-        order = np.argsort(-ranked.lengths, kind="stable")
-        order = order[~ranked.without_genes[order]]
-        while len(order):
-            size = max(1, self.batch_tokens // int(ranked.lengths[order[0]]))
-            yield order[:size]
-            order = order[size:]
 
     def _run_record(self, facts: dict[str, Any]) -> dict[str, Any]:
         """What `uns` says of a run, in kinds that `.h5ad` holds."""

@@ -22,6 +22,9 @@ _LANGCELL_AUTO_MAP = {
     "AutoModel": "modeling_langcell.LangCellModel",
     "AutoModelForPreTraining": "modeling_langcell.LangCellForPreTraining",
 }
+#: The pipeline of such a repository, by its task.
+PIPELINE_TASK = "zero-shot-cell-annotation"
+_PIPELINE = {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": ["AutoModel"]}
 
 
 class _PublishedConfig(PreTrainedConfig):
@@ -212,9 +215,21 @@ class LangCellConfig(_PublishedConfig):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         # The cross-attention reads what the cell tower writes: one fact, one place to set it.
         self.text_config.cell_hidden_size = self.cell_config.hidden_size
+
+    def to_dict(self):
+        return super().to_dict() | {"custom_pipelines": {PIPELINE_TASK: dict(_PIPELINE)}}
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """
+        Pipelines whose code `transformers.pipeline` is to take from the repository: none where the package is
+        installed, which has registered its own, and asks for no trust in the repository's.
+        """
+        return {PIPELINE_TASK: dict(_PIPELINE)} if __name__.startswith("transformers_modules.") else {}
 
     @property
     def tie_word_embeddings(self) -> bool:

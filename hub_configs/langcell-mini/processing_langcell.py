@@ -2,11 +2,14 @@
 """Cells and texts to one batch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature, ProcessorMixin
 
 from .feature_extraction_langcell import InputError
+
+if TYPE_CHECKING:  # What a saved class imports is saved with it: config.json names this pipeline.
+    from .pipeline_langcell import ZeroShotCellAnnotationPipeline  # noqa: F401
 
 
 class LangCellProcessor(ProcessorMixin):
