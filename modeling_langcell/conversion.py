@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 from transformers.activations import ACT2FN
 
+from .bert_weights import SETTINGS, SIZES, TOKEN_TYPES, WORDS, fold_token_types, with_cls
 from .configuration_langcell import LangCellConfig
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .files import require_free, whole_folder
@@ -28,18 +29,7 @@ PARTS = {
     "text_projection": "text_proj.bin",
     "matching_head": "ctm_head.bin",
 }
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-_SETTINGS = (
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WORDS = "embeddings.word_embeddings.weight"
-_POSITIONS = "embeddings.position_embeddings.weight"
-_TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 
 
 def convert(
@@ -93,15 +83,6 @@ def convert(
         processor.save_pretrained(folder)
         _verify(folder, model, processor)
     return output
-
-
-def fold_token_types(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A BERT state dict without token types: their first row, which every token gets, goes into the positions."""
-    state = dict(state)
-    token_types = state.pop(_TOKEN_TYPES, None)
-    if token_types is not None:
-        state[_POSITIONS] = state[_POSITIONS] + token_types[0]
-    return state
 
 
 # ---------------------------------------------------------------------- genes
@@ -209,17 +190,17 @@ def _read_geometry(path: Path) -> dict[str, Any]:
         published = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    missing = [key for key in _SIZES + _SETTINGS if not isinstance(published, dict) or key not in published]
+    missing = [key for key in SIZES + SETTINGS if not isinstance(published, dict) or key not in published]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}.")
-    impossible = [key for key in _SIZES if type(published[key]) is not int or published[key] < 1]
+    impossible = [key for key in SIZES if type(published[key]) is not int or published[key] < 1]
     if impossible:
         raise InputError(f"{path}: {', '.join(impossible)} must be whole and positive.")
     if str(published["hidden_act"]) not in ACT2FN:
         raise InputError(f"{path}: {published['hidden_act']!r} is no known hidden_act.")
     if published.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{path}: position_embedding_type is not 'absolute'.")
-    return {key: published[key] for key in _SIZES + _SETTINGS}
+    return {key: published[key] for key in SIZES + SETTINGS}
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -244,14 +225,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def with_cls(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
-    """A cell encoder's weights with a row for `<cls>`, should just that row be missing."""
-    genes = state.get(_WORDS)
-    if genes is None or genes.ndim != 2 or len(genes) != vocab_size - 1:
-        return state
-    return state | {_WORDS: torch.cat([genes, genes[2:].mean(dim=0, keepdim=True)])}
-
-
 def _build_model(
     geometry: dict[str, dict[str, Any]],
     states: dict[str, dict[str, torch.Tensor]],
@@ -262,7 +235,7 @@ def _build_model(
     """The model with its weights, once all of them are there and fit."""
     vocab_sizes = {"cell_model": len(extractor), "text_model": len(tokenizer)}
     for module, vocab_size in vocab_sizes.items():
-        rows = len(states[module].get(_WORDS, range(vocab_size)))
+        rows = len(states[module].get(WORDS, range(vocab_size)))
         if rows != vocab_size:
             raise InputError(
                 f"{weights[module]} embeds {rows} tokens, but the vocabulary given has {vocab_size}, special ones "
@@ -282,8 +255,8 @@ def _build_model(
         raise InputError(f"{weights['cell_model'].parent.parent}: a config.json does not fit: {error}") from error
     for module, path in weights.items():
         expected = {name: tuple(value.shape) for name, value in model.get_submodule(module).state_dict().items()}
-        if module == "cell_model" and _TOKEN_TYPES in states[module]:
-            expected[_TOKEN_TYPES] = (max(1, len(states[module][_TOKEN_TYPES])), config.cell_config.hidden_size)
+        if module == "cell_model" and TOKEN_TYPES in states[module]:
+            expected[TOKEN_TYPES] = (max(1, len(states[module][TOKEN_TYPES])), config.cell_config.hidden_size)
         given = {name: tuple(value.shape) for name, value in states[module].items()}
         if given != expected:
             raise InputError(f"{path} does not fit its config.json and the other parts: {_faults(given, expected)}.")
@@ -338,4 +311,4 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-__all__ = ["convert", "fold_token_types", "read_gene_vocabulary"]
+__all__ = ["convert", "read_gene_vocabulary"]

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoTokenizer, BertModel, PreTrainedConfig
+from transformers import AutoTokenizer, BertModel
 
+from .bert_weights import explaining, geometry, read_bert, require_kind, resized, take_over
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from .conversion import fold_token_types, with_cls
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .gene_vocabulary import Gene, read_gene_info
 from .modeling_langcell import LangCellForPreTraining, LangCellModel, LangCellTowerModel
@@ -77,7 +76,7 @@ def _go_on(config: PretrainingConfig, vocabulary: dict[str, list]) -> tuple[Lang
         if part in overrides
     }
     with _explaining("start", name):
-        _require_kind("start", name, "langcell")
+        require_kind(name, "langcell")
         model = LangCellForPreTraining.from_pretrained(name, dtype=torch.float32, **overrides)
         processor = LangCellProcessor.from_pretrained(name)
     for part, wanted in positions.items():
@@ -105,22 +104,24 @@ def _start_anew(
         raise InputError("A run that does not go on from a checkpoint (start) needs a text_tower.")
 
     folder = _text_tower_folder(config.text_tower)
-    bert = _read_bert("text_tower", folder).eval()
     with _explaining("text_tower", folder):
+        bert = read_bert(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = config.max_tokens
     extractor = LangCellFeatureExtractor(vocabulary, max_length=config.max_genes)
 
     overrides = dict(config.model)
-    overrides["text_config"] = _geometry(bert) | overrides.get("text_config", {})
-    geneformer = None if config.cell_tower is None else _read_bert("cell_tower", config.cell_tower)
-    cell_geometry = {} if geneformer is None else _geometry(geneformer)
+    overrides["text_config"] = geometry(bert) | overrides.get("text_config", {})
+    geneformer = None if config.cell_tower is None else _read_geneformer(config.cell_tower, extractor)
+    cell_geometry = {} if geneformer is None else geometry(geneformer)
     overrides["cell_config"] = cell_geometry | overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
     with _explaining("model", config.model):
         model = LangCellForPreTraining(LangCellConfig(**overrides))
-    _take_over(model.text_model, bert, config.text_tower)
-    if geneformer is not None:
-        _take_over(model.cell_model, geneformer, config.cell_tower)
+    with _explaining("text_tower", folder):
+        take_over(model.text_model, bert, config.text_tower)
+    if geneformer is not None and config.cell_tower is not None:
+        with _explaining("cell_tower", config.cell_tower):
+            take_over(model.cell_model, geneformer, config.cell_tower)
     if weights_follow:
         return model, LangCellProcessor(extractor, tokenizer)
     if config.gene_names_from is not None:
@@ -132,6 +133,22 @@ def _start_anew(
     if config.gene_average_start:
         _start_gene_average(model)
     return model, LangCellProcessor(extractor, tokenizer)
+
+
+def _read_geneformer(name: str, extractor: LangCellFeatureExtractor) -> BertModel:
+    """
+    Raises:
+        InputError: No BERT there, or one of other genes than the corpus's.
+    """
+    with _explaining("cell_tower", name):
+        bert = read_bert(name)
+        # The row of <cls> may be missing.
+        if bert.config.vocab_size not in (len(extractor) - 1, len(extractor)):
+            raise InputError(
+                f"{name} has {bert.config.vocab_size} tokens, the corpus {len(extractor)}: make the corpus with the "
+                "genes of the checkpoint, langcell corpus --vocabulary."
+            )
+    return bert
 
 
 def _check_names(overrides: dict[str, Any]) -> None:
@@ -149,82 +166,19 @@ def _check_names(overrides: dict[str, Any]) -> None:
 
 @contextmanager
 def _explaining(field: str, given: object) -> Iterator[None]:
-    """Says of what libraries raise which field it comes of."""
+    """Says of what cannot be used which field named it."""
     try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"{field}: {given} cannot be used: {reason}") from error
-
-
-def _require_kind(field: str, name: str, kind: str) -> None:
-    found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    if found != kind:
-        raise InputError(f"{field}: {name} is a checkpoint of {found or 'no known kind'}, not of {kind}.")
-
-
-def _read_bert(field: str, name: str) -> BertModel:
-    """
-    Raises:
-        InputError: No BERT there, or weights that are not all there.
-    """
-    with _explaining(field, name):
-        _require_kind(field, name, "bert")
-        bert, loading = BertModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True)
-    if loading["missing_keys"]:
-        raise InputError(f"{field}: {name} lacks the weights {', '.join(sorted(loading['missing_keys'])[:3])}.")
-    return bert
-
-
-def _geometry(bert: BertModel) -> dict[str, Any]:
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "max_position_embeddings",
-        "layer_norm_eps",
-    )
-    return {name: getattr(bert.config, name) for name in names}
-
-
-def _take_over(tower: LangCellTowerModel, bert: BertModel, name: str | None) -> None:
-    """BERT's weights become the tower's; one row of the vocabulary may be missing, that of `<cls>`, which is last."""
-    state = fold_token_types(bert.state_dict())
-    words, positions = (f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position"))
-    state[words] = with_cls(state, tower.config.vocab_size)[words]
-    if len(state[words]) != tower.config.vocab_size:
-        raise InputError(
-            f"{name} has {len(state[words])} tokens, the corpus {tower.config.vocab_size}: make the corpus with the "
-            "genes of the checkpoint, langcell corpus --vocabulary."
-        )
-    state[positions] = _resized(state[positions], tower.config.max_position_embeddings)
-    try:
-        loaded = tower.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise InputError(f"{name} does not fit the tower that model describes: {error}") from error
-    strangers = [key for key in loaded.missing_keys if ".crossattention." not in key]
-    if strangers or loaded.unexpected_keys:
-        raise InputError(f"{name} does not fit the tower: {strangers or loaded.unexpected_keys}.")
+        with explaining(given):
+            yield
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
 
 
 def _resize(tower: LangCellTowerModel, wanted: int) -> None:
     """Gives a tower so many positions."""
     positions = tower.embeddings.position_embeddings
-    positions.weight = nn.Parameter(_resized(positions.weight.data, wanted))
+    positions.weight = nn.Parameter(resized(positions.weight.data, wanted))
     positions.num_embeddings = tower.config.max_position_embeddings = wanted
-
-
-def _resized(positions: torch.Tensor, wanted: int) -> torch.Tensor:
-    """`(wanted, hidden_size)`: cut, or the last position's embedding for those beyond it."""
-    beyond = positions[-1:].expand(max(0, wanted - len(positions)), -1)
-    return torch.cat([positions[:wanted], beyond])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from modeling_langcell import InputError, LangCellFeatureExtractor, LangCellModel
-from modeling_langcell.conversion import PARTS, convert, fold_token_types, read_gene_vocabulary
+from modeling_langcell.conversion import PARTS, convert, read_gene_vocabulary
 
 from .conftest import GENES, SYMBOLS, WORDS, tiny_config
 
@@ -186,15 +186,6 @@ def test_dec_and_enc_of_the_vocabulary_stay_where_they_are(published):
 def test_an_empty_output_folder_is_taken(published):
     published["output"].mkdir(parents=True)
     assert (convert(**published) / "config.json").is_file()
-
-
-def test_token_types_fold_into_positions():
-    state = {"embeddings.position_embeddings.weight": torch.ones(3, 2), TOKEN_TYPES: torch.tensor([[1.0, 2], [9, 9]])}
-    assert fold_token_types(state)["embeddings.position_embeddings.weight"].tolist() == [[2, 3]] * 3
-    assert TOKEN_TYPES not in fold_token_types(state)
-    assert TOKEN_TYPES in state  # It is not changed in place.
-    without = {"embeddings.position_embeddings.weight": torch.ones(3, 2)}
-    assert fold_token_types(without) == without
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 from modeling_langcell import LangCellAnnotator, LangCellFeatureExtractor, LangCellModel
-from modeling_langcell.conversion import convert, fold_token_types, read_gene_vocabulary
+from modeling_langcell.bert_weights import fold_token_types
+from modeling_langcell.conversion import convert, read_gene_vocabulary
 
 from .conftest import tiny_config
 
