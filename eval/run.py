@@ -19,12 +19,12 @@ import numpy as np
 import psutil
 from rich.console import Console
 
-from modeling_langcell.adapters import add_weights
 from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import Bench, Cell, Task
 from modeling_langcell.feature_extraction_langcell import InputError
 from modeling_langcell.files import write_whole
+from modeling_langcell.fingerprints import fingerprint
 
 #: Tasks by name, and the file of each.
 TASKS = {
@@ -90,7 +90,7 @@ def evaluate(
         raise InputError(f"{task.name} has no method {unknown[0]!r}; there are {', '.join(task.methods)}.")
     if task.adapts and bench.adapter is not None:
         raise InputError(f"{task.name} adapts the checkpoint itself: leave out the adapter.")
-    model = fingerprint(bench)
+    model = fingerprint(bench.annotator)
     before = _read_table(out / f"{task.name}.json")
     say = Console(stderr=True)
     cells: dict[str, dict[str, Any]] = {}
@@ -256,24 +256,6 @@ def _mean(name: str, cells: Sequence[Mapping[str, Any]]) -> str:
         return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
     interval = cells[0]["intervals"].get(name)
     return f"{values[0]:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
-
-
-def fingerprint(bench: Bench) -> str:
-    """Which model this is: a hash of its weights, with an adapter's, and of what else decides what it computes."""
-    annotator = bench.annotator
-    digest = hashlib.sha256()
-    add_weights(digest, annotator.model)
-    config, extractor = annotator.model.config, annotator.processor.feature_extractor
-    deciding = {
-        "cell": config.cell_config.to_diff_dict(),
-        "text": config.text_config.to_diff_dict(),
-        "alpha": config.alpha,
-        "temperature": config.temperature,
-        "genes": extractor.gene_vocabulary,
-        "lengths": [extractor.max_length, annotator.processor.tokenizer.model_max_length],
-    }
-    digest.update(json.dumps(deciding, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
 
 
 def peak_memory() -> float:

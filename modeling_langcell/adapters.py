@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils import CONFIG_NAME, logging
 
+from .cards import CARD, render_adaptation
 from .feature_extraction_langcell import InputError
+from .hub import fetch
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .processing_langcell import LangCellProcessor
 from .shipped import locate
@@ -77,7 +78,7 @@ class Adaptation:
         (folder / ADAPTATION).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if self.prototypes is not None:
             save_file({"prototypes": self.prototypes.contiguous()}, folder / PROTOTYPES)
-        write_card(self, folder)
+        (folder / CARD).write_text(render_adaptation(self, folder), encoding="utf-8")
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> "Adaptation | None":
@@ -85,18 +86,21 @@ class Adaptation:
         From a folder or a Hub id; none where nothing was adapted.
 
         Raises:
-            InputError: A damaged file.
+            InputError: No such folder or repository, or a damaged file.
         """
-        path = _find(source, ADAPTATION, revision)
-        if path is None:
+        return cls._read(fetch(source, revision), source)
+
+    @classmethod
+    def _read(cls, folder: Path, source: str | Path) -> "Adaptation | None":
+        """From the folder of what goes by the name `source`."""
+        if not (folder / ADAPTATION).is_file():
             return None
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**json.loads((folder / ADAPTATION).read_text(encoding="utf-8")))
             if found.head == "prototypes":
-                where = _find(source, PROTOTYPES, revision)
-                if where is None:
+                if not (folder / PROTOTYPES).is_file():
                     raise InputError(f"{source} has no {PROTOTYPES}.")
-                found = replace(found, prototypes=load_file(where)["prototypes"])
+                found = replace(found, prototypes=load_file(folder / PROTOTYPES)["prototypes"])
         except (TypeError, ValueError, KeyError, OSError, SafetensorError) as error:
             raise InputError(f"The adaptation in {source} cannot be read: {error}") from error
         return replace(found, loaded_from=str(source))
@@ -122,38 +126,48 @@ def load_checkpoint(
     Raises:
         InputError: Nothing there that can be loaded, or an adapter that does not fit.
     """
-    if adapter is None:
-        if checkpoint is None:
-            raise InputError("Name a checkpoint, or an adapter.")
-        adaptation = Adaptation.load(locate(checkpoint), revision)
-    else:
-        adaptation = Adaptation.load(adapter)
+    adaptation = None
+    if adapter is not None:
+        adapter_folder = fetch(adapter)
+        adaptation = Adaptation._read(adapter_folder, adapter)
         if adaptation is None:
             raise InputError(f"{str(adapter)!r} holds no {ADAPTATION}: name what `langcell adapt` made.")
         if adaptation.head != "prototypes":
             for name in (PEFT_CONFIG, PEFT_WEIGHTS):
-                if _find(adapter, name) is None:
+                if not (adapter_folder / name).is_file():
                     raise InputError(f"{str(adapter)!r} holds no {name}: it is not whole.")
-        if _find(adapter, CONFIG_NAME) is not None:
+        if (adapter_folder / CONFIG_NAME).is_file():
             raise InputError(f"{str(adapter)!r} is a whole checkpoint: name it as the model, without an adapter.")
         checkpoint = adaptation.base if checkpoint is None else checkpoint
+    if checkpoint is None:
+        raise InputError("Name a checkpoint, or an adapter.")
     checkpoint = locate(checkpoint)
     try:
+        folder = fetch(checkpoint, revision)
+    except InputError as error:
+        raise InputError(f"No LangCell checkpoint could be loaded: {error}") from error
+    if adapter is None:
+        adaptation = Adaptation._read(folder, checkpoint)
+    try:
         if adaptation is not None and adaptation.head == "classes":
-            model: PreTrainedModel = load_classifier(checkpoint, adaptation, dtype=dtype, revision=revision)
+            model: PreTrainedModel = load_classifier(folder, adaptation, dtype=dtype)
         else:
-            model = AutoModel.from_pretrained(checkpoint, dtype=dtype, revision=revision)
-        processor = AutoProcessor.from_pretrained(checkpoint, revision=revision)
+            model = AutoModel.from_pretrained(folder, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
     if not isinstance(model, (LangCellModel, LangCellForSequenceClassification)):
         raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
+    if not Path(checkpoint).is_dir():
+        # To others it is what the Hub calls it, and not a folder of this machine's cache.
+        model.name_or_path = model.config.name_or_path = checkpoint
+        model.config._commit_hash = folder.name
     if adapter is not None and adaptation is not None:
         if dtype in ("float32", torch.float32) and hash_of_base(model, adaptation.head) != adaptation.base_weights:
             raise InputError(f"{str(adapter)!r} was made from {adaptation.base!r}: {checkpoint!r} has other weights.")
         if adaptation.head != "prototypes":
-            model = _merge(model, adapter)
+            model = _merge(model, adapter_folder, adapter)
     return model, processor, adaptation
 
 
@@ -177,19 +191,19 @@ def load_classifier(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # That the text tower is left out and the head is new needs no report.
     try:
-        return LangCellForSequenceClassification.from_pretrained(checkpoint, **options, **adaptation.classes)
+        return LangCellForSequenceClassification.from_pretrained(fetch(checkpoint), **options, **adaptation.classes)
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _merge(model: PreTrainedModel, adapter: str | Path) -> Any:
+def _merge(model: PreTrainedModel, folder: Path, adapter: str | Path) -> Any:
     try:
         from peft import PeftModel
     except ImportError as error:
         raise InputError('Adapters need peft: pip install "modeling-langcell[adapt]".') from error
     try:
         with quiet_peft():
-            return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"The adapter {str(adapter)!r} does not fit its checkpoint: {reason}") from error
@@ -203,109 +217,9 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _find(source: str | Path, name: str, revision: str | None = None) -> Path | None:
-    """A file of a folder or Hub repository, if it is there."""
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return path if path.is_file() else None
-    try:
-        found = cached_file(
-            str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
-    except (OSError, ValueError):
-        return None
-    return None if found is None else Path(found)
-
-
 def versions() -> dict[str, str]:
     """What an adaptation was made with."""
     return {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "peft")}
-
-
-# ---------------------------------------------------------------------- the card
-
-_LOADED_BY = {
-    "descriptions": """model = AutoModel.from_pretrained("{base}", trust_remote_code=True)
-model = PeftModel.from_pretrained(model, "{here}")""",
-    "classes": """config = AutoConfig.from_pretrained("{base}", trust_remote_code=True).cell_config
-config.num_labels = {number}
-model = AutoModelForSequenceClassification.from_pretrained("{base}", config=config, trust_remote_code=True)
-model = PeftModel.from_pretrained(model, "{here}")""",
-}
-_IMPORTS = {
-    "descriptions": "from transformers import AutoModel\nfrom peft import PeftModel",
-    "classes": "from transformers import AutoConfig, AutoModelForSequenceClassification\nfrom peft import PeftModel",
-}
-_HOW = {
-    "descriptions": "their descriptions, in the space that cells and texts share",
-    "classes": "a linear head on the cell encoder (LangCell-CE)",
-    "prototypes": "the mean embeddings of a few cells of each, beside their descriptions; nothing was trained",
-}
-
-
-def write_card(adaptation: Adaptation, folder: Path) -> None:
-    """Writes `README.md`: what the adapter tells apart, what it learnt from, and how it is used."""
-    peft = (folder / PEFT_CONFIG).is_file()
-    whole = (folder / CONFIG_NAME).is_file()
-    data = ModelCardData(
-        base_model=adaptation.base,
-        library_name="peft" if peft else "transformers" if whole else None,
-        tags=["langcell", "single-cell", adaptation.head],
-    )
-    here = folder.name
-    use = (
-        f'annotator = LangCellAnnotator.from_pretrained("{here}")'
-        if whole
-        else f'annotator = LangCellAnnotator.from_pretrained("{adaptation.base}", adapter="{here}")'
-    )
-    kind = "LoRA adapter" if peft else "checkpoint" if whole else "set of prototypes"
-    rows = "\n".join(
-        f"| {name} | {adaptation.cells.get(name, 0):,} | {description} |"
-        for name, description in adaptation.labels.items()
-    )
-    settings = "\n".join(f"- {name}: {value}" for name, value in adaptation.settings.items() if value is not None)
-    text = f"""# {here}
-
-A {kind} for [LangCell]({_PAPER}), made from `{adaptation.base}`. It tells {len(adaptation.labels)} labels apart by
-{_HOW[adaptation.head]}.{" A cell may have several of them." if adaptation.several else ""}
-
-```python
-from modeling_langcell import LangCellAnnotator
-
-{use}
-annotator.annotate(adata)  # raw counts in adata.X
-```
-"""
-    if peft:
-        filled = _LOADED_BY[adaptation.head].format(base=adaptation.base, here=here, number=len(adaptation.labels))
-        text += f"""
-Without that package:
-
-```python
-{_IMPORTS[adaptation.head]}
-
-{filled}
-```
-"""
-    text += f"""
-## Labels
-
-| label | cells learnt from | description |
-| --- | --- | --- |
-{rows}
-
-## How it was made
-
-{settings}
-- versions: {", ".join(f"{name} {number}" for name, number in adaptation.versions.items())}
-
-How well it does was not measured on other cells: try it on some whose labels you know.
-"""
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
-
-
-_PAPER = "https://arxiv.org/abs/2405.06708"
 
 
 __all__ = ["Adaptation", "load_checkpoint", "load_classifier"]

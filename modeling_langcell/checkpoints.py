@@ -34,8 +34,11 @@ class Checkpoints:
     ):
         self.folder, self.accelerator, self.schedule, self.averaged = folder, accelerator, schedule, averaged
 
-    def save(self, step: int) -> None:
-        """Saves the state after a step, in all processes together; the state before it is then removed."""
+    def save(self, step: int, seconds: float) -> None:
+        """
+        Saves the state after a step, in all processes together; the state before it is then removed. `seconds` is how
+        long the run has taken until then, which it tells when it goes on.
+        """
         aside, whole = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
         main = self.accelerator.is_main_process
         if main:
@@ -47,7 +50,7 @@ class Checkpoints:
         if main:
             if self.averaged is not None:
                 save_model(self.averaged.module, str(aside / _AVERAGE))
-            progress = {"step": step, "schedule": self.schedule.state_dict()}
+            progress = {"step": step, "seconds": seconds, "schedule": self.schedule.state_dict()}
             (aside / _PROGRESS).write_text(json.dumps(progress))
             _on_disk(aside)
             older = self._whole()
@@ -59,18 +62,18 @@ class Checkpoints:
                     shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
 
-    def go_on(self) -> int:
-        """Takes up the newest state; returns the step it was saved after, 0 where there is none."""
+    def go_on(self) -> tuple[int, float]:
+        """Takes up the newest state; returns the step and seconds it was saved after, 0 where there is none."""
         states = self._whole()
         if not states:
-            return 0
+            return 0, 0.0
         self.accelerator.load_state(str(states[-1]))
         progress: dict[str, Any] = json.loads((states[-1] / _PROGRESS).read_text())
         self.schedule.load_state_dict(progress["schedule"])
         if self.averaged is not None:
             load_model(self.averaged.module, str(states[-1] / _AVERAGE))
             self.averaged.n_averaged.fill_(progress["step"])
-        return int(progress["step"])
+        return int(progress["step"]), float(progress["seconds"])
 
     def _whole(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

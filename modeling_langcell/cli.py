@@ -12,8 +12,9 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperGroup
 
+from . import __version__
 from .feature_extraction_langcell import InputError
-from .shipped import MINI, locate
+from .shipped import MINI, locate, name_of
 
 _errors = Console(stderr=True, highlight=False)
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
 Adapter = Annotated[str | None, typer.Option(help="What 'langcell adapt' made: a folder or a Hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
@@ -52,8 +54,18 @@ Counts = Annotated[str, typer.Option(help="What the values are: raw, normalized 
 EmptyCells = Annotated[str, typer.Option(help="Cells without known genes: error, or mark (left without a label).")]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"langcell {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _before_any_command() -> None:
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and no more.")
+    ] = False,
+) -> None:
     if not sys.stderr.isatty():
         disable_progress_bar()
 
@@ -66,6 +78,7 @@ def annotate(
         str | None,
         typer.Option(help="Checkpoint: a folder or a Hub id.", show_default="langcell-mini, or the adapter's"),
     ] = None,
+    revision: Revision = None,
     adapter: Adapter = None,
     labels: Annotated[
         str | None, typer.Option(help="Candidates: 'B cell;T cell' (';' or ','), or a .json, .tsv or .txt file.")
@@ -103,9 +116,9 @@ def annotate(
         adata = open_cells(cells)
         if out is None:
             out = cells.with_name(f"{cells.stem}_langcell.h5ad")
-    annotator = LangCellAnnotator.from_pretrained(
-        MINI if model is None and adapter is None else model, adapter=adapter, device=device, dtype=dtype
-    )
+    if model is None and adapter is None:
+        model = MINI
+    annotator = LangCellAnnotator.from_pretrained(model, adapter=adapter, device=device, dtype=dtype, revision=revision)
     own = annotator.adaptation is not None and labels is None and ontology_root is None
     candidates = None if own else _candidates(labels, ontology_root)
     if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
@@ -153,6 +166,7 @@ def embed(
     cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts.")],
     out: Annotated[Path, typer.Option(help="The .h5ad with obsm['X_langcell'].")],
     model: Model = MINI,
+    revision: Revision = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -166,7 +180,8 @@ def embed(
 
     adata = open_cells(cells)
     options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
-    adata = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype).embed(adata, **options)
+    annotator = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype, revision=revision)
+    adata = annotator.embed(adata, **options)
     typer.echo(describe_input(adata))
     typer.echo(f"Embedded: {write_annotated(adata, out)}")
 
@@ -197,6 +212,7 @@ def adapt(
     held_out: Annotated[float, typer.Option(help="Share of the cells to watch, and to stop early by.")] = 0.0,
     unlabelled: Annotated[str, typer.Option(help="Cells without a label: error, or skip.")] = "error",
     seed: Annotated[int, typer.Option(help="Of the cells drawn, and of all that is random.")] = 0,
+    push_to: Annotated[str | None, typer.Option(help="Hub id of a repository to push the result to.")] = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -211,8 +227,13 @@ def adapt(
         raise InputError('Adaptation needs peft: pip install "modeling-langcell[adapt]".') from error
     from .annotation import open_cells
     from .files import require_free
+    from .hub import push, require_leave
 
     require_free(out)
+    if push_to is not None:
+        if method != "full" and Path(locate(model)).is_dir() and name_of(locate(model)) != MINI:
+            raise InputError(f"Nobody else has {model}, which it is to be loaded with: push that, and name its Hub id.")
+        require_leave(push_to)  # Before the adaptation, and not after it.
     config = AdaptationConfig(
         head=head,  # type: ignore[arg-type]  # AdaptationConfig says what there is.
         method=method,  # type: ignore[arg-type]
@@ -247,6 +268,12 @@ def adapt(
             f"{adapted.losses[0]:.3f} to {min(adapted.losses) if held_out else adapted.losses[-1]:.3f}"
         )
     typer.echo(f"Adapted: {adapted.save(out)}")
+    if push_to is not None:
+        try:
+            pushed = push(out, push_to, message="Upload an adapted LangCell")
+        except InputError as error:
+            raise InputError(f"What was adapted is in {out}; 'langcell publish' pushes it. {error}") from error
+        typer.echo(f"Pushed: {pushed.url}")
 
 
 @app.command()
@@ -317,6 +344,65 @@ def convert(
         output=out,
     )
     typer.echo(f"Checkpoint: {folder}")
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint.")],
+    results: Annotated[Path | None, typer.Option(help="What 'langcell evaluate --out' wrote of it.")] = None,
+    about: Annotated[
+        Path | None, typer.Option(help="YAML file of what its files do not say: limits, failure modes, licence.")
+    ] = None,
+) -> None:
+    """Write the card of a checkpoint: its README.md, from its own files and the results of its evaluation."""
+    from .cards import Prose, write_card
+
+    typer.echo(f"Card: {write_card(folder, results, None if about is None else Prose.read(about))}")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, architecture or adapter, with its card.")],
+    repo_id: Annotated[str, typer.Option(help="Repository of the Hub, OWNER/NAME; made if there is none.")],
+    base: Annotated[str | None, typer.Option(help="Hub id of what an adapter was made from.")] = None,
+    results: Annotated[Path | None, typer.Option(help="What 'langcell evaluate' wrote, to compare with.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository for its owner alone.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Name for this version: v1.0.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and list what would go; send nothing.")] = False,
+) -> None:
+    """Check a checkpoint or an adapter, and push it to the Hub in one commit."""
+    from .publishing import publish as publish_folder
+
+    published = publish_folder(folder, repo_id, base=base, results=results, private=private, tag=tag, dry_run=dry_run)
+    for name, size in published.files.items():
+        typer.echo(f"{size:>14,}  {name}")
+    typer.echo(f"{sum(published.files.values()):>14,}  bytes in {len(published.files)} files, {published.kind}")
+    for name in published.left_out:
+        typer.echo(f"Left out: {name}")
+    if published.base:
+        typer.echo(f"Base: {published.base}")
+    if dry_run:
+        typer.echo(f"Nothing was sent. Without --dry-run this goes to {repo_id} in one commit.")
+    else:
+        typer.echo(f"Published: {published.url}" + (f", tagged {tag}" if tag else ""))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder for the encoder; must not exist.")],
+    masked_genes: Annotated[
+        bool, typer.Option("--masked-genes", help="With the masked-gene head, as Geneformer is published.")
+    ] = False,
+    revision: Revision = None,
+) -> None:
+    """Write the cell encoder alone, as a BERT that transformers and Geneformer's users load."""
+    from .bert_weights import GENES, export_cell_tower
+
+    folder = export_cell_tower(model, out, masked_genes=masked_genes, revision=revision)
+    if not (folder / GENES).is_file():
+        typer.echo(f"The checkpoint does not say what its ids mean: there is no {GENES}.")
+    typer.echo(f"Encoder: {folder}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 #: What a repository saved from any of these classes offers to `AutoX.from_pretrained(..., trust_remote_code=True)`.
 _CELL_AUTO_MAP = {
@@ -182,7 +183,11 @@ class LangCellConfig(_PublishedConfig):
     ```"""
 
     model_type = "langcell"
-    sub_configs_defaults = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
+    # Bare classes do from transformers 5.21 on, the first without Python 3.10.
+    sub_configs_defaults = {
+        "cell_config": SubConfigSpec(LangCellCellConfig),
+        "text_config": SubConfigSpec(LangCellTextConfig),
+    }
     _published_auto_map: ClassVar[dict[str, str]] = _LANGCELL_AUTO_MAP
 
     if TYPE_CHECKING:  # What they are after initialisation, whatever was given.

@@ -341,7 +341,9 @@ def _inspect(source: Source, gene_info: _File) -> dict[str, Any]:
         _, every = _known_genes(gene_info)
         with _naming(source):
             every.read_counts(source.read(source.rows[:1]))
-    return {"sha256": source.checksum(), "cells": source.stored, "asked_for": asked_for}
+    facts = {"sha256": source.checksum(), "cells": source.stored, "asked_for": asked_for}
+    about = source.about()
+    return facts | ({"about": about} if about else {})
 
 
 @_telling_faults
@@ -446,6 +448,16 @@ class Corpus:
 
     def __len__(self) -> int:
         return int(self.manifest["cells"])
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a model's record says of the cells that it learnt from: how many, and of which sources."""
+        said = ("name", "sha256", "kept", "left_out", "about")
+        return {
+            "cells": len(self),
+            "genes": self.manifest["genes"],
+            "sources": [{name: source[name] for name in said if name in source} for source in self.manifest["sources"]],
+        }
 
     @cached_property
     def gene_vocabulary(self) -> dict[str, list]:

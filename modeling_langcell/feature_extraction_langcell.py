@@ -504,7 +504,7 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
     if use_raw and adata.raw is None:
         raise InputError("This AnnData has no raw: leave out use_raw.")
     if layer is not None and layer not in adata.layers:
-        raise InputError(f"No layer {layer!r}; layers here: {sorted(adata.layers) or 'none'}.")
+        raise InputError(f"No layer {layer!r}; layers here: {_layer_names(adata) or 'none'}.")
     var = adata.raw.var if use_raw else adata.var
     if use_raw:
         matrix, label = adata.raw.X, "raw.X"
@@ -513,7 +513,7 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
     else:
         matrix, label = adata.X, "X"
     if matrix is None:
-        raise InputError(f"This AnnData has no {label}: pass layer; layers here: {sorted(adata.layers) or 'none'}.")
+        raise InputError(f"This AnnData has no {label}: pass layer; layers here: {_layer_names(adata) or 'none'}.")
     if gene_column is not None:
         if gene_column not in var.columns:
             raise InputError(f"No column {gene_column!r} in var; columns here: {sorted(map(str, var.columns))}.")
@@ -523,6 +523,10 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
         names = {"the index of var": var.index.astype(str)}
         names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
     return _CountMatrix(_by_rows(matrix), label, adata.obs_names, partial(_advice, adata, label)), names
+
+
+def _layer_names(adata) -> list[str]:
+    return sorted(name for name in adata.layers if name is not None)  # None is X, since anndata 0.13.
 
 
 def _read_matrix(matrix, gene_ids) -> tuple[_CountMatrix, dict[str, Sequence[str]]]:
@@ -547,7 +551,7 @@ def _advice(adata, label: str) -> str:
     arrays = {"X": (sample.X, f"leave out {'use_raw' if label == 'raw.X' else 'layer'}")}
     if sample.raw is not None:
         arrays["raw.X"] = sample.raw.X, "pass use_raw=True"
-    arrays |= {f"layers[{key!r}]": (matrix, f"pass layer={key!r}") for key, matrix in sample.layers.items()}
+    arrays |= {f"layers[{name!r}]": (sample.layers[name], f"pass layer={name!r}") for name in _layer_names(sample)}
     for name, (matrix, remedy) in arrays.items():
         if name != label and matrix is not None and matrix.dtype.kind in "fiub":
             values = _CountMatrix(matrix, name).rows(0, 64).data

@@ -17,8 +17,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from huggingface_hub import HfApi
-from huggingface_hub.utils import httpx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,12 +24,14 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from .batches import FrozenTexts, PretrainingBatches
+from .cards import CARD, write_card
 from .checkpoints import Checkpoints
 from .corpus import Corpus
 from .descriptions import TYPE, type_wordings
 from .feature_extraction_langcell import InputError
 from .files import write_whole
 from .held_out import HeldOutCells
+from .hub import push, require_leave
 from .modeling_langcell import LangCellForPreTraining, LangCellModel
 from .pretraining_config import PretrainingConfig
 from .processing_langcell import LangCellProcessor
@@ -112,7 +112,8 @@ class _Run:
         self.frozen_texts = None if config.train_text_tower else frozen_texts
         choose_trained(model, config)
         if config.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            # The second name is that of transformers 5.20, and deprecated since.
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         if config.compile:
             model.cell_model.compile(dynamic=True)
             model.text_model.compile(dynamic=True)
@@ -128,7 +129,8 @@ class _Run:
         average = get_ema_multi_avg_fn(config.averaging)
         self.averaged = AveragedModel(model, multi_avg_fn=average) if config.averaging else None
         self.checkpoints = Checkpoints(states, self.accelerator, self.schedule, self.averaged)
-        self.first_step = self.checkpoints.go_on()
+        self.first_step, seconds = self.checkpoints.go_on()
+        self.started = time.monotonic() - seconds
         # Not before: what could not start has claimed nothing, and its settings can still be corrected.
         if self.main:
             _claim(config)
@@ -167,7 +169,7 @@ class _Run:
                     self._log(_HELD_OUT, step, self.held_out.measure(model) if self.main else {})
                 stop = bool(self.accelerator.reduce(torch.tensor(float(told()), device=self.accelerator.device)) > 0)
                 if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
-                    self.checkpoints.save(step)
+                    self.checkpoints.save(step, self._seconds)
                 if stop and step < config.steps:
                     raise TrainingStopped(f"Stopped after step {step} of {config.steps}; the same command goes on.")
 
@@ -212,7 +214,7 @@ class _Run:
         """Makes the checkpoint of what was learnt."""
         model = self.whole_model()
         if self.main:
-            _save(model, self.processor, self.config)
+            _save(model, self.processor, self.config, self._record())
 
     def release(self) -> None:
         """
@@ -220,6 +222,27 @@ class _Run:
         with it while it holds Python's lock, for which a thread that the group waits for may be waiting.
         """
         self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
+
+    @property
+    def _seconds(self) -> float:
+        """How long the run has taken, that of processes which were killed included up to their last state."""
+        return round(time.monotonic() - self.started, 1)
+
+    def _record(self) -> dict[str, Any]:
+        """What else a checkpoint says of its training: of which cells, on what, how long, with what."""
+        device = self.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        packages = ("modeling-langcell", "torch", "transformers", "accelerate")
+        return {
+            "corpus": Corpus(self.config.corpus).origin,
+            "compute": {
+                "device": name,
+                "processes": self.accelerator.num_processes,
+                "threads": torch.get_num_threads(),
+                "seconds": self._seconds,
+            },
+            "versions": {package: version(package) for package in packages},
+        }
 
     def _held_out(self) -> HeldOutCells | None:
         config = self.config
@@ -317,33 +340,28 @@ def _claim(config: PretrainingConfig) -> None:
 
 
 def _conclude(config: PretrainingConfig) -> None:
-    """Clears up, and pushes the checkpoint if asked; a run that is killed here goes on from here."""
+    """Clears up, writes the card, and pushes the checkpoint if asked; a run that is killed here goes on from here."""
     output = Path(config.output)
     shutil.rmtree(output / _STATES, ignore_errors=True)
     for half_written in output.glob(".*"):
         half_written.unlink()
+    if not (output / CARD).exists():
+        write_card(output)
     if config.push_to is not None:
+        not_pushed = ("tensorboard/*", "*.jsonl", _RUN)
         try:
-            HfApi().upload_folder(
-                repo_id=config.push_to,
-                folder_path=output,
-                ignore_patterns=["tensorboard/*", "*.jsonl", _RUN],
-                commit_message="Upload a pre-trained LangCell",
-            )
-        except (httpx.HTTPError, OSError) as error:
-            raise InputError(
-                f"The checkpoint is in {output}, but was not pushed: {error} The same command tries again."
-            ) from error
+            push(output, config.push_to, message="Upload a pre-trained LangCell", ignore=not_pushed)
+        except InputError as error:
+            raise InputError(f"The checkpoint is in {output}; the same command goes on. {error}") from error
     (output / _RUN).unlink()
 
 
 def _make_repository(name: str) -> None:
     """Before the training, and not days later, it shows whether there is leave to push."""
     try:
-        HfApi().create_repo(name, exist_ok=True)
-        HfApi().auth_check(name, write=True)  # It may be there, and somebody else's.
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise InputError(f"push_to: {name} cannot be pushed to: {error}") from error
+        require_leave(name)
+    except InputError as error:
+        raise InputError(f"push_to: {error}") from error
 
 
 @contextmanager
@@ -362,7 +380,9 @@ def _is_until(line: str, step: int) -> bool:
     return line.endswith("}\n") and json.loads(line)["step"] <= step
 
 
-def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: PretrainingConfig) -> None:
+def _save(
+    model: LangCellForPreTraining, processor: LangCellProcessor, config: PretrainingConfig, record: dict[str, Any]
+) -> None:
     saved: LangCellModel = model
     if not model.config.masked_gene_weight:  # An untrained head is no part of a checkpoint.
         saved = LangCellModel(model.config)
@@ -375,11 +395,15 @@ def _save(model: LangCellForPreTraining, processor: LangCellProcessor, config: P
         part.dtype = torch.float32
     saved.config.save_pretrained(config.output)
     processor.save_pretrained(config.output)
-    versions = {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "accelerate")}
-    settings = {name: value for name, value in asdict(config).items() if name != "output"}
-    runs = [*_runs_before(config), {"config": settings, "versions": versions}]
+    settings = {name: _told(value) for name, value in asdict(config).items() if name != "output"}
+    runs = [*_runs_before(config), {"config": settings, **record}]
     # Last: with it the run is done.
     write_whole(Path(config.output, _RECORD), (json.dumps({"runs": runs}, indent=1) + "\n").encode())
+
+
+def _told(value: Any) -> Any:
+    """A setting as others are told of it: from where on this machine a folder was read says nothing elsewhere."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _runs_before(config: PretrainingConfig) -> list[dict[str, Any]]:

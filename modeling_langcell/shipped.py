@@ -1,13 +1,21 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The checkpoint that comes with the package, by a name that means the same on every machine."""
+"""What comes with the package beside its code: a checkpoint, by a name that means the same everywhere, and cards."""
 
 from pathlib import Path
 
 MINI = "langcell-mini"
 
 _PACKAGE = Path(__file__).resolve().parent
-# A wheel carries the checkpoint inside the package; a checkout has it beside the package.
-_HUB_CONFIGS = next(folder for folder in (_PACKAGE / "hub_configs", _PACKAGE.parent / "hub_configs") if folder.is_dir())
+
+
+def _folder(name: str) -> Path:
+    """A wheel carries it inside the package; a checkout has it beside the package."""
+    return next(folder for folder in (_PACKAGE / name, _PACKAGE.parent / name) if folder.is_dir())
+
+
+_HUB_CONFIGS = _folder("hub_configs")
+#: Templates of cards.
+MODEL_CARDS = _folder("model_cards")
 
 
 def locate(checkpoint: str | Path) -> str:
@@ -23,4 +31,4 @@ def name_of(checkpoint: str | Path) -> str:
     return MINI if Path(checkpoint).is_dir() and Path(checkpoint).resolve() == shipped else str(checkpoint)
 
 
-__all__ = ["MINI", "locate", "name_of"]
+__all__ = ["MINI", "MODEL_CARDS", "locate", "name_of"]

@@ -29,6 +29,8 @@ ASPECTS = {
     "suspension_type": "suspension_type",
 }
 UNKNOWN = "unknown"
+#: What `uns` may say of where the cells come from: CELLxGENE has the first two.
+ORIGIN = ("title", "citation", "source", "licence", "license")
 _STUDY, _PRIMARY = "dataset_id", "is_primary_data"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY)
 
@@ -66,6 +68,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, rows: np.ndarray) -> ad.AnnData:
         """These cells, in memory: counts, and of `obs` what CELLxGENE prescribes."""
+
+    def about(self) -> dict[str, str]:
+        """What it says of its origin: `ORIGIN`'s keys, as far as they are there."""
+        return {}
 
     @abstractmethod
     def checksum(self) -> str:
@@ -130,6 +136,10 @@ class H5adFile(Source):
         if raw is not None and _are_whole(raw.X[:64]):
             return raw.X, raw.var
         return self._adata.X, self._adata.var
+
+    def about(self) -> dict[str, str]:
+        told = {name: self._adata.uns.get(name) for name in ORIGIN}
+        return {name.replace("license", "licence"): text for name, text in told.items() if isinstance(text, str)}
 
     def checksum(self) -> str:
         digest = hashlib.sha256()

@@ -24,6 +24,7 @@ from modeling_langcell.batches import FrozenTexts
 from modeling_langcell.gene_vocabulary import read_gene_info
 from modeling_langcell.pretraining import pretrain
 from modeling_langcell.pretraining_config import PretrainingConfig
+from modeling_langcell.publishing import check
 
 from .conftest import REPOSITORY, TYPES, started
 from .hub_stand_in import HubStandIn
@@ -104,6 +105,11 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     assert np.mean(text_loss[-10:]) < 0.5 * np.mean(text_loss[:5])
     (run,) = json.loads((output / "training.json").read_text())["runs"]
     assert run["config"]["steps"] == 300
+    assert run["config"]["corpus"] == "corpus"  # And not where on this machine.
+    assert run["corpus"]["cells"] == 120
+    assert [source["kept"] for source in run["corpus"]["sources"]] == [40, 40, 40]
+    assert run["compute"]["seconds"] > 0
+    check(output)  # It could be published.
 
     annotator = LangCellAnnotator.from_pretrained(output)
     assert type(annotator.model) is LangCellModel
@@ -122,7 +128,7 @@ def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
     before, after = LangCellModel.from_pretrained(first), LangCellModel.from_pretrained(second)
     assert after.config.matching_weight == 0.5
     runs = json.loads((second / "training.json").read_text())["runs"]
-    assert [run["config"]["start"] for run in runs] == [None, str(first)]
+    assert [run["config"]["start"] for run in runs] == [None, first.name]
     changed = {
         name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
     }
@@ -245,7 +251,13 @@ def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
         run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         pushed = hub.repositories["tester/tiny"]
-        assert {"config.json", "model.safetensors", "processor_config.json", "training.json"} <= pushed.keys()
+        assert {
+            "config.json",
+            "model.safetensors",
+            "processor_config.json",
+            "training.json",
+            "README.md",
+        } <= pushed.keys()
         assert not [name for name in pushed if name.endswith(".jsonl") or name.startswith(("checkpoints", "tensor"))]
         check = "from modeling_langcell import LangCellAnnotator as A; print(A.from_pretrained('tester/tiny').model)"
         pulled = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
@@ -266,7 +278,7 @@ def test_a_run_that_was_killed_before_its_push_still_pushes(settings, tmp_path):
         killed = subprocess.run([sys.executable, "-c", f"{kill}; {train}"], env=environment, capture_output=True)
         assert killed.returncode == -9
         assert (output / "training.json").exists()
-        assert not hub.repositories["tester/tiny"]
+        assert hub.repositories["tester/tiny"].keys() == {".gitattributes"}
         (output / ".losses.jsonl.half").write_text("half")
         weights = (output / "model.safetensors").stat().st_mtime_ns
         again = subprocess.run([sys.executable, "-c", f"import sys; {train}"], env=environment, capture_output=True)

@@ -1,0 +1,249 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Configurations of the LangCell family: the cell tower, the text tower, and both joined."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+#: What a repository saved from any of these classes offers to `AutoX.from_pretrained(..., trust_remote_code=True)`.
+_CELL_AUTO_MAP = {
+    "AutoConfig": "configuration_langcell.LangCellCellConfig",
+    "AutoModel": "modeling_langcell.LangCellCellModel",
+    "AutoModelForMaskedLM": "modeling_langcell.LangCellForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_langcell.LangCellForSequenceClassification",
+}
+_TEXT_AUTO_MAP = {
+    "AutoConfig": "configuration_langcell.LangCellTextConfig",
+    "AutoModel": "modeling_langcell.LangCellTextModel",
+}
+_LANGCELL_AUTO_MAP = {
+    "AutoConfig": "configuration_langcell.LangCellConfig",
+    "AutoModel": "modeling_langcell.LangCellModel",
+    "AutoModelForPreTraining": "modeling_langcell.LangCellForPreTraining",
+}
+#: The pipeline of such a repository, by its task.
+PIPELINE_TASK = "zero-shot-cell-annotation"
+_PIPELINE = {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": ["AutoModel"]}
+
+
+class _PublishedConfig(PreTrainedConfig):
+    """A config that writes its whole `auto_map`, whichever class of the family is being saved."""
+
+    _published_auto_map: ClassVar[dict[str, str]] = {}
+
+    def to_dict(self):
+        output = super().to_dict()
+        output["auto_map"] = dict(self._published_auto_map)
+        return output
+
+
+def _check_heads(config) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size ({config.hidden_size}) must be a multiple of num_attention_heads "
+            f"({config.num_attention_heads})."
+        )
+
+
+@strict
+class LangCellCellConfig(_PublishedConfig):
+    r"""
+    The cell tower: a BERT encoder over ranked gene ids. The defaults are Geneformer's 12-layer geometry, which the
+    published LangCell starts from.
+
+    Args:
+        vocab_size: Gene ids, special ones included: `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The encoder's geometry.
+        hidden_act: Activation of the feed-forward layers.
+        hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training; also what makes the two views of a
+            cell in the cell-cell objective differ.
+        classifier_dropout: Dropout before the classification head; `hidden_dropout_prob` when `None`.
+        max_position_embeddings: Longest gene sequence, `<cls>` included.
+        initializer_range, layer_norm_eps: As in BERT.
+        pad_token_id, mask_token_id: Ids of `<pad>` and `<mask>`.
+        tie_word_embeddings: Whether the masked-gene head shares the gene embeddings.
+
+    Example:
+
+    ```python
+    >>> from modeling_langcell import LangCellCellConfig
+    >>> LangCellCellConfig().num_hidden_layers
+    12
+
+    ```"""
+
+    model_type = "langcell_cell"
+    base_config_key = "cell_config"
+    _published_auto_map: ClassVar[dict[str, str]] = _CELL_AUTO_MAP
+
+    vocab_size: int = 25427
+    hidden_size: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    intermediate_size: int = 1024
+    hidden_act: str = "relu"
+    hidden_dropout_prob: float | int = 0.02
+    attention_probs_dropout_prob: float | int = 0.02
+    classifier_dropout: float | int | None = None
+    max_position_embeddings: int = 2048
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    pad_token_id: int | None = 0
+    mask_token_id: int = 1
+    tie_word_embeddings: bool = True
+
+    def validate_architecture(self):
+        """Heads must divide the hidden size."""
+        _check_heads(self)
+
+    @property
+    def cls_token_id(self) -> int:
+        """Id of `<cls>`: the last of the vocabulary."""
+        return self.vocab_size - 1
+
+
+@strict
+class LangCellTextConfig(_PublishedConfig):
+    r"""
+    The text tower: BERT without token-type embeddings, with a cross-attention to the cell in every layer. The defaults
+    are BERT-base with PubMedBERT's vocabulary and the two added tokens `[DEC]` and `[ENC]`.
+
+    Args:
+        vocab_size: Word pieces, the added tokens included.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The encoder's geometry.
+        cell_hidden_size: Width of the cell states that the cross-attention reads. `LangCellConfig` sets it to its
+            cell tower's `hidden_size`.
+        hidden_act: Activation of the feed-forward layers.
+        hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training.
+        max_position_embeddings: Longest text in word pieces.
+        initializer_range, layer_norm_eps: As in BERT.
+        pad_token_id: Id of `[PAD]`.
+        pooling: What stands for the whole text in the similarity: `"cls"`, the `[CLS]` state, as published; or
+            `"mean"` over the tokens, for towers started from a mean-pooled sentence encoder.
+
+    Example:
+
+    ```python
+    >>> from modeling_langcell import LangCellTextConfig
+    >>> LangCellTextConfig(pooling="mean").pooling
+    'mean'
+
+    ```"""
+
+    model_type = "langcell_text"
+    base_config_key = "text_config"
+    _published_auto_map: ClassVar[dict[str, str]] = _TEXT_AUTO_MAP
+
+    vocab_size: int = 30524
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    cell_hidden_size: int = 512
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    pad_token_id: int | None = 0
+    pooling: Literal["cls", "mean"] = "cls"
+
+    def validate_architecture(self):
+        """Heads must divide the hidden size."""
+        _check_heads(self)
+
+
+@strict
+class LangCellConfig(_PublishedConfig):
+    r"""
+    The joint model: both towers, the shared space, and the weights of the pre-training objectives.
+
+    Args:
+        cell_config, text_config: The towers, as configs or dicts; the defaults are the paper's.
+        projection_dim: Width of the shared space.
+        temperature: Divides the cosine of cell and text, in training and at inference.
+        alpha: Share of the similarity in the zero-shot score, `alpha * p_similarity + (1 - alpha) * p_matching`;
+            what `LangCellAnnotator` takes when it is not told otherwise.
+        masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight: Weights of the objectives MGM, C-C,
+            C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
+        masked_gene_probability: Share of a cell's genes that MGM masks.
+        cell_cell_temperature: Temperature of the cell-cell objective.
+
+    Example:
+
+    ```python
+    >>> from modeling_langcell import LangCellConfig
+    >>> config = LangCellConfig(cell_config={"num_hidden_layers": 6}, text_config={"num_hidden_layers": 4})
+    >>> config.cell_config.num_hidden_layers, config.temperature
+    (6, 0.05)
+
+    ```"""
+
+    model_type = "langcell"
+    # Bare classes do from transformers 5.21 on, the first without Python 3.10.
+    sub_configs_defaults = {
+        "cell_config": SubConfigSpec(LangCellCellConfig),
+        "text_config": SubConfigSpec(LangCellTextConfig),
+    }
+    _published_auto_map: ClassVar[dict[str, str]] = _LANGCELL_AUTO_MAP
+
+    if TYPE_CHECKING:  # What they are after initialisation, whatever was given.
+        cell_config: LangCellCellConfig
+        text_config: LangCellTextConfig
+    else:
+        cell_config: dict | LangCellCellConfig | None = None
+        text_config: dict | LangCellTextConfig | None = None
+    projection_dim: int = 256
+    temperature: float | int = 0.05
+    alpha: float | int = 0.1
+    masked_gene_weight: float | int = 1.0
+    cell_cell_weight: float | int = 1.0
+    cell_text_weight: float | int = 1.0
+    matching_weight: float | int = 1.0
+    masked_gene_probability: float | int = 0.15
+    cell_cell_temperature: float | int = 0.05
+    initializer_range: float | int = 0.02
+
+    def validate_objectives(self):
+        """Temperatures must be above 0, weights not below it, and what is a share no more than 1."""
+        for name in ("temperature", "cell_cell_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
+        for name in ("masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be below 0.")
+        for name in ("alpha", "masked_gene_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
+
+    def __post_init__(self, **kwargs):
+        kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+        # The cross-attention reads what the cell tower writes: one fact, one place to set it.
+        self.text_config.cell_hidden_size = self.cell_config.hidden_size
+
+    def to_dict(self):
+        return super().to_dict() | {"custom_pipelines": {PIPELINE_TASK: dict(_PIPELINE)}}
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """
+        Pipelines whose code `transformers.pipeline` is to take from the repository: none where the package is
+        installed, which has registered its own, and asks for no trust in the repository's.
+        """
+        return {PIPELINE_TASK: dict(_PIPELINE)} if __name__.startswith("transformers_modules.") else {}
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the masked-gene head shares the gene embeddings, as the cell tower says."""
+        return self.cell_config.tie_word_embeddings
+
+    def get_text_config(self, *args, **kwargs) -> LangCellCellConfig:
+        """The config of what the input embeddings embed, as transformers means it: here these are genes."""
+        return self.cell_config
+
+
+__all__ = ["LangCellCellConfig", "LangCellConfig", "LangCellTextConfig"]

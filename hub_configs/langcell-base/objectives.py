@@ -1,0 +1,194 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The four pre-training objectives, one class each (LangCell, section 3.2).
+
+A batch holds `cells` cells and the `texts` *distinct* descriptions of them; `text_index[i]` is the row of cell `i`'s
+description. Because descriptions are distinct, two cells that share one are both its positives and never each
+other's negatives.
+
+In several processes an objective is that of all their cells together, in each of them: it looks at `gather_rows` of
+what they computed, and its gradients, averaged over the processes as DDP does, are those of one process with all the
+cells.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+#: Label of positions that no loss looks at.
+IGNORED = -100
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose backward gives each process the gradient that all of them have for its rows."""
+
+    @staticmethod
+    def forward(ctx, rows, sizes):
+        ctx.start, ctx.rows = sum(sizes[: dist.get_rank()]), len(rows)
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.start : ctx.start + ctx.rows], None
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """
+    `(rows, ...)` of all processes, which may have different numbers of them, in the order of the processes and with
+    their gradient; the rows themselves where there is one process.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    sizes = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
+    return _GatherRows.apply(rows, [int(size) for size in sizes])
+
+
+def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy over the `(rows, classes)` of all processes that have a label; 0 where none has."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    asked = (labels != IGNORED).sum()
+    return gather_rows(total[None]).sum() / gather_rows(asked[None]).sum().clamp(min=1)
+
+
+class MaskedGeneModelling(nn.Module):
+    """
+    MGM: 15% of a cell's genes are hidden and predicted from the rest, as BERT's masked language modelling.
+
+    Args:
+        vocab_size: Gene ids, special ones included; `<cls>` is the last.
+        mask_token_id: Id of `<mask>`. Genes are the ids between it and `<cls>`.
+        probability: Share of the genes that is chosen. Of these 80% become `<mask>`, 10% another gene, 10% stay.
+    """
+
+    def __init__(self, vocab_size: int, mask_token_id: int = 1, probability: float = 0.15):
+        super().__init__()
+        self.first_gene = mask_token_id + 1
+        self.cls_token_id = vocab_size - 1
+        self.mask_token_id = mask_token_id
+        self.probability = probability
+
+    def corrupt(
+        self, input_ids: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks ids of any shape: returns the ids to show and the labels, `-100` where nothing is asked."""
+        shape, device = input_ids.shape, input_ids.device
+        is_gene = (input_ids >= self.first_gene) & (input_ids < self.cls_token_id)
+        draw = torch.rand(shape, generator=generator, device=device)
+        chosen = is_gene & (draw < self.probability)
+        labels = input_ids.masked_fill(~chosen, IGNORED)
+        # The same draw, rescaled, decides the fate of a chosen gene.
+        shown = input_ids.masked_fill(chosen & (draw < 0.8 * self.probability), self.mask_token_id)
+        swapped = chosen & (draw >= 0.9 * self.probability)
+        others = torch.randint(self.first_gene, self.cls_token_id, shape, generator=generator, device=device)
+        return torch.where(swapped, others, shown), labels
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of `(..., vocab_size)` logits at the labelled positions; 0 when there is none."""
+        return _mean_cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+class CellCellContrast(nn.Module):
+    """
+    C-C: a cell seen twice under dropout is nearer to itself than to the other cells of the batch (SimCSE).
+
+    Args:
+        temperature: Divides the cosine.
+    """
+
+    def __init__(self, temperature: float = 0.05):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, view: torch.Tensor, other_view: torch.Tensor) -> torch.Tensor:
+        """InfoNCE of two `(cells, width)` views of this process's cells, L2-normalised here, among those of all."""
+        view, other_view = (gather_rows(F.normalize(v.float(), dim=-1)) for v in (view, other_view))
+        logits = view @ other_view.T / self.temperature
+        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+class CellTextContrast(nn.Module):
+    """C-T: a cell is nearest to its own description and a description to its own cells, by symmetric InfoNCE."""
+
+    def forward(
+        self, logits_per_cell: torch.Tensor, text_index: torch.Tensor, neutral: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            logits_per_cell: `(cells, texts)` cosines over temperature, against distinct texts.
+            text_index: `(cells,)` row of each cell's own description.
+            neutral: `(cells, texts)` booleans, true where a description is true of a cell without being its own (an
+                ancestor in the ontology): such pairs count neither for nor against.
+
+        Returns:
+            The mean of the cell-to-text and the text-to-cell loss. A description with several cells asks for each of
+            them in turn, without the others among its negatives.
+        """
+        logits = logits_per_cell.float()
+        cells = torch.arange(len(logits), device=logits.device)
+        own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
+        if neutral is not None:
+            logits = logits.masked_fill(neutral & ~own, -torch.inf)
+        cell_to_text = F.cross_entropy(logits, text_index)
+
+        positives = logits[cells, text_index]
+        negatives = logits.masked_fill(own, -torch.inf).logsumexp(dim=0)[text_index]
+        text_to_cell = (torch.logaddexp(positives, negatives) - positives).mean()
+        return (cell_to_text + text_to_cell) / 2
+
+
+class CellTextMatching(nn.Module):
+    """
+    CTM: is this description true of this cell? Asked of every cell with its own description, with a hard negative
+    description, and of every description with a hard negative cell.
+    """
+
+    @torch.no_grad()
+    def draw_negatives(
+        self,
+        logits_per_cell: torch.Tensor,
+        text_index: torch.Tensor,
+        neutral: torch.Tensor | None = None,
+        draws: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Draws wrong partners in proportion to the softmax of the similarity, never of the same description.
+
+        Args:
+            logits_per_cell, text_index, neutral: As `CellTextContrast.forward`.
+            draws: `(cells, 2)` numbers, even between 0 and 1, that decide the draws: the same numbers, the same
+                partners. Drawn here by default.
+
+        Returns:
+            `(cells,)` a wrong text for each cell; `(cells,)` a wrong cell for each cell's own description; `(cells,)`
+            booleans, false for cells that lack one or the other (all the batch's texts are true of the cell, or its
+            text of all the cells): their draws mean nothing.
+        """
+        logits = logits_per_cell.float()
+        own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
+        wrong = ~own if neutral is None else ~(own | neutral)
+        wrong_per_text = wrong.T[text_index]  # row i: the cells of which cell i's description is false
+        usable = wrong.any(dim=1) & wrong_per_text.any(dim=1)
+        if draws is None:
+            draws = torch.rand(len(logits), 2, device=logits.device)
+
+        def draw(scores, allowed, at):
+            # A row without any candidate must still be a distribution; `usable` says that its draw means nothing.
+            scores = scores.masked_fill(~allowed, -torch.inf)
+            scores = torch.where(allowed.any(dim=1, keepdim=True), scores, torch.zeros_like(scores))
+            cumulated = scores.double().softmax(dim=1).cumsum(dim=1)
+            # Of a share of 0 nothing is drawn: the first whose cumulated share is beyond the number has some.
+            places = torch.searchsorted(cumulated, at[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+            return places.clamp(max=scores.shape[1] - 1)  # Of what is no number any more the loss will tell.
+
+        return draw(logits, wrong, draws[:, 0]), draw(logits.T[text_index], wrong_per_text, draws[:, 1]), usable
+
+    def forward(self, matching_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of `(pairs, 2)` logits, 1 for a match; labels of `-100` are left out."""
+        return _mean_cross_entropy(matching_logits, labels)

@@ -1,0 +1,88 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Cells and texts to one batch."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import BatchFeature, ProcessorMixin
+
+from .feature_extraction_langcell import InputError
+
+if TYPE_CHECKING:  # What a saved class imports is saved with it: config.json names this pipeline.
+    from .pipeline_langcell import ZeroShotCellAnnotationPipeline  # noqa: F401
+
+
+class LangCellProcessor(ProcessorMixin):
+    """
+    What `LangCellModel` reads: `LangCellFeatureExtractor` for cells and a BERT tokenizer for texts.
+
+    Args:
+        feature_extractor: A `LangCellFeatureExtractor`.
+        tokenizer: The text tower's tokenizer.
+
+    Example:
+
+    ```python
+    >>> processor(cells=adata[:2], text=["B cell", "T cell"], return_tensors="pt")  # doctest: +SKIP
+
+    ```"""
+
+    def __init__(self, feature_extractor, tokenizer, **kwargs: Any):
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+
+    def __repr__(self) -> str:
+        # The inherited one prints the gene vocabulary.
+        return f"{type(self).__name__}({self.feature_extractor!r}, {type(self.tokenizer).__name__})"
+
+    def __call__(
+        self,
+        cells: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        cell_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """
+        Encodes cells, texts, or both.
+
+        Args:
+            cells: An AnnData, in memory or backed, or a `(cells, genes)` matrix with `gene_ids`.
+            text: A text or several.
+            return_tensors: `"pt"` or `"np"`; lists when left out.
+            cell_kwargs: More arguments for the feature extractor alone (`max_length`, for instance).
+            text_kwargs: More arguments for the tokenizer alone; by default it pads to the longest text and cuts at
+                the longest that the text tower takes.
+            kwargs: Also for the feature extractor (`layer`, `use_raw`, `counts`, `gene_ids`, ...).
+
+        Returns:
+            `cell_input_ids`, `cell_attention_mask` `(cells, genes)` when there are cells; `input_ids`,
+            `attention_mask` `(texts, tokens)` when there are texts.
+
+        Raises:
+            InputError: Neither cells nor text; texts that are no strings; `kwargs` without cells; cells that
+                the feature extractor refuses.
+        """
+        if cells is None and text is None:
+            raise InputError("Give cells, text, or both.")
+        if cells is None and kwargs:
+            raise InputError(f"No cells to use {', '.join(kwargs)} for; options for texts go in text_kwargs.")
+        batch: dict[str, Any] = {}
+        if cells is not None:
+            options = {**kwargs, **(cell_kwargs or {})}
+            batch |= self.feature_extractor(cells, return_tensors=return_tensors, **options)
+        if text is not None:
+            options = {"padding": True, "truncation": True, "return_token_type_ids": False, **(text_kwargs or {})}
+            texts = [text] if isinstance(text, str) else list(text)
+            if not texts or not all(isinstance(one, str) for one in texts):
+                raise InputError("text must be a string, or one or more strings.")
+            batch |= self.tokenizer(texts, return_tensors=return_tensors, **options)
+        return BatchFeature(batch)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.feature_extractor.model_input_names, "input_ids", "attention_mask"]
+
+
+__all__ = ["LangCellProcessor"]

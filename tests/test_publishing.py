@@ -1,0 +1,332 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What may be published and what not, and that what was published is what others get."""
+
+import json
+import shutil
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellCellModel, LangCellForSequenceClassification
+from modeling_langcell.adaptation import AdaptationConfig, adapt
+from modeling_langcell.cards import write_card
+from modeling_langcell.cli import app
+from modeling_langcell.publishing import check
+
+from .conftest import REPOSITORY, tiny_config
+
+MINI, BASE = (REPOSITORY / "hub_configs" / name for name in ("langcell-mini", "langcell-base"))
+SECRET = "hf_" + "aB3" * 12
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "mine")
+    write_card(folder)
+    return folder
+
+
+@pytest.fixture
+def labelled(cells):
+    cells.obs["type"] = ["NK", "monocyte"] * 6
+    return cells
+
+
+@pytest.fixture
+def adapter(tiny_checkpoint, labelled, tmp_path):
+    descriptions = {"NK": "cell type : nk .", "monocyte": "monocyte"}
+    config = AdaptationConfig(epochs=1)
+    adapted = adapt(str(tiny_checkpoint), labelled, "type", descriptions=descriptions, config=config)
+    return adapted.save(tmp_path / "adapter")
+
+
+def publish(*arguments) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["publish", *map(str, arguments)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+class TestShippedFolders:
+    @pytest.mark.parametrize("folder", [MINI, BASE])
+    def test_dry_run_passes_and_lists_what_would_go(self, folder):
+        code, said, _ = publish(folder, "--repo-id", f"you/{folder.name}", "--dry-run")
+        assert code == 0
+        for path in folder.iterdir():
+            assert f"  {path.name}\n" in said
+        assert "Nothing was sent" in said
+
+    @pytest.mark.parametrize("folder", [MINI, BASE])
+    def test_their_code_is_the_packages(self, folder):
+        copies = sorted(folder.glob("*.py"))
+        assert len(copies) == 6
+        for path in copies:
+            own = REPOSITORY / "modeling_langcell" / path.name
+            assert path.read_bytes() == own.read_bytes(), f"cp modeling_langcell/{path.name} {folder}"
+
+
+class TestRefused:
+    """Each with its reason, and nothing is asked of the Hub."""
+
+    def test_what_is_whole_passes(self, checkpoint):
+        check(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("file", "content", "fault"),
+        [
+            ("pytorch_model.bin", b"\x80\x02}q\x00.", "pytorch_model.bin is a pickle"),
+            ("notes.txt", b"\x80\x04\x95\x00", "notes.txt is a pickle"),
+            ("genes.md", b"PK\x03\x04", "genes.md is a pickle"),
+            ("weights.exe", b"MZ", "weights.exe is no part of a model"),
+            ("extra.json", b"{", "extra.json is no JSON"),
+            ("more.safetensors", b"\x08\0\0\0\0\0\0\0{}", "more.safetensors is not whole"),
+            ("helper.py", b"import os\n", "helper.py is no code of this family"),
+            ("notes.md", b"made in /home/someone/runs/best\n", "notes.md holds a path of this machine: /home/someone"),
+            ("notes.md", b"made in C:\\Users\\someone\n", "notes.md holds a path of this machine: C:"),
+            ("extra.json", json.dumps({"token": SECRET}).encode(), "extra.json holds what looks like a secret"),
+            ("notes.txt", b"-----BEGIN RSA PRIVATE KEY-----", "notes.txt holds what looks like a secret"),
+        ],
+    )
+    def test_files_that_do_not_belong(self, checkpoint, file, content, fault):
+        (checkpoint / file).write_bytes(content)
+        with pytest.raises(InputError, match=fault):
+            check(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("file", "fault"),
+        [
+            ("README.md", "README.md is missing"),
+            ("model.safetensors", "model.safetensors is missing"),
+            ("processor_config.json", "gene vocabulary"),
+            ("tokenizer.json", "tokenizer"),
+            ("objectives.py", "objectives.py, which config.json or processor_config.json asks for, is missing"),
+            ("pipeline_langcell.py", "pipeline_langcell.py, which"),
+            ("config.json", "neither a checkpoint"),
+        ],
+    )
+    def test_files_that_are_missing(self, checkpoint, file, fault):
+        (checkpoint / file).unlink()
+        with pytest.raises(InputError, match=fault):
+            check(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("file", "before", "after", "fault"),
+        [
+            ("modeling_langcell.py", "import torch\n", "import torch  # old\n", "modeling_langcell.py is not that of"),
+            ("README.md", "| parameters | ", "| parameters | 1", "README.md, Architecture"),
+            ("README.md", "## Evaluation", "## Figures", "no section 'Evaluation'"),
+            ("config.json", '"vocab_size": 43', '"vocab_size": 44', "genes, special tokens included"),
+            ("config.json", '"auto_map": {\n    "AutoConfig": "configuration_langcell.LangCellConfig"',
+             '"no_map": {\n    "AutoConfig": "configuration_langcell.LangCellConfig"', "has no auto_map"),
+            ("config.json", '"hidden_size": 16', '"hidden_size": 32', "does not load"),
+        ],
+    )  # fmt: skip
+    def test_files_that_are_not_right(self, checkpoint, file, before, after, fault):
+        text = (checkpoint / file).read_text()
+        assert before in text
+        (checkpoint / file).write_text(text.replace(before, after, 1))
+        with pytest.raises(InputError, match=fault):
+            check(checkpoint)
+
+    def test_a_vocabulary_without_medians(self, checkpoint):
+        path = checkpoint / "processor_config.json"
+        settings = json.loads(path.read_text())
+        vocabulary = settings["feature_extractor"]["gene_vocabulary"]
+        vocabulary["medians"] = [None] * len(vocabulary["medians"])
+        path.write_text(json.dumps(settings))
+        with pytest.raises(InputError, match=r"no gene with a median|does not load"):
+            check(checkpoint)
+
+    def test_a_link(self, checkpoint, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        (checkpoint / "notes.txt").symlink_to(tmp_path / "notes.txt")
+        with pytest.raises(InputError, match=r"notes.txt is a link"):
+            check(checkpoint)
+
+    def test_figures_of_another_model(self, checkpoint):
+        (checkpoint / "evaluation.json").write_text(json.dumps({"model": "0" * 16, "studies": {}, "tasks": []}))
+        with pytest.raises(InputError, match="of another model"):
+            check(checkpoint)
+
+    def test_all_faults_are_told_at_once(self, checkpoint):
+        (checkpoint / "a.pkl").write_bytes(b"x")
+        (checkpoint / "b.md").write_text(SECRET)
+        code, _, errors = publish(checkpoint, "--repo-id", "you/mine", "--dry-run")
+        assert code == 2
+        assert "a.pkl" in errors
+        assert "b.md" in errors
+        assert SECRET not in errors
+
+    def test_a_wrong_figure_of_mini(self, tmp_path):
+        folder = shutil.copytree(MINI, tmp_path / "langcell-mini")
+        text = (folder / "README.md").read_text()
+        row = next(line for line in text.splitlines() if line.startswith("| pbmc_kang_ctrl | 0.6"))
+        (folder / "README.md").write_text(text.replace(row, row.replace("| 0.6", "| 0.9", 1)))
+        code, _, errors = publish(folder, "--repo-id", "you/mine", "--dry-run")
+        assert code == 2
+        assert "| 0.9" in errors
+
+    def test_results_that_say_otherwise(self):
+        code, _, _ = publish(MINI, "--repo-id", "you/mine", "--dry-run", "--results", REPOSITORY / "eval" / "results")
+        assert code == 0
+        evaluation = json.loads((MINI / "evaluation.json").read_text())
+        evaluation["tasks"][0]["rows"][0]["scores"]["accuracy"]["mean"] += 0.1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("modeling_langcell.publishing.summarize", lambda results: evaluation)
+            with pytest.raises(InputError, match=r"evaluation.json is not what results says"):
+                check(MINI, results="results")
+
+    @pytest.mark.parametrize("name", ["mine", "a/b/c", "you/m ine", ""])
+    def test_names_of_no_repository(self, checkpoint, name):
+        assert publish(checkpoint, "--repo-id", name, "--dry-run")[0] == 2
+
+    def test_no_folder(self, tmp_path):
+        for folder in (tmp_path / "nowhere", tmp_path):
+            assert publish(folder, "--repo-id", "you/mine", "--dry-run")[0] == 2
+
+
+class TestKinds:
+    def test_what_a_run_leaves_stays_here(self, checkpoint):
+        (checkpoint / "tensorboard").mkdir()
+        (checkpoint / "tensorboard" / "events").write_bytes(b"\x80\x02")
+        (checkpoint / "losses.jsonl").write_text("{}\n")
+        code, said, _ = publish(checkpoint, "--repo-id", "you/mine", "--dry-run")
+        assert code == 0
+        assert "Left out: losses.jsonl\nLeft out: tensorboard/events\n" in said
+
+    def test_towers_and_classifiers(self, tiny_processor, tmp_path):
+        config = tiny_config(cell_config={"num_labels": 3}).cell_config
+        for name, kind in (("cells", LangCellCellModel), ("classes", LangCellForSequenceClassification)):
+            folder = tmp_path / name
+            torch.manual_seed(0)
+            kind(config).save_pretrained(folder)
+            tiny_processor.save_pretrained(folder)
+            write_card(folder)
+            check(folder)
+
+    def test_an_adapter_names_its_base(self, adapter):
+        code, _, errors = publish(adapter, "--repo-id", "you/adapter", "--dry-run")
+        assert code == 2
+        assert "--base OWNER/NAME" in errors
+        code, said, _ = publish(adapter, "--repo-id", "you/adapter", "--base", "you/tiny", "--dry-run")
+        assert code == 0
+        assert "Base: you/tiny" in said
+
+    def test_an_adapters_faults(self, adapter):
+        text = (adapter / "README.md").read_text()
+        (adapter / "README.md").write_text(text.replace("| NK | 6 |", "| NK | 60 |"))
+        with pytest.raises(InputError, match="60"):
+            check(adapter)
+        (adapter / "README.md").write_text(text)
+        (adapter / "adapter_model.safetensors").unlink()
+        with pytest.raises(InputError, match="not whole"):
+            check(adapter)
+
+    def test_a_whole_adapted_checkpoint(self, tiny_checkpoint, labelled, tmp_path):
+        config = AdaptationConfig(epochs=1, method="full")
+        descriptions = {"NK": "cell type : nk .", "monocyte": "monocyte"}
+        adapted = adapt(str(tiny_checkpoint), labelled, "type", descriptions=descriptions, config=config)
+        check(adapted.save(tmp_path / "whole"))
+
+
+#: A process without the package: repositories to the labels' probabilities, by transformers and peft alone.
+STRANGER = """
+import json, sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_langcell":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+
+sys.meta_path.insert(0, NotInstalled())
+import anndata as ad
+import numpy as np
+from peft import PeftConfig, PeftModel
+from transformers import AutoModel, pipeline
+
+base, adapter, cells, descriptions, output = sys.argv[1:]
+descriptions, adata = json.loads(descriptions), ad.read_h5ad(cells)
+annotate = pipeline("zero-shot-cell-annotation", model=base, trust_remote_code=True)
+
+
+def probabilities():
+    answers = annotate(adata, candidate_labels=descriptions)
+    by_label = [{one["label"]: one["score"] for one in answer} for answer in answers]
+    return np.array([[found[label] for label in descriptions] for found in by_label], dtype=np.float32)
+
+
+found = {"base": probabilities()}
+assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == base
+annotate.model = PeftModel.from_pretrained(annotate.model, adapter).merge_and_unload()
+found["adapter"] = probabilities()
+np.savez(output, **found)
+"""
+
+
+class TestPublished:
+    def test_mini_and_an_adapter_give_a_stranger_the_same_probabilities(self, hub, run, shared, tmp_path):
+        """Pushed, pulled by id without the package, and asked about real cells."""
+        adata = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+        adata[::3].write_h5ad(tmp_path / "cells.h5ad")
+        adata[1::3].write_h5ad(tmp_path / "labelled.h5ad")
+        langcell = ("-m", "modeling_langcell.cli")
+        names = ("you/langcell-mini", "you/adapter")
+        adapting = ("--label-key", "cell_type", "--shots", 2, "--epochs", 2, "--out", "adapter")
+        for command in (
+            ("publish", MINI, "--repo-id", names[0], "--tag", "v1"),
+            ("adapt", "labelled.h5ad", *adapting),
+            ("publish", "adapter", "--repo-id", names[1], "--base", names[0]),
+            ("annotate", "cells.h5ad", "--adapter", names[1], "--out", "adapted.h5ad"),
+        ):
+            code, _, errors = run(*langcell, *command)
+            assert code == 0, (command, errors)
+        adapted = ad.read_h5ad(tmp_path / "adapted.h5ad")
+        assert adapted.uns["langcell"]["checkpoint"] == names[0]
+        run_record = adapted.uns["langcell"]
+        descriptions = dict(zip(run_record["labels"], run_record["descriptions"], strict=True))
+        (tmp_path / "labels.json").write_text(json.dumps(descriptions))
+        code, _, errors = run(
+            *langcell, "annotate", "cells.h5ad", "--model", names[0], "--revision", "v1", "--labels", "labels.json",
+            "--out", "base.h5ad",
+        )  # fmt: skip
+        assert code == 0, errors
+
+        arguments = (*names, "cells.h5ad", json.dumps(descriptions), "found.npz")
+        code, _, errors = run("-I", "-c", STRANGER, *arguments, home="another")
+        assert code == 0, errors
+        found = np.load(tmp_path / "found.npz")
+        for name, annotated in (("base", ad.read_h5ad(tmp_path / "base.h5ad")), ("adapter", adapted)):
+            assert np.array_equal(found[name], annotated.obsm["langcell_probabilities"].to_numpy()), name
+        assert not np.allclose(found["base"], found["adapter"], atol=1e-2)
+
+    def test_what_stands_there(self, hub, run, checkpoint):
+        """The folder to the byte, but for the name of the repository in its card."""
+        code, said, errors = run(
+            "-m", "modeling_langcell.cli", "publish", "mine", "--repo-id", "you/mine", "--tag", "v1"
+        )
+        assert code == 0, errors
+        there = hub.repositories["you/mine"]
+        for path in checkpoint.iterdir():
+            meant = path.read_bytes()
+            if path.name == "README.md":
+                assert b'"mine"' in meant
+                meant = meant.replace(b'"mine"', b'"you/mine"')
+            assert there[path.name] == meant, path.name
+        assert set(there) == {path.name for path in checkpoint.iterdir()} | {".gitattributes"}
+        assert len(there.commits) == 2  # That of the Hub itself, and one.
+        assert there.tags == {"v1": there.commits[-1].id}
+        assert there.commits[-1].id in said
+        # Again: there is nothing to do.
+        assert run("-m", "modeling_langcell.cli", "publish", "mine", "--repo-id", "you/mine", "--tag", "v1")[0] == 0
+        assert len(there.commits) == 2
+
+    def test_what_is_refused_is_not_sent(self, hub, run, checkpoint):
+        (checkpoint / "a.pkl").write_bytes(b"x")
+        code, _, errors = run("-m", "modeling_langcell.cli", "publish", "mine", "--repo-id", "you/mine")
+        assert code == 2
+        assert "a.pkl" in errors
+        assert "Traceback" not in errors
+        assert not hub.requests
