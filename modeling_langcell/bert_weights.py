@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_langcell import LangCellCellConfig
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .files import require_free, whole_folder, write_whole
+from .hub import fetch
 from .modeling_langcell import (
     LangCellCellModel,
     LangCellForMaskedLM,
@@ -202,9 +203,10 @@ def export_cell_tower(
     output = require_free(output)
     source = ""
     if isinstance(model, (str, Path)):
-        name, source = locate(model), name_of(locate(model))
-        model = _read_langcell(name, masked_genes, revision)
-        extractor = _read_extractor(name, revision) if extractor is None else extractor
+        source = name_of(locate(model))
+        folder = fetch(locate(model), revision)
+        model = _read_langcell(folder, source, masked_genes)
+        extractor = _read_extractor(folder, source) if extractor is None else extractor
     tower, head = _parts(model)
     if masked_genes and head is None:
         raise InputError(f"{source or type(model).__name__} has no masked-gene head: leave out masked_genes.")
@@ -222,17 +224,15 @@ def export_cell_tower(
     return output
 
 
-def _read_langcell(name: str, masked_genes: bool, revision: str | None) -> LangCellCellModel | LangCellForMaskedLM:
+def _read_langcell(folder: Path, name: str, masked_genes: bool) -> LangCellCellModel | LangCellForMaskedLM:
     """The cell tower of a checkpoint, or the tower and the masked-gene head."""
     kind: type[PreTrainedModel] = LangCellForMaskedLM if masked_genes else LangCellCellModel
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # What is missing is said below.
     try:
         with explaining(name):
-            require_kind(name, "langcell", "langcell_cell", revision=revision)
-            model, loading = kind.from_pretrained(
-                name, revision=revision, dtype=torch.float32, output_loading_info=True
-            )
+            require_kind(str(folder), "langcell", "langcell_cell")
+            model, loading = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(loading["missing_keys"])
@@ -243,13 +243,12 @@ def _read_langcell(name: str, masked_genes: bool, revision: str | None) -> LangC
     return model
 
 
-def _read_extractor(name: str, revision: str | None) -> LangCellFeatureExtractor | None:
+def _read_extractor(folder: Path, name: str) -> LangCellFeatureExtractor | None:
     """A checkpoint's own, if it has one."""
-    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if not any((folder / file).is_file() for file in (PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME)):
+        return None
     with explaining(name):
-        if all(cached_file(name, file, **options) is None for file in (PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME)):
-            return None
-        return LangCellFeatureExtractor.from_pretrained(name, revision=revision)
+        return LangCellFeatureExtractor.from_pretrained(folder)
 
 
 def _parts(model: PreTrainedModel) -> tuple[LangCellCellModel, nn.Module | None]:

@@ -509,7 +509,7 @@ def test_a_plain_encoder_is_saved_and_loaded(pretrained, batch, tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("nowhere", "nowhere cannot be used"),
+        ("nowhere", "is no folder here"),
         ("empty", "a checkpoint of no known kind, not of langcell or langcell_cell"),
         ("bert", "a checkpoint of bert, not of langcell or langcell_cell"),
         ("text", "a checkpoint of langcell_text, not of"),
@@ -609,7 +609,7 @@ def test_the_command(pretrained, tmp_path):
     done = run(app, ["export", str(tmp_path / "tower"), "--out", str(tmp_path / "bare")])
     assert done.exit_code == 0, done.output
     assert "does not say what its ids mean" in done.stdout
-    for model, says in ((tmp_path / "nowhere", "cannot be used"), (pretrained[1], "exists already")):
+    for model, says in ((tmp_path / "nowhere", "is no folder here"), (pretrained[1], "exists already")):
         done = run(app, ["export", str(model), "--out", str(out if says == "exists already" else tmp_path / "new")])
         assert done.exit_code == 2
         assert says in done.stderr
