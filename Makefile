@@ -24,7 +24,7 @@ test: .venv/test-installed  ## lint, types, and the whole test suite
 	touch $@
 
 .venv/test-installed: .venv/demo-installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,census,dask,adapt,eval,scib,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,census,dask,adapt,eval,scib,docs,dev]"
 	touch $@
 
 clean:

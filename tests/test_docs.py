@@ -1,87 +1,410 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The commands of the documentation, run as they stand on real cells, with a stand-in for the Hub."""
+"""
+The guide and the README. Every command and every snippet is run as it stands: page by page, in order, in a folder that
+holds the files the page names, real cells among them; and what is said to be printed is printed. The guide is built
+without a warning, and its links hold.
+"""
 
+import doctest
 import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from modeling_langcell.cli import app
+from modeling_langcell.conversion import read_gene_vocabulary
 
 from .conftest import REPOSITORY
 from .hub_stand_in import HubStandIn
 
-FILES = {
-    "blood.h5ad": "train/zheng_sorted_safe.h5ad",
-    "marrow.h5ad": "train/marrow_vangalen2019_cd34sorted.h5ad",
-    "lung.h5ad": "train/nsclc_zilionis_scgate.h5ad",
-    "held-out.h5ad": "validation/zheng68k_subset_pbmc.h5ad",
-    "Homo_sapiens.gene_info.gz": "genes/Homo_sapiens.gene_info.gz",
-}
+GUIDE = REPOSITORY / "docs"
+PAGES = {"README.md": REPOSITORY / "README.md"}
+PAGES |= {path.relative_to(GUIDE).as_posix(): path for path in sorted(GUIDE.rglob("*.md"))}
+
+#: Installing is what the tests themselves rest on: the only commands of the guide that are not run.
+INSTALLS = ("pip install", "make demo", "make test")
+#: Commands of the README that take hours; "Pre-train your own" has them in a form that ends.
+TAKE_HOURS = ("python train.py",)
+
+_FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.DOTALL | re.MULTILINE)
+_ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
+_PICTURE = re.compile(r"!\[[^]]*\]\([^)]+\)\n\n(.*?)\n\n", flags=re.DOTALL)
+_RELATIVE_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)")
 
 
-def blocks(page: Path, kind: str) -> list[str]:
-    """What stands in a page's blocks of a language."""
-    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+# ---------------------------------------------------------------------- what a page holds
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The commands of a page's `sh` blocks, but for the installation, which the tests themselves rest on."""
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if not line.startswith("pip install")]
+@dataclass
+class Step:
+    """Commands or a snippet, and what the page says that the last of it prints."""
+
+    kind: str
+    content: str
+    printed: str | None = None
 
 
-def follow(page: list[list[str]], folder: Path, **environment: str) -> None:
-    """Runs commands in a folder, as from the repository's root."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY)} | environment
-    for name in ("train.py", "hub_configs"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    for command in page:
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, (command, run.stdout[-2000:], run.stderr[-4000:])
+def read_page(path: Path) -> tuple[list[Step], dict[str, str]]:
+    """
+    The steps of a page, and the files that it shows, by name.
+
+    A block is `sh` or `python`; `text`, what the snippet or the last command before it prints (`...` stands for
+    anything; what begins with `Error:` goes to stderr, and the command fails); or has a title, the name of a file that
+    holds it.
+    """
+    page = path.read_text()
+    found = _FENCE.findall(page)
+    assert page.count("```") == 2 * len(found), f"{path.name}: a block that is not closed, or is indented"
+    steps: list[Step] = []
+    files: dict[str, str] = {}
+    before = ""
+    for kind, title, content in found:
+        if title:
+            files[title] = content
+        elif kind == "text":
+            assert before in ("sh", "python"), f"{path.name}: nothing prints {content!r}"
+            steps[-1].printed = content
+        else:
+            assert kind in ("sh", "python"), f"{path.name}: a block of {kind!r} that no test can run"
+            steps.append(Step(kind, content))
+        before = "" if title else kind
+    return steps, files
 
 
-def test_pre_train_your_own(shared, tmp_path):
-    for name, source in FILES.items():
-        (tmp_path / name).symlink_to(shared / "data" / source)
-    found = commands(REPOSITORY / "docs" / "pre-train-your-own.md")
-    assert [command[0] for command in found] == ["langcell"] * 2 + ["python"] * 2 + ["accelerate", "python", "langcell"]
-    with HubStandIn() as hub:
-        hub_environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
-        follow(found, tmp_path, HF_HOME=str(tmp_path / "home"), **hub_environment)
+def commands(step: Step, left_out: tuple[str, ...] = INSTALLS) -> list[list[str]]:
+    """Its lines as arguments."""
+    lines = step.content.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line and not line.startswith(left_out)]
+
+
+# ---------------------------------------------------------------------- running it
+
+
+@dataclass
+class Session:
+    """Where a page is followed: a folder, names that its snippets share, and what is to be set in the environment."""
+
+    folder: Path
+    shared: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
+
+    def cells(self, study: str) -> ad.AnnData:
+        """The shared cells of a study."""
+        return ad.read_h5ad(self.shared / "data" / f"{study}.h5ad")
+
+    def link(self, **files: str | Path) -> None:
+        """Lays files, or folders, of the shared data, or of anywhere."""
+        for name, source in files.items():
+            (self.folder / name).symlink_to(self.shared / source)
+
+    def run(self, step: Step, left_out: tuple[str, ...]) -> None:
+        """Runs a step, and compares what it prints with what the page says."""
+        said = ""
+        if step.kind == "python":
+            said = self.snippet(step.content)
+        else:
+            found = commands(step, left_out)
+            fails = (step.printed or "").startswith("Error:")
+            for number, arguments in enumerate(found, 1):
+                said = self.command(arguments, fails and number == len(found))
+        if step.printed is not None:
+            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            same = doctest.OutputChecker().check_output(step.printed, said, flags)
+            assert same, f"{step.content}\nThe page says:\n{step.printed}\nbut it prints:\n{said}"
+
+    def snippet(self, content: str) -> str:
+        """What a snippet prints. Those of a page share their names, unless the environment has a say in it."""
+        if self.environment:
+            return self.process([sys.executable, "-c", content], fails=False)
+        with redirect_stdout(StringIO()) as printed:
+            exec(compile(content, "<snippet>", "exec"), self.names)
+        return printed.getvalue()
+
+    def command(self, arguments: list[str], fails: bool) -> str:
+        """
+        What a command prints: on stderr, and with exit code 2, if it is to fail. `langcell` is called in this process,
+        unless the environment has a say in it, which is read when packages are imported.
+        """
+        if arguments[0] != "langcell" or self.environment:
+            return self.process(arguments, fails)
+        called = CliRunner().invoke(app, arguments[1:], prog_name="langcell", catch_exceptions=False)
+        return _output(arguments, fails, called.exit_code, called.stdout, called.stderr)
+
+    def process(self, arguments: list[str], fails: bool) -> str:
+        environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+        environment = os.environ | environment | self.environment
+        run = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        return _output(arguments, fails, run.returncode, run.stdout, run.stderr)
+
+
+def _output(arguments: list[str], fails: bool, code: int, out: str, err: str) -> str:
+    assert code == (2 if fails else 0), (arguments, out[-2000:], err[-4000:])
+    return err if fails else out
+
+
+#: How each page is followed: what lies there before, and, after the `yield`, what is there in the end.
+SETUPS: dict[str, Callable[[Session], Iterator[None]]] = {}
+
+
+def page(name: str):
+    """Says how a page is followed."""
+
+    def register(setup: Callable[[Session], Iterator[None]]) -> Callable[[Session], Iterator[None]]:
+        SETUPS[name] = setup
+        return setup
+
+    return register
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(name, shared, tmp_path, monkeypatch):
+    steps, files = read_page(PAGES[name])
+    left_out = (*INSTALLS, *TAKE_HOURS) if name == "README.md" else INSTALLS
+    if not any(step.kind == "python" or commands(step, left_out) for step in steps):
+        return
+    assert name in SETUPS, f"docs/{name} has commands or snippets: say here how it is followed, with @page({name!r})"
+    monkeypatch.chdir(tmp_path)
+    for shown, content in files.items():
+        Path(shown).write_text(content)
+    session = Session(tmp_path, shared)
+    session.link(**{"train.py": REPOSITORY / "train.py", "hub_configs": REPOSITORY / "hub_configs"})
+    with contextmanager(SETUPS[name])(session):
+        for step in steps:
+            session.run(step, left_out)
+
+
+def test_every_setup_is_of_a_page():
+    assert SETUPS.keys() <= PAGES.keys()
+
+
+# ---------------------------------------------------------------------- the pages
+
+#: Blood that langcell-mini was not trained on; and 15 cells of each of 11 types.
+BLOOD, SORTED_BLOOD = "validation/pbmc_kang_ctrl", "validation/zheng68k_subset_pbmc"
+
+
+@page("pre-train-your-own.md")
+def pre_train_your_own(session):
+    files = {
+        "blood.h5ad": "data/train/zheng_sorted_safe.h5ad",
+        "marrow.h5ad": "data/train/marrow_vangalen2019_cd34sorted.h5ad",
+        "lung.h5ad": "data/train/nsclc_zilionis_scgate.h5ad",
+        "held-out.h5ad": "data/validation/zheng68k_subset_pbmc.h5ad",
+        "Homo_sapiens.gene_info.gz": "data/genes/Homo_sapiens.gene_info.gz",
+    }
+    session.link(**files)
+    with hub_for(session) as hub:
+        yield
         assert "model.safetensors" in hub.repositories["YOU/langcell-mine"]
-    annotated = ad.read_h5ad(tmp_path / "annotated.h5ad")
+    annotated = ad.read_h5ad("annotated.h5ad")
     assert set(annotated.obs["langcell_cell_type"]) <= {"B cell", "monocyte", "natural killer cell"}
 
 
-def test_adapt_to_your_data(shared, tmp_path):
-    cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+@contextmanager
+def hub_for(session: Session) -> Iterator[HubStandIn]:
+    """A stand-in for the Hub, in which a page's reader is logged in."""
+    with HubStandIn() as hub:
+        session.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        session.environment["HF_HOME"] = str(session.folder / "home")
+        yield hub
+
+
+@page("publish.md")
+def publish(session):
+    shutil.copytree(REPOSITORY / "hub_configs" / "langcell-mini", "runs/mine")
+    cells = session.cells(SORTED_BLOOD)
+    cells[cells.obs["cell_type"].isin(["B cell", "natural killer cell"])].write_h5ad("cells.h5ad")
+    with hub_for(session) as hub:
+        yield
+        assert {"YOU/langcell-mine", "YOU/langcell-adapter"} <= hub.repositories.keys()
+    for name in ("annotated", "adapted"):
+        labels = ad.read_h5ad(f"{name}.h5ad").obs["langcell_cell_type"]
+        assert (labels.astype(str) == cells.obs["cell_type"].astype(str).loc[labels.index]).mean() > 0.8
+
+
+@page("adapt-to-your-data.md")
+def adapt_to_your_data(session):
+    cells = session.cells(SORTED_BLOOD)
     names = ("B cell", "natural killer cell", "CD14-positive monocyte")
     cells = cells[cells.obs["cell_type"].isin(names)].copy()
     cells.obs["my_label"] = cells.obs["cell_type"].astype(str).map(dict(zip(names, "abc", strict=True)))
-    (tmp_path / "my-labels.tsv").write_text(
-        "".join(f"{mine}\t{name}\n" for mine, name in zip("abc", names, strict=True))
-    )
-    cells[::2].write_h5ad(tmp_path / "labelled.h5ad")
-    cells[1::2].write_h5ad(tmp_path / "new.h5ad")
-    page = REPOSITORY / "docs" / "adapt-to-your-data.md"
-    (entry,) = blocks(page, "yaml")
-    digest = hashlib.sha256((tmp_path / "labelled.h5ad").read_bytes()).hexdigest()
-    (tmp_path / "my-studies.yaml").write_text(entry.replace("what sha256sum says of the file", digest))
-    found = commands(page)
-    asked = ["adapt", "annotate"] * 2 + ["adapt"] + ["adapt", "annotate"] + ["evaluate"]
-    assert [command[1] for command in found] == asked
-    (session,) = blocks(page, "python")
-    given = 'import anndata as ad\nadata, new = ad.read_h5ad("labelled.h5ad"), ad.read_h5ad("new.h5ad")\n'
-    right = 'assert (new.obs["langcell_cell_type"].astype(str) == new.obs["cell_type"].astype(str)).mean() > 0.8\n'
-    follow([*found, [sys.executable, "-c", given + session + right]], tmp_path)
-    assert "| mine | logistic_regression | 9 |" in (tmp_path / "runs" / "evaluation" / "few-shot.md").read_text()
-    for name in ("annotated-quickly", "annotated", "classified"):
-        annotated = ad.read_h5ad(tmp_path / f"{name}.h5ad")
+    Path("my-labels.tsv").write_text("".join(f"{mine}\t{name}\n" for mine, name in zip("abc", names, strict=True)))
+    cells[::2].write_h5ad("labelled.h5ad")
+    cells[1::2].write_h5ad("new.h5ad")
+    give_checksum("labelled.h5ad", "my-studies.yaml")
+    yield
+    assert "| mine | logistic_regression | 9 |" in Path("runs/evaluation/few-shot.md").read_text()
+    found = {name: ad.read_h5ad(f"{name}.h5ad") for name in ("annotated-quickly", "annotated", "classified")}
+    for name, annotated in (found | {"in Python": session.names["new"]}).items():
         right = annotated.obs["langcell_cell_type"].astype(str) == annotated.obs["cell_type"].astype(str)
         assert right.mean() > 0.8, name
-    assert "runs/adapter" in (tmp_path / "report.html").read_text()
+    assert "runs/adapter" in Path("report.html").read_text()
+
+
+@page("index.md")
+@page("transformers.md")
+@page("install.md")
+def with_cells(session):
+    session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})
+    yield
+
+
+@page("annotate.md")
+def annotate(session):
+    session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})
+    yield
+    assert Path("figure.png").read_bytes().startswith(b"\x89PNG")
+    assert len(ad.read_h5ad("by-file.h5ad").uns["langcell"]["labels"]) == 4
+    assert "classical monocyte" in ad.read_h5ad("by-term.h5ad").uns["langcell"]["labels"]
+
+
+@page("faq.md")
+def questions(session):
+    import scanpy as sc
+
+    cells = session.cells(BLOOD)
+    cells.obs["cluster"] = cells.obs["author_cell_type"]
+    cells.write_h5ad("cells.h5ad")
+    some = cells[:300].copy()
+    named = {name: some.copy() for name in ("symbols-only", "mouse")}
+    for name, renamed in named.items():
+        renamed.var_names = some.var["symbol"].str.capitalize() if name == "mouse" else some.var["symbol"]
+        renamed.var = renamed.var[[]]
+        renamed.write_h5ad(f"{name}.h5ad")
+    some.layers["counts"] = some.X.copy()
+    sc.pp.normalize_total(some, target_sum=1e4)
+    sc.pp.log1p(some)
+    some.write_h5ad("normalised.h5ad")
+    del some.layers["counts"]
+    some.X = some.X.toarray() - some.X.mean(axis=0).A1
+    some.write_h5ad("scaled.h5ad")
+    yield
+    labels = ad.read_h5ad("cells_langcell.h5ad").uns["langcell"]["labels"]
+    assert "interferon-stimulated B cell" in labels
+    assert set(session.names["labels"].index) == set(cells.obs["cluster"])
+
+
+@page("convert.md")
+def convert(session):
+    lay_published_parts(session)
+    shutil.copytree(session.shared / "reference" / "checkpoint", "BROKEN")
+    weights = Path("BROKEN/cell_bert/pytorch_model.bin")
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    cells = session.cells(BLOOD)[:50]
+    # The genes of the recorded checkpoint are made up.
+    genes = read_gene_vocabulary(*DICTIONARIES)["ensembl_ids"]
+    cells = cells[:, np.argsort(-cells.X.sum(axis=0).A1)[: len(genes)]].copy()
+    cells.var_names = genes
+    cells.var = cells.var[[]]
+    cells.write_h5ad("cells.h5ad")
+    yield
+    assert not Path("another").exists()
+
+
+DICTIONARIES = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name_id_dict.pkl")
+
+
+def lay_published_parts(session: Session) -> None:
+    session.link(PARTS="reference/checkpoint", **{"vocab.txt": "reference/vocab.txt"})
+    session.link(**{name: f"reference/genes/{name}" for name in DICTIONARIES})
+
+
+@page("evaluate.md")
+def evaluate(session):
+    Path("DATA/validation").mkdir(parents=True)
+    session.link(**{f"DATA/{SORTED_BLOOD}.h5ad": f"data/{SORTED_BLOOD}.h5ad", "cells.h5ad": f"data/{BLOOD}.h5ad"})
+    give_checksum("cells.h5ad", "my-studies.yaml")
+    yield
+    assert "zheng68k_subset_pbmc" in Path("runs/evaluation.html").read_text()
+
+
+@page("README.md")
+def readme(session):
+    lay_published_parts(session)
+    cells = session.cells(BLOOD)[::3].copy()
+    cells.write_h5ad("cells.h5ad")
+    Path("types.tsv").write_text("B cell\nmine\tcell type: T cell. What I call so.\n")
+    few = cells[cells.obs["cell_type"].isin(["B cell", "natural killer cell"])]
+    few = few[:, np.arange(0, few.n_vars, 8)].copy()  # So that it takes seconds.
+    few[::2].write_h5ad("labelled.h5ad")
+    few[1::2].write_h5ad("new.h5ad")
+    Path("FOLDER").mkdir()
+    session.link(
+        **{
+            "STUDY.h5ad": "data/train/marrow_vangalen2019_cd34sorted.h5ad",
+            "FOLDER/lung.h5ad": "data/train/nsclc_zilionis_scgate.h5ad",
+            "OTHER.h5ad": f"data/{SORTED_BLOOD}.h5ad",
+            "Homo_sapiens.gene_info.gz": "data/genes/Homo_sapiens.gene_info.gz",
+        }
+    )
+    yield
+    assert Path("report.html").is_file()
+
+
+def give_checksum(cells: str, studies: str) -> None:
+    """Fills in what a page leaves to its reader."""
+    digest = hashlib.sha256(Path(cells).read_bytes()).hexdigest()
+    entry = Path(studies).read_text()
+    assert "what sha256sum says of the file" in entry
+    Path(studies).write_text(entry.replace("what sha256sum says of the file", digest))
+
+
+# ---------------------------------------------------------------------- the guide as a whole
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The guide, built; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(REPOSITORY / "mkdocs.yml")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run([*build, "--site-dir", str(folder)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert "WARNING" not in run.stderr
+    return folder
+
+
+def test_the_guide_is_built_and_fetches_nothing_from_elsewhere(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for built in pages:
+        assert not _ELSEWHERE.search(built.read_text()), built.relative_to(site)
+
+
+def test_the_reference_has_what_the_package_offers(site):
+    import modeling_langcell
+
+    reference = "".join(path.read_text() for path in (site / "api").rglob("*.html"))
+    missing = [name for name in modeling_langcell.__all__ if f".{name}" not in reference]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [*PAGES, "../CONTRIBUTING.md"])
+def test_links_hold_in_the_repository(name):
+    path = PAGES.get(name, GUIDE / name)
+    broken = [link for link in _RELATIVE_LINK.findall(path.read_text()) if not (path.parent / link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_picture_has_its_command_beside_it(name):
+    page = PAGES[name].read_text() + "\n\n"
+    captions = _PICTURE.findall(page)
+    assert len(captions) == len(re.findall(r"!\[", page))
+    for caption in captions:
+        assert re.search(r"`(make demo|langcell \w|python eval/)", caption), caption
