@@ -42,6 +42,8 @@ TASKS = {
 
 def find_task(name: str) -> Task:
     """
+    A task by its name, with what measures it.
+
     Raises:
         InputError: No such task, or one that needs what is not installed.
     """

@@ -289,7 +289,9 @@ def find_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0].partition('. ')[0]}"
+        ) from error
     return found
 
 

@@ -2,6 +2,8 @@
 """The `langcell` command: reads arguments, calls the package, says where the results are."""
 
 import json
+import re
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,8 +28,19 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            _errors.print(f"[bold red]Error:[/] {_plain(error)}", soft_wrap=True)
+            _errors.print(f"[bold red]Error:[/] {_plain(_with_options(str(error)))}", soft_wrap=True)
             raise typer.Exit(2) from None
+
+
+def _with_options(message: str) -> str:
+    """The arguments that a message of the package names, as the options that they are here."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        return f"--{name.replace('_', '-')}" + ("" if value is None else f" {shlex.quote(value)}")
+
+    message = re.sub(r"\b(layer|counts|empty_cells)='([^']*)'", option, message.replace("use_raw=True", "use_raw"))
+    return re.sub(r"\b(use_raw|gene_column|(?<=pass )layer|(?<=leave out )layer)\b(=)?", option, message)
 
 
 def _plain(message: object) -> str:

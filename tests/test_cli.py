@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from modeling_langcell.cli import app
+from modeling_langcell.cli import _with_options, app
 
 LABELS = "B cell;natural killer cell;CD8-positive, alpha-beta T cell"
 
@@ -145,3 +145,21 @@ def test_convert_says_what_is_missing(run, tmp_path):
     assert result.exit_code == 2
     assert "cell_proj.bin" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("pass counts='log1p' if so; pass layer='my counts'.", "pass --counts log1p if so; pass --layer 'my counts'."),
+        (
+            "leave out use_raw. Pass use_raw=True, or leave out layer.",
+            "leave out --use-raw. Pass --use-raw, or leave out --layer.",
+        ),
+        ("name their column of var with gene_column.", "name their column of var with --gene-column."),
+        ("keep them with empty_cells='mark'.", "keep them with --empty-cells mark."),
+        ("No layer 'b'; layers here: ['a'].", "No layer 'b'; layers here: ['a']."),
+        ("layers['counts'] looks like counts.", "layers['counts'] looks like counts."),
+    ],
+)
+def test_arguments_are_told_as_options(said, shown):
+    assert _with_options(said) == shown

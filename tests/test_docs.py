@@ -225,12 +225,17 @@ def hub_for(session: Session) -> Iterator[HubStandIn]:
 
 @page("publish.md")
 def publish(session):
-    shutil.copytree(REPOSITORY / "hub_configs" / "langcell-mini", "runs/mine")
+    made_here = shutil.ignore_patterns("README.md", "evaluation.json")
+    shutil.copytree(REPOSITORY / "hub_configs" / "langcell-mini", "runs/mine", ignore=made_here)
     cells = session.cells(SORTED_BLOOD)
     cells[cells.obs["cell_type"].isin(["B cell", "natural killer cell"])].write_h5ad("cells.h5ad")
     with hub_for(session) as hub:
         yield
-        assert {"YOU/langcell-mine", "YOU/langcell-adapter"} <= hub.repositories.keys()
+        assert {"YOU/langcell-mine", "YOU/langcell-adapter"} == hub.repositories.keys()
+        assert hub.repositories["YOU/langcell-mine"].tags.keys() == {"v1.0"}
+        card = hub.repositories["YOU/langcell-mine"]["README.md"].decode()
+    for said in ("Nothing else was tried.", "- blood", "pbmc68k_reduced | 0.4", 'model="YOU/langcell-mine"'):
+        assert said in card
     for name in ("annotated", "adapted"):
         labels = ad.read_h5ad(f"{name}.h5ad").obs["langcell_cell_type"]
         assert (labels.astype(str) == cells.obs["cell_type"].astype(str).loc[labels.index]).mean() > 0.8
