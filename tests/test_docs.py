@@ -349,8 +349,10 @@ def readme(session):
     few[::2].write_h5ad("labelled.h5ad")
     few[1::2].write_h5ad("new.h5ad")
     Path("FOLDER").mkdir()
+    shutil.copytree(REPOSITORY / "hub_configs" / "langcell-mini", "runs/mine")
     session.link(
         **{
+            "runs/results": REPOSITORY / "eval" / "results",
             "STUDY.h5ad": "data/train/marrow_vangalen2019_cd34sorted.h5ad",
             "FOLDER/lung.h5ad": "data/train/nsclc_zilionis_scgate.h5ad",
             "OTHER.h5ad": f"data/{SORTED_BLOOD}.h5ad",
