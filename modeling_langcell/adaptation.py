@@ -13,11 +13,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from .adapters import Adaptation, Head, hash_of_base, load_checkpoint, load_classifier, quiet_peft, versions
+from .adapters import Adaptation, Head, load_checkpoint, load_classifier, quiet_peft, versions
 from .annotation import LangCellAnnotator, find_device
 from .feature_extraction_langcell import InputError, RankedCells
 from .files import whole_folder
 from .fine_tuning import CellBatches, ClassLoss, DescriptionLoss, fit
+from .fingerprints import weights_of_base
+from .hub import fetch
 from .labelled_cells import Labels, rank_cells, read_labels
 from .modeling_langcell import LangCellModel
 from .ontology import find_term
@@ -213,7 +215,7 @@ def adapt(
         head=config.head,
         labels=described,
         base=name_of(checkpoint),
-        base_weights=hash_of_base(model, config.head),
+        base_weights=weights_of_base(model, config.head),
         several=labels.several,
         alpha=_alpha(model, config),
         cells=learnt_from.sizes(),
@@ -309,7 +311,8 @@ def _start(
     heads = ["cell_projection", "text_projection"]
     modules = [CELL_MODULES]
     if config.head == "classes":
-        started = load_classifier(checkpoint, adaptation)
+        revision = None if Path(checkpoint).is_dir() else model.config._commit_hash
+        started = load_classifier(fetch(checkpoint, revision), adaptation)
         heads = ["classifier"]
     else:
         if _adapts_texts(config):

@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What an adaptation leaves behind, and checkpoints loaded with it."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
 from .cards import CARD, render_adaptation
 from .feature_extraction_langcell import InputError
+from .fingerprints import weights_of_base
 from .hub import fetch
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .processing_langcell import LangCellProcessor
@@ -164,24 +163,11 @@ def load_checkpoint(
         model.name_or_path = model.config.name_or_path = checkpoint
         model.config._commit_hash = folder.name
     if adapter is not None and adaptation is not None:
-        if dtype in ("float32", torch.float32) and hash_of_base(model, adaptation.head) != adaptation.base_weights:
+        if dtype in ("float32", torch.float32) and weights_of_base(model, adaptation.head) != adaptation.base_weights:
             raise InputError(f"{str(adapter)!r} was made from {adaptation.base!r}: {checkpoint!r} has other weights.")
         if adaptation.head != "prototypes":
             model = _merge(model, adapter_folder, adapter)
     return model, processor, adaptation
-
-
-def hash_of_base(model: PreTrainedModel, head: Head) -> str:
-    """Of the weights that an adaptation rests on: a classifier's are the cell tower's."""
-    digest = hashlib.sha256()
-    add_weights(digest, model.cell_model if head == "classes" else model)
-    return digest.hexdigest()
-
-
-def add_weights(digest: Any, model: nn.Module) -> None:
-    """Adds all weights of a model, as float32, to a hash."""
-    for parameter in model.state_dict().values():
-        digest.update(parameter.detach().cpu().float().numpy().tobytes())
 
 
 def load_classifier(
@@ -191,7 +177,7 @@ def load_classifier(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # That the text tower is left out and the head is new needs no report.
     try:
-        return LangCellForSequenceClassification.from_pretrained(fetch(checkpoint), **options, **adaptation.classes)
+        return LangCellForSequenceClassification.from_pretrained(checkpoint, **options, **adaptation.classes)
     finally:
         logging.set_verbosity(verbosity)
 

@@ -435,7 +435,10 @@ def corpus(
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, for an atlas.")] = None,
 ) -> None:
     """Make a pre-training corpus of many studies; killed, it goes on where it was."""
-    from .corpus import CorpusSettings, make_corpus
+    try:
+        from .corpus import CorpusSettings, make_corpus
+    except ModuleNotFoundError as error:
+        raise InputError(f'No package {error.name}: pip install "modeling-langcell[train]".') from error
     from .sources import find_sources
 
     if on_unfit not in ("refuse", "skip"):

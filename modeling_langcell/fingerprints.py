@@ -1,20 +1,22 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Which model this is: a hash of what decides what it computes."""
+"""Which model this is: hashes of what decides what it computes."""
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .adapters import add_weights
+from torch import nn
+from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
+    from .adapters import Head
     from .annotation import LangCellAnnotator
 
 
 def fingerprint(annotator: "LangCellAnnotator") -> str:
-    """Which model this is: a hash of its weights, with an adapter's, and of what else decides what it computes."""
+    """Of a model as it annotates: its weights, with an adapter's, and whatever else decides what it computes."""
     digest = hashlib.sha256()
-    add_weights(digest, annotator.model)
+    _add_weights(digest, annotator.model)
     config, extractor = annotator.model.config, annotator.processor.feature_extractor
     deciding = {
         "cell": config.cell_config.to_diff_dict(),
@@ -28,4 +30,16 @@ def fingerprint(annotator: "LangCellAnnotator") -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["fingerprint"]
+def weights_of_base(model: PreTrainedModel, head: "Head") -> str:
+    """Of the weights that an adaptation rests on: a classifier's are the cell tower's."""
+    digest = hashlib.sha256()
+    _add_weights(digest, model.cell_model if head == "classes" else model)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: Any, model: nn.Module) -> None:
+    for parameter in model.state_dict().values():
+        digest.update(parameter.detach().cpu().float().numpy().tobytes())
+
+
+__all__ = ["fingerprint", "weights_of_base"]

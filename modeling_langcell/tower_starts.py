@@ -17,6 +17,7 @@ from .bert_weights import explaining, geometry, read_bert, require_kind, resized
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
 from .gene_vocabulary import Gene, read_gene_info
+from .hub import fetch
 from .modeling_langcell import LangCellForPreTraining, LangCellModel, LangCellTowerModel
 from .pretraining_config import PretrainingConfig
 from .processing_langcell import LangCellProcessor
@@ -76,9 +77,10 @@ def _go_on(config: PretrainingConfig, vocabulary: dict[str, list]) -> tuple[Lang
         if part in overrides
     }
     with _explaining("start", name):
-        require_kind(name, "langcell")
-        model = LangCellForPreTraining.from_pretrained(name, dtype=torch.float32, **overrides)
-        processor = LangCellProcessor.from_pretrained(name)
+        folder = fetch(name)
+        require_kind(str(folder), "langcell")
+        model = LangCellForPreTraining.from_pretrained(folder, dtype=torch.float32, **overrides)
+        processor = LangCellProcessor.from_pretrained(folder)
     for part, wanted in positions.items():
         if wanted is not None:
             _resize(model.cell_model if part == "cell_config" else model.text_model, wanted)

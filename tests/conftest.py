@@ -1,13 +1,18 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Shared fixtures: the real cells and the recorded behaviour, tiny random checkpoints, small AnnData."""
+"""Shared fixtures: real cells and recorded behaviour, tiny random checkpoints, small AnnData, processes with a Hub."""
 
 import gzip
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+
+from .hub_stand_in import TOKEN, HubStandIn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -171,3 +176,55 @@ def started(settings):
     from modeling_langcell.tower_starts import start_model
 
     return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
+
+
+# ---------------------------------------------------------------------- processes and a Hub
+
+
+@pytest.fixture
+def hub():
+    with HubStandIn() as hub:
+        yield hub
+
+
+@pytest.fixture
+def start(hub, tmp_path):
+    """Starts a process that knows no Hub but the stand-in, with a cache of its own."""
+    running = []
+
+    def start(*command, home: str = "home", token: str = TOKEN, largest: int | None = None, **environment: str):
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / home),
+            "HF_TOKEN": token,
+            "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": str(REPOSITORY),
+            **environment,
+        }
+
+        def limit() -> None:
+            if largest is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+        command = [sys.executable, *map(str, command)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=limit, **pipes))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start):
+    """Runs one to its end: exit code, and what it said."""
+
+    def run(*command, **options) -> tuple[int, str, str]:
+        process = start(*command, **options)
+        said, errors = process.communicate(timeout=300)
+        return process.returncode, said, errors
+
+    return run

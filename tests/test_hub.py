@@ -6,11 +6,9 @@ wrong: a server that fails, connections that end, no leave, a disk that takes no
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import anndata as ad
@@ -22,8 +20,8 @@ from typer.testing import CliRunner
 from modeling_langcell import LangCellModel
 from modeling_langcell.cli import app
 
-from .conftest import REPOSITORY, tiny_config
-from .hub_stand_in import TOKEN, Block, Drop, HubStandIn, Status, sha256
+from .conftest import tiny_config
+from .hub_stand_in import Block, Drop, Status, sha256
 
 NAME = "tester/tiny"
 ANNOTATE = ("-m", "modeling_langcell.cli", "annotate", "--out", "o.h5ad", "--labels", "B cell;monocyte", "--alpha", "1")
@@ -76,55 +74,6 @@ for auto in (AutoModel, AutoProcessor) if len(sys.argv) > 3 else ():
     except (OSError, ValueError) as error:
         print(json.dumps("refused"))
 """
-
-
-@pytest.fixture
-def hub():
-    with HubStandIn() as hub:
-        yield hub
-
-
-@pytest.fixture
-def start(hub, tmp_path):
-    """Starts a process that knows no Hub but the stand-in, with a cache of its own."""
-    running = []
-
-    def start(*command, home: str = "home", token: str = TOKEN, largest: int | None = None, **environment: str):
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / home),
-            "HF_TOKEN": token,
-            "HF_HUB_DISABLE_XET": "1",
-            "PYTHONPATH": str(REPOSITORY),
-            **environment,
-        }
-
-        def limit() -> None:
-            if largest is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-        command = [sys.executable, *map(str, command)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=limit, **pipes))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def run(start):
-    """Runs one to its end: exit code, and what it said."""
-
-    def run(*command, **options) -> tuple[int, str, str]:
-        process = start(*command, **options)
-        said, errors = process.communicate(timeout=120)
-        return process.returncode, said, errors
-
-    return run
 
 
 @pytest.fixture
