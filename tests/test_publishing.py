@@ -17,6 +17,7 @@ from modeling_langcell.cli import app
 from modeling_langcell.publishing import check
 
 from .conftest import REPOSITORY, tiny_config
+from .test_cards import python_blocks
 
 MINI, BASE = (REPOSITORY / "hub_configs" / name for name in ("langcell-mini", "langcell-base"))
 SECRET = "hf_" + "aB3" * 12
@@ -212,6 +213,22 @@ class TestKinds:
         code, said, _ = publish(adapter, "--repo-id", "you/adapter", "--base", "you/tiny", "--dry-run")
         assert code == 0
         assert "Base: you/tiny" in said
+
+    @pytest.mark.parametrize("head", ["descriptions", "classes", "prototypes"])
+    def test_the_snippets_of_an_adapters_card(self, tiny_checkpoint, labelled, tmp_path, head):
+        """As they stand, but for its name, which is a folder here."""
+        descriptions = {"NK": "cell type : nk .", "monocyte": "monocyte"}
+        config = AdaptationConfig(epochs=1, head=head)
+        adapted = adapt(str(tiny_checkpoint), labelled, "type", descriptions=descriptions, config=config)
+        folder = adapted.save(tmp_path / "adapter")
+        blocks = python_blocks((folder / "README.md").read_text())
+        assert len(blocks) == (1 if head == "prototypes" else 2)
+        made = {"adata": labelled}
+        for block in blocks:
+            exec(block.replace('"adapter"', repr(str(folder))), made)
+        assert set(labelled.obs["langcell_cell_type"]) <= {"NK", "monocyte"}
+        if head != "prototypes":
+            assert type(made["model"]).__name__.startswith("PeftModel")
 
     def test_an_adapters_faults(self, adapter):
         text = (adapter / "README.md").read_text()
