@@ -153,7 +153,11 @@ def render_adaptation(adaptation: "Adaptation", folder: Path) -> str:
     """The text of the card of what `langcell adapt` made: what it tells apart, learnt from what, and how it is used."""
     peft, whole = (folder / "adapter_config.json").is_file(), (folder / CONFIG_NAME).is_file()
     labels = [
-        {"name": _cell_of_table(name), "cells": adaptation.cells.get(name, 0), "description": _cell_of_table(description)}
+        {
+            "name": _cell_of_table(name),
+            "cells": adaptation.cells.get(name, 0),
+            "description": _cell_of_table(description),
+        }
         for name, description in adaptation.labels.items()
     ]
     card = ModelCard.from_template(

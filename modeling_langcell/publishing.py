@@ -130,8 +130,12 @@ def publish(
 
 def check(folder: str | Path, *, results: str | Path | None = None) -> None:
     """
+    Sees that a folder may be published; `publish` does it first.
+
+    Args: `folder` and `results` as for `publish`.
+
     Raises:
-        InputError: All that is wrong with a folder that is to be published.
+        InputError: All that is wrong with it.
     """
     folder = Path(folder)
     kind = _kind(folder)
