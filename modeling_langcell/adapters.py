@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
-from .cards import CARD, render_adaptation
+from .cards import ADAPTATION, CARD, Prose, render
 from .feature_extraction_langcell import InputError
 from .fingerprints import weights_of_base
 from .hub import fetch
@@ -24,7 +24,7 @@ from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .processing_langcell import LangCellProcessor
 from .shipped import locate
 
-ADAPTATION, PROTOTYPES = "adaptation.json", "prototypes.safetensors"
+PROTOTYPES = "prototypes.safetensors"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 Head = Literal["descriptions", "classes", "prototypes"]
@@ -77,7 +77,7 @@ class Adaptation:
         (folder / ADAPTATION).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if self.prototypes is not None:
             save_file({"prototypes": self.prototypes.contiguous()}, folder / PROTOTYPES)
-        (folder / CARD).write_text(render_adaptation(self, folder), encoding="utf-8")
+        (folder / CARD).write_text(render(folder, Prose()), encoding="utf-8")
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> "Adaptation | None":
@@ -96,13 +96,32 @@ class Adaptation:
             return None
         try:
             found = cls(**json.loads((folder / ADAPTATION).read_text(encoding="utf-8")))
+            found._check()
             if found.head == "prototypes":
                 if not (folder / PROTOTYPES).is_file():
                     raise InputError(f"{source} has no {PROTOTYPES}.")
                 found = replace(found, prototypes=load_file(folder / PROTOTYPES)["prototypes"])
-        except (TypeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        except (TypeError, ValueError, KeyError, RecursionError, OSError, SafetensorError) as error:
             raise InputError(f"The adaptation in {source} cannot be read: {error}") from error
         return replace(found, loaded_from=str(source))
+
+    def _check(self) -> None:
+        """
+        Raises:
+            TypeError: What was read has other types than the class says.
+        """
+        mappings = {"labels": str, "cells": int, "settings": object, "versions": str}
+        right = (
+            self.head in get_args(Head)
+            and isinstance(self.base, str)
+            and all(isinstance(number, (int, float)) for number in (self.alpha, self.prototype_weight))
+            and all(
+                isinstance(found := getattr(self, name), dict) and all(isinstance(one, kind) for one in found.values())
+                for name, kind in mappings.items()
+            )
+        )
+        if not right:
+            raise TypeError("its entries are not of the kinds that langcell adapt writes")
 
 
 def load_checkpoint(
@@ -190,8 +209,8 @@ def _merge(model: PreTrainedModel, folder: Path, adapter: str | Path) -> Any:
     try:
         with quiet_peft():
             return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"The adapter {str(adapter)!r} does not fit its checkpoint: {reason}") from error
 
 

@@ -9,14 +9,16 @@ time, and a figure in it that is not the folder's is found.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -25,10 +27,9 @@ from .feature_extraction_langcell import InputError
 from .files import write_whole
 from .shipped import MODEL_CARDS
 
-if TYPE_CHECKING:
-    from .adapters import Adaptation
-
-CARD, TRAINING, EVALUATION = "README.md", "training.json", "evaluation.json"
+CARD, TRAINING, EVALUATION, ADAPTATION = "README.md", "training.json", "evaluation.json", "adaptation.json"
+#: What of the metadata may be said by hand.
+_METADATA = ("license", "license_name", "license_link", "language", "base_model", "datasets", "tags", "pipeline_tag")
 _LANGCELL, _RANDOM = "langcell", "random_weights"
 _OBJECTIVES = {
     "masked_gene_weight": "masked genes",
@@ -81,6 +82,10 @@ class Prose:
         kinds = {one.name: dict if one.name == "metadata" else str for one in fields(cls)}
         if not isinstance(said, dict) or any(not isinstance(said[name], kinds.get(name, ())) for name in said):
             raise InputError(f"{path} must map some of {', '.join(kinds)} to texts (metadata: to settings).")
+        for key, value in said.get("metadata", {}).items():
+            values = value if isinstance(value, list) else [value]
+            if key not in _METADATA or not all(isinstance(one, str) for one in values):
+                raise InputError(f"{path}: metadata are {', '.join(_METADATA)}, each a text or a list of texts.")
         texts: dict[str, Any] = {name: text if name == "metadata" else text.strip() for name, text in said.items()}
         return cls(**texts)
 
@@ -101,20 +106,50 @@ def write_card(folder: str | Path, results: str | Path | None = None, prose: Pro
         InputError: No checkpoint, no results, or results of another model.
     """
     folder = Path(folder)
-    if results is not None:
-        evaluation = summarize(results)
-        if evaluation["model"] != fingerprint_of(folder):
-            raise InputError(f"The results in {results} are of another model than {folder}: evaluate this one.")
+    evaluation = None if results is None else summarize(results)
+    if evaluation is not None and evaluation["model"] != fingerprint_of(folder):
+        raise InputError(f"The results in {results} are of another model than {folder}: evaluate this one.")
+    card = render(folder, prose or Prose(), evaluation)
+    if evaluation is not None:
         _write(folder / EVALUATION, _by_lines(evaluation))
-    card = render(folder, prose or Prose())
     _write(folder / CARD, card)
     return folder / CARD
 
 
-def render(folder: str | Path, prose: Prose) -> str:
-    """The text of a checkpoint's card, metadata included."""
+def render(folder: str | Path, prose: Prose, evaluation: Mapping[str, Any] | None = None) -> str:
+    """
+    The text of a checkpoint's card, metadata included.
+
+    Args:
+        folder: The checkpoint; what `langcell adapt` made may be an adapter.
+        prose: What its files do not say; an adaptation says all itself.
+        evaluation: What `evaluation.json` is to hold; what it holds by default.
+
+    Raises:
+        InputError: No checkpoint, or files in it that are not as this package writes them.
+    """
     folder = Path(folder)
-    config, evaluation = read_config(folder), read_json(folder / EVALUATION)
+    adaptation = read_json(folder / ADAPTATION)
+    with _as_written(folder):
+        if adaptation:
+            return _render_adaptation(adaptation, folder)
+        return _render_checkpoint(folder, prose, read_json(folder / EVALUATION) if evaluation is None else evaluation)
+
+
+@contextmanager
+def _as_written(what: object) -> Iterator[None]:
+    """Files of the right name and of any content: whatever they make us stumble over is said of them."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"A JSON file of {what} is not as this package writes it ({reason}).") from error
+
+
+def _render_checkpoint(folder: Path, prose: Prose, evaluation: Mapping[str, Any]) -> str:
+    config = read_config(folder)
     joint = isinstance(config, LangCellConfig)
     training = read_json(folder / TRAINING).get("runs", [])
     origin = _origin(training)
@@ -126,7 +161,6 @@ def render(folder: str | Path, prose: Prose) -> str:
         name=folder.resolve().name,
         weights=(folder / SAFE_WEIGHTS_NAME).is_file(),
         joint=joint,
-        adaptation=(folder / "adaptation.json").is_file(),
         config=config,
         cell=config.cell_config if isinstance(config, LangCellConfig) else config,
         text=config.text_config if isinstance(config, LangCellConfig) else None,
@@ -149,35 +183,35 @@ _HOW = {
 }
 
 
-def render_adaptation(adaptation: "Adaptation", folder: Path) -> str:
+def _render_adaptation(adaptation: Mapping[str, Any], folder: Path) -> str:
     """The text of the card of what `langcell adapt` made: what it tells apart, learnt from what, and how it is used."""
     peft, whole = (folder / "adapter_config.json").is_file(), (folder / CONFIG_NAME).is_file()
     labels = [
         {
             "name": _cell_of_table(name),
-            "cells": adaptation.cells.get(name, 0),
+            "cells": adaptation["cells"].get(name, 0),
             "description": _cell_of_table(description),
         }
-        for name, description in adaptation.labels.items()
+        for name, description in adaptation["labels"].items()
     ]
     card = ModelCard.from_template(
         ModelCardData(
-            base_model=adaptation.base,
+            base_model=adaptation["base"],
             library_name="peft" if peft else "transformers" if whole else "modeling-langcell",
-            tags=["langcell", "single-cell", adaptation.head],
+            tags=["langcell", "single-cell", adaptation["head"]],
         ),
         template_str=(MODEL_CARDS / "adapter.md").read_text(encoding="utf-8"),
         name=folder.resolve().name,
         kind="LoRA adapter" if peft else "checkpoint" if whole else "set of prototypes",
-        base=adaptation.base,
-        head=adaptation.head,
-        how=_HOW[adaptation.head],
-        several=adaptation.several,
+        base=adaptation["base"],
+        head=adaptation["head"],
+        how=_HOW[adaptation["head"]],
+        several=adaptation["several"],
         peft=peft,
         whole=whole,
         labels=labels,
-        settings={name: value for name, value in adaptation.settings.items() if value is not None},
-        versions=", ".join(f"{name} {number}" for name, number in adaptation.versions.items()),
+        settings={name: value for name, value in adaptation["settings"].items() if value is not None},
+        versions=", ".join(f"{name} {number}" for name, number in adaptation["versions"].items()),
     )
     return _tidy(str(card))
 
@@ -191,7 +225,9 @@ def metadata(name: str, evaluation: Mapping[str, Any], prose: Prose) -> ModelCar
     """What the Hub reads of a card: licence, library, and the figures as a `model-index`."""
     said = {"license": "apache-2.0", "language": "en", "library_name": "transformers"} | prose.metadata
     tags = ["langcell", "single-cell", "biology", "cell-type-annotation", "zero-shot-cell-annotation"]
-    said["tags"] = [*tags, *(tag for tag in said.get("tags", ()) if tag not in tags)]
+    more = said.get("tags", [])
+    more = [more] if isinstance(more, str) else more
+    said["tags"] = [*tags, *(tag for tag in more if tag not in tags)]
     said.setdefault("pipeline_tag", "feature-extraction")  # The Hub's own list knows no cells.
     results = [
         EvalResult(
@@ -227,9 +263,14 @@ def summarize(results: str | Path) -> dict[str, Any]:
     Raises:
         InputError: No results, or of several models.
     """
+    with _as_written(results):
+        return _summarize(Path(results))
+
+
+def _summarize(results: Path) -> dict[str, Any]:
     from .eval.figures import summarize as mean_and_range
 
-    tables = [read_json(file) for file in sorted(Path(results).glob("*.json"))]
+    tables = [read_json(file) for file in sorted(results.glob("*.json"))]
     tables = [table for table in tables if {"task", "model", "cells"} <= table.keys()]
     models = {table["model"]["fingerprint"] for table in tables}
     if len(models) != 1:
@@ -259,57 +300,59 @@ def summarize(results: str | Path) -> dict[str, Any]:
 
 def faults_of(folder: str | Path) -> list[str]:
     """
-    What is wrong with a checkpoint's card: that it lacks, and what in its figures is not as the folder's other files
-    have it. Its prose is free.
+    What is wrong with a card: what it lacks of what the folder's files say, of sections, of rows of tables and of the
+    metadata's figures; and what rows it has that they do not say. Its prose is free.
     """
-    return compare(Path(folder) / CARD, render(folder, Prose()))
-
-
-def compare(path: Path, meant: str) -> list[str]:
-    """
-    What a card lacks of what is `meant`: sections, rows of tables and figures of the metadata; and what rows it has in
-    these tables that are not meant.
-    """
+    folder = Path(folder)
+    path = folder / CARD
     if not path.is_file():
-        return [f"{CARD} is missing: 'langcell card' writes that of a checkpoint, 'langcell adapt' that of an adapter."]
+        return [f"{CARD} is missing: 'langcell card {folder}' writes it."]
+    expected = ModelCard(render(folder, Prose()))
     try:
         card = ModelCard.load(path)
-    except (ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
-        return [f"{CARD}: its metadata cannot be read: {str(error).splitlines()[0]}"]
-    expected = ModelCard(meant)
+        index, told, needed = _index(card), card.data.to_dict(), expected.data.to_dict()
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        return [f"{CARD}: its metadata cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"]
     faults = []
-    found = sections(card.text)
-    for title, text in sections(expected.text).items():
-        there = found.get(title, "")
-        if not there.strip():
+    named, name = re.search(r"^# (.+)$", card.text, flags=re.MULTILINE), folder.resolve().name
+    if named is None or named[1].strip() != name:
+        faults.append(f"{CARD} is not the card of {name!r}, as the folder is called: 'langcell card' writes one.")
+    found, meant = sections(card.text), sections(expected.text)
+    titles = _SECTION.findall(card.text)
+    faults += [f"{CARD} has two sections {title!r}." for title in found if titles.count(title) > 1]
+    for title in dict.fromkeys(["", *meant, *found]):
+        there = found.get(title, "") if title else _SECTION.split(card.text)[0]
+        where = f"{CARD}, {title}" if title else CARD
+        if title in meant and not there.strip():
             faults.append(f"{CARD} has no section {title!r}.")
-        elif figures := _figures(text):
-            faults += [f"{CARD}, {title}: {line!r} is not what the files say." for line in _figures(there, figures)]
-            faults += [f"{CARD}, {title}, lacks {line!r}." for line in _figures(text, _figures(there))]
-    faults += [f"{CARD} still says TODO in {title!r}." for title, text in found.items() if "TODO" in text]
-    told, needed = card.data.to_dict(), expected.data.to_dict()
-    faults += [
-        f"{CARD}: its metadata has no {name}." for name in needed if not told.get(name) and name != "model-index"
-    ]
-    if _index(card) != _index(expected):
+        rows, rows_meant = _rows(there), _rows(meant.get(title, ""))
+        faults += [f"{where}: {row!r} is not what the folder's files say." for row in rows if row not in rows_meant]
+        faults += [f"{where}, lacks {row!r}." for row in rows_meant if row not in rows]
+        if "TODO" in there:
+            faults.append(f"{where}: still says TODO.")
+    faults += [f"{CARD}: its metadata has no {key}." for key in needed if not told.get(key) and key != "model-index"]
+    if index != _index(expected):
         faults.append(f"{CARD}: the figures in its metadata (model-index) are not those of {EVALUATION}.")
     return faults
 
 
-def _figures(text: str, known: Sequence[str] = ()) -> list[str]:
-    """Rows of tables, and lines that begin with a number, but for those that are known."""
-    return [line for line in text.splitlines() if re.match(r"[|\d]", line) and line not in known]
+_SECTION = re.compile(r"^##[ \t]+(.+?)[ \t]*$", flags=re.MULTILINE)
 
 
 def sections(text: str) -> dict[str, str]:
     """The sections of a card by their titles, those of the second level."""
-    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    parts = _SECTION.split(text)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _rows(text: str) -> list[str]:
+    """Rows of tables."""
+    return [line.strip() for line in text.splitlines() if line.lstrip().startswith("|")]
 
 
 def _index(card: ModelCard) -> list[tuple[Any, ...]]:
     results: list[EvalResult] = getattr(card.data, "eval_results", None) or []
-    return sorted((r.task_type, r.dataset_type, r.metric_name, r.metric_value) for r in results)
+    return sorted(((r.task_type, r.dataset_type, r.metric_name, r.metric_value) for r in results), key=repr)
 
 
 # ---------------------------------------------------------------------- the folder's files
@@ -324,7 +367,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object.")
@@ -337,9 +380,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
         InputError: No folder of a LangCell model.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if (folder / CONFIG_NAME).is_file() else f"no {CONFIG_NAME}"
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        reason = said[0] if (folder / CONFIG_NAME).is_file() else f"no {CONFIG_NAME}"
         raise InputError(f"{folder} is no checkpoint: {reason}") from error
     if not str(config.model_type).startswith("langcell"):
         raise InputError(f"{folder} is a checkpoint of {config.model_type}, not of langcell.")
@@ -470,4 +514,4 @@ def _written(score: Mapping[str, float] | None) -> str:
     return f"{score['mean']:.3f}{spread}"
 
 
-__all__ = ["CARD", "Prose", "compare", "faults_of", "render", "render_adaptation", "summarize", "write_card"]
+__all__ = ["ADAPTATION", "CARD", "Prose", "faults_of", "render", "summarize", "write_card"]

@@ -73,7 +73,7 @@ class Checkpoints:
         if self.averaged is not None:
             load_model(self.averaged.module, str(states[-1] / _AVERAGE))
             self.averaged.n_averaged.fill_(progress["step"])
-        return int(progress["step"]), float(progress["seconds"])
+        return int(progress["step"]), float(progress.get("seconds", 0))
 
     def _whole(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

@@ -240,12 +240,12 @@ def adapt(
         raise InputError('Adaptation needs peft: pip install "modeling-langcell[adapt]".') from error
     from .annotation import open_cells
     from .files import require_free
-    from .hub import push, require_leave
+    from .hub import require_leave
 
     require_free(out)
     if push_to is not None:
-        if method != "full" and Path(locate(model)).is_dir() and name_of(locate(model)) != MINI:
-            raise InputError(f"Nobody else has {model}, which it is to be loaded with: push that, and name its Hub id.")
+        if Path(locate(model)).is_dir() and name_of(locate(model)) != MINI:
+            raise InputError(f"Nobody else has {model}, which it is made from: push that, and name its Hub id.")
         require_leave(push_to)  # Before the adaptation, and not after it.
     config = AdaptationConfig(
         head=head,  # type: ignore[arg-type]  # AdaptationConfig says what there is.
@@ -282,8 +282,10 @@ def adapt(
         )
     typer.echo(f"Adapted: {adapted.save(out)}")
     if push_to is not None:
+        from .publishing import publish as publish_folder
+
         try:
-            pushed = push(out, push_to, message="Upload an adapted LangCell")
+            pushed = publish_folder(out, push_to)
         except InputError as error:
             raise InputError(f"What was adapted is in {out}; 'langcell publish' pushes it. {error}") from error
         typer.echo(f"Pushed: {pushed.url}")
@@ -361,13 +363,13 @@ def convert(
 
 @app.command()
 def card(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, or what 'langcell adapt' made.")],
     results: Annotated[Path | None, typer.Option(help="What 'langcell evaluate --out' wrote of it.")] = None,
     about: Annotated[
         Path | None, typer.Option(help="YAML file of what its files do not say: limits, failure modes, licence.")
     ] = None,
 ) -> None:
-    """Write the card of a checkpoint: its README.md, from its own files and the results of its evaluation."""
+    """Write the card of a checkpoint or an adapter: its README.md, from its own files and what an evaluation found."""
     from .cards import Prose, write_card
 
     typer.echo(f"Card: {write_card(folder, results, None if about is None else Prose.read(about))}")

@@ -13,10 +13,20 @@ from typing import Any
 TEXTS = ["cell type: natural killer cell.", "cell type: monocyte."]
 
 
-def probe(folder: Path, **loading: Any) -> dict[str, Any]:
-    """Tensors by name; what fails is raised as transformers raises it."""
+def cells_of(processor: Any) -> tuple[list[str], Any]:
+    """Genes that a processor knows, and two cells with counts of them."""
     import numpy as np
     import scipy.sparse as sp
+
+    vocabulary = processor.feature_extractor.gene_vocabulary
+    pairs = zip(vocabulary["ensembl_ids"], vocabulary["medians"], strict=True)
+    genes = [gene for gene, median in pairs if median is not None][:64]
+    counts = np.arange(1, len(genes) + 1)
+    return genes, sp.csr_matrix(np.stack([counts, counts[::-1]]))
+
+
+def probe(folder: Path, **loading: Any) -> dict[str, Any]:
+    """Tensors by name; what fails is raised as transformers raises it."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -29,11 +39,7 @@ def probe(folder: Path, **loading: Any) -> dict[str, Any]:
     if report["missing_keys"]:
         raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[:3]}")
     processor = AutoProcessor.from_pretrained(folder, **loading)
-    vocabulary = processor.feature_extractor.gene_vocabulary
-    pairs = zip(vocabulary["ensembl_ids"], vocabulary["medians"], strict=True)
-    genes = [gene for gene, median in pairs if median is not None][:64]
-    counts = np.arange(1, len(genes) + 1)
-    cells = sp.csr_matrix(np.stack([counts, counts[::-1]]))
+    genes, cells = cells_of(processor)
     batch = processor(cells=cells, gene_ids=genes, text=TEXTS, return_tensors="pt")
     with torch.inference_mode():
         if hasattr(model, "get_cell_features"):

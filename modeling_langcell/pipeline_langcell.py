@@ -120,7 +120,18 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
+    def __call__(self, inputs, **kwargs):
+        """As the class says; cells go through the model by the number of their genes, whatever `batch_size` says."""
+        kwargs.pop("batch_size", None)
+        return super().__call__(inputs, batch_size=1, **kwargs)
+
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, alpha=None, top_k=None, **cells):
+        if candidate_labels is not None and not isinstance(candidate_labels, (str, Mapping)):
+            candidate_labels = list(candidate_labels)
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise InputError(f"top_k={top_k!r} is no number of candidates.")
+        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
+            raise InputError(f"alpha={alpha!r} is not between 0 and 1.")
         texts = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
         texts = {name: value for name, value in texts.items() if value is not None}
         return texts | cells, {} if alpha is None else {"alpha": alpha}, {} if top_k is None else {"top_k": top_k}
@@ -136,8 +147,6 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         """The scores of all cells, `(cells, labels)` float32, NaN for those without known genes; and the labels."""
         model = self.model
         alpha = model.config.alpha if alpha is None else alpha
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha={alpha} is not between 0 and 1.")
         scorer = DescriptionScorer(model.eval(), self.processor, given["descriptions"], alpha)
         parts = []
         for ranked in self.processor.feature_extractor.stream(given["cells"], **given["cell_options"]):
@@ -157,16 +166,18 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
 
 def _describe(candidates: Sequence[str] | Mapping[str, str], template: str) -> dict[str, str]:
-    if isinstance(candidates, Mapping):
-        described = dict(candidates)
-    elif isinstance(candidates, str):
+    if isinstance(candidates, str):
         raise InputError(f"candidate_labels must be several labels, not one text: [{candidates!r}, ...].")
-    else:
-        if "{}" not in template:
-            raise InputError(f"hypothesis_template {template!r} has no {{}} for the label.")
-        described = {label: template.format(label) for label in candidates}
-        if len(described) < len(candidates):
-            raise InputError("A label was given twice in candidate_labels.")
+    if not isinstance(template, str) or "{}" not in template:
+        raise InputError(f"hypothesis_template {template!r} has no {{}} for the label.")
+    pairs = candidates.items() if isinstance(candidates, Mapping) else ((label, template) for label in candidates)
+    described: dict[str, str] = {}
+    for label, text in pairs:
+        if not isinstance(label, str) or not isinstance(text, str) or not text:
+            raise InputError(f"Labels and descriptions must be texts, not {label!r} and {text!r}.")
+        if label in described:
+            raise InputError(f"The label {label!r} was given twice.")
+        described[str(label)] = text if isinstance(candidates, Mapping) else text.replace("{}", label)
     if not described:
         raise InputError("No candidates: give candidate_labels, names or {label: description}.")
     return described

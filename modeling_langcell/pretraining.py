@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +32,11 @@ from .descriptions import TYPE, type_wordings
 from .feature_extraction_langcell import InputError
 from .files import write_whole
 from .held_out import HeldOutCells
-from .hub import push, require_leave
+from .hub import require_leave
 from .modeling_langcell import LangCellForPreTraining, LangCellModel
 from .pretraining_config import PretrainingConfig
 from .processing_langcell import LangCellProcessor
+from .publishing import publish
 from .tower_starts import start_model, start_text_projection
 
 #: What may be another when a run goes on: nothing that is learnt depends on it.
@@ -346,11 +348,13 @@ def _conclude(config: PretrainingConfig) -> None:
     for half_written in output.glob(".*"):
         half_written.unlink()
     if not (output / CARD).exists():
-        write_card(output)
-    if config.push_to is not None:
-        not_pushed = ("tensorboard/*", "*.jsonl", _RUN)
         try:
-            push(output, config.push_to, message="Upload a pre-trained LangCell", ignore=not_pushed)
+            write_card(output)
+        except InputError as error:  # Of a record that others wrote: the checkpoint is none the worse.
+            print(f"No card was written: {error}", file=sys.stderr)
+    if config.push_to is not None:
+        try:
+            publish(output, config.push_to)
         except InputError as error:
             raise InputError(f"The checkpoint is in {output}; the same command goes on. {error}") from error
     (output / _RUN).unlink()

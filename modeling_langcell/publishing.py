@@ -5,6 +5,7 @@ A folder to a repository of the Hub: checked as a stranger would meet it, pushed
 
 import json
 import os
+import pickletools
 import re
 import shutil
 import subprocess
@@ -13,10 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
+import anndata as ad
+import numpy as np
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoProcessor
@@ -25,39 +29,30 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from . import hub, loading_probe
 from .adapters import ADAPTATION, PEFT_CONFIG, Adaptation, load_checkpoint
-from .cards import (
-    CARD,
-    EVALUATION,
-    TRAINING,
-    compare,
-    faults_of,
-    fingerprint_of,
-    read_config,
-    read_json,
-    render_adaptation,
-    summarize,
-)
+from .annotation import PROBABILITIES, LangCellAnnotator
+from .cards import CARD, EVALUATION, TRAINING, faults_of, fingerprint_of, read_config, read_json, summarize
 from .configuration_langcell import LangCellConfig
 from .feature_extraction_langcell import InputError
+from .shipped import MINI
 
 _PACKAGE = Path(__file__).parent
 _PROCESSOR = "processor_config.json"
 #: What may stand in a repository: settings, weights that are nothing but numbers, the family's code, texts, pictures.
-_ALLOWED = {".json", ".safetensors", ".py", ".md", ".txt", ".png", ".svg"}
-_ALLOWED_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
-#: What a training run leaves beside its checkpoint, and an operating system anywhere: it stays here.
-_OF_THE_RUN = re.compile(r"^(tensorboard/.*|.*\.jsonl|checkpoints/.*|.*__pycache__/.*|(.*/)?\.DS_Store)$")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
+_TEXTS = (".json", ".py", ".md", ".txt", ".svg", "LICENSE", "NOTICE")
+_WEIGHTS, _PICTURES = ".safetensors", ".png"
+#: What a training run leaves beside its checkpoint, and hidden files: these stay here.
+_STAYS = re.compile(r"^(tensorboard/.*|checkpoints/.*|.*\.jsonl|run\.json|(.*/)?__pycache__/.*|(.*/)?\..*)$")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
 _SECRETS = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
-    r"|sk-[\w-]{32,}|xox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
+    r"|sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{32,}|xox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----)"
 )
 _PATHS = re.compile(
-    r"(?<![\w.:/~<-])/(?:home|root|Users|tmp|var|mnt|media|data|scratch|work|workspace|opt|srv|private|gpfs|lustre"
-    r"|nfs|content|kaggle|dbfs)/[^\s\"'`)\]]+|(?<!\w)[A-Za-z]:\\+[^\s\"'`)\]]+"
+    r"(?<![\w.:/~<-])/(?:home|root|Users|Volumes|tmp|var|mnt|media|data|scratch|cluster|work|workspace|opt|srv|private"
+    r"|gpfs|lustre|nfs|content|kaggle|dbfs)/[^\s\"'`)\]]+"
+    r"|file://[^\s\"'`)\]]+|(?<!\w)[A-Za-z]:(?:\\+|/(?!/))[^\s\"'`)\]]+"
 )
-
-_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
+_TAG = re.compile(r"\w(?:[\w-]|\.(?!\.))*(?<!\.lock)(?<!\.)", re.ASCII)
 
 Kind = Literal["checkpoint", "architecture", "adapter"]
 
@@ -113,11 +108,15 @@ def publish(
         InputError: What is wrong with the folder, all of it; or a push that was refused or broken off.
     """
     folder = Path(folder)
-    if not _REPOSITORY.fullmatch(repo_id):
-        raise InputError(f"--repo-id {repo_id!r} is not of the form owner/name.")
+    if not _is_repository(repo_id):
+        raise InputError(f"{repo_id!r} can be no repository of the Hub, OWNER/NAME.")
+    if tag is not None and not _TAG.fullmatch(tag):
+        raise InputError(f"{tag!r} can be no tag: letters, digits, '-', '_' and single dots, such as v1.0.")
     kind = _kind(folder)
     base = _base_of(folder, base)
     check(folder, results=results)
+    if base and kind == "adapter" and not dry_run:
+        load_checkpoint(base, folder)  # As others will.
     with _staged(folder, repo_id, base) as staged:
         files = {name: (staged / name).stat().st_size for name in sorted(_names(staged))}
         left_out = sorted(name for name in _names(folder) if name not in files)
@@ -139,23 +138,26 @@ def check(folder: str | Path, *, results: str | Path | None = None) -> None:
     """
     folder = Path(folder)
     kind = _kind(folder)
-    # What is unsafe or not whole is not loaded. The name of a base here is replaced by that on the Hub.
-    faults = [*_file_faults(folder), *_leaks(folder, read_json(folder / ADAPTATION).get("base", ""))]
-    if not faults and kind == "adapter":
-        faults = [*_adapter_faults(folder)]
-    elif not faults:
-        faults = [*_code_faults(folder)]
-        if kind == "checkpoint":
-            faults += _processor_faults(folder)
-        faults = faults or [*_loading_faults(folder)]
-        if not faults:
-            adapted = Adaptation.load(folder)
-            faults += (
-                faults_of(folder) if adapted is None else compare(folder / CARD, render_adaptation(adapted, folder))
-            )
-            faults += _evaluation_faults(folder, results)
+    # What is unsafe or not whole is not loaded.
+    faults = [*_file_faults(folder)]
+    whole = not faults
+    adaptation = Adaptation.load(folder) if whole else None
+    # The name of a base here is replaced by that on the Hub.
+    faults += _leaks(folder, "" if adaptation is None else adaptation.base)
+    if whole:
+        faults += _code_faults(folder, kind)
+    if not faults and kind == "checkpoint":
+        faults += _processor_faults(folder)
+    if not faults:
+        faults += _adapter_faults(folder) if kind == "adapter" else _loading_faults(folder)
+    if not faults:
+        faults += [*faults_of(folder), *_evaluation_faults(folder, results)]
     if faults:
-        raise InputError(f"{folder} cannot be published:\n" + "\n".join(f"- {fault}" for fault in faults))
+        raise _refusal(folder, faults)
+
+
+def _refusal(folder: Path, faults: list[str]) -> InputError:
+    return InputError(f"{folder} cannot be published:\n" + "\n".join(f"- {fault}" for fault in faults))
 
 
 def _kind(folder: Path) -> Kind:
@@ -174,7 +176,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _to_publish(folder: Path) -> list[str]:
-    return sorted(name for name in _names(folder) if not _OF_THE_RUN.match(name))
+    return sorted(name for name in _names(folder) if not _STAYS.match(name))
 
 
 # ---------------------------------------------------------------------- what can be wrong
@@ -186,54 +188,111 @@ def _file_faults(folder: Path) -> Iterator[str]:
         yield f"{SAFE_WEIGHTS_NAME} is missing: these are settings of a checkpoint without its weights."
     for name in _to_publish(folder):
         path = folder / name
-        if path.is_symlink():
-            yield f"{name} is a link."
-        elif path.suffix in _PICKLES or _is_pickle(path):
-            yield f"{name} is a pickle, which can run code where it is loaded: weights go as safetensors alone."
-        elif path.suffix not in _ALLOWED and path.name not in _ALLOWED_NAMES:
-            yield f"{name} is no part of a model: take it out."
-        elif path.suffix == ".json":
-            try:
-                json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                yield f"{name} is no JSON: {error}"
-        elif path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "pt") as weights:
-                    weights.keys()
-            except (OSError, SafetensorError) as error:
-                yield f"{name} is not whole: {error}"
+        if path.is_symlink() or not path.is_file():
+            yield f"{name} is a link, or no regular file."
+            continue
+        try:
+            yield from _content_faults(name, path)
+        except OSError as error:
+            yield f"{name} cannot be read: {error}"
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whatever it is called: pickles since protocol 2, and PyTorch's archives of them."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    return (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or start == b"PK\x03\x04"
+def _content_faults(name: str, path: Path) -> Iterator[str]:
+    if name.endswith(_WEIGHTS):
+        try:
+            with safe_open(path, "pt") as weights:
+                weights.keys()
+        except SafetensorError as error:
+            yield f"{name} {'is a pickle' if _is_pickle(path.read_bytes()) else 'is not whole'}: {error}"
+    elif name.endswith(_PICKLES) or _is_pickle(path.read_bytes()):
+        yield f"{name} is a pickle, which can run code where it is loaded: weights go as safetensors alone."
+    elif name.endswith(_PICTURES):
+        if not path.read_bytes().startswith(b"\x89PNG"):
+            yield f"{name} is no picture."
+    elif not name.endswith(_TEXTS):
+        yield f"{name} is no part of a model: take it out."
+    else:
+        try:
+            text = path.read_bytes().decode()
+            if name.endswith(".json"):
+                json.loads(text)
+        except UnicodeDecodeError:
+            yield f"{name} is no text in UTF-8."
+        except (ValueError, RecursionError) as error:
+            yield f"{name} is no JSON: {error}"
+
+
+def _is_pickle(content: bytes) -> bool:
+    """Whatever it is called: pickles of any protocol, and PyTorch's archives of them."""
+    if content[:4] == b"PK\x03\x04" or (
+        content[:1] == b"\x80" and content[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+    ):
+        return True
+    try:
+        steps = list(pickletools.genops(content))
+    except Exception:  # What is no pickle stumbles in as many ways as there are opcodes.
+        return False
+    return len(steps) > 1 and steps[-1][2] == len(content.rstrip()) - 1
 
 
 def _leaks(folder: Path, known: str = "") -> Iterator[str]:
     """Paths of this machine, and what looks like a password; but for what is `known` and replaced."""
     for name in _to_publish(folder):
-        if Path(name).suffix not in (".json", ".md", ".txt", ".py"):
-            continue
-        text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        text = _text_of(name, folder / name)
         text = text.replace(known, "") if known else text
         if found := _SECRETS.search(text):
             yield f"{name} holds what looks like a secret: {found[0][:8]}..."
         if found := _PATHS.search(text):
             yield f"{name} holds a path of this machine: {found[0]}"
+        elif name.endswith(".json") and name != "tokenizer.json":  # Its words are no paths.
+            for value in _texts_in(text):
+                if len(value) > 2 and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+                    yield f"{name} holds a path of this machine: {value}"
+                    break
 
 
-def _code_faults(folder: Path) -> Iterator[str]:
-    """The family's code must be there, and be this package's."""
-    config = read_json(folder / CONFIG_NAME)
-    named = [config.get("auto_map", {}), *config.get("custom_pipelines", {}).values()]
-    references = [ref for one in named for ref in one.values() if isinstance(ref, str)]
-    if (folder / _PROCESSOR).is_file():
-        references += read_json(folder / _PROCESSOR).get("auto_map", {}).values()
-    if not config.get("auto_map"):
+def _text_of(name: str, path: Path) -> str:
+    """What can be read of a file, of weights what is said beside them; of what is not whole nothing."""
+    try:
+        if name.endswith(_WEIGHTS):
+            with safe_open(path, "pt") as weights:
+                return json.dumps(weights.metadata() or {})
+        return path.read_text(encoding="utf-8") if name.endswith(_TEXTS) and path.is_file() else ""
+    except (OSError, UnicodeDecodeError, SafetensorError):
+        return ""
+
+
+def _texts_in(content: str) -> Iterator[str]:
+    """All texts in JSON that are values."""
+    try:
+        left = [json.loads(content)]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _code_faults(folder: Path, kind: Kind) -> Iterator[str]:
+    """The family's code must be there, and be this package's; an adapter has none."""
+    references: list[str] = []
+    for file in (CONFIG_NAME, _PROCESSOR, "tokenizer_config.json", "preprocessor_config.json"):
+        settings = read_json(folder / file)
+        pipelines = settings.get("custom_pipelines") or {}
+        named = [settings.get("auto_map") or {}, *(pipelines.values() if isinstance(pipelines, dict) else [pipelines])]
+        if not all(isinstance(one, dict) for one in named):
+            yield f"{file}: its auto_map or custom_pipelines name no code as transformers has it."
+            continue
+        references += [ref for one in named for key, ref in one.items() if key != "pt" and isinstance(ref, str)]
+        references += [ref for one in named for key, refs in one.items() if key != "pt" and isinstance(refs, list)
+                       for ref in refs if isinstance(ref, str)]  # fmt: skip
+    if kind != "adapter" and not read_json(folder / CONFIG_NAME).get("auto_map"):
         yield f"{CONFIG_NAME} has no auto_map: save the model again, and it names its code."
+    for reference in references:
+        if not re.fullmatch(r"\w+\.\w+", reference):
+            yield f"{reference} is code of another place than this folder."
     needed = {f"{reference.partition('.')[0]}.py" for reference in references}
     for name in sorted(needed):
         if (_PACKAGE / name).is_file():
@@ -241,12 +300,11 @@ def _code_faults(folder: Path) -> Iterator[str]:
     for name in sorted(needed):
         if not (folder / name).is_file():
             yield f"{name}, which {CONFIG_NAME} or {_PROCESSOR} asks for, is missing: save the checkpoint again."
-    for path in sorted(folder.glob("*.py")):
-        own = _PACKAGE / path.name
-        if not own.is_file() or path.name not in needed:
-            yield f"{path.name} is no code of this family."
-        elif own.read_bytes() != path.read_bytes():
-            yield f"{path.name} is not that of modeling-langcell here: save the checkpoint again."
+    for name in (name for name in _to_publish(folder) if name.endswith(".py")):
+        if name not in needed or not (_PACKAGE / name).is_file():
+            yield f"{name} is no code that this folder needs."
+        elif (_PACKAGE / name).read_bytes() != (folder / name).read_bytes():
+            yield f"{name} is not that of modeling-langcell here: save the checkpoint again."
 
 
 def _processor_faults(folder: Path) -> Iterator[str]:
@@ -256,10 +314,10 @@ def _processor_faults(folder: Path) -> Iterator[str]:
         yield f"{_PROCESSOR} is missing, and with it the gene vocabulary."
         return
     try:
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f"{_PROCESSOR} does not load: {str(error).strip().splitlines()[0]}"
+        yield f"{_PROCESSOR} does not load: {_first_line(error)}"
         return
     joint = isinstance(config, LangCellConfig)
     cell = config.cell_config if joint else config
@@ -274,9 +332,9 @@ def _processor_faults(folder: Path) -> Iterator[str]:
 def _loading_faults(folder: Path) -> Iterator[str]:
     """Loads it with this package, and in a process of its own without: both must give the same."""
     try:
-        with_package = loading_probe.probe(folder)
+        with_package = loading_probe.probe(folder, trust_remote_code=False)
     except Exception as error:  # Whatever transformers raises for a folder that does not load.
-        yield f"it does not load: {str(error).strip().splitlines()[0]}"
+        yield f"it does not load: {_first_line(error)}"
         return
     with tempfile.TemporaryDirectory() as aside:
         output = Path(aside, "found.safetensors")
@@ -290,7 +348,8 @@ def _loading_faults(folder: Path) -> Iterator[str]:
             text=True,
         )
         if done.returncode:
-            yield f"it does not load without this package: {done.stderr.strip().splitlines()[-1]}"
+            said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+            yield f"it does not load without this package: {said[-1]}"
             return
         without = load_file(output)
     for name, tensor in with_package.items():
@@ -311,31 +370,46 @@ def _evaluation_faults(folder: Path, results: str | Path | None) -> Iterator[str
 
 
 def _adapter_faults(folder: Path) -> Iterator[str]:
-    """It must load on its base, and its card be of this adapter."""
-    adaptation = Adaptation.load(folder)
-    assert adaptation is not None
+    """It must load on its base, and give made-up cells scores that are numbers."""
     try:
-        load_checkpoint(None, folder)
+        model, processor, adaptation = load_checkpoint(None, folder)
+        genes, counts = loading_probe.cells_of(processor)
+        cells = ad.AnnData(counts.astype(np.float32))
+        cells.var_names = genes
+        LangCellAnnotator(model, processor, adaptation=adaptation, device="cpu").annotate(cells)
+        if not np.isfinite(cells.obsm[PROBABILITIES].to_numpy()).all():
+            yield "its scores are no numbers: the weights are not finite."
     except InputError as error:
         yield str(error)
-    if not adaptation.labels or set(adaptation.cells) - set(adaptation.labels):
-        yield f"{ADAPTATION} does not say of its labels what they were learnt from."
-    yield from compare(folder / CARD, render_adaptation(adaptation, folder))
+    except Exception as error:  # Whatever weights of another shape make torch stumble over.
+        yield f"it does not annotate: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # ---------------------------------------------------------------------- what is sent
 
 
+def _is_repository(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.isascii() and name.count("/") == 1
+
+
 def _base_of(folder: Path, base: str | None) -> str:
-    """The Hub id of what was adapted; nothing where nothing was."""
-    made_from = read_json(folder / ADAPTATION).get("base", "")
-    if not made_from:
+    """What was adapted, as others find it: a Hub id, or the checkpoint of the package; nothing where nothing was."""
+    adaptation = Adaptation.load(folder)
+    if adaptation is None:
         return ""
-    base = base or made_from
-    if not _REPOSITORY.fullmatch(base) or Path(base).is_dir():
+    base = base or adaptation.base
+    if base != MINI and (not _is_repository(base) or Path(base).is_dir()):
         raise InputError(
-            f"{folder} was made from {made_from!r}, which is no repository of the Hub: publish that first, and name it "
-            "with --base OWNER/NAME."
+            f"{folder} was made from {base!r}, which is no repository of the Hub: publish that first, and name it with "
+            "--base OWNER/NAME."
         )
     return base
 
@@ -349,23 +423,30 @@ def _staged(folder: Path, repo_id: str, base: str) -> Iterator[Path]:
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, target)
-        renamed = {folder.resolve().name: repo_id}
+        card = (staged / CARD).read_text(encoding="utf-8")
+        card = _renamed(card, folder.resolve().name, repo_id)
         if base:
-            renamed[read_json(folder / ADAPTATION)["base"]] = base
+            made_from = read_json(folder / ADAPTATION)["base"]
+            card = _renamed(card, made_from, base).replace(f"`{made_from}`", f"`{base}`")
+            card = card.replace(f"\nbase_model: {made_from}\n", f"\nbase_model: {base}\n", 1)
             _edit_json(staged / ADAPTATION, "base", base)
             if (staged / PEFT_CONFIG).is_file():
                 _edit_json(staged / PEFT_CONFIG, "base_model_name_or_path", base)
-        card = (staged / CARD).read_text(encoding="utf-8")
-        for here, there in renamed.items():
-            card = card.replace(f'"{here}"', f'"{there}"').replace(f"`{here}`", f"`{there}`")
-            card = re.sub(rf"^(base_model: ){re.escape(here)}$", rf"\g<1>{there}", card, flags=re.MULTILINE)
         (staged / CARD).write_text(card, encoding="utf-8")
         if faults := list(_leaks(staged)):
-            raise InputError(f"{folder} cannot be published:\n" + "\n".join(f"- {fault}" for fault in faults))
+            raise _refusal(folder, faults)
         yield staged
 
 
+def _renamed(card: str, here: str, there: str) -> str:
+    """The snippets of a card, with a model's name there for its name here."""
+    loads = r"(from_pretrained\((?:model, |adapter=)?|model=)"
+    return re.sub(rf'{loads}"{re.escape(here)}"', lambda found: f'{found[1]}"{there}"', card)
+
+
 def _edit_json(path: Path, name: str, value: str) -> None:
+    if read_json(path).get(name) == value:
+        return  # To the byte as it is.
     path.write_text(json.dumps(read_json(path) | {name: value}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

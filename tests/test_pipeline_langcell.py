@@ -81,6 +81,13 @@ class TestInThePackage:
         best = annotate(cells, candidate_labels=DESCRIPTIONS, top_k=1)
         assert best == [answer[:1] for answer in answers]
 
+    @pytest.mark.parametrize("kind", [tuple, np.array, iter, lambda names: dict.fromkeys(names).keys()])
+    def test_labels_of_any_kind(self, annotate, cells, kind):
+        names = ["nk", "monocyte {x}"]
+        both = annotate([cells, cells], candidate_labels=kind(names), batch_size=2)
+        assert both == [annotate(cells, candidate_labels=names)] * 2
+        assert {type(one["label"]) for one in both[0][0]} == {str}
+
     def test_several_inputs(self, annotate, cells):
         both = annotate([cells[:5].copy(), cells[5:].copy()], candidate_labels=DESCRIPTIONS)
         assert [len(one) for one in both] == [5, 7]
@@ -117,7 +124,14 @@ class TestInThePackage:
             ({"candidate_labels": "nk"}, "several labels"),
             ({"candidate_labels": ["nk", "nk"]}, "twice"),
             ({"candidate_labels": ["nk"], "hypothesis_template": "cell"}, "has no {}"),
+            ({"candidate_labels": ["nk"], "hypothesis_template": 5}, "has no {}"),
+            ({"candidate_labels": ["nk", None]}, "must be texts"),
+            ({"candidate_labels": {"nk": ""}}, "must be texts"),
             ({"candidate_labels": ["nk"], "alpha": 1.5}, "alpha=1.5"),
+            ({"candidate_labels": ["nk"], "alpha": "x"}, "alpha='x'"),
+            ({"candidate_labels": ["nk"], "top_k": 0}, "top_k=0"),
+            ({"candidate_labels": ["nk"], "top_k": -1}, "top_k=-1"),
+            ({"candidate_labels": ["nk"], "top_k": 1.5}, "top_k=1.5"),
         ],
     )
     def test_refuses(self, annotate, cells, given, fault):

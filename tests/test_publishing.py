@@ -1,13 +1,16 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What may be published and what not, and that what was published is what others get."""
 
+import gzip
 import json
+import os
 import shutil
 
 import anndata as ad
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellCellModel, LangCellForSequenceClassification
@@ -82,17 +85,76 @@ class TestRefused:
             ("weights.exe", b"MZ", "weights.exe is no part of a model"),
             ("extra.json", b"{", "extra.json is no JSON"),
             ("more.safetensors", b"\x08\0\0\0\0\0\0\0{}", "more.safetensors is not whole"),
-            ("helper.py", b"import os\n", "helper.py is no code of this family"),
+            ("helper.py", b"import os\n", "helper.py is no code that this folder needs"),
             ("notes.md", b"made in /home/someone/runs/best\n", "notes.md holds a path of this machine: /home/someone"),
             ("notes.md", b"made in C:\\Users\\someone\n", "notes.md holds a path of this machine: C:"),
             ("extra.json", json.dumps({"token": SECRET}).encode(), "extra.json holds what looks like a secret"),
             ("notes.txt", b"-----BEGIN RSA PRIVATE KEY-----", "notes.txt holds what looks like a secret"),
+            ("LICENSE", SECRET.encode(), "LICENSE holds what looks like a secret"),
+            ("a.svg", b"<svg>/home/someone/x</svg>", "a.svg holds a path of this machine"),
+            ("extra.json", b'{"from": "/cluster7/someone/ckpt"}', "extra.json holds a path of this machine"),
+            ("extra.json", b'{"from": "C:/Users/someone"}', "extra.json holds a path of this machine"),
+            ("extra.json", b'{"from": "file:///x/someone"}', "extra.json holds a path of this machine"),
+            ("extra.json", b"[" * 100_000 + b"]" * 100_000, "extra.json is no JSON"),
+            ("notes.txt", b'cos\nsystem\n(S"id"\ntR.', "notes.txt is a pickle"),
+            ("notes.txt", gzip.compress(b"x"), "notes.txt is no text"),
+            ("a.png", b"\x80", "a.png is no picture"),
+            ("more.safetensors", b"\x80\x04\x95\x00", "more.safetensors is a pickle"),
+            ("sub/helper.py", b"import os\n", "sub/helper.py is no code"),
         ],
     )
     def test_files_that_do_not_belong(self, checkpoint, file, content, fault):
+        (checkpoint / file).parent.mkdir(exist_ok=True)
         (checkpoint / file).write_bytes(content)
         with pytest.raises(InputError, match=fault):
             check(checkpoint)
+
+    def test_what_only_looks_wrong(self, checkpoint):
+        """A header whose length begins as a pickle does; a slug; a word piece."""
+        for padding in range(700):
+            content = save({"a": torch.zeros(1)}, metadata={"a": "x" * padding})
+            if content[:2] in (b"\x80\x02", b"\x80\x03"):
+                break
+        assert content[:1] == b"\x80"
+        (checkpoint / "more.safetensors").write_bytes(content)
+        text = (checkpoint / "README.md").read_text()
+        slug = "https://x.org/risk-of-severe-disease-in-patients-with-lupus, .5 and a/b/c"
+        (checkpoint / "README.md").write_text(text.replace("None was written down.", slug))
+        check(checkpoint)
+
+    def test_metadata_of_weights(self, checkpoint):
+        (checkpoint / "more.safetensors").write_bytes(save({"a": torch.zeros(1)}, metadata={"by": SECRET}))
+        with pytest.raises(InputError, match=r"more.safetensors holds what looks like a secret"):
+            check(checkpoint)
+
+    def test_what_is_no_file(self, checkpoint):
+        os.mkfifo(checkpoint / "notes.txt")
+        with pytest.raises(InputError, match=r"notes.txt is a link, or no regular file"):
+            check(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("settings", "fault"),
+        [
+            ({"auto_map": {"AutoModel": "other/repo--m.C"}}, "other/repo--m.C is code of another place"),
+            ({"auto_map": {"AutoTokenizer": ["sub/m.C", None]}}, "sub/m.C is code of another place"),
+            ({"auto_map": [1]}, "auto_map"),
+            ({"custom_pipelines": [1]}, "custom_pipelines"),
+            ({"custom_pipelines": {"a": "x"}}, "custom_pipelines"),
+            ({"custom_pipelines": {"a": {"impl": "evil.C", "pt": ["AutoModel"]}}}, "evil.py, which"),
+        ],
+    )
+    def test_code_of_elsewhere(self, checkpoint, settings, fault):
+        config = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(config | settings))
+        with pytest.raises(InputError, match=fault):
+            check(checkpoint)
+
+    def test_a_folder_that_was_renamed(self, checkpoint):
+        renamed = checkpoint.rename(checkpoint.with_name("renamed"))
+        with pytest.raises(InputError, match="not the card of 'renamed'"):
+            check(renamed)
+        write_card(renamed)
+        check(renamed)
 
     @pytest.mark.parametrize(
         ("file", "fault"),
@@ -178,9 +240,16 @@ class TestRefused:
             with pytest.raises(InputError, match=r"evaluation.json is not what results says"):
                 check(MINI, results="results")
 
-    @pytest.mark.parametrize("name", ["mine", "a/b/c", "you/m ine", ""])
+    @pytest.mark.parametrize(
+        "name", ["mine", "a/b/c", "you/m ine", "", "you/..", "you/-x", "you/x.git", "you/" + "x" * 99]
+    )
     def test_names_of_no_repository(self, checkpoint, name):
         assert publish(checkpoint, "--repo-id", name, "--dry-run")[0] == 2
+
+    @pytest.mark.parametrize("tag", ["", "bad tag", "a..b", "-a", "a.lock", "a."])
+    def test_tags_that_are_none(self, checkpoint, tag):
+        code, _, errors = publish(checkpoint, "--repo-id", "you/mine", "--tag", tag, "--dry-run")
+        assert (code, "can be no tag" in errors) == (2, True)
 
     def test_no_folder(self, tmp_path):
         for folder in (tmp_path / "nowhere", tmp_path):
@@ -236,15 +305,51 @@ class TestKinds:
         with pytest.raises(InputError, match="60"):
             check(adapter)
         (adapter / "README.md").write_text(text)
+        (adapter / "handler.py").write_text("import os")
+        with pytest.raises(InputError, match=r"handler.py is no code"):
+            check(adapter)
+        (adapter / "handler.py").unlink()
+        weights = load_file(adapter / "adapter_model.safetensors")
+        (adapter / "adapter_model.safetensors").write_bytes(save({name: w * torch.nan for name, w in weights.items()}))
+        with pytest.raises(InputError, match="not finite"):
+            check(adapter)
+        (adapter / "adapter_config.json").write_text("[1]")
+        with pytest.raises(InputError, match="does not fit"):
+            check(adapter)
         (adapter / "adapter_model.safetensors").unlink()
         with pytest.raises(InputError, match="not whole"):
             check(adapter)
+
+    @pytest.mark.parametrize("prototypes", [torch.zeros(1, 5), torch.full((2, 12), torch.nan)])
+    def test_prototypes_of_another_shape(self, tiny_checkpoint, labelled, tmp_path, prototypes):
+        config = AdaptationConfig(head="prototypes")
+        descriptions = {"NK": "cell type : nk .", "monocyte": "monocyte"}
+        adapted = adapt(str(tiny_checkpoint), labelled, "type", descriptions=descriptions, config=config)
+        folder = adapted.save(tmp_path / "prototypes")
+        check(folder)
+        (folder / "prototypes.safetensors").write_bytes(save({"prototypes": prototypes}))
+        with pytest.raises(InputError, match=r"does not annotate|not finite"):
+            check(folder)
+
+    @pytest.mark.parametrize(
+        "said",
+        [{"base": ["x"]}, {"cells": None}, {"labels": ["a"]}, {"settings": [1]}, {"head": "foo"}, {"alpha": "abc"}],
+    )
+    def test_adaptations_of_another_shape(self, adapter, said):
+        path = adapter / "adaptation.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | said))
+        code, _, errors = publish(adapter, "--repo-id", "you/adapter", "--base", "you/tiny", "--dry-run")
+        assert code == 2
+        assert "adaptation" in errors
 
     def test_a_whole_adapted_checkpoint(self, tiny_checkpoint, labelled, tmp_path):
         config = AdaptationConfig(epochs=1, method="full")
         descriptions = {"NK": "cell type : nk .", "monocyte": "monocyte"}
         adapted = adapt(str(tiny_checkpoint), labelled, "type", descriptions=descriptions, config=config)
-        check(adapted.save(tmp_path / "whole"))
+        folder = adapted.save(tmp_path / "whole")
+        check(folder)
+        write_card(folder)  # As it was.
+        check(folder)
 
 
 #: A process without the package: repositories to the labels' probabilities, by transformers and peft alone.
@@ -339,6 +444,31 @@ class TestPublished:
         # Again: there is nothing to do.
         assert run("-m", "modeling_langcell.cli", "publish", "mine", "--repo-id", "you/mine", "--tag", "v1")[0] == 0
         assert len(there.commits) == 2
+
+    def test_an_adapter_is_tried_on_its_base_there(self, hub, run, adapter, tiny_checkpoint):
+        command = (
+            "-m",
+            "modeling_langcell.cli",
+            "publish",
+            "adapter",
+            "--repo-id",
+            "you/adapter",
+            "--base",
+            "you/tiny",
+        )
+        code, _, errors = run(*command)
+        assert code == 2
+        assert "you/tiny" in errors
+        assert "you/adapter" not in hub.repositories
+        hub.add("you/tiny", tiny_checkpoint)
+        assert run(*command)[0] == 0
+        there = hub.repositories["you/adapter"]
+        assert json.loads(there["adapter_config.json"])["base_model_name_or_path"] == "you/tiny"
+        card = there["README.md"].decode()
+        assert "base_model: you/tiny" in card
+        assert 'LangCellAnnotator.from_pretrained(adapter="you/adapter")' in card
+        assert 'AutoModel.from_pretrained("you/tiny", trust_remote_code=True)' in card
+        assert str(tiny_checkpoint) not in card
 
     def test_what_is_refused_is_not_sent(self, hub, run, checkpoint):
         (checkpoint / "a.pkl").write_bytes(b"x")
