@@ -123,8 +123,8 @@ class LangCellAnnotator:
 
         Returns:
             The AnnData, with `obs["langcell_cell_type"]` (categorical), `obs["langcell_score"]` (the winner's score),
-            `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label) and
-            `uns["langcell"]` (what is needed to repeat the run). On an error nothing is written.
+            `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label, with `|` for
+            `/` in its name) and `uns["langcell"]` (what is needed to repeat the run). On an error nothing is written.
 
         Raises:
             InputError: No labels, a label nobody knows, an alpha outside 0 to 1, or cells that cannot be read.
@@ -143,7 +143,9 @@ class LangCellAnnotator:
         adata.obs[CELL_TYPE] = pd.Categorical.from_codes(best, pd.Index(names))
         adata.obs[SCORE] = scores.max(axis=1)
         adata.obsm[EMBEDDING] = embeds
-        adata.obsm[PROBABILITIES] = pd.DataFrame(scores, index=adata.obs_names, columns=names)
+        # An .h5ad takes a slash in the name of a column for a group.
+        columns = [name.replace("/", "|") for name in names]
+        adata.obsm[PROBABILITIES] = pd.DataFrame(scores, index=adata.obs_names, columns=columns)
         adata.uns[RUN] = self._run_record(facts) | {
             "labels": np.array(names),
             "descriptions": np.array(list(scorer.descriptions.values())),

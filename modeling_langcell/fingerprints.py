@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 if TYPE_CHECKING:
     from .adapters import Head
@@ -19,8 +19,8 @@ def fingerprint(annotator: "LangCellAnnotator") -> str:
     _add_weights(digest, annotator.model)
     config, extractor = annotator.model.config, annotator.processor.feature_extractor
     deciding = {
-        "cell": config.cell_config.to_diff_dict(),
-        "text": config.text_config.to_diff_dict(),
+        "cell": _own_settings(config.cell_config),
+        "text": _own_settings(config.text_config),
         "alpha": config.alpha,
         "temperature": config.temperature,
         "genes": extractor.gene_vocabulary,
@@ -35,6 +35,11 @@ def weights_of_base(model: PreTrainedModel, head: "Head") -> str:
     digest = hashlib.sha256()
     _add_weights(digest, model.cell_model if head == "classes" else model)
     return digest.hexdigest()
+
+
+def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a tower's config says beyond what every config of transformers does, which differs by its version."""
+    return {name: getattr(config, name) for name in sorted(type(config).__annotations__) if not name.startswith("_")}
 
 
 def _add_weights(digest: Any, model: nn.Module) -> None:

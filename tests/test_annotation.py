@@ -187,3 +187,12 @@ def test_half_precision_stays_close(tiny_checkpoint, cells):
     assert rough.uns["langcell"]["dtype"] == "bfloat16"
     assert rough.obsm["X_langcell"].dtype == np.float32
     np.testing.assert_allclose(rough.obsm["X_langcell"], exact.obsm["X_langcell"], atol=0.05)
+
+
+def test_labels_with_a_slash_can_be_written(annotator, cells, tmp_path):
+    """An `.h5ad` would take it for a group's."""
+    annotator.annotate(cells, {"B/C": "b cell", "nk": "cell type : nk ."})
+    again = ad.read_h5ad(write_annotated(cells, tmp_path / "o.h5ad"))
+    assert list(again.obsm["langcell_probabilities"].columns) == ["B|C", "nk"]
+    assert list(again.uns["langcell"]["labels"]) == ["B/C", "nk"]
+    assert set(again.obs["langcell_cell_type"]) <= {"B/C", "nk"}

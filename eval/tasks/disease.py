@@ -8,7 +8,7 @@ import numpy as np
 
 from modeling_langcell.adaptation import AdaptationConfig, adapt
 from modeling_langcell.adapters import Head
-from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.annotation import PROBABILITIES, RUN
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, judge
 from modeling_langcell.feature_extraction_langcell import InputError
@@ -71,8 +71,7 @@ def measure(cell: Cell) -> Found:
             .annotator(device=cell.bench.device)
             .annotate(others, **cell.study.read)
         )
-    found = annotated.obsm[PROBABILITIES]
-    return judge(truth[judged], found.columns.to_numpy(), found.to_numpy())
+    return judge(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
 def draw(cell: Cell) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 
 from modeling_langcell.adaptation import AdaptationConfig, adapt
-from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.annotation import PROBABILITIES, RUN
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
 from modeling_langcell.feature_extraction_langcell import InputError
@@ -71,8 +71,7 @@ def measure(cell: Cell) -> Found:
             cell.checkpoint, known, cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
         )
         annotated = adapted.annotator(device=cell.bench.device).annotate(others, **cell.study.read)
-    found = annotated.obsm[PROBABILITIES]
-    return judge(truth[judged], found.columns.to_numpy(), found.to_numpy())
+    return judge(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
 def ranks(cell: Cell) -> sp.csr_matrix:

@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
-from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.annotation import PROBABILITIES, RUN
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
 from modeling_langcell.feature_extraction_langcell import InputError
@@ -57,5 +57,4 @@ def measure(cell: Cell) -> Found:
         **cell.study.read,
     )
     found = adapted.annotator(device=cell.bench.device).annotate(cell.cells[judged].copy(), **cell.study.read)
-    table = found.obsm[PROBABILITIES]
-    return judge(truth[judged], table.columns.to_numpy(), table.to_numpy())
+    return judge(truth[judged], found.uns[RUN]["labels"], found.obsm[PROBABILITIES].to_numpy())
