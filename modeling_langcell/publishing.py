@@ -277,7 +277,7 @@ def _texts_in(content: str) -> Iterator[str]:
 
 def _code_faults(folder: Path, kind: Kind) -> Iterator[str]:
     """The family's code must be there, and be this package's; an adapter has none."""
-    references: list[str] = []
+    references: list[object] = []
     for file in (CONFIG_NAME, _PROCESSOR, "tokenizer_config.json", "preprocessor_config.json"):
         settings = read_json(folder / file)
         pipelines = settings.get("custom_pipelines") or {}
@@ -285,15 +285,15 @@ def _code_faults(folder: Path, kind: Kind) -> Iterator[str]:
         if not all(isinstance(one, dict) for one in named):
             yield f"{file}: its auto_map or custom_pipelines name no code as transformers has it."
             continue
-        references += [ref for one in named for key, ref in one.items() if key != "pt" and isinstance(ref, str)]
-        references += [ref for one in named for key, refs in one.items() if key != "pt" and isinstance(refs, list)
-                       for ref in refs if isinstance(ref, str)]  # fmt: skip
+        code = [value for one in named for key, value in one.items() if key != "pt"]  # "pt" names transformers' own.
+        # A tokenizer names two classes, of which one may be none.
+        references += [ref for value in code for ref in (value if isinstance(value, list) else [value]) if ref]
     if kind != "adapter" and not read_json(folder / CONFIG_NAME).get("auto_map"):
         yield f"{CONFIG_NAME} has no auto_map: save the model again, and it names its code."
     for reference in references:
-        if not re.fullmatch(r"\w+\.\w+", reference):
+        if not re.fullmatch(r"\w+\.\w+", str(reference)):
             yield f"{reference} is code of another place than this folder."
-    needed = {f"{reference.partition('.')[0]}.py" for reference in references}
+    needed = {f"{str(reference).partition('.')[0]}.py" for reference in references}
     for name in sorted(needed):
         if (_PACKAGE / name).is_file():
             needed |= {Path(path).name for path in get_relative_import_files(_PACKAGE / name)}
