@@ -2,7 +2,9 @@
 """The feature extractor: ranks against a slow obvious reference, every form of input, gene names, refusals."""
 
 import json
+from collections.abc import Sequence
 from fractions import Fraction
+from importlib import import_module
 
 import anndata as ad
 import numpy as np
@@ -104,6 +106,75 @@ def test_ranks_are_those_of_the_definition(drawn, dtype):
     )
 
 
+COUNTS = {  # Numbers that the dtype holds exactly; sums of a few differ by more than a tie allows.
+    "float32": [0, 1, 2, 3, 7, 65_000, 10**10],
+    "float64": [0, 1, 2, 3, 7, 65_000, 10**10],
+    "int32": [0, 1, 2, 3, 7, 65_000, 2 * 10**9],
+    "uint16": [0, 1, 2, 3, 7, 65_000],
+    "bool": [0, 1],
+}
+
+
+@st.composite
+def sparse_matrices(draw):
+    """Entries in any order, some zero, some of one gene twice; columns of one gene, unknown ones, empty cells."""
+    dtype = draw(st.sampled_from(list(COUNTS)))
+    n_columns = draw(st.integers(1, 12))
+    entries = st.tuples(st.integers(0, n_columns - 1), st.sampled_from(COUNTS[dtype]))
+    unique = (lambda entry: entry[0]) if draw(st.booleans()) else None
+    cells = draw(st.lists(st.lists(entries, max_size=16, unique_by=unique), min_size=1, max_size=9))
+    if draw(st.booleans()):
+        cells = [sorted((column, count) for column, count in cell if count) for cell in cells]
+    medians = draw(st.lists(st.sampled_from([None, 0.1, 0.3, 0.5, 1.0, 1.5, 3.0, 7.25]), min_size=1, max_size=12))
+    genes = draw(st.lists(st.integers(0, len(medians)), min_size=n_columns, max_size=n_columns))
+    columns, counts = np.array([entry for cell in cells for entry in cell], dtype=np.int64).reshape(-1, 2).T
+    starts = np.cumsum([0, *map(len, cells)])
+    matrix = sp.csr_matrix((counts.astype(dtype), columns, starts), shape=(len(cells), n_columns))
+    dense = np.zeros(matrix.shape, dtype=np.int64)
+    np.add.at(dense, (np.repeat(np.arange(len(cells)), np.diff(starts)), columns), counts)
+    return matrix, dense, medians, np.array(genes)
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(sparse_matrices(), st.integers(2, 14))
+def test_sparse_matrices_of_every_kind_are_ranked_by_the_definition(drawn, max_length):
+    matrix, dense, medians, genes = drawn
+    names = [f"ENSG{gene}" for gene in range(len(medians) + 1)]  # The last is unknown.
+    extractor = LangCellFeatureExtractor(
+        {"ensembl_ids": names[:-1], "medians": medians, "names": names[:-1]}, min_matched_genes=0.0
+    )
+    before = matrix.copy()
+    ranked = extractor.rank(matrix, gene_ids=[names[gene] for gene in genes], empty_cells="mark", max_length=max_length)
+    of_id = dict(enumerate(medians, start=2))
+    assert sequences(ranked) == reference(dense, (genes + 2).tolist(), of_id, extractor.cls_token_id, max_length)
+    known = np.array([of_id.get(gene + 2) is not None for gene in genes])
+    expected = (dense * known).sum(axis=1) / np.maximum(dense.sum(axis=1), 1)
+    np.testing.assert_allclose(ranked.matched_counts, expected, rtol=1e-6)
+    for array in ("data", "indices", "indptr"):
+        assert (getattr(matrix, array) == getattr(before, array)).all(), "the input was written to"
+
+
+@pytest.mark.parametrize("max_length", [2, 50, 400, 600, 900, 2048])
+@pytest.mark.parametrize("unknown", [0, 300])
+def test_long_cells_are_ranked_by_a_plain_sort(max_length, unknown):
+    """Cells of 0 to 1,000 genes, many of them equal, some longer than the limit by little and some by much."""
+    rng = np.random.default_rng(max_length)
+    names = [f"ENSG{gene}" for gene in range(1500)]
+    medians = rng.choice([0.1, 0.3, 0.6, 1.0, 1.7, 12.5], 1500)
+    extractor = LangCellFeatureExtractor(
+        {"ensembl_ids": names[unknown:], "medians": medians[unknown:].tolist(), "names": names[unknown:]}
+    )
+    counts = rng.geometric(0.2, (150, 1500)) * (rng.random((150, 1500)) < rng.choice([0, 0.1, 0.4, 0.65], (150, 1)))
+    order = rng.permutation(1500)
+    matrix = sp.csr_matrix(counts[:, order].astype(np.float32))
+    ranked = extractor.rank(matrix, gene_ids=[names[gene] for gene in order], empty_cells="mark", max_length=max_length)
+    for cell, row in enumerate(counts):
+        genes = unknown + np.flatnonzero(row[unknown:])
+        values = np.round(row[genes] / medians[genes], 9)
+        expected = genes[np.lexsort((genes, -values))] - unknown + 2
+        assert ranked[cell].tolist() == [extractor.cls_token_id, *expected[: max_length - 1]]
+
+
 def test_a_call_gives_ids_and_mask(extractor, cells, expected):
     batch = extractor(cells)
     longest = max(map(len, expected))
@@ -166,7 +237,7 @@ def test_entries_given_twice_are_summed(extractor, counts, genes, expected):
 def small_blocks(request, monkeypatch):
     """Chunks that are worked off in many blocks, by one thread or by several."""
     monkeypatch.setattr(feature_extraction_langcell, "_BLOCK", 2)
-    monkeypatch.setattr(feature_extraction_langcell, "_ROWS", 2)
+    monkeypatch.setattr(feature_extraction_langcell, "_GROUP", 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: request.param)
 
 
@@ -212,6 +283,109 @@ def test_no_more_rows_than_a_block_are_read_at_a_time(
     assert not Recorder.slices
     assert sequences(RankedCells.concatenate(list(chunks))) == expected
     assert [rows.stop - rows.start for rows in sorted(Recorder.slices, key=lambda rows: rows.start)] == read
+
+
+# ---------------------------------------------------------------------- chunks
+
+
+def same(one: RankedCells, other: RankedCells) -> bool:
+    arrays = ("token_ids", "offsets", "matched_counts")
+    return all(np.array_equal(getattr(one, array), getattr(other, array)) for array in arrays)
+
+
+@pytest.mark.parametrize("kind", ["raw", "normalized", "log1p"])
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 1000])
+def test_a_chunk_alone_is_the_chunk_of_the_stream(small_blocks, extractor, cells, kind, chunk_size, tmp_path):
+    if kind != "raw":
+        cells.X = sp.csr_matrix(cells.X.multiply(1e4 / cells.X.sum(axis=1)))
+    if kind == "log1p":
+        cells.X = cells.X.log1p()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    whole = extractor.rank(cells, counts=kind)
+    files = [ad.read_h5ad(tmp_path / "cells.h5ad", backed="r") for _ in range(2)]
+    for adata, again in ((cells, cells), files):
+        streamed = list(extractor.stream(adata, chunk_size=chunk_size, counts=kind))
+        chunks = extractor.chunks(again, chunk_size=chunk_size, counts=kind)
+        assert len(chunks) == len(streamed)
+        for chunk in np.random.default_rng(0).permutation(len(chunks)):
+            assert same(chunks[chunk], streamed[chunk])
+        assert all(same(one, other) for one, other in zip(chunks, streamed, strict=True))
+        assert same(RankedCells.concatenate(list(chunks)), whole)
+    for file in files:
+        file.file.close()
+
+
+def test_what_chunks_are_of(extractor, counts, genes):
+    adata = adata_of(np.ones_like(counts), genes, layers={"counts": counts})
+    chunks = extractor.chunks(adata, chunk_size=5, layer="counts", max_length=4)
+    assert isinstance(chunks, Sequence)
+    assert (chunks.label, chunks.n_cells, chunks.chunk_size, chunks.counts) == ("layers['counts']", 12, 5, "raw")
+    assert chunks.match.token_ids.tolist() == list(range(2, 42))
+    assert [chunks.rows(chunk) for chunk in range(3)] == [range(5), range(5, 10), range(10, 12)]
+    assert [len(chunk) for chunk in chunks] == [5, 5, 2]
+    assert max(chunk.lengths.max() for chunk in chunks) == 4
+    for chunk in (-1, 3):
+        with pytest.raises(IndexError, match=f"^No chunk {chunk}: they are numbered from 0 to 2.$"):
+            chunks.rows(chunk)
+        with pytest.raises(IndexError, match=f"^No chunk {chunk}: "):
+            chunks[chunk]
+    with pytest.raises(TypeError):
+        chunks[0:2]
+
+
+def test_a_chunk_reads_its_own_rows_alone(small_blocks, extractor, counts, genes, expected):
+    class Recorder:
+        shape = counts.shape
+        read = []
+
+        def __getitem__(self, rows):
+            self.read += range(*rows.indices(len(counts)))
+            return counts[rows]
+
+    chunks = extractor.chunks(Recorder(), gene_ids=genes, chunk_size=5)
+    assert sequences(chunks[1]) == expected[5:10]
+    assert sorted(Recorder.read) == list(range(5, 10))
+
+
+def test_a_fault_in_a_chunk_names_the_cell_of_the_whole_file(small_blocks, extractor, counts, genes, tmp_path):
+    counts[7, 3], counts[10] = -2, 0
+    adata_of(sp.csr_matrix(counts), genes).write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    chunks = extractor.chunks(backed, chunk_size=3)
+    assert len(chunks[0]) == 3
+    with pytest.raises(InputError, match=r"^1 cell\(s\) of X have no counts in known genes: 'cell10'\. "):
+        chunks[3]
+    with pytest.raises(InputError, match=r"^X holds negative values \(-2.0 in cell 'cell7'\)"):
+        chunks[2]
+    marked = extractor.chunks(backed, chunk_size=3, empty_cells="mark")[3]
+    assert marked.without_genes.tolist() == [False, True, False]
+    backed.file.close()
+
+
+@pytest.mark.parametrize("how", ["chunks", "stream"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_size": 0}, "chunk_size=0 is not a number of cells"),
+        ({"counts": "cpm"}, "counts='cpm' is not one of"),
+        ({"empty_cells": "drop"}, "empty_cells='drop' is not one of"),
+        ({"max_length": 1}, "max_length=1 leaves no room for genes"),
+        ({"layer": "gone"}, "No layer 'gone'"),
+        ({"gene_column": "gone"}, "No column 'gone' in var"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_read(extractor, cells, how, options, message):
+    with pytest.raises(InputError, match=message):
+        getattr(extractor, how)(cells, **options)
+
+
+def test_the_memory_of_a_backed_file_is_measured():
+    memory_of_backed_file = import_module("modeling_langcell.eval.tokenizing_rate").memory_of_backed_file
+    figures = memory_of_backed_file(cells=30, genes=300, seed=2)
+    assert (figures["cells"], figures["genes"]) == (30, 300)
+    assert 0 <= figures["peak_gb_above_start"] < figures["peak_gb"]
+    assert figures["seconds"] > 0
+    assert figures["file_gb"] > 0
 
 
 # ---------------------------------------------------------------------- forms of input
@@ -595,11 +769,6 @@ def test_an_anndata_without_x(extractor, counts, genes, expected):
     with pytest.raises(InputError, match="pass layer='counts'"):
         extractor(adata, layer="logs")
     assert sequences(extractor.rank(adata, layer="counts")) == expected
-
-
-def test_a_stream_needs_a_chunk(extractor, cells):
-    with pytest.raises(InputError, match="chunk_size=0"):
-        extractor.stream(cells, chunk_size=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """From counts to ranked gene ids: rank-value encoding (LangCell, section 3.1), gene matching, input checks."""
 
+import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +32,8 @@ GENE_COLUMNS = (
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?$")
 _GENOME_PREFIX = re.compile(r"^(hg19|hg38|GRCh37|GRCh38)_+")
-_BLOCK = 256  # Cells that a thread reads and ranks together: what more of them need leaves the processor's cache.
-_ROWS = 32  # Cells of like length that are sorted together.
+_BLOCK = 256  # Cells that a thread reads at a time; of a dense matrix, more of them would be much memory.
+_GROUP = 64  # Cells that are ranked together: what more of them need leaves the processor's cache.
 _WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
 
 
@@ -145,6 +146,8 @@ class _CountMatrix:
         return self.matrix.shape[0]
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix:
+        if sp.issparse(self.matrix) and self.matrix.dtype.kind in "fiub":
+            return _rows(self.matrix, start, stop)
         block = self.matrix[start:stop]
         block = block if sp.issparse(block) else np.asarray(block)
         if block.dtype.kind not in "fiub":
@@ -156,6 +159,154 @@ class _CountMatrix:
         """The names of some cells, for a message."""
         names = [str(row) if self.cell_names is None else repr(str(self.cell_names[row])) for row in rows[:5]]
         return ", ".join(names) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+
+
+class _Ranker:
+    """
+    Orders the genes of cells by count / median.
+
+    Args:
+        token_ids: `(columns,)` the gene that each column of counts is, -1 for none.
+        median_of_id: Medians of the ids below that of `<cls>`, which is the last.
+    """
+
+    def __init__(self, token_ids: np.ndarray, median_of_id: np.ndarray):
+        # One sort of plain integers does it all: positive floats order like their bits, so a key is median / count, the
+        # least first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
+        # ties, and ties go to the lower id. A column that is no gene has a key above that of every gene.
+        known = token_ids >= 0
+        self.cls_token_id = len(median_of_id)
+        self.id_mask = np.uint64((1 << max(16, (self.cls_token_id + 1).bit_length())) - 1)
+        self.no_gene = np.uint64(np.iinfo(np.uint64).max)
+        self.last_bits = np.where(known, token_ids.astype(np.uint64), self.no_gene)
+        self.medians = np.where(known, median_of_id[token_ids], 1.0)
+
+    def rank(self, counts: sp.csr_matrix, totals: np.ndarray, max_length: int) -> RankedCells:
+        """
+        The cells, each `<cls>` and its genes from the highest value down.
+
+        Args:
+            counts: `(cells, columns)` positive, no column twice in a cell.
+            totals: `(cells,)` counts in known and unknown genes, for their share.
+            max_length: Longest sequence, `<cls>` included.
+        """
+        values = counts.data.astype(np.float64)
+        keys = self.medians.take(counts.indices)
+        keys /= values
+        keys = keys.view(np.uint64)
+        keys &= ~self.id_mask
+        keys |= self.last_bits.take(counts.indices)
+
+        unknown = np.flatnonzero(keys == self.no_gene)
+        values[unknown] = 0
+        matched = _by_cell(np.add, values, counts.indptr) / np.maximum(totals, np.finfo(np.float64).tiny)
+        n_genes = np.diff(counts.indptr) - np.diff(np.searchsorted(unknown, counts.indptr))
+        n_ranked = np.minimum(n_genes, max_length - 1)
+
+        # A loop over cells costs less than to bring them to one length, and a cell that is sorted alone lies in the
+        # processor's nearest cache. Of one that is much longer than max_length only what is kept is put in order.
+        bounds = counts.indptr.tolist()
+        cells = list(zip(bounds[:-1], bounds[1:], n_ranked.tolist(), strict=True))
+        for start, stop, length in cells:
+            cell = keys[start:stop]
+            if stop - start > 1.5 * length > 0:
+                cell.partition(length)
+                cell = cell[:length]
+            cell.sort()
+        keys &= self.id_mask
+        ids = keys.astype(np.int32)
+        cls = np.array([self.cls_token_id], dtype=np.int32)
+        return RankedCells(
+            token_ids=np.concatenate([part for start, _, n in cells for part in (cls, ids[start : start + n])]),
+            offsets=np.concatenate([[0], np.cumsum(n_ranked + 1)]),
+            matched_counts=matched.astype(np.float32),
+        )
+
+
+class RankedChunks(Sequence[RankedCells]):
+    """
+    The cells of one input, to be ranked chunk by chunk: made by `LangCellFeatureExtractor.chunks`.
+
+    A chunk is read and ranked when it is asked for, by its number or in a loop over all of them, and is the same
+    either way. Nothing is kept of it, so that memory grows with the chunk and not with the input. The work is shared by
+    as many threads as torch uses; several processes can each open one file and take chunks of their own.
+
+    Attributes:
+        label: The array that is read, as messages name it: `X`, `raw.X`, `layers['counts']`, `the matrix`.
+        match: What of the input's genes is known.
+        n_cells: Cells of the input.
+        chunk_size: Cells of every chunk but the last, which has what is left.
+        counts: What the values are read as: `"raw"`, `"normalized"` or `"log1p"`.
+    """
+
+    def __init__(
+        self,
+        extractor: "LangCellFeatureExtractor",
+        source: _CountMatrix,
+        match: GeneMatch,
+        *,
+        chunk_size: int,
+        counts: str,
+        empty_cells: str,
+        max_length: int,
+    ):
+        self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
+        self._extractor, self._source = extractor, source
+        self.counts, self._empty_cells, self._max_length = counts, empty_cells, max_length
+        self._of_columns = _Ranker(match.token_ids, extractor._median_of_id)
+        self._of_genes = _Ranker(np.arange(extractor.cls_token_id), extractor._median_of_id)
+
+    def __len__(self) -> int:
+        return -(-self.n_cells // self.chunk_size)
+
+    def rows(self, chunk: int) -> range:
+        """
+        The numbers of the rows that are the cells of a chunk.
+
+        Raises:
+            IndexError: No such chunk; they are not counted from the end either.
+        """
+        if not 0 <= operator.index(chunk) < len(self):
+            raise IndexError(f"No chunk {chunk}: they are numbered from 0 to {len(self) - 1}.")
+        start = operator.index(chunk) * self.chunk_size
+        return range(start, min(start + self.chunk_size, self.n_cells))
+
+    def __getitem__(self, chunk: int) -> RankedCells:  # type: ignore[override]
+        """
+        Reads and ranks one chunk.
+
+        Raises:
+            IndexError: No such chunk.
+            InputError: Values that are not what `counts` said; a cell without known genes.
+        """
+        rows = self.rows(chunk)
+        blocks = range(rows.start, rows.stop, _BLOCK)
+        # NumPy leaves the interpreter to others while it works on many numbers.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            groups = [group for block in pool.map(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
+        ranked = RankedCells.concatenate(groups)
+        if self._empty_cells == "error" and ranked.without_genes.any():
+            empty = rows.start + np.flatnonzero(ranked.without_genes)
+            raise InputError(
+                f"{len(empty)} cell(s) of {self.label} have no counts in known genes: "
+                f"{self._source.cells(empty)}. Filter them out, or keep them unannotated with empty_cells='mark'."
+            )
+        return ranked
+
+    def _rank(self, start: int, stop: int) -> list[RankedCells]:
+        block = self._source.rows(start, stop)
+        _check_values(block, self.counts, self._source, start)
+        groups = range(0, stop - start, _GROUP)
+        return [self._rank_group(_rows(block, group, group + _GROUP)) for group in groups]
+
+    def _rank_group(self, counts: sp.csr_matrix) -> RankedCells:
+        if self.counts != "raw":
+            values = np.expm1(counts.data, dtype=np.float64) if self.counts == "log1p" else counts.data
+            counts.data = _multiples(values, counts.indptr)
+        ranker, totals = self._of_columns, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        if self.match.has_duplicates or not counts.has_canonical_format or not counts.data.all():
+            ranker, counts = self._of_genes, self._extractor.by_gene(counts, self.match)
+        return ranker.rank(counts, totals, self._max_length)
 
 
 class LangCellFeatureExtractor(FeatureExtractionMixin):
@@ -334,7 +485,14 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         """All the cells, ranked. Arguments as for a call, but for padding and tensors."""
         return RankedCells.concatenate(list(self.stream(cells, **kwargs)))
 
-    def stream(
+    def stream(self, cells: Any, **kwargs: Any) -> Iterator[RankedCells]:
+        """
+        The cells, ranked, `chunk_size` at a time and in order: memory grows with the chunk and not with the input.
+        Arguments as for `chunks`. A fault in a later chunk is raised when that chunk is reached.
+        """
+        return iter(self.chunks(cells, **kwargs))
+
+    def chunks(
         self,
         cells: Any,
         *,
@@ -346,11 +504,14 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         counts: Literal["raw", "normalized", "log1p"] = "raw",
         empty_cells: Literal["error", "mark"] = "error",
         max_length: int | None = None,
-    ) -> Iterator[RankedCells]:
+    ) -> RankedChunks:
         """
-        The cells, ranked, `chunk_size` at a time and in order: memory grows with the chunk and not with the input.
-        Arguments as for a call. A fault in a later chunk is raised when that chunk is reached. The work is shared by
-        as many threads as torch uses.
+        The cells as chunks of `chunk_size`, each of which is read and ranked when it is asked for. Arguments as for a
+        call.
+
+        Raises:
+            InputError: Arguments that do not fit, no cells, no genes, too few known genes. What is wrong with the
+                values is raised when their chunk is read.
         """
         if counts not in ("raw", "normalized", "log1p"):
             raise InputError(f"counts={counts!r} is not one of 'raw', 'normalized' and 'log1p'.")
@@ -362,7 +523,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         if limit < 2:
             raise InputError(f"max_length={limit} leaves no room for genes: it counts <cls> too.")
         source, match = self.open(cells, gene_ids=gene_ids, layer=layer, use_raw=use_raw, gene_column=gene_column)
-        return self._stream(source, match, chunk_size, counts, empty_cells, limit)
+        return RankedChunks(
+            self, source, match, chunk_size=chunk_size, counts=counts, empty_cells=empty_cells, max_length=limit
+        )
 
     def open(
         self,
@@ -402,30 +565,6 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             )
         return source, match
 
-    def _stream(self, source, match, chunk_size, counts, empty_cells, limit) -> Iterator[RankedCells]:
-        def rank(start: int, stop: int) -> RankedCells:
-            block = source.rows(start, stop)
-            _check_values(block, counts, source, start)
-            if counts != "raw":
-                values = np.expm1(block.data, dtype=np.float64) if counts == "log1p" else block.data
-                values = _multiples(values, np.repeat(np.arange(stop - start), np.diff(block.indptr)))
-                block = sp.csr_matrix((values, block.indices, block.indptr), shape=block.shape)
-            return self._rank(block, match, limit)
-
-        # NumPy leaves the interpreter to others while it sorts.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for start in range(0, len(source), chunk_size):
-                stop = min(start + chunk_size, len(source))
-                blocks = range(start, stop, _BLOCK)
-                ranked = RankedCells.concatenate(list(pool.map(rank, blocks, [*blocks[1:], stop])))
-                if empty_cells == "error" and ranked.without_genes.any():
-                    empty = start + np.flatnonzero(ranked.without_genes)
-                    raise InputError(
-                        f"{len(empty)} cell(s) of {source.label} have no counts in known genes: "
-                        f"{source.cells(empty)}. Filter them out, or keep them unannotated with empty_cells='mark'."
-                    )
-                yield ranked
-
     def read_counts(self, cells: Any, **where: Any) -> tuple[sp.csr_matrix, np.ndarray]:
         """
         Raw counts of the known genes by id, `(cells, vocabulary)`, and every cell's total over all genes of the
@@ -446,51 +585,36 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             by_gene.sum_duplicates()
         return by_gene
 
-    def _rank(self, counts: sp.csr_matrix, match: GeneMatch, limit: int) -> RankedCells:
-        """Ranks one chunk; no loop over cells, only over blocks of them."""
-        by_gene = self.by_gene(counts, match)
-        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        matched = np.asarray(by_gene.sum(axis=1)).ravel() / np.maximum(totals, np.finfo(np.float64).tiny)
-
-        # One sort of plain integers does it all: positive floats order like their bits, so a key is median / count, the
-        # least first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
-        # ties, and ties go to the lower id.
-        id_bits = np.uint64(max(16, len(self).bit_length()))
-        id_mask = (np.uint64(1) << id_bits) - np.uint64(1)
-        keys = (self._median_of_id[by_gene.indices] / by_gene.data).view(np.uint64)
-        keys = (keys & ~id_mask) | by_gene.indices.astype(np.uint64)
-
-        # One row a cell: <cls>, less than any gene's key, the genes, and filling, more than any. Cells of like length
-        # are sorted together, so that little of what is sorted is filling.
-        n_genes = np.diff(by_gene.indptr)
-        rows = np.full((len(n_genes), n_genes.max(initial=0) + 1), np.iinfo(np.uint64).max)
-        columns = np.arange(rows.shape[1])
-        rows[:, 0] = self.cls_token_id
-        rows[:, 1:][columns[:-1] < n_genes[:, None]] = keys
-        for cells in np.array_split(np.argsort(n_genes), len(n_genes) // _ROWS + 1):
-            longest = n_genes[cells[-1]] + 1
-            rows[cells, :longest] = np.sort(rows[cells, :longest], axis=1)
-        lengths = np.minimum(n_genes + 1, limit)
-        return RankedCells(
-            token_ids=(rows[columns < lengths[:, None]] & id_mask).astype(np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            matched_counts=matched.astype(np.float32),
-        )
-
 
 def _first(table: dict[str, int], names: Sequence[str]) -> int:
     """The id of the first of the names that the table knows, or -1."""
     return next((table[name] for name in names if name in table), -1)
 
 
-def _multiples(values: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def _rows(matrix: sp.csr_matrix, start: int, stop: int) -> sp.csr_matrix:
+    """Some rows of a matrix, which share its memory: scipy would copy them."""
+    indptr = matrix.indptr[start : stop + 1]
+    stored = slice(indptr[0], indptr[-1])
+    rows = sp.csr_matrix((len(indptr) - 1, matrix.shape[1]), dtype=matrix.dtype)
+    rows.data, rows.indices, rows.indptr = matrix.data[stored], matrix.indices[stored], indptr - indptr[0]
+    return rows
+
+
+def _by_cell(function: np.ufunc, values: np.ndarray, indptr: np.ndarray, of_none: float = 0.0) -> np.ndarray:
+    """`(cells,)` float64: one number of all the values of a cell, or `of_none` where it has none."""
+    filled = np.flatnonzero(np.diff(indptr))
+    numbers = np.full(len(indptr) - 1, of_none)
+    numbers[filled] = function.reduceat(values, indptr[filled], dtype=np.float64)
+    return numbers
+
+
+def _multiples(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     """
     Values as multiples of the smallest of their cell, whole ones exactly: of values that were counts before they were
     scaled, equal ones are equal again.
     """
-    smallest = np.full(cells.max(initial=0) + 1, np.inf)
-    np.minimum.at(smallest, cells, np.where(values > 0, values, np.inf))
-    ratios = values / smallest[cells]
+    smallest = _by_cell(np.minimum, np.where(values > 0, values, np.inf), indptr, np.inf)
+    ratios = values / np.repeat(smallest, np.diff(indptr))
     whole = np.rint(ratios)
     return np.where(np.abs(ratios - whole) <= _WHOLE * whole, whole, ratios)
 
@@ -572,19 +696,23 @@ def _check_values(chunk: sp.csr_matrix, counts: str, source: _CountMatrix, start
             )
 
     data = chunk.data
-    refuse(~np.isfinite(data), "values that are not finite", " Go back to the counts, or leave such cells out.")
-    refuse(data < 0, "negative values", " Scaled data cannot be ranked: go back to the counts.")
-    if counts == "raw" and data.dtype.kind == "f":
+    low, high = data.min(initial=0), data.max(initial=0)  # Both NaN where any value is.
+    whole = data.dtype.kind != "f" or bool((data == np.rint(data)).all())
+    if not -np.inf < low <= high < np.inf:
+        refuse(~np.isfinite(data), "values that are not finite", " Go back to the counts, or leave such cells out.")
+    if low < 0:
+        refuse(data < 0, "negative values", " Scaled data cannot be ranked: go back to the counts.")
+    if counts == "raw" and not whole:
         remedy = (
             " It looks log-transformed: pass counts='log1p' if so."
-            if data.max(initial=0) < 16
+            if high < 16
             else " Pass counts='normalized' if every cell was scaled by one factor."
         )
         refuse(data != np.rint(data), "values that are not whole, so not raw counts", remedy)
-    if counts == "log1p":
+    if counts == "log1p" and high > 30:
         refuse(data > 30, "values too large for logarithms", " Pass counts='normalized' if they are not logarithms.")
-        if (data == np.rint(data)).all():
-            refuse(data > 0, "whole numbers alone, so not logarithms", " Pass counts='raw' for counts.")
+    if counts == "log1p" and whole and high > 0:
+        refuse(data > 0, "whole numbers alone, so not logarithms", " Pass counts='raw' for counts.")
 
 
-__all__ = ["GeneMatch", "InputError", "LangCellFeatureExtractor", "RankedCells"]
+__all__ = ["GeneMatch", "InputError", "LangCellFeatureExtractor", "RankedCells", "RankedChunks"]
