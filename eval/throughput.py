@@ -8,6 +8,15 @@ and the memory that making a corpus takes, by the number of its cells:
 
     python eval/throughput.py corpus --json eval/results/throughput_corpus.json
 
+and how fast annotation, and its matching alone, go beside the public loop, on real cells:
+
+    python eval/throughput.py annotate --json eval/results/throughput_annotate.json --figure docs/throughput.png
+    python eval/throughput.py match --json eval/results/throughput_match.json
+
+and what annotating a large file takes, by the command, killed on the way and given again:
+
+    python eval/throughput.py study --json eval/results/throughput_study.json
+
 and how fast pre-training goes, and how long the paper's run would take at that rate:
 
     python eval/throughput.py train --json eval/results/throughput_train.json
@@ -31,10 +40,14 @@ import torch
 import typer
 
 from modeling_langcell import LangCellFeatureExtractor
+from modeling_langcell.annotation import find_device
 from modeling_langcell.corpus import CorpusSettings, make_corpus
+from modeling_langcell.eval import annotation_rate as rate
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
-from modeling_langcell.feature_extraction_langcell import RankedCells
+from modeling_langcell.feature_extraction_langcell import InputError, RankedCells
+from modeling_langcell.files import write_whole
+from modeling_langcell.report import render
 from modeling_langcell.sources import find_sources
 
 MAX_LENGTH = 2048
@@ -304,6 +317,97 @@ def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) ->
     """Makes a corpus of `cells.h5ad` and says the peak memory of this process in GB."""
     make_corpus(find_sources([str(sources / "cells.h5ad")]), out, CorpusSettings(gene_info, chunk_cells=chunk_cells))
     typer.echo(_resident("VmHWM") / GIGABYTE)
+
+
+# ---------------------------------------------------------------------- annotate, match
+
+Cells = Annotated[Path, typer.Option("--cells", help="An .h5ad file of real cells.")]
+PBMC = Path("../shared/data/validation/pbmc_kang_ctrl.h5ad")
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of all, one after the other.")]
+
+
+@app.command()
+def annotate(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="8 and 128 candidates (1,024 with a shortlist), in minutes.")
+    ] = False,
+    cells_file: Cells = PBMC,
+    rounds: Rounds = 3,
+    seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    figure_file: Annotated[Path | None, typer.Option("--figure", help="Where the figure goes.")] = None,
+) -> None:
+    """Cells a second beside the public loop, by the number of candidates and the length of the cells."""
+    bench = _bench(cells_file, device, seed)
+    gpu = bench.device.type == "cuda"
+    every = len(bench.descriptions)
+    # Candidates, and cells a round: fewer where each has more pairs.
+    exact = {8: 32, 128: 8} if quick else {8: 32, 32: 16, 128: 8, 1024: 2, every: 1}
+    short = {128: 16, 1024: 16} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
+    if gpu:  # Which takes them all.
+        exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
+    settings = [
+        rate.Setting(candidates, shortlist, precision, cells)
+        for precision in rate.precisions(bench)
+        for shortlist, sizes in ((None, exact), (16, short))
+        for candidates, cells in sizes.items()
+        if not (quick and precision != "float32" and candidates == 1024)
+    ]
+    figures: dict[str, Any] = {
+        "cells": cells_file.name,
+        "genes_of_a_cell": {"mean": float(bench.ranked.lengths.mean()), "longest": int(bench.ranked.lengths.max())},
+        "tokens_of_a_text": float(np.mean([len(text) for text in bench.texts(128)])),
+        "device": torch.cuda.get_device_name() if gpu else None,
+        "largest_difference": {n: rate.largest_difference(bench, n, 2) for n in ((8,) if quick else (8, 128))},
+    }
+    figures |= rate.measure_annotation(bench, settings, rounds, 3 if quick else 5, typer.echo)
+    lengths = (512, 2048) if quick else (128, 256, 512, 1024, 2048)
+    figures["cell_tower"] = rate.measure_cell_tower(bench, lengths, rounds)
+    figures["ratio"] = next(
+        way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
+    )
+    figures["peak_gb"] = _own_peak()
+    for way in figures["ways"]:
+        same = "" if way["same_answer"] is None else f"; same answer for {way['same_answer']:.2%}"
+        typer.echo(
+            f"{way['candidates']:>6,} candidates, {way['way']:<26} {way['cells_per_second']:8.3g} cells/s, "
+            f"{way['ratio']:6.1f} times the naive rate, {way['share_of_floor']:.0%} of the floor{same}"
+        )
+    typer.echo(f"Largest difference from the naive scores, by candidates: {figures['largest_difference']}")
+    write_record(json_file, {"seed": seed, **figures})
+    if figure_file is not None:
+        write_whole(figure_file, render(rate.draw(figures), 110))
+
+
+@app.command()
+def match(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs.")] = False,
+    cells_file: Cells = PBMC,
+    candidates: Annotated[int, typer.Option(help="Descriptions.")] = 32,
+    rounds: Rounds = 3,
+    seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """The matching alone: pairs of a cell and a text a second, beside the public loop."""
+    bench = _bench(cells_file, device, seed)
+    figures = rate.measure_matching(bench, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
+    for way, ratio in figures["ratios"].items():
+        typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
+    write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures, "peak_gb": _own_peak()})
+
+
+def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:
+    try:
+        return rate.Bench(cells, find_device(device), seed)
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _own_peak() -> float | None:
+    return _resident("VmHWM") / GIGABYTE if _STATUS.exists() else None
 
 
 # ---------------------------------------------------------------------- train

@@ -1,17 +1,15 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """How fast pre-training goes on the machine at hand, and how much of what the machine can do that is."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from modeling_langcell import LangCellConfig, LangCellForPreTraining
+from modeling_langcell.eval.operations import count_operations, time_of
 
 #: The paper's corpus, and what its run took: four A100s for about fifty days.
 PAPER_CELLS, PAPER_A100_DAYS = 27_500_000, 200
@@ -91,7 +89,7 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
         optimizer.step()
         optimizer.zero_grad()
 
-    operations = count_operations(model, batch)
+    operations = operations_of_a_step(model, batch)
     if compile_towers:
         model.cell_model.compile()
         model.text_model.compile()
@@ -109,8 +107,8 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
         multiply_often()
     seconds, machine = [], []
     for _ in range(rounds):
-        seconds.append(_seconds(step, device))
-        machine.append(2 * side**3 * repeats / _seconds(multiply_often, device))
+        seconds.append(time_of(step, device))
+        machine.append(2 * side**3 * repeats / time_of(multiply_often, device))
     rate = workload.cells / float(np.median(seconds))
     return {
         "cells": workload.cells,
@@ -127,27 +125,11 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
     }
 
 
-def _attend(query, key, value, *_, **__) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attend_backward(gradient, query, key, value, *_, **__) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
-
-
-#: Attention on a CPU, which torch's counter leaves out.
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attend,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attend_backward,
-}
-
-
-def count_operations(model: LangCellForPreTraining, batch: dict[str, torch.Tensor]) -> float:
-    """Operations of matrix products and attention, forward and back, of a step."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-        model(**batch).loss.backward()
+def operations_of_a_step(model: LangCellForPreTraining, batch: dict[str, torch.Tensor]) -> float:
+    """Operations of matrix products and attention, forward and back."""
+    counted = count_operations(lambda: model(**batch).loss.backward())
     model.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+    return counted
 
 
 def days(cells_per_second: dict[str, float]) -> float:
@@ -155,14 +137,4 @@ def days(cells_per_second: dict[str, float]) -> float:
     return sum(PAPER_CELLS / rate for rate in cells_per_second.values()) / 86_400
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-__all__ = ["PAPER_A100_DAYS", "PAPER_CELLS", "STAGES", "Workload", "count_operations", "days", "measure"]
+__all__ = ["PAPER_A100_DAYS", "PAPER_CELLS", "STAGES", "Workload", "days", "measure", "operations_of_a_step"]

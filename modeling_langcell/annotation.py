@@ -4,7 +4,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,56 @@ import torch
 import torch.nn.functional as F
 
 from .adapters import Adaptation, load_checkpoint
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .ontology import describe
-from .pipeline_langcell import BATCH_TOKENS, DescriptionScorer
+from .packed_langcell import PackedSequences
 from .processing_langcell import LangCellProcessor
 from .progress import progress_bar
 from .scoring import ClassScorer, PrototypeScorer, Scorer
 from .shipped import name_of
+from .token_budget import TokenBudget
+from .zero_shot import DescriptionScorer, Shortlist, read_cells
 
 CELL_TYPE, SCORE = "langcell_cell_type", "langcell_score"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
 RUN = "langcell"
 
+PROVEN = "langcell_proven"
+
 _CHUNK = 4096  # Cells ranked, and sorted by length, at a time.
+
+
+@dataclass(frozen=True)
+class AnnotatedCells:
+    """
+    What is found of cells; of those without known genes missing values.
+
+    Args:
+        embeds: `(cells, width)` float32, L2-normalised.
+        scores: `(cells, labels)` float32 from 0 to 1.
+        proven: `(cells,)` whether no label that a shortlist left out can be the best.
+        exact: `(cells,)` number of the label that is the best when all are read, -1 where that was not looked at.
+        matched_counts: `(cells,)` share of a cell's counts that lies in known genes.
+    """
+
+    embeds: np.ndarray
+    scores: np.ndarray
+    proven: np.ndarray
+    exact: np.ndarray
+    matched_counts: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """`(cells,)` number of the label with the highest score, -1 for a cell without known genes."""
+        known = ~np.isnan(self.scores[:, 0])
+        return np.where(known, np.argmax(self.scores, axis=1), -1)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["AnnotatedCells"]) -> "AnnotatedCells":
+        """Joins chunks, in order."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 class LangCellAnnotator:
@@ -43,7 +80,8 @@ class LangCellAnnotator:
         adaptation: What the model was adapted to, if it was: its labels are then the candidates by default.
         device: Where to compute, as `find_device`.
         batch_tokens: How many gene positions go through the cell tower at once, and how many word positions through
-            the text tower. It bounds memory and does not change results.
+            the text tower; by default as many as free memory and the device suggest. Where memory runs out it is
+            halved, and the work goes on. It does not change results.
 
     Example:
 
@@ -61,12 +99,12 @@ class LangCellAnnotator:
         *,
         adaptation: Adaptation | None = None,
         device: str | torch.device | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ):
         self.device = find_device(device)
         self.model = model.to(self.device).eval()
         self.processor, self.adaptation = processor, adaptation
-        self.batch_tokens = batch_tokens
+        self.budget = TokenBudget.for_model(self.model) if batch_tokens is None else TokenBudget(batch_tokens)
 
     @classmethod
     def from_pretrained(
@@ -77,7 +115,7 @@ class LangCellAnnotator:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> "LangCellAnnotator":
         """
         Loads model and processor from a folder or a Hub id.
@@ -106,6 +144,8 @@ class LangCellAnnotator:
         labels: Iterable[str] | Mapping[str, str] | None = None,
         *,
         alpha: float | None = None,
+        shortlist: Shortlist = "auto",
+        check: int = 0,
         **cell_options: Any,
     ) -> ad.AnnData:
         """
@@ -118,39 +158,49 @@ class LangCellAnnotator:
                 checkpoint has its own.
             alpha: Weight of the similarity against the matching head, from 0 to 1; the checkpoint's own by default. 1
                 leaves the matching out, which is much faster.
+            shortlist: How many candidates of each cell, those most similar to it, the matching reads; `None` for all.
+                By default all up to 32, and 32 of more.
+            check: Where there is a shortlist, so many cells are read against all candidates too, to say how often the
+                answer is the same.
             cell_options: `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: how `LangCellFeatureExtractor`
                 reads the cells. Cells marked by `empty_cells="mark"` get no label and missing values.
 
         Returns:
             The AnnData, with `obs["langcell_cell_type"]` (categorical), `obs["langcell_score"]` (the winner's score),
             `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label, with `|` for
-            `/` in its name) and `uns["langcell"]` (what is needed to repeat the run). On an error nothing is written.
+            `/` in its name) and `uns["langcell"]` (what is needed to repeat the run). With a shortlist also
+            `obs["langcell_proven"]`: whether no candidate that it left out can be the best. On an error nothing is
+            written.
 
         Raises:
             InputError: No labels, a label nobody knows, an alpha outside 0 to 1, or cells that cannot be read.
         """
-        scorer = self._scorer(labels, alpha)
-        names = list(scorer.descriptions)
-        embeds = np.full((adata.n_obs, self._width), np.nan, dtype=np.float32)
-        scores = np.full((adata.n_obs, len(names)), np.nan, dtype=np.float32)
-        facts: dict[str, Any] = {}
-        for rows, (cell_embeds, cell_scores) in self._batches(adata, scorer, cell_options, facts):
-            embeds[rows], scores[rows] = cell_embeds.cpu().numpy(), cell_scores.cpu().numpy()
+        scorer = self.scorer(labels, alpha, shortlist)
+        chunks = self.chunks(adata, **cell_options)
+        with progress_bar() as progress:
+            task = progress.add_task("Cells", total=adata.n_obs)
+            parts = []
+            for number, ranked in enumerate(chunks):
+                rows = checked_rows(chunks.rows(number), adata.n_obs, check)
+                parts.append(self.annotate_cells(ranked, scorer, rows, lambda n: progress.advance(task, n)))
+        annotated = AnnotatedCells.concatenate(parts)
 
         adata = adata.copy() if adata.is_view else adata
-        known = ~np.isnan(scores[:, 0])
-        best = np.where(known, np.argmax(scores, axis=1), -1).tolist()
-        adata.obs[CELL_TYPE] = pd.Categorical.from_codes(best, pd.Index(names))
-        adata.obs[SCORE] = scores.max(axis=1)
-        adata.obsm[EMBEDDING] = embeds
-        # An .h5ad takes a slash in the name of a column for a group.
-        columns = [name.replace("/", "|") for name in names]
-        adata.obsm[PROBABILITIES] = pd.DataFrame(scores, index=adata.obs_names, columns=columns)
-        adata.uns[RUN] = self._run_record(facts) | {
-            "labels": np.array(names),
-            "descriptions": np.array(list(scorer.descriptions.values())),
-            **scorer.settings,
-        }
+        names = list(scorer.descriptions)
+        proven = annotated.proven if "shortlist" in scorer.settings else None
+        label_cells(adata.obs, names, annotated.best, annotated.scores.max(axis=1), proven)
+        adata.obsm[EMBEDDING] = annotated.embeds
+        adata.obsm[PROBABILITIES] = pd.DataFrame(
+            annotated.scores, index=adata.obs_names, columns=probability_columns(names)
+        )
+        adata.uns[RUN] = self.record_of(
+            scorer,
+            chunks,
+            best=annotated.best,
+            proven=annotated.proven,
+            exact=annotated.exact,
+            matched_counts=annotated.matched_counts,
+        )
         return adata
 
     def embed(self, adata: ad.AnnData, **cell_options: Any) -> ad.AnnData:
@@ -164,12 +214,17 @@ class LangCellAnnotator:
             `uns["langcell"]`.
         """
         embeds = np.full((adata.n_obs, self._width), np.nan, dtype=np.float32)
-        facts: dict[str, Any] = {}
-        for rows, cell_embeds in self._batches(adata, self._embed, cell_options, facts):
-            embeds[rows] = cell_embeds.cpu().numpy()
+        chunks, matched = self.chunks(adata, **cell_options), []
+        with progress_bar() as progress:
+            task = progress.add_task("Cells", total=adata.n_obs)
+            for number, ranked in enumerate(chunks):
+                matched.append(ranked.matched_counts)
+                for rows, found in read_cells(ranked, self._embed, self.budget, self.device):
+                    embeds[chunks.rows(number).start + rows] = found.cpu().numpy()
+                    progress.advance(task, len(rows))
         adata = adata.copy() if adata.is_view else adata
         adata.obsm[EMBEDDING] = embeds
-        adata.uns[RUN] = self._run_record(facts)
+        adata.uns[RUN] = self.run_record(chunks, np.concatenate(matched))
         return adata
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
@@ -182,19 +237,24 @@ class LangCellAnnotator:
         if not isinstance(self.model, LangCellModel):
             raise InputError("This checkpoint classifies into labels of its own and reads no texts.")
         described = {str(number): text for number, text in enumerate(texts)}
-        scorer = DescriptionScorer(self.model, self.processor, described, 1.0, self.batch_tokens)
-        return scorer.text_embeds.float().cpu().numpy()
+        scorer = DescriptionScorer(self.model, self.processor, described, 1.0, budget=self.budget)
+        return scorer.text_embeds.cpu().numpy()
 
     # ------------------------------------------------------------------ the work
 
-    def _scorer(self, labels: Iterable[str] | Mapping[str, str] | None, alpha: float | None) -> Scorer:
-        """What the candidates are judged by."""
+    def scorer(
+        self,
+        labels: Iterable[str] | Mapping[str, str] | None = None,
+        alpha: float | None = None,
+        shortlist: Shortlist = "auto",
+    ) -> Scorer:
+        """What the candidates are judged by; arguments and errors as for `annotate`."""
         adaptation = self.adaptation
         if isinstance(self.model, LangCellForSequenceClassification):
             if labels is not None or alpha is not None:
                 raise InputError("This checkpoint classifies into labels of its own: leave labels and alpha out.")
             names = dict.fromkeys(self.model.config.id2label.values(), "")
-            return ClassScorer(self.model, names if adaptation is None else adaptation.labels)
+            return ClassScorer(self.model, names if adaptation is None else adaptation.labels, self.budget)
         own = adaptation if labels is None else None
         if labels is None and own is None:
             raise InputError("Name the candidates: this checkpoint was not adapted to labels of its own.")
@@ -203,10 +263,44 @@ class LangCellAnnotator:
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha={alpha} is not between 0 and 1.")
         descriptions = describe(() if labels is None else labels) if own is None else own.labels
-        by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, self.batch_tokens)
+        by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, shortlist, self.budget)
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
         return by_description
+
+    def chunks(self, adata: ad.AnnData, **cell_options: Any) -> RankedChunks:
+        """The cells, ranked, a chunk at a time; arguments and errors as for `LangCellFeatureExtractor.chunks`."""
+        return self.processor.feature_extractor.chunks(adata, chunk_size=_CHUNK, **cell_options)
+
+    def annotate_cells(
+        self,
+        ranked: RankedCells,
+        scorer: Scorer,
+        checked: Sequence[int] = (),
+        advance: Callable[[int], Any] = lambda cells: None,
+    ) -> AnnotatedCells:
+        """
+        Annotates a chunk of cells.
+
+        Args:
+            ranked: The cells.
+            scorer: As `scorer` gives it.
+            checked: Those that are read against all candidates too, where the scorer has a shortlist.
+            advance: Told, again and again, of how many more cells were read.
+        """
+        embeds = np.full((len(ranked), self._width), np.nan, dtype=np.float32)
+        scores = np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32)
+        proven = np.zeros(len(ranked), dtype=bool)
+        exact = np.full(len(ranked), -1, dtype=np.int32)
+        for rows, found in read_cells(ranked, scorer, scorer.budget, self.device):
+            embeds[rows], scores[rows] = found.embeds.cpu().numpy(), found.scores.cpu().numpy()
+            proven[rows] = found.proven.numpy()
+            advance(len(rows))
+        if isinstance(scorer, DescriptionScorer) and scorer.shortlist is not None and len(checked):
+            of_all = scorer.reading_all()
+            for rows, found in read_cells(ranked, of_all, of_all.budget, self.device, np.array(checked)):
+                exact[rows] = found.scores.argmax(dim=1).cpu().numpy()
+        return AnnotatedCells(embeds, scores, proven, exact, ranked.matched_counts)
 
     @property
     def _width(self) -> int:
@@ -214,49 +308,51 @@ class LangCellAnnotator:
         return config.projection_dim if isinstance(self.model, LangCellModel) else config.hidden_size
 
     @torch.inference_mode()
-    def _embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _embed(self, ids: torch.Tensor, cells: PackedSequences) -> torch.Tensor:
+        _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
         if isinstance(self.model, LangCellModel):
-            return self.model.get_cell_features(ids, mask).float()
-        return F.normalize(self.model.cell_model(ids, mask, pooled_only=True).pooler_output.float(), dim=-1)
+            return self.model.project_cells(pooled).float()
+        return F.normalize(pooled.float(), dim=-1)
 
-    def _batches(
+    def record_of(
         self,
-        adata: ad.AnnData,
-        read: Callable[[torch.Tensor, torch.Tensor], Any],
-        cell_options: dict[str, Any],
-        facts: dict[str, Any],
-    ) -> Iterator[tuple[np.ndarray, Any]]:
+        scorer: Scorer,
+        chunks: RankedChunks,
+        *,
+        best: np.ndarray,
+        proven: np.ndarray,
+        exact: np.ndarray,
+        matched_counts: np.ndarray,
+    ) -> dict[str, Any]:
         """
-        Row numbers, and what is read of these cells, of batch after batch; `facts` is filled with what was found in the
-        input. Cells without known genes are passed over.
+        What `uns` says of an annotation: what is needed to repeat it, and what is known of its answers. Arrays as of
+        `AnnotatedCells`, of all the cells.
         """
-        extractor = self.processor.feature_extractor
-        where = {key: cell_options[key] for key in ("layer", "use_raw", "gene_column") if key in cell_options}
-        source, match = extractor.open(adata, **where)
-        matched_counts = []
-        with progress_bar() as progress:
-            task = progress.add_task("Cells", total=adata.n_obs)
-            start = 0
-            for ranked in extractor.stream(adata, chunk_size=_CHUNK, **cell_options):
-                matched_counts.append(ranked.matched_counts)
-                for rows in ranked.batches(self.batch_tokens):
-                    ids, mask = (torch.from_numpy(array).to(self.device) for array in ranked.pad(rows))
-                    yield start + rows, read(ids, mask)
-                    progress.advance(task, len(rows))
-                start += len(ranked)
-        facts |= {
-            "array": source.label,
-            "counts": cell_options.get("counts", "raw"),
+        record = self.run_record(chunks, matched_counts) | {
+            "labels": np.array(list(scorer.descriptions)),
+            "descriptions": np.array(list(scorer.descriptions.values())),
+            **scorer.settings,
+        }
+        if "shortlist" in scorer.settings:
+            checked = exact >= 0
+            record["proven"] = float(proven[best >= 0].mean())
+            record["checked"] = int(checked.sum())
+            if checked.any():
+                record["agreement"] = float((exact == best)[checked].mean())
+        return record
+
+    def run_record(self, chunks: RankedChunks, matched_counts: np.ndarray) -> dict[str, Any]:
+        """What `uns` says of a run, in kinds that `.h5ad` holds."""
+        config, match = self.model.config, chunks.match
+        facts = {
+            "array": chunks.label,
+            "counts": chunks.counts,
             "genes": len(match.token_ids),
             "genes_by_ensembl_id": match.by_ensembl_id,
             "genes_by_symbol": match.by_symbol,
             "genes_by_synonym": match.by_synonym,
-            "matched_counts": float(np.median(np.concatenate(matched_counts))),
+            "matched_counts": float(np.median(matched_counts)),
         }
-
-    def _run_record(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """What `uns` says of a run, in kinds that `.h5ad` holds."""
-        config = self.model.config
         return {
             "checkpoint": name_of(config.name_or_path or ""),
             "revision": str(getattr(config, "_commit_hash", None) or ""),
@@ -265,6 +361,29 @@ class LangCellAnnotator:
             "input": facts,
             "versions": {name: version(name) for name in ("modeling-langcell", "transformers", "torch", "anndata")},
         }
+
+
+def checked_rows(rows: range, n_cells: int, check: int) -> list[int]:
+    """Which cells of a chunk are among `check` ones spread evenly over all, counted from the chunk's first."""
+    chosen = np.unique(np.linspace(0, n_cells - 1, min(check, n_cells)).astype(int))
+    return (chosen[(chosen >= rows.start) & (chosen < rows.stop)] - rows.start).tolist()
+
+
+def label_cells(
+    obs: pd.DataFrame, labels: Sequence[str], best: np.ndarray, scores: np.ndarray, proven: np.ndarray | None
+) -> None:
+    """Writes what is found of cells into `obs`: numbers of their labels, these labels' scores, what is proven."""
+    obs[CELL_TYPE] = pd.Categorical.from_codes(best.tolist(), pd.Index(labels))
+    obs[SCORE] = scores
+    if proven is not None:
+        obs[PROVEN] = proven
+    elif PROVEN in obs:
+        del obs[PROVEN]  # It is of an earlier run.
+
+
+def probability_columns(labels: Iterable[str]) -> list[str]:
+    """Columns named after labels; an `.h5ad` takes a slash in the name of a column for a group."""
+    return [label.replace("/", "|") for label in labels]
 
 
 def describe_input(adata: ad.AnnData) -> str:
@@ -286,7 +405,9 @@ def find_device(device: str | torch.device | None) -> torch.device:
         InputError: No such device here.
     """
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():  # Of several processes each takes a GPU of its own.
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -3,8 +3,8 @@
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -292,6 +292,21 @@ class RankedChunks(Sequence[RankedCells]):
                 f"{self._source.cells(empty)}. Filter them out, or keep them unannotated with empty_cells='mark'."
             )
         return ranked
+
+    def __iter__(self) -> Iterator[RankedCells]:
+        return (ranked for _, ranked in self.ahead(range(len(self))))
+
+    def ahead(self, chunks: Iterable[int]) -> Iterator[tuple[int, RankedCells]]:
+        """Some chunks and their numbers; while one is worked on the next is read."""
+        with ThreadPoolExecutor(1) as reader:
+            pending: tuple[int, Future[RankedCells]] | None = None
+            for chunk in chunks:
+                following = chunk, reader.submit(self.__getitem__, chunk)
+                if pending is not None:
+                    yield pending[0], pending[1].result()
+                pending = following
+            if pending is not None:
+                yield pending[0], pending[1].result()
 
     def _rank(self, start: int, stop: int) -> list[RankedCells]:
         block = self._source.rows(start, stop)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from .modeling_langcell import LangCellForSequenceClassification
-from .pipeline_langcell import DescriptionScorer
+from .packed_langcell import PackedSequences
+from .token_budget import TokenBudget
+from .zero_shot import DescriptionScorer, Scored
 
 
 class Scorer(Protocol):
@@ -17,13 +19,14 @@ class Scorer(Protocol):
     descriptions: dict[str, str]
     #: What else decides the scores, by name.
     settings: dict[str, float]
+    #: How many positions go through a tower at once.
+    budget: TokenBudget
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         """
-        Args: `ids` and `mask`, `(cells, genes)`.
-
-        Returns:
-            Embeddings `(cells, width)`, L2-normalised, and scores from 0 to 1 `(cells, labels)`, both float32.
+        Args:
+            ids: `(genes of all cells,)`, cells laid end to end.
+            cells: Where each cell is.
         """
 
 
@@ -41,15 +44,17 @@ class PrototypeScorer:
 
     def __init__(self, by_description: DescriptionScorer, prototypes: torch.Tensor, weight: float):
         self.by_description, self.weight = by_description, weight
-        self.descriptions = by_description.descriptions
+        self.descriptions, self.budget = by_description.descriptions, by_description.budget
         self.settings = {**by_description.settings, "prototype_weight": float(weight)}
         self.prototypes = prototypes.to(by_description.text_embeds)
 
     @torch.inference_mode()
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds, described = self.by_description(ids, mask)
-        similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes.float())
-        return embeds, self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
+        embeds, described, proven = self.by_description(ids, cells)
+        similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
+        # What is proven of a part of the score is not proven of all of it.
+        proven &= self.by_description.shortlist is None
+        return Scored(embeds, self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described, proven)
 
 
 class ClassScorer:
@@ -58,16 +63,20 @@ class ClassScorer:
     embeddings are the cells' `<cls>` states.
     """
 
-    def __init__(self, model: LangCellForSequenceClassification, descriptions: dict[str, str]):
+    def __init__(
+        self, model: LangCellForSequenceClassification, descriptions: dict[str, str], budget: TokenBudget | None = None
+    ):
         self.model, self.descriptions = model, descriptions
+        self.budget = TokenBudget.for_model(model) if budget is None else budget
         self.settings: dict[str, float] = {}
 
     @torch.inference_mode()
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pooled = self.model.cell_model(ids, mask, pooled_only=True, return_dict=True).pooler_output
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
+        _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
         logits = self.model.classifier(pooled).float()
         several = self.model.config.problem_type == "multi_label_classification"
-        return F.normalize(pooled.float(), dim=-1), logits.sigmoid() if several else logits.softmax(dim=1)
+        scores = logits.sigmoid() if several else logits.softmax(dim=1)
+        return Scored(F.normalize(pooled.float(), dim=-1), scores, torch.ones(len(cells), dtype=torch.bool))
 
 
 __all__ = ["ClassScorer", "DescriptionScorer", "PrototypeScorer", "Scorer"]

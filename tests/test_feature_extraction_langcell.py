@@ -2,6 +2,7 @@
 """The feature extractor: ranks against a slow obvious reference, every form of input, gene names, refusals."""
 
 import json
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from importlib import import_module
@@ -331,6 +332,23 @@ def test_what_chunks_are_of(extractor, counts, genes):
             chunks[chunk]
     with pytest.raises(TypeError):
         chunks[0:2]
+
+
+def test_the_next_chunk_is_read_while_one_is_worked_on(extractor, counts, genes):
+    class Recorder:
+        shape = counts.shape
+        reached = {start: threading.Event() for start in range(0, 12, 4)}
+
+        def __getitem__(self, rows):
+            self.reached[rows.start].set()
+            return counts[rows]
+
+    chunks = extractor.chunks(Recorder(), gene_ids=genes, chunk_size=4).ahead([2, 0, 1])
+    number, ranked = next(chunks)
+    assert (number, len(ranked)) == (2, 4)
+    assert Recorder.reached[0].wait(30), "it is read before it is asked for"
+    assert not Recorder.reached[4].wait(0.2), "one ahead, and no more"
+    assert [number for number, _ in chunks] == [0, 1]
 
 
 def test_a_chunk_reads_its_own_rows_alone(small_blocks, extractor, counts, genes, expected):

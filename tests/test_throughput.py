@@ -85,7 +85,7 @@ def test_attention_is_counted_on_a_cpu_too(monkeypatch):
     counts = []
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
-        counts.append(training_rate.count_operations(model, batch))
+        counts.append(training_rate.operations_of_a_step(model, batch))
     assert counts[0] < counts[1] < 1.05 * counts[0], "sdpa's way back computes the scores again"
 
 

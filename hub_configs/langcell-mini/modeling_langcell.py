@@ -6,7 +6,7 @@ with cross-attention to the cell, their shared space, and the matching head.
 Parameter names inside the towers are those of `transformers.BertModel`, so that BERT and Geneformer weights fit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,7 @@ from .objectives import (
     MaskedGeneModelling,
     gather_rows,
 )
+from .packed_langcell import PackedSequences, attend, dense
 
 
 def eager_attention_forward(
@@ -71,17 +72,23 @@ class LangCellEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequences: PackedSequences | None = None,
+    ) -> torch.Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        length = hidden_states.shape[1]
+        length = hidden_states.shape[1] if sequences is None else max(sequences.lengths)
         if length > self.position_embeddings.num_embeddings:
             raise ValueError(
                 f"A sequence of {length} is longer than max_position_embeddings "
                 f"({self.position_embeddings.num_embeddings}): cut it with max_length in the processor."
             )
-        hidden_states = hidden_states + self.position_embeddings.weight[:length]
+        places = slice(length) if sequences is None else sequences.positions
+        hidden_states = hidden_states + self.position_embeddings.weight[places]
         return self.dropout(self.LayerNorm(hidden_states))
 
 
@@ -101,7 +108,11 @@ class LangCellMultiHeadAttention(nn.Module):
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """`(rows, tokens, width)` to `(rows, heads, tokens, width / heads)`."""
-        return states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return self.packed_heads(states).transpose(1, 2)
+
+    def packed_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(tokens, width)` to `(tokens, heads, width / heads)`."""
+        return states.unflatten(-1, (-1, self.head_size))
 
     def attend(self, implementation, query, key, value, attention_mask, **kwargs):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -131,17 +142,34 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         first_only: bool = False,
+        sequences: PackedSequences | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if sequences is not None:
+            return self.attend_packed(hidden_states, sequences, first_only), None
         # Adapters put something else in a projection's place, which only calling it does justice to.
         if first_only and type(self.key) is type(self.value) is nn.Linear:
             return self.attend_from_first(hidden_states, attention_mask)
-        key, value = self.heads(self.key(hidden_states)), self.heads(self.value(hidden_states))
+        key, value = self.heads(dense(self.key, hidden_states)), self.heads(dense(self.value, hidden_states))
         if first_only:
-            query = self.heads(self.query(hidden_states[:, :1]))
+            query = self.heads(dense(self.query, hidden_states[:, :1]))
             return self.attend_unevenly(query, key, value, attention_mask, **kwargs)
-        query = self.heads(self.query(hidden_states))
+        query = self.heads(dense(self.query, hidden_states))
         return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
+
+    def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, first_only: bool) -> torch.Tensor:
+        """As `forward`, of `(tokens, width)` states of sequences laid end to end."""
+        if first_only and type(self.key) is type(self.value) is nn.Linear:
+            runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
+            return torch.cat(runs)
+        asking, queries = states, sequences
+        if first_only:
+            asking, queries = states[sequences.first], PackedSequences([1] * len(sequences), states.device)
+        query, key, value = (
+            self.packed_heads(dense(part, asked))
+            for part, asked in ((self.query, asking), (self.key, states), (self.value, states))
+        )
+        return attend(query, key, value, queries, sequences).flatten(1)
 
     def attend_from_first(
         self, states: torch.Tensor, padding_mask: torch.Tensor | None
@@ -186,11 +214,34 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Rows are texts that all the cells share, or one block of texts after another, a block a cell.
         cells, length = len(cell_hidden_states), hidden_states.shape[1]
-        blocks = self.query(hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
+        blocks = dense(self.query, hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
         query = self.heads(blocks).expand(cells, -1, -1, -1)
-        key, value = (self.heads(p(cell_hidden_states)) for p in (self.key, self.value))
+        key, value = (self.heads(dense(p, cell_hidden_states)) for p in (self.key, self.value))
         states, weights = self.attend_unevenly(query, key, value, cell_attention_mask, **kwargs)
         return states.unflatten(1, (texts_per_cell, length)).flatten(0, 1), weights
+
+    def attend_packed(
+        self,
+        hidden_states: torch.Tensor,
+        cell_hidden_states: torch.Tensor,
+        texts: PackedSequences,
+        cells: PackedSequences,
+        copies: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        As `forward`, of sequences laid end to end.
+
+        Args:
+            hidden_states: `(tokens, width)` of texts.
+            cell_hidden_states: `(genes, cell width)` of cells.
+            texts: As many sequences as there are cells, each of all the tokens of a cell's texts.
+            cells: The cells.
+            copies: `(tokens of all cells' texts,)` rows of the hidden states, where cells share texts.
+        """
+        query = self.packed_heads(dense(self.query, hidden_states))
+        query = query if copies is None else query[copies]
+        key, value = (self.packed_heads(dense(part, cell_hidden_states)) for part in (self.key, self.value))
+        return attend(query, key, value, texts, cells).flatten(1)
 
 
 class LangCellResidual(nn.Module):
@@ -203,7 +254,9 @@ class LangCellResidual(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        if self.training:
+            return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(dense(self.dense, hidden_states, plus=residual))
 
 
 class LangCellAttention(nn.Module):
@@ -214,9 +267,11 @@ class LangCellAttention(nn.Module):
         self.self = LangCellSelfAttention(config)
         self.output = LangCellResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states, attention_mask, first_only=False, **kwargs):
-        attended, _ = self.self(hidden_states, attention_mask, first_only, **kwargs)
-        return self.output(attended, hidden_states[:, :1] if first_only else hidden_states)
+    def forward(self, hidden_states, attention_mask, first_only=False, sequences=None, **kwargs):
+        attended, _ = self.self(hidden_states, attention_mask, first_only, sequences, **kwargs)
+        if first_only:
+            hidden_states = hidden_states[:, :1] if sequences is None else hidden_states[sequences.first]
+        return self.output(attended, hidden_states)
 
 
 class LangCellAttentionToCell(nn.Module):
@@ -233,6 +288,11 @@ class LangCellAttentionToCell(nn.Module):
             hidden_states = hidden_states.repeat(len(cell_hidden_states), 1, 1)
         return self.output(attended, hidden_states)
 
+    def read_packed(self, hidden_states, cell_hidden_states, texts, cells, copies=None):
+        """As `LangCellCrossAttention.attend_packed`."""
+        attended = self.self.attend_packed(hidden_states, cell_hidden_states, texts, cells, copies)
+        return self.output(attended, hidden_states if copies is None else hidden_states[copies])
+
 
 class LangCellIntermediate(nn.Module):
     """The widening half of the feed-forward network."""
@@ -243,7 +303,7 @@ class LangCellIntermediate(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.act(self.dense(hidden_states))
+        return dense(self.dense, hidden_states, self.act)
 
 
 class LangCellCellLayer(GradientCheckpointingLayer):
@@ -285,6 +345,12 @@ class LangCellTextLayer(GradientCheckpointingLayer):
             hidden_states = self.crossattention(
                 hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs
             )
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+    def read_packed(self, hidden_states, sequences, first_only, *cells_and_texts):
+        """As `forward` with cells, of sequences laid end to end; what follows is for the cross-attention."""
+        hidden_states = self.attention(hidden_states, None, first_only, sequences)
+        hidden_states = self.crossattention.read_packed(hidden_states, *cells_and_texts)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -374,6 +440,26 @@ class LangCellCellModel(LangCellTowerModel):
             first_only = pooled_only and layer is self.encoder.layer[-1]
             hidden_states = layer(hidden_states, attention_mask if first_only else mask, first_only, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+    def read_packed(
+        self, input_ids: torch.Tensor, cells: PackedSequences, pooled_only: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        As `forward`, of cells laid end to end.
+
+        Args:
+            input_ids: `(genes of all cells,)`.
+            cells: Where each cell is.
+            pooled_only: As for `forward`.
+
+        Returns:
+            Last hidden states `(genes of all cells, hidden_size)`, or `(cells, hidden_size)` if `pooled_only`; and the
+            `<cls>` states `(cells, hidden_size)`.
+        """
+        states = self.embeddings(input_ids, sequences=cells)
+        for layer in self.encoder.layer:
+            states = layer(states, first_only=pooled_only and layer is self.encoder.layer[-1], sequences=cells)
+        return states, states if pooled_only else states[cells.first]
 
 
 class LangCellTextModel(LangCellTowerModel):
@@ -467,6 +553,54 @@ class LangCellTextModel(LangCellTowerModel):
             weights = weights.to(hidden_states.dtype).unsqueeze(-1)
             pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def read_packed(self, input_ids: torch.Tensor, texts: PackedSequences) -> torch.Tensor:
+        """`(texts, hidden_size)` pooled states of texts laid end to end, `(tokens of all texts,)`."""
+        states = self.embeddings(input_ids, sequences=texts)
+        takes_mean = self.config.pooling == "mean"
+        for layer in self.encoder.layer:
+            first_only = not takes_mean and layer is self.encoder.layer[-1]
+            states = layer(states, first_only=first_only, sequences=texts)
+        return texts.mean(states) if takes_mean else states
+
+    def read_packed_pairs(
+        self,
+        input_ids: torch.Tensor,
+        texts: PackedSequences,
+        cell_states: torch.Tensor,
+        cells: PackedSequences,
+        chosen: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """
+        Texts against cells, both laid end to end. What depends on the text alone is computed once a text, the cell's
+        keys and values once a cell, and the last layer for `[CLS]` alone.
+
+        Args:
+            input_ids, texts: As for `read_packed`.
+            cell_states, cells: `(genes of all cells, cell_hidden_size)` last hidden states of the cell tower, and where
+                each cell is.
+            chosen: For each cell, the texts that it is paired with.
+
+        Returns:
+            `(pairs, hidden_size)` `[CLS]` states, cell by cell.
+        """
+        flat = [text for of_cell in chosen for text in of_cell]
+        pairs = PackedSequences([texts.lengths[text] for text in flat], self.device)
+        copied = torch.tensor(flat, device=self.device)
+        # The queries of all the texts of a cell attend to it in one call.
+        asking = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], self.device)
+        asking_first = PackedSequences([len(of_cell) for of_cell in chosen], self.device)
+
+        states, sequences = self.embeddings(input_ids, sequences=texts), texts
+        for layer in self.encoder.layer:
+            last = layer is self.encoder.layer[-1]
+            copies = None
+            if sequences is texts:  # The first cross-attention makes pairs of the texts.
+                copies = copied if last else texts.first[copied].repeat_interleave(pairs.counts) + pairs.positions
+            asked = asking_first if last else asking
+            states = layer.read_packed(states, sequences, last, cell_states, asked, cells, copies)  # type: ignore[operator]
+            sequences = pairs
+        return states
 
 
 @dataclass
@@ -587,6 +721,18 @@ class LangCellModel(LangCellPreTrainedModel):
             return_dict=True,
         )
         return self.matching_head(pairs.pooler_output).unflatten(0, (-1, texts_per_cell))
+
+    def match_packed(
+        self,
+        cell_states: torch.Tensor,
+        cells: PackedSequences,
+        input_ids: torch.Tensor,
+        texts: PackedSequences,
+        chosen: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """`(pairs,)` float32 probabilities of a match; arguments as for `LangCellTextModel.read_packed_pairs`."""
+        pooled = self.text_model.read_packed_pairs(input_ids, texts, cell_states, cells, chosen)
+        return self.matching_head(pooled).float().softmax(dim=-1)[:, 1]
 
     @can_return_tuple
     def forward(
