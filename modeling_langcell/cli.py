@@ -6,8 +6,9 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -104,6 +105,13 @@ def annotate(
     figure: Annotated[Path | None, typer.Option(help="The figure alone: .png, .pdf or .svg.")] = None,
     reference: Annotated[str | None, typer.Option(help="Column of obs with known labels, to compare with.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; 1 leaves the matching out.")] = None,
+    shortlist: Annotated[
+        str,
+        typer.Option(help="Candidates that the matching reads of each cell, the most similar: a number, auto, all."),
+    ] = "auto",
+    check_shortlist: Annotated[
+        int, typer.Option(help="So many cells are read against all too, to say how often the answer is the same.")
+    ] = 0,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -111,36 +119,70 @@ def annotate(
     empty_cells: EmptyCells = "error",
     device: Device = None,
     dtype: Dtype = "float32",
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Genes of all cells read at once.", show_default="what memory holds")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say the results as one line of JSON.")] = False,
 ) -> None:
-    """Find the best description for every cell, with no training labels, or with an adapter the best of its labels."""
+    """
+    Find the best description for every cell, with no training labels, or with an adapter the best of its labels.
+
+    Killed, the same command goes on where it was. Under 'accelerate launch' several processes share one file.
+    """
     from . import example as example_cells
-    from .annotation import CELL_TYPE, LangCellAnnotator, describe_input, open_cells, write_annotated
+    from .annotation import CELL_TYPE, RUN, LangCellAnnotator, describe_input, write_annotated
+    from .file_annotation import annotate_file, open_lightly, read_annotation
 
     options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
+    options |= {"alpha": alpha, "shortlist": _shortlist(shortlist), "check": check_shortlist}
     if example == (cells is not None):
         raise InputError("Give an INPUT.h5ad, or --example, and not both.")
+    if check_shortlist < 0:
+        raise InputError(f"--check-shortlist is a number of cells, not {check_shortlist}.")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise InputError(f"--batch-tokens is a number of genes, not {batch_tokens}.")
+    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
     if cells is None:
         adata = example_cells.load_example()
+        columns = adata.obs.columns
         options |= example_cells.CELL_OPTIONS
         labels = labels or "; ".join(sorted(example_cells.CELL_TYPES.values()))
         reference = reference or example_cells.LABEL_COLUMN
     else:
-        adata = open_cells(cells)
+        with open_lightly(cells) as opened:
+            columns = opened.obs.columns
         if out is None:
             out = cells.with_name(f"{cells.stem}_langcell.h5ad")
+    if reference is not None and reference not in columns:
+        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, columns))}.")
     if model is None and adapter is None:
         model = MINI
-    annotator = LangCellAnnotator.from_pretrained(model, adapter=adapter, device=device, dtype=dtype, revision=revision)
+    annotator = LangCellAnnotator.from_pretrained(
+        model, adapter=adapter, device=device, dtype=dtype, revision=revision, batch_tokens=batch_tokens
+    )
     own = annotator.adaptation is not None and labels is None and ontology_root is None
     candidates = None if own else _candidates(labels, ontology_root)
-    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
-        raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
-    if reference is not None and reference not in adata.obs:
-        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
 
-    adata = annotator.annotate(adata, candidates, alpha=alpha, **options)
-    written = {"annotated": write_annotated(adata, out)} if out is not None else {}
+    written, done_before = {}, 0
+    if cells is None:
+        adata = annotator.annotate(adata, candidates, **options)
+        if out is not None:
+            written["annotated"] = write_annotated(adata, out)
+    else:
+        assert out is not None
+
+        def say_resumed(done: int) -> None:
+            nonlocal done_before
+            done_before = done
+            if not as_json:
+                typer.echo(f"Going on: {done:,} cells were done already.")
+
+        found_file = annotate_file(annotator, cells, out, candidates, resumed=say_resumed, **options)
+        if found_file is None:
+            return  # The first of several processes speaks for all.
+        written["annotated"] = found_file
+        adata = read_annotation(found_file, embeds=report is not None or figure is not None)
     scores = None
     if report is not None or figure is not None or reference is not None:
         written |= _write_figures(adata, report, figure, reference)
@@ -150,22 +192,24 @@ def annotate(
             scores = agreement(adata, reference)
 
     found = adata.obs[CELL_TYPE].value_counts()
+    run = adata.uns[RUN]
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    **{what: str(path) for what, path in written.items()},
-                    "cells": adata.n_obs,
-                    "labels": {str(label): int(n) for label, n in found.items()},
-                    "agreement": scores,
-                    "input": adata.uns["langcell"]["input"],
-                }
-            )
-        )
+        said = {
+            **{what: str(path) for what, path in written.items()},
+            "cells": adata.n_obs,
+            "cells_done_before": done_before,
+            "labels": {str(label): int(n) for label, n in found.items()},
+            "shortlist": _facts_of_shortlist(run),
+            "agreement": scores,
+            "input": run["input"],
+        }
+        typer.echo(json.dumps(said, default=lambda number: number.item()))  # Of a file they are NumPy's.
         return
     if example:
         typer.echo("700 blood cells of Zheng et al. 2017; .raw holds log1p values of 765 genes, read as such.")
     typer.echo(describe_input(adata))
+    if (facts := _facts_of_shortlist(run)) is not None:
+        typer.echo(_say_shortlist(facts))
     for label, number in found[found > 0].items():
         typer.echo(f"{number:>8,}  {label}")
     if scores is not None:
@@ -474,6 +518,39 @@ def corpus(
 
 def _cell_options(layer: str | None, use_raw: bool, gene_column: str | None, counts: str) -> dict:
     return {"layer": layer, "use_raw": use_raw, "gene_column": gene_column, "counts": counts}
+
+
+def _shortlist(asked: str) -> "int | Literal['auto'] | None":
+    """As the package has it."""
+    if asked == "auto":
+        return "auto"
+    if asked == "all":
+        return None
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    raise InputError(f"--shortlist is a number of candidates, auto or all, not {asked!r}.")
+
+
+def _facts_of_shortlist(run: Mapping[str, Any]) -> dict[str, float] | None:
+    """How many candidates of how many the matching read, and what is known of the answers; none where it read all."""
+    if "shortlist" not in run:
+        return None
+    facts: dict[str, float] = {"read": int(run["shortlist"]), "candidates": len(run["labels"])}
+    if "prototype_weight" not in run:  # Prototypes have a part in the score, of which nothing is proven.
+        facts["proven"] = float(run["proven"])
+    if run["checked"]:
+        facts |= {"checked": int(run["checked"]), "agreement": float(run["agreement"])}
+    return facts
+
+
+def _say_shortlist(facts: Mapping[str, float]) -> str:
+    said = f"The matching read {facts['read']:,} of {facts['candidates']:,} candidates of each cell"
+    if "proven" in facts:
+        said += f"; for {facts['proven']:.0%} of the cells no other can be the best"
+    if "checked" in facts:
+        said += f". {facts['checked']:,} cells were read against all: the answer is the same for "
+        said += f"{facts['agreement']:.0%}"
+    return said + "."
 
 
 def _candidates(labels: str | None, ontology_root: str | None) -> dict[str, str]:

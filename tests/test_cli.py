@@ -1,8 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The `langcell` command: what it writes, and that bad input ends in one message and exit code 2."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -79,6 +81,44 @@ def test_labels_from_files_and_from_the_ontology(run, cells_file, tiny_checkpoin
     assert {"B-1 B cell", "B-1a B cell"} <= set(json.loads(result.stdout)["labels"])
 
 
+def test_what_is_said_of_a_shortlist(run, cells_file, tiny_checkpoint):
+    arguments = ("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS, "--alpha", "0.3")
+    said = run(*arguments, "--shortlist", 2, "--batch-tokens", 64).stdout
+    assert re.search(
+        r"^The matching read 2 of 3 candidates of each cell; for \d+% of the cells no other can ", said, re.M
+    )
+    assert "against all" not in said
+    said = run(*arguments, "--shortlist", 2, "--check-shortlist", 5).stdout
+    assert re.search(r"can be the best\. 5 cells were read against all: the answer is the same for \d+%\.$", said, re.M)
+    facts = json.loads(run(*arguments, "--shortlist", 2, "--check-shortlist", 5, "--json").stdout)["shortlist"]
+    assert {name: facts[name] for name in ("read", "candidates", "checked")} == {
+        "read": 2,
+        "candidates": 3,
+        "checked": 5,
+    }
+    assert 0 <= facts["proven"] <= 1
+    assert 0 <= facts["agreement"] <= 1
+    assert json.loads(run(*arguments, "--shortlist", "all", "--json").stdout)["shortlist"] is None
+
+
+def test_a_disk_that_was_full_and_on(run, cells_file, tiny_checkpoint, monkeypatch):
+    arguments = ("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("modeling_langcell.file_annotation.shutil.copyfile", full)
+        failed = run(*arguments)
+    assert failed.exit_code == 2
+    assert "No space left on device" in failed.stderr
+    assert "the same command goes on" in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+    on = run(*arguments)
+    assert on.exit_code == 0, on.output
+    assert on.stdout.startswith("Going on: 12 cells were done already.\n")
+
+
 def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
     out = tmp_path / "e.h5ad"
     result = run("embed", cells_file, "--model", tiny_checkpoint, "--out", out)
@@ -101,6 +141,13 @@ def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
         ({"--counts": "cpm"}, "'raw', 'normalized'"),
         ({"--dtype": "int4"}, "dtype"),
         ({"--figure": "f.nonsense"}, "figure"),
+        ({"--shortlist": "few"}, "--shortlist is a number of candidates, auto or all, not 'few'"),
+        ({"--shortlist": "0"}, "not '0'"),
+        ({"--shortlist": "-3"}, "not '-3'"),
+        ({"--check-shortlist": "-1"}, "--check-shortlist is a number of cells, not -1"),
+        ({"--batch-tokens": "0"}, "--batch-tokens is a number of genes, not 0"),
+        ({"--out": "."}, "is a folder"),
+        ({"--out": "cells.h5ad/o.h5ad"}, "cannot be written"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
