@@ -23,7 +23,6 @@ and how fast pre-training goes, and how long the paper's run would take at that 
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -40,18 +39,25 @@ import torch
 import typer
 
 from modeling_langcell import LangCellFeatureExtractor
-from modeling_langcell.annotation import find_device
+from modeling_langcell.annotation import find_device, open_cells
 from modeling_langcell.corpus import CorpusSettings, make_corpus
 from modeling_langcell.eval import annotation_rate as rate
+from modeling_langcell.eval.memory import GIGABYTE, peak_gb, resident
 from modeling_langcell.eval.record import write_record
+from modeling_langcell.eval.study_run import annotate_study
+from modeling_langcell.eval.tokenizing_rate import (
+    MAX_LENGTH,
+    disagreements,
+    memory_of_backed_file,
+    published_tokenize,
+    synthetic_counts,
+    synthetic_vocabulary,
+)
 from modeling_langcell.eval.training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
 from modeling_langcell.feature_extraction_langcell import InputError, RankedCells
 from modeling_langcell.files import write_whole
 from modeling_langcell.report import render
 from modeling_langcell.sources import find_sources
-
-MAX_LENGTH = 2048
-GIGABYTE = 1e9
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -61,81 +67,7 @@ def main() -> None:
     """Speed and memory beside the published procedures."""
 
 
-# ---------------------------------------------------------------------- synthetic cells
-
-
-def synthetic_vocabulary(n_genes: int, seed: int) -> dict[str, list]:
-    """A gene vocabulary with medians that differ by an order of magnitude or two."""
-    # Three decimals: no two values of a cell are nearer than float32 tells apart, unless they are equal.
-    medians = np.random.default_rng(seed).lognormal(0.0, 0.6, n_genes).round(3).clip(0.01)
-    return {
-        "ensembl_ids": [f"ENSG{gene:011d}" for gene in range(n_genes)],
-        "medians": medians.tolist(),
-        "names": [f"GENE{gene}" for gene in range(n_genes)],
-    }
-
-
-def synthetic_counts(n_cells: int, n_genes: int, seed: int) -> sp.csr_matrix:
-    """
-    Counts `(cells, genes)` as sparse as real ones, about 7.5%, never dense: genes are drawn by rates and cells by
-    depths that are log-normal, and the count of a drawn gene is geometric with a mean of one and its rate.
-    """
-    rng = np.random.default_rng(seed)
-    rates = rng.lognormal(0.0, 1.5, n_genes)
-    rates /= rates.mean()
-    cumulative = np.cumsum(rates) / rates.sum()
-    draws = (0.096 * n_genes * rng.lognormal(-0.08, 0.4, n_cells)).astype(np.int64)
-    blocks = []
-    for cells in np.array_split(np.arange(n_cells), max(1, n_cells // 1000)):
-        cell = np.repeat(np.arange(len(cells)), draws[cells])
-        gene = np.searchsorted(cumulative, rng.random(len(cell))).clip(max=n_genes - 1)
-        cell, gene = np.divmod(np.unique(cell * n_genes + gene), n_genes)
-        counts = rng.geometric(1 / (1 + rates[gene])).astype(np.float32)
-        blocks.append(sp.csr_matrix((counts, (cell, gene)), shape=(len(cells), n_genes)))
-    return sp.vstack(blocks, format="csr")
-
-
 # ---------------------------------------------------------------------- tokenize
-
-
-def published_tokenize(counts: sp.csr_matrix, token_ids: np.ndarray, medians: np.ndarray, cls: int) -> datasets.Dataset:
-    """
-    What the published inference code does: the cells as one dense matrix, each normalised and sorted by itself, and a
-    `datasets` map over lists that prepends `<cls>`, cuts and adds the length.
-    """
-    n_counts = np.asarray(counts.sum(axis=1))
-    normalized = counts.toarray() / n_counts * 10_000 / medians
-    cells = []
-    for values in normalized:
-        expressed = np.nonzero(values)[0]
-        cells.append(token_ids[expressed][np.argsort(-values[expressed])])
-
-    def finish(cell: dict[str, Any]) -> dict[str, Any]:
-        cell["input_ids"] = ([cls] + cell["input_ids"])[:MAX_LENGTH]
-        cell["length"] = len(cell["input_ids"])
-        return cell
-
-    return datasets.Dataset.from_dict({"input_ids": cells}).map(finish)
-
-
-def disagreements(ranked: list[np.ndarray], published: datasets.Dataset, values: sp.csr_matrix) -> tuple[int, int]:
-    """
-    Cells whose ids differ, and those of them that differ by more than the order of genes of equal value.
-
-    Args:
-        ranked, published: The same cells, encoded.
-        values: `(cells, vocabulary)` count / median.
-    """
-    differing = wrong = 0
-    for cell, (ours, theirs) in enumerate(zip(ranked, published["input_ids"], strict=True)):
-        theirs = np.array(theirs)
-        if np.array_equal(ours, theirs):
-            continue
-        differing += 1
-        value = values[[cell]].toarray().ravel()
-        distinct = len(np.unique(ours)) == len(ours) == len(theirs) == len(np.unique(theirs))
-        wrong += not (distinct and np.allclose(value[ours], value[theirs], rtol=1e-9, atol=0))
-    return differing, wrong
 
 
 @app.command()
@@ -145,6 +77,7 @@ def tokenize(
     n_genes: Annotated[int | None, typer.Option("--genes", help="Genes; 20,000, or 1,000 when quick.")] = None,
     dense_cells: Annotated[int | None, typer.Option(help="Cells a round for the published procedure.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of both; 7, or 2 when quick.")] = None,
+    files: Annotated[list[int] | None, typer.Option("--file", help="Cells of a backed file, for its memory.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
@@ -213,6 +146,10 @@ def tokenize(
         "input_gb": (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / GIGABYTE,
         "peak_gb_above_input": _peak_memory(counts, n_genes, gene_ids, seed),
     }
+    if files:
+        figures["backed_files"] = [memory_of_backed_file(cells, n_genes, seed) for cells in files]
+        for file in figures["backed_files"]:
+            typer.echo(f"backed file of {file['cells']:,} cells, {file['file_gb']:.2f} GB: peak GB {file['peak_gb']}")
     typer.echo(
         f"{figures['ratio']:.1f} times the published rate ({figures['ratio_one_thread']:.1f} in one thread); "
         f"{wrong} of {compared} cells differ; "
@@ -232,19 +169,10 @@ def _rate(procedure: Callable[[sp.csr_matrix], Any], cells: sp.csr_matrix) -> tu
 
 # ---------------------------------------------------------------------- memory
 
-_STATUS = Path("/proc/self/status")
-
-
-def _resident(field: str) -> int:
-    """Bytes of the resident set now (`VmRSS`) or at most (`VmHWM`); `ru_maxrss` starts at the parent's in a child."""
-    found = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
 
 def _peak_memory(counts: sp.csr_matrix, n_genes: int, gene_ids: list[str], seed: int) -> dict[str, float] | None:
     """Peak GB above the input of encoding it in a fresh process; None where the system does not tell."""
-    if not _STATUS.exists():
+    if resident("VmHWM") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         for name in ("data", "indices", "indptr"):
@@ -261,13 +189,13 @@ def memory(folder: Path, n_genes: int, seed: int) -> None:
     counts = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
     gene_ids = json.loads((folder / "gene_ids.json").read_text())
     extractor = LangCellFeatureExtractor(synthetic_vocabulary(n_genes, seed), max_length=MAX_LENGTH)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     peak = {}
     ranked = list(extractor.stream(counts, gene_ids=gene_ids))
-    peak["stream"] = (_resident("VmHWM") - before) / GIGABYTE
+    peak["stream"] = (resident("VmHWM") - before) / GIGABYTE
     del ranked
     extractor(counts, gene_ids=gene_ids, return_tensors="np")
-    peak["batch"] = (_resident("VmHWM") - before) / GIGABYTE
+    peak["batch"] = (resident("VmHWM") - before) / GIGABYTE
     typer.echo(json.dumps(peak))
 
 
@@ -316,7 +244,7 @@ def corpus(
 def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) -> None:
     """Makes a corpus of `cells.h5ad` and says the peak memory of this process in GB."""
     make_corpus(find_sources([str(sources / "cells.h5ad")]), out, CorpusSettings(gene_info, chunk_cells=chunk_cells))
-    typer.echo(_resident("VmHWM") / GIGABYTE)
+    typer.echo(resident("VmHWM") / GIGABYTE)
 
 
 # ---------------------------------------------------------------------- annotate, match
@@ -332,7 +260,7 @@ def annotate(
         bool, typer.Option("--quick", help="8 and 128 candidates (1,024 with a shortlist), in minutes.")
     ] = False,
     cells_file: Cells = PBMC,
-    rounds: Rounds = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of all; 3, or 2 when quick.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
@@ -341,9 +269,9 @@ def annotate(
     """Cells a second beside the public loop, by the number of candidates and the length of the cells."""
     bench = _bench(cells_file, device, seed)
     gpu = bench.device.type == "cuda"
-    every = len(bench.descriptions)
+    every, rounds = len(bench.descriptions), rounds or (2 if quick else 3)
     # Candidates, and cells a round: fewer where each has more pairs.
-    exact = {8: 32, 128: 8} if quick else {8: 32, 32: 16, 128: 8, 1024: 2, every: 1}
+    exact = {8: 32, 128: 4} if quick else {8: 32, 32: 8, 128: 4, 1024: 1}
     short = {128: 16, 1024: 16} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
     if gpu:  # Which takes them all.
         exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
@@ -367,13 +295,20 @@ def annotate(
     figures["ratio"] = next(
         way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
     )
-    figures["peak_gb"] = _own_peak()
+    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 32 if quick else 400, seed)
+    figures["peak_gb"] = torch.cuda.max_memory_allocated() / GIGABYTE if gpu else peak_gb()
     for way in figures["ways"]:
-        same = "" if way["same_answer"] is None else f"; same answer for {way['same_answer']:.2%}"
+        more = ""
+        if way["shortlist"] is None:
+            more = f", {way['share_of_floor']:.0%} of the floor; same answer for {way['same_answer']:.1%}"
         typer.echo(
             f"{way['candidates']:>6,} candidates, {way['way']:<26} {way['cells_per_second']:8.3g} cells/s, "
-            f"{way['ratio']:6.1f} times the naive rate, {way['share_of_floor']:.0%} of the floor{same}"
+            f"{way['ratio']:6.1f} times the naive rate{more}"
         )
+    for way, same in figures["mini"]["same_answer"].items():
+        typer.echo(f"langcell-mini, 128 candidates, {way}: the answer of exact single precision for {same:.1%}")
+    if not gpu:
+        typer.echo("No GPU here: on one, this reads 32 cells a round in every way, and 65,536 genes in the cell tower.")
     typer.echo(f"Largest difference from the naive scores, by candidates: {figures['largest_difference']}")
     write_record(json_file, {"seed": seed, **figures})
     if figure_file is not None:
@@ -395,7 +330,7 @@ def match(
     figures = rate.measure_matching(bench, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
     for way, ratio in figures["ratios"].items():
         typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
-    write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures, "peak_gb": _own_peak()})
+    write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures, "peak_gb": peak_gb()})
 
 
 def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:
@@ -406,8 +341,29 @@ def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:
         raise typer.Exit(2) from error
 
 
-def _own_peak() -> float | None:
-    return _resident("VmHWM") / GIGABYTE if _STATUS.exists() else None
+# ---------------------------------------------------------------------- study
+
+
+@app.command()
+def study(
+    quick: Annotated[bool, typer.Option("--quick", help="20,000 cells.")] = False,
+    cells_file: Cells = Path("../shared/data/train/pbmc_facs_zheng.h5ad"),
+    n_cells: Annotated[int | None, typer.Option("--number", help="Cells, those of the file over and over.")] = None,
+    kill_at: Annotated[float, typer.Option(help="Share of the cells after which the first run is killed.")] = 0.5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """A study of 100,000 cells annotated with langcell-mini by the command, killed once and given again."""
+    labels = sorted(
+        {label for label in open_cells(cells_file).obs["cell_type"].astype(str).unique() if label != "unknown"}
+    )
+    figures = annotate_study(cells_file, n_cells or (20_000 if quick else 100_000), labels, kill_at)
+    for number, run in enumerate(figures["runs"], 1):
+        typer.echo(
+            f"run {number}: {run['seconds']:.0f} s, then {run['cells_done']:,} of {figures['cells']:,} cells done, "
+            f"peak {run['peak_gb']:.2f} GB, ended by {run['ended_by']}"
+        )
+    typer.echo(f"equal cells got equal answers: {figures['equal_cells_get_equal_answers']:.2%}")
+    write_record(json_file, {"source": cells_file.name, **figures})
 
 
 # ---------------------------------------------------------------------- train

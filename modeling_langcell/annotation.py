@@ -297,7 +297,7 @@ class LangCellAnnotator:
             proven[rows] = found.proven.numpy()
             advance(len(rows))
         if isinstance(scorer, DescriptionScorer) and scorer.shortlist is not None and len(checked):
-            of_all = scorer.reading_all()
+            of_all = scorer.reading(None)
             for rows, found in read_cells(ranked, of_all, of_all.budget, self.device, np.array(checked)):
                 exact[rows] = found.scores.argmax(dim=1).cpu().numpy()
         return AnnotatedCells(embeds, scores, proven, exact, ranked.matched_counts)
@@ -335,7 +335,7 @@ class LangCellAnnotator:
         }
         if "shortlist" in scorer.settings:
             checked = exact >= 0
-            record["proven"] = float(proven[best >= 0].mean())
+            record["proven"] = float(proven.sum() / max(1, (best >= 0).sum()))
             record["checked"] = int(checked.sum())
             if checked.any():
                 record["agreement"] = float((exact == best)[checked].mean())

@@ -39,7 +39,7 @@ from .annotation import (
     open_cells,
     probability_columns,
 )
-from .feature_extraction_langcell import InputError, RankedChunks
+from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
 from .files import write_whole
 from .fingerprints import fingerprint, weights_of_base
 from .modeling_langcell import LangCellModel
@@ -158,13 +158,7 @@ def _annotate_chunks(
     with progress_bar() as progress:
         progress.disable |= unfinished.rank > 0
         task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
-        for number in unfinished.own:
-            if number in unfinished.whole:
-                continue
-            try:
-                ranked = chunks[number]
-            except OSError as error:
-                raise InputError(f"{cells} cannot be read: {error}") from error
+        for number, ranked in _read(cells, chunks, [n for n in unfinished.own if n not in unfinished.whole]):
             rows = checked_rows(chunks.rows(number), chunks.n_cells, check)
             found = annotator.annotate_cells(ranked, scorer, rows, lambda n: progress.advance(task, n))
             unfinished.write(number, found)
@@ -172,6 +166,18 @@ def _annotate_chunks(
         while unfinished.rank == 0 and not unfinished.all_there():
             progress.update(task, completed=unfinished.look())
             time.sleep(_POLL)
+
+
+def _read(cells: Path, chunks: RankedChunks, numbers: list[int]) -> Iterator[tuple[int, RankedCells]]:
+    ahead = chunks.ahead(numbers)
+    while True:
+        try:
+            found = next(ahead, None)
+        except OSError as error:
+            raise InputError(f"{cells} cannot be read: {error}") from error
+        if found is None:
+            return
+        yield found
 
 
 def _fingerprint(annotator: LangCellAnnotator) -> list[str]:

@@ -13,9 +13,10 @@ from .feature_extraction_langcell import InputError
 T = TypeVar("T")
 
 #: More positions at once gain nothing: on a processor its cores are busy and its cache is full.
-_ENOUGH = {"cpu": 8_192, "cuda": 262_144, "mps": 65_536}
+_ENOUGH = {"cpu": 4_096, "cuda": 262_144, "mps": 65_536}
 _LEAST = 64  # Positions below which fewer would not help: it is the model that does not fit.
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|could not create a memory", re.I)
+#: As CUDA and MPS, torch on a processor, and oneDNN say it.
+_OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|could not create a", re.I)
 
 
 class TokenBudget:
@@ -74,7 +75,8 @@ class TokenBudget:
                 if not _is_out_of_memory(error):
                     raise
                 if len(block) == 1 and self.tokens <= _LEAST:
-                    raise InputError("There is not enough memory on the device for a single cell.") from error
+                    reason = str(error).strip().splitlines()[:1]
+                    raise InputError(f"There is not enough memory for a single cell: {''.join(reason)}") from error
                 found = None
             if found is None:  # Here what the failure held on to is free.
                 self.tokens = max(1, self.tokens // 2)

@@ -277,6 +277,17 @@ def annotate(session):
     assert "classical monocyte" in ad.read_h5ad("by-term.h5ad").uns["langcell"]["labels"]
 
 
+@page("large-studies.md")
+def large_studies(session):
+    session.link(**{"study.h5ad": f"data/{SORTED_BLOOD}.h5ad"})
+    session.cells(SORTED_BLOOD)[:20].write_h5ad("few.h5ad")
+    yield
+    by_one, by_two = (ad.read_h5ad(f"{name}.h5ad") for name in ("annotated", "by-two"))
+    assert by_one.obs.equals(by_two.obs)
+    assert ad.read_h5ad("few-annotated.h5ad").obs["langcell_proven"].dtype == bool
+    assert ad.read_h5ad("in-half.h5ad").uns["langcell"]["dtype"] == "bfloat16"
+
+
 @page("faq.md")
 def questions(session):
     import scanpy as sc

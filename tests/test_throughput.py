@@ -12,6 +12,10 @@ import scipy.sparse as sp
 import torch
 from datasets import Dataset
 
+from modeling_langcell import LangCellConfig
+from modeling_langcell.eval import annotation_rate
+from modeling_langcell.eval.naive import NaiveProcedure
+
 from .conftest import REPOSITORY
 
 
@@ -57,6 +61,85 @@ def test_a_disagreement_is_found(monkeypatch):
     published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
     ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
     assert disagreements(ranked, published, values) == (4, 3)
+
+
+@pytest.fixture(scope="module")
+def bench(shared):
+    """Real cells, and a model of hardly any layers."""
+    small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    small |= {"initializer_range": 0.5}
+    geometry = LangCellConfig(cell_config=small, text_config=small | {"num_hidden_layers": 3}, initializer_range=0.5)
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    return annotation_rate.Bench(cells, torch.device("cpu"), seed=0, geometry=geometry)
+
+
+@torch.no_grad()
+def test_the_naive_procedure_is_the_published_one(bench):
+    """By the model's own forward, which the recorded run of the public code is compared with."""
+    ids, mask = bench.pad(bench.batch()[:6])
+    texts = bench.processor(text=bench.descriptions[:5], return_tensors="pt")
+    out = bench.model(ids, mask, **texts, return_matching=True)
+    match = out.matching_logits.softmax(dim=-1)[..., 1]
+    assert match.std() > 0.01
+    expected = 0.1 * out.logits_per_cell.softmax(dim=-1) + 0.9 * match.softmax(dim=-1)
+    found = NaiveProcedure(bench.model, bench.texts(5), 0.1)(ids, mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_rate_of_annotation(bench):
+    ways = [
+        annotation_rate.Setting(candidates, shortlist, precision, 4)
+        for precision in annotation_rate.precisions(bench)
+        for candidates, shortlist in ((3, None), (40, None), (40, 2))
+    ]
+    said = []
+    figures = annotation_rate.measure_annotation(bench, ways, 2, 2, said.append)
+    assert len(said) == 3 * len(ways), "each is ready, and then measured twice"
+    assert figures["naive_cells_per_second"].keys() == {3, 40}
+    for way, one in zip(ways, figures["ways"], strict=True):
+        assert (one["candidates"], one["way"]) == (way.candidates, way.way)
+        assert ("share_of_floor" in one) == (way.shortlist is None)
+        assert 0 < one.get("share_of_floor", 1) < 1.5
+        assert one["ratio"] == pytest.approx(np.median(one["ratio_by_round"]))
+        assert min(one["cells_per_second"], *one["ratio_by_round"]) > 0
+        if way.way == "float32":
+            assert one["same_answer"] == 1
+    assert annotation_rate.largest_difference(bench, 4, 2) < 1e-5
+    figures["cell_tower"] = annotation_rate.measure_cell_tower(bench, (16, 32), 1)
+    assert [one["length"] for one in figures["cell_tower"]] == [16, 32]
+    left, right = annotation_rate.draw(figures).axes
+    assert len(left.lines) == 1 + len({way.way for way in ways})
+    assert len(right.lines) == 1 + len([*annotation_rate.precisions(bench)])
+
+
+def test_the_cost_of_a_text_is_that_of_its_length(bench):
+    seconds = annotation_rate.NaiveSeconds(bench, bench.batch(), bench.texts(6), 2)
+    seconds.matching = [32.0, 64.0]
+    seconds._known = np.array([10, 20])
+    seconds.lengths = np.array([10, 15, 20])
+    assert seconds.match(3) == pytest.approx((32 + 48 + 64) / 32)
+    assert seconds.match(1) == pytest.approx(1)
+    assert seconds.annotate(1) == pytest.approx(1 + seconds.encoding / 32)
+
+
+def test_the_rate_of_matching(bench):
+    figures = annotation_rate.measure_matching(bench, 5, 2, 2, 3)
+    assert figures["ratio"] == figures["ratios"]["float32"] == np.median(figures["ratio_by_round"]["float32"])
+    assert all(rate > 0 for rate in figures["pairs_per_second"].values())
+
+
+def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
+    file = tmp_path / "figures.json"
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    options = ["--cells", str(cells), "--number", "9000", "--kill-at", "0.4", "--json", str(file)]
+    subprocess.run([sys.executable, "eval/throughput.py", "study", *options], cwd=REPOSITORY, check=True)
+    report = json.loads(file.read_text())
+    killed, finished = report["runs"]
+    assert (killed["ended_by"], finished["ended_by"]) == ("SIGKILL", 0)
+    assert killed["cells_done"] == report["cells_done_before"] >= 4096
+    assert finished["cells_done"] == report["cells"] == sum(report["labels"].values()) == 9000
+    assert report["equal_cells_get_equal_answers"] == 1
+    assert report["nothing_left"]
 
 
 def test_the_rate_of_training(tmp_path):

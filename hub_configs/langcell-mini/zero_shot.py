@@ -71,10 +71,7 @@ class DescriptionScorer:
     ):
         self.model, self.descriptions, self.alpha = model, descriptions, alpha
         self.budget = TokenBudget.for_model(model) if budget is None else budget
-        self.shortlist = _shortlist(shortlist, len(descriptions), alpha)
-        self.settings: dict[str, float] = {"alpha": float(alpha)}
-        if self.shortlist is not None:
-            self.settings["shortlist"] = self.shortlist
+        self._set_shortlist(shortlist)
         self.text_ids = processor(text=list(descriptions.values()), text_kwargs={"padding": False})["input_ids"]
         self.lengths = [len(ids) for ids in self.text_ids]
         shape = (len(descriptions), model.config.projection_dim)
@@ -107,11 +104,17 @@ class DescriptionScorer:
         scores = self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1)
         return Scored(embeds, scores, self._proven(similarity, match, scores, chosen.to(scores.device)).cpu())
 
-    def reading_all(self) -> "DescriptionScorer":
-        """The same without a shortlist."""
+    def reading(self, shortlist: Shortlist) -> "DescriptionScorer":
+        """The same with another shortlist."""
         scorer = copy.copy(self)
-        scorer.shortlist = None
+        scorer._set_shortlist(shortlist)
         return scorer
+
+    def _set_shortlist(self, shortlist: Shortlist) -> None:
+        self.shortlist = _shortlist(shortlist, len(self.descriptions), self.alpha)
+        self.settings: dict[str, float] = {"alpha": float(self.alpha)}
+        if self.shortlist is not None:
+            self.settings["shortlist"] = self.shortlist
 
     def match(self, states: torch.Tensor, cells: PackedSequences, chosen: torch.Tensor) -> torch.Tensor:
         """
