@@ -13,6 +13,10 @@ and how fast annotation, and its matching alone, go beside the public loop, on r
     python eval/throughput.py annotate --json eval/results/throughput_annotate.json --figure docs/throughput.png
     python eval/throughput.py match --json eval/results/throughput_match.json
 
+and what the towers could be computed with instead:
+
+    python eval/throughput.py kernels --json eval/results/throughput_kernels.json
+
 and what annotating a large file takes, by the command, killed on the way and given again:
 
     python eval/throughput.py study --json eval/results/throughput_study.json
@@ -42,6 +46,7 @@ from modeling_langcell import LangCellFeatureExtractor
 from modeling_langcell.annotation import find_device, open_cells
 from modeling_langcell.corpus import CorpusSettings, make_corpus
 from modeling_langcell.eval import annotation_rate as rate
+from modeling_langcell.eval.kernel_choices import measure_choices
 from modeling_langcell.eval.memory import GIGABYTE, peak_gb, resident
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.study_run import annotate_study
@@ -331,6 +336,22 @@ def match(
     for way, ratio in figures["ratios"].items():
         typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
     write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures, "peak_gb": peak_gb()})
+
+
+@app.command()
+def kernels(
+    cells_file: Cells = PBMC,
+    length: Annotated[int, typer.Option(help="Genes of a cell.")] = 512,
+    rounds: Rounds = 5,
+    seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """The cell tower compiled, in half precision, with int8 weights: what the defaults were chosen from."""
+    figures = measure_choices(_bench(cells_file, device, seed), length, rounds)
+    for way, one in figures["ways"].items():
+        typer.echo(f"{way:<22} {one['ratio']:5.2f} times the naive rate, cosine at least {one['cosine']:.4f}")
+    write_record(json_file, {"seed": seed, **figures})
 
 
 def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from modeling_langcell import LangCellConfig
 from modeling_langcell.eval import annotation_rate
+from modeling_langcell.eval.kernel_choices import measure_choices
 from modeling_langcell.eval.naive import NaiveProcedure
 
 from .conftest import REPOSITORY
@@ -126,6 +127,15 @@ def test_the_rate_of_matching(bench):
     figures = annotation_rate.measure_matching(bench, 5, 2, 2, 3)
     assert figures["ratio"] == figures["ratios"]["float32"] == np.median(figures["ratio_by_round"]["float32"])
     assert all(rate > 0 for rate in figures["pairs_per_second"].values())
+
+
+def test_other_kernels_give_the_same(bench, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda tower, **_: tower)  # It takes half a minute, and a compiler.
+    figures = measure_choices(bench, 32, 2)
+    assert {"naive", "float32", "float32, compiled", "int8 weights"} <= figures["ways"].keys()
+    assert figures["ways"]["naive"]["ratio"] == 1
+    for way, one in figures["ways"].items():
+        assert one["cosine"] > (0.99999 if way.startswith(("naive", "float32")) else 0.9), way
 
 
 def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
