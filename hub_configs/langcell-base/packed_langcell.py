@@ -22,9 +22,7 @@ except ImportError:  # before torch 2.10
 #: What oneDNN can apply to a product before it leaves the processor's registers, as it names function and algorithm.
 _FUSED_ACTIVATIONS = {type(None): ("none", ""), nn.ReLU: ("relu", ""), GELUActivation: ("gelu", "none")}
 _QUERIES = 512  # As many of a sequence's queries at once leave their scores in the processor's cache.
-_FEW_SCORES = (
-    100_000  # With fewer in a head, torch's kernel is ahead of products of matrices, by what their calls cost.
-)
+_FEW_SCORES = 100_000  # With fewer in a head, the calls of two products cost more than the products gain.
 
 
 class PackedSequences:
