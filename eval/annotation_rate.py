@@ -37,7 +37,7 @@ class Setting:
         candidates: Number of descriptions.
         shortlist: Of which the matching reads so many of each cell; all by default.
         precision: `float32` or `bfloat16`.
-        cells: Of a naive batch, how many are annotated; spread evenly over their lengths.
+        cells: Of a naive batch, how many are annotated.
     """
 
     candidates: int
@@ -105,6 +105,10 @@ class Bench:
         """Rows of as many cells as the public loop reads at once, shortest first."""
         rows = self.rng.choice(np.flatnonzero(~self.ranked.without_genes), BATCH, replace=False)
         return rows[np.argsort(self.ranked.lengths[rows], kind="stable")]
+
+    def some(self, rows: np.ndarray, cells: int) -> np.ndarray:
+        """So many of a batch: the middle ones of as many equal parts by length, so that they are like the others."""
+        return rows[((np.arange(cells) + 0.5) * len(rows) / cells).astype(int)]
 
     def pad(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask as the naive procedure takes them."""
@@ -181,7 +185,7 @@ def measure_annotation(
             times.append(seconds.annotate(candidates))
         best: dict[tuple[int, int], int] = {}  # Of a number of candidates and a cell, as exact single precision has it.
         for setting, scorer in scorers.items():
-            chosen = rows[np.linspace(0, len(rows) - 1, setting.cells).astype(int)]
+            chosen = bench.some(rows, setting.cells)
             answers: list[int] = []
             taken = time_of(lambda c=chosen, s=scorer, a=answers: a.extend(_annotate(bench, s, c)), bench.device)
             if setting.way == "float32":
@@ -197,6 +201,7 @@ def measure_annotation(
             rate = matrix_rate(bench.device, getattr(torch, setting.precision))
             found[setting].append(
                 {
+                    "genes_a_cell": float(np.mean(lengths)),
                     "seconds_a_cell": taken / len(chosen),
                     "ratio": naive[setting.candidates][-1] / (taken / len(chosen)),
                     "share_of_floor": least / rate / taken,
@@ -221,6 +226,7 @@ def _summary(setting: Setting, rounds: list[dict[str, float]]) -> dict[str, Any]
         "precision": setting.precision,
         "shortlist": setting.shortlist,
         "cells_a_round": setting.cells,
+        "genes_a_cell": float(np.mean([one["genes_a_cell"] for one in rounds])),
         "cells_per_second": 1 / median("seconds_a_cell"),
         "ratio": median("ratio"),
         "ratio_by_round": [one["ratio"] for one in rounds],
@@ -242,7 +248,7 @@ def _annotate(bench: Bench, scorer: DescriptionScorer, rows: np.ndarray) -> list
 
 def largest_difference(bench: Bench, candidates: int, cells: int) -> float:
     """Between the scores of the naive procedure and the exact ones in single precision, of a few cells."""
-    rows = bench.batch()[np.linspace(0, BATCH - 1, cells).astype(int)]
+    rows = bench.some(bench.batch(), cells)
     naive = NaiveProcedure(bench.model, bench.texts(candidates), ALPHA)(*bench.pad(rows))
     scorer = bench.scorer(Setting(candidates, None, "float32", cells))
     place = {row: number for number, row in enumerate(rows.tolist())}
@@ -302,7 +308,7 @@ def measure_matching(bench: Bench, candidates: int, rounds: int, timed_texts: in
     for _ in range(rounds):
         rows = bench.batch()
         rates["naive"].append(candidates / NaiveSeconds(bench, rows, texts, timed_texts).match(candidates))
-        rows = rows[np.linspace(0, BATCH - 1, cells).astype(int)]
+        rows = bench.some(rows, cells)
         ids = torch.from_numpy(np.concatenate([bench.ranked[row] for row in rows]).astype(np.int64)).to(bench.device)
         packed = PackedSequences(bench.ranked.lengths[rows].tolist(), bench.device)
         for way, scorer in ways.items():

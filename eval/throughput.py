@@ -276,7 +276,7 @@ def annotate(
     gpu = bench.device.type == "cuda"
     every, rounds = len(bench.descriptions), rounds or (2 if quick else 3)
     # Candidates, and cells a round: fewer where each has more pairs.
-    exact = {8: 32, 128: 4} if quick else {8: 32, 32: 8, 128: 4, 1024: 1}
+    exact = {8: 32, 128: 4} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
     short = {128: 16, 1024: 16} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
     if gpu:  # Which takes them all.
         exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
