@@ -383,10 +383,10 @@ def draw(figures: dict[str, Any]) -> Figure:
     ways: dict[str, list[tuple[int, float]]] = {}
     for one in figures["ways"]:
         ways.setdefault(one["way"], []).append((one["candidates"], one["cells_per_second"]))
-    for marker, (way, points) in zip("osDv^X", ways.items(), strict=False):
-        by_candidates.plot(*zip(*sorted(points), strict=True), marker=marker, label=way)
+    for look, (way, points) in zip(("C0-o", "C1-v", "C2-s", "C3-^"), ways.items(), strict=False):
+        by_candidates.plot(*zip(*sorted(points), strict=True), look, label=way)
     by_candidates.set(xlabel="candidates", title="annotation")
-    for way, look in {"naive": "k--o", "float32": "-o", "bfloat16": "-s"}.items():
+    for way, look in {"naive": "k--o", "float32": "C0-o", "bfloat16": "C2-s"}.items():
         points = [(one["length"], one["cells_per_second"].get(way)) for one in figures["cell_tower"]]
         if all(rate for _, rate in points) and points:
             label = "naive procedure, float32" if way == "naive" else way
