@@ -276,8 +276,8 @@ def annotate(
     gpu = bench.device.type == "cuda"
     every, rounds = len(bench.descriptions), rounds or (2 if quick else 3)
     # Candidates, and cells a round: fewer where each has more pairs.
-    exact = {8: 32, 128: 4} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
-    short = {128: 16, 1024: 16} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
+    exact = {8: 16, 128: 2} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
+    short = {128: 8, 1024: 8} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
     if gpu:  # Which takes them all.
         exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
     settings = [
@@ -296,11 +296,11 @@ def annotate(
     }
     figures |= rate.measure_annotation(bench, settings, rounds, 3 if quick else 5, typer.echo)
     lengths = (512, 2048) if quick else (128, 256, 512, 1024, 2048)
-    figures["cell_tower"] = rate.measure_cell_tower(bench, lengths, rounds)
+    figures["cell_tower"] = rate.measure_cell_tower(bench, lengths, 1 if quick else rounds)
     figures["ratio"] = next(
         way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
     )
-    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 32 if quick else 400, seed)
+    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed)
     figures["peak_gb"] = torch.cuda.max_memory_allocated() / GIGABYTE if gpu else peak_gb()
     for way in figures["ways"]:
         more = ""

@@ -99,15 +99,6 @@ class RankedCells:
         """`(cells,)` true for cells in which no known gene was counted."""
         return self.lengths == 1
 
-    def batches(self, tokens: int) -> Iterator[np.ndarray]:
-        """Cells of similar length together, as many as `tokens` holds, longest first; those without genes left out."""
-        order = np.argsort(-self.lengths, kind="stable")
-        order = order[~self.without_genes[order]]
-        while len(order):
-            size = max(1, tokens // int(self.lengths[order[0]]))
-            yield order[:size]
-            order = order[size:]
-
     def pad(
         self, cells: np.ndarray | None = None, length: int | None = None, pad_id: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 """How much of the work is done at once: as much as memory holds, and less where it turns out to hold less."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ class TokenBudget:
         free = _free_memory(model.device)
         return cls(enough if free is None else max(_LEAST, min(enough, free // 2 // (widest * model.dtype.itemsize))))
 
-    def blocks(self, items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:
+    def blocks(self, items: Iterable[T], lengths: Iterable[int]) -> Iterator[list[T]]:
         """As many of the items as the budget holds, but at least one, again and again."""
         block: list[T] = []
         used = 0
@@ -66,9 +67,9 @@ class TokenBudget:
         Raises:
             InputError: Memory does not suffice for a single item.
         """
-        waiting = list(items)
-        while waiting:
-            block = next(self.blocks(waiting, [length(item) for item in waiting]))
+        done = 0
+        while done < len(items):
+            block = next(self.blocks(islice(items, done, None), map(length, islice(items, done, None))))
             try:
                 found = read(block)
             except (RuntimeError, MemoryError) as error:
@@ -83,7 +84,7 @@ class TokenBudget:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
-            waiting = waiting[len(block) :]
+            done += len(block)
             yield block, found
 
 
