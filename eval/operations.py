@@ -21,8 +21,8 @@ def _attend_backward(gradient, query, key, value, *_, **__) -> int:
 
 
 def _linear(states, *others, **_) -> int:
-    # What is to be added comes before the weights, the bias after them.
-    weight = [shape for shape in others if len(shape) == 2 and shape[1] == states[-1]][-1]
+    # What is to be added comes before the weights, the bias after them, if there is any.
+    weight = [shape for shape in others if shape is not None and len(shape) == 2 and shape[1] == states[-1]][-1]
     return mm_flop((torch.Size(states[:-1]).numel(), states[-1]), weight[::-1])
 
 
