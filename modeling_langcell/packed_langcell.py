@@ -4,6 +4,7 @@ Sequences without padding, and the kernels that inference computes them with: th
 rounding, from less work. Whatever trains, is compiled or carries hooks goes the plain way.
 """
 
+import platform
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -124,7 +125,7 @@ def _attend_padded(query, key, value, queries, keys):
 def _attend_one_by_one(query, key, value, queries, keys):
     """For a processor of few cores, which a single sequence keeps busy."""
     attended = torch.empty_like(query)
-    by_products = takes_onednn(query, key)
+    by_products = _BY_PRODUCTS and takes_onednn(query, key)
     first_query = first_key = 0
     for (n_queries, n_keys), run in groupby(zip(queries.lengths, keys.lengths, strict=True)):
         n = len(list(run))
@@ -144,8 +145,8 @@ def _attend_one_by_one(query, key, value, queries, keys):
 
 def _attend_by_products(query, key, value, attended):
     """
-    One sequence, a head at a time, as two products of matrices: with oneDNN, whose products are the faster ones, this
-    is ahead of torch's own kernel for processors.
+    One sequence, a head at a time, as two products of matrices: with oneDNN, whose products are the faster ones but on
+    processors of Intel, this is ahead of torch's own kernel, whose products are MKL's.
     """
     multiply = torch.ops.mkldnn._linear_pointwise
     queries = (query * query.shape[-1] ** -0.5).transpose(0, 1).contiguous()
@@ -199,6 +200,13 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
 
 
+def _is_intel() -> bool:
+    """Whether the processor is Intel's; before torch 2.11, only if Python knows."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "intel" in str(capabilities.get("cpu_name", platform.processor())).lower()
+
+
 _ONEDNN_DTYPES = _onednn_dtypes()
+_BY_PRODUCTS = not _is_intel()
 
 __all__ = ["PackedSequences", "attend", "dense", "takes_onednn"]

@@ -81,14 +81,22 @@ class TestAttention:
 
     @pytest.mark.parametrize("way", ["attend", "_attend_padded", "_attend_one_by_one"])
     @pytest.mark.parametrize("gradients", [False, True])
-    def test_is_that_of_each_sequence(self, given, way, gradients):
+    @pytest.mark.parametrize("by_products", [False, True])
+    def test_is_that_of_each_sequence(self, given, way, gradients, by_products, monkeypatch):
+        monkeypatch.setattr(packed_langcell, "_BY_PRODUCTS", by_products)
         states, queries, keys = given
         with torch.set_grad_enabled(gradients):
             found = getattr(packed_langcell, way)(*states, queries, keys)
         torch.testing.assert_close(found, self.expected(*states), atol=1e-5, rtol=0)
 
+    @pytest.mark.parametrize(("processor", "expected"), [("AMD EPYC", True), ("Intel Xeon", False), ("", True)])
+    def test_by_products_but_on_intel(self, processor, expected, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor}, raising=False)
+        assert packed_langcell._is_intel() != expected
+
     def test_long_ones_are_products(self, given, monkeypatch):
         """So that what is compared above is both ways."""
+        monkeypatch.setattr(packed_langcell, "_BY_PRODUCTS", True)
         with torch.no_grad():
             if not takes_onednn(*given[0][:2]):
                 pytest.skip("torch has no oneDNN here")
