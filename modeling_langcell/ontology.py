@@ -5,6 +5,7 @@ aspects of a cell (tissue, disease, stage, sex, ethnicity, assay). Names and fre
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -143,6 +144,13 @@ def find_term(label: str) -> Term:
     )
 
 
+def id_of(label: str) -> str | None:
+    """The id of the term of the Cell Ontology that a label means; none where it means none, or a deprecated one."""
+    if label.startswith("CL:"):
+        return label if is_term(label) else None
+    return _names().get(_normalized(label))
+
+
 def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     """
     Labels to the descriptions that the model reads.
@@ -183,6 +191,16 @@ def ancestors(term_id: str) -> frozenset[str]:
     return frozenset(i for i in _parser().get_term_ancestors(term_id) if i.startswith(ontology)) - {term_id}
 
 
+def kinds_below(term_id: str) -> int:
+    """How many terms of the Cell Ontology are a kind (or part) of a term, itself left out."""
+    return _kinds_below()[term_id]
+
+
+@cache
+def _kinds_below() -> Counter[str]:
+    return Counter(above for term in all_terms() for above in ancestors(term.id))
+
+
 @cache
 def _children() -> dict[str, frozenset[str]]:
     """Ids of the terms right below each term."""
@@ -215,9 +233,9 @@ def _steps_up(term_id: str) -> dict[str, int]:
 
 
 @cache
-def _depth(term_id: str) -> int:
+def depth(term_id: str) -> int:
     """Steps, by the shortest way up, to a term that says next to nothing."""
-    return min(steps for above, steps in _steps_up(term_id).items() if above in UNINFORMATIVE)
+    return min((steps for above, steps in _steps_up(term_id).items() if above in UNINFORMATIVE), default=0)
 
 
 @cache
@@ -248,7 +266,7 @@ def agreement(truth_id: str, other_id: str) -> float:
         return 1.0
     truth, other = _steps_up(truth_id), _steps_up(other_id)
     return max(
-        2 * _depth(above) / (2 * _depth(above) + truth[above] + other[above]) for above in truth.keys() & other.keys()
+        2 * depth(above) / (2 * depth(above) + truth[above] + other[above]) for above in truth.keys() & other.keys()
     )
 
 
@@ -265,11 +283,14 @@ __all__ = [
     "agreement",
     "all_terms",
     "ancestors",
+    "depth",
     "descendants",
     "describe",
     "find_term",
     "get_term",
+    "id_of",
     "is_term",
+    "kinds_below",
     "related",
     "siblings",
 ]
