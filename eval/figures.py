@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from modeling_langcell.cards import in_words
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
 from modeling_langcell.feature_extraction_langcell import InputError
 from modeling_langcell.files import write_whole
@@ -428,7 +429,7 @@ def _titled(result: Mapping[str, Any], studies: Mapping[str, Cells]) -> str:
 
 def _row(cell: Mapping[str, Any]) -> str:
     """Method and setting."""
-    return ", ".join([_shown(cell["method"]), *(f"{value} {name}" for name, value in cell["setting"].items())])
+    return ", ".join([_shown(cell["method"]), *in_words(cell["setting"])])
 
 
 def _by_row(cells: Cells) -> dict[str, Cells]:

@@ -37,6 +37,7 @@ TASKS = {
     "disease": "disease",
     "pathways": "pathways",
     "masked-genes": "masked_genes",
+    "doubt": "doubt",
 }
 
 

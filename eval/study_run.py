@@ -17,7 +17,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
-from modeling_langcell.annotation import _CHUNK, CELL_TYPE, open_cells
+from modeling_langcell.annotation import _CHUNK, open_cells
+from modeling_langcell.answers import CELL_TYPE
 from modeling_langcell.eval.memory import GIGABYTE, peak_gb
 from modeling_langcell.file_annotation import read_annotation
 

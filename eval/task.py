@@ -16,6 +16,8 @@ import scipy.sparse as sp
 import torch
 
 from modeling_langcell import LangCellAnnotator, LangCellModel
+from modeling_langcell.calibrating import score_labelled
+from modeling_langcell.doubt import LabelledScores
 from modeling_langcell.eval.baselines import baselines, counts_by_gene
 from modeling_langcell.eval.studies import UNKNOWN, Study, read_studies
 from modeling_langcell.feature_extraction_langcell import InputError
@@ -104,6 +106,7 @@ class Bench:
     gene_sets: Path | None = None
     device: str | None = None
     _cells: dict[str, ad.AnnData] = field(default_factory=dict)
+    _scores: dict[str, LabelledScores] = field(default_factory=dict)
     _untrained: dict[int, LangCellAnnotator] = field(default_factory=dict)
 
     @cached_property
@@ -115,6 +118,7 @@ class Bench:
         annotator = LangCellAnnotator.from_pretrained(self.model, adapter=self.adapter, device=self.device)
         if annotator.adaptation is not None and annotator.adaptation.head != "descriptions":
             raise InputError(f"Tasks tell labels by descriptions, and {self.adapter or self.model} does not.")
+        annotator.model.config.calibration = None  # It may have been fitted on the very cells.
         return annotator
 
     @cached_property
@@ -159,6 +163,12 @@ class Bench:
             adata = study.open(self.data, self.download, self.extractor)
             self._cells[study.name] = adata[study.labelled(adata)].copy()
         return self._cells[study.name]
+
+    def scores(self, study: Study) -> LabelledScores:
+        """Zero-shot scores of the labelled cells of a study against the types that it has; found once."""
+        if study.name not in self._scores:
+            self._scores[study.name] = score_labelled(self.annotator, self.cells(study), study.label_key, **study.read)
+        return self._scores[study.name]
 
     def classifiers(self, seed: int) -> dict[str, Any]:
         """The baselines, unfitted."""

@@ -210,6 +210,7 @@ def adapt(
     model, processor, before = load_checkpoint(checkpoint)
     if before is not None or not isinstance(model, LangCellModel):
         raise InputError(f"{str(checkpoint)!r} was adapted already: name the checkpoint it was made from.")
+    model.config.calibration = None  # What it says holds for other weights.
     where = find_device(device)
     adaptation = Adaptation(
         head=config.head,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
@@ -172,11 +173,14 @@ def load_checkpoint(
         else:
             model = AutoModel.from_pretrained(folder, dtype=dtype)
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        # What validates a config says first which validator it was.
+        reason = str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].strip()
         raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
     if not isinstance(model, (LangCellModel, LangCellForSequenceClassification)):
         raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
+    if adaptation is not None and isinstance(model, LangCellModel):
+        model.config.calibration = None  # It is of other weights, or of other scores.
     if not Path(checkpoint).is_dir():
         # To others it is what the Hub calls it, and not a folder of this machine's cache.
         model.name_or_path = model.config.name_or_path = checkpoint

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from .adapters import Adaptation, load_checkpoint
+from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, facts_of, probability_columns
+from .consensus import Consensus
 from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .ontology import describe
@@ -28,12 +30,6 @@ from .scoring import ClassScorer, PrototypeScorer, Scorer
 from .shipped import name_of
 from .token_budget import TokenBudget
 from .zero_shot import DescriptionScorer, Shortlist, read_cells
-
-CELL_TYPE, SCORE = "langcell_cell_type", "langcell_score"
-EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
-RUN = "langcell"
-
-PROVEN = "langcell_proven"
 
 _CHUNK = 4096  # Cells ranked, and sorted by length, at a time.
 
@@ -46,28 +42,12 @@ class AnnotatedCells:
     Args:
         embeds: `(cells, width)` float32, L2-normalised.
         scores: `(cells, labels)` float32 from 0 to 1.
-        proven: `(cells,)` whether no label that a shortlist left out can be the best.
-        exact: `(cells,)` number of the label that is the best when all are read, -1 where that was not looked at.
-        matched_counts: `(cells,)` share of a cell's counts that lies in known genes.
+        answers: What follows from the scores.
     """
 
     embeds: np.ndarray
     scores: np.ndarray
-    proven: np.ndarray
-    exact: np.ndarray
-    matched_counts: np.ndarray
-
-    @property
-    def best(self) -> np.ndarray:
-        """`(cells,)` number of the label with the highest score, -1 for a cell without known genes."""
-        known = ~np.isnan(self.scores[:, 0])
-        return np.where(known, np.argmax(self.scores, axis=1), -1)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["AnnotatedCells"]) -> "AnnotatedCells":
-        """Joins chunks, in order."""
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    answers: Answers
 
 
 class LangCellAnnotator:
@@ -146,6 +126,8 @@ class LangCellAnnotator:
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
         check: int = 0,
+        error_rate: float | None = None,
+        cluster_key: str | None = None,
         **cell_options: Any,
     ) -> ad.AnnData:
         """
@@ -162,45 +144,54 @@ class LangCellAnnotator:
                 By default all up to 32, and 32 of more.
             check: Where there is a shortlist, so many cells are read against all candidates too, to say how often the
                 answer is the same.
+            error_rate: Of the answers, where the checkpoint is calibrated: an answer is as specific as this rate of
+                wrong ones allows, or `unknown`. 0.1 by default.
+            cluster_key: Column of `obs` with clusters, which get an answer together.
             cell_options: `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: how `LangCellFeatureExtractor`
                 reads the cells. Cells marked by `empty_cells="mark"` get no label and missing values.
 
         Returns:
             The AnnData, with `obs["langcell_cell_type"]` (categorical), `obs["langcell_score"]` (the winner's score),
-            `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label, with `|` for
-            `/` in its name) and `uns["langcell"]` (what is needed to repeat the run). With a shortlist also
-            `obs["langcell_proven"]`: whether no candidate that it left out can be the best. On an error nothing is
-            written.
+            `obs["langcell_margin"]` (by how much it is ahead of the second), `obs["langcell_novelty"]` (1 minus the
+            cosine with the most similar description), `obsm["X_langcell"]` (float32 embeddings),
+            `obsm["langcell_probabilities"]` (a column a label, with `|` for `/` in its name) and `uns["langcell"]`
+            (what is needed to repeat the run).
+
+            Where the checkpoint is calibrated for this alpha the scores are probabilities, and there are
+            `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or
+            `unknown`), `obs["langcell_answer_id"]` and `obs["langcell_answer_probability"]`. With a shortlist also
+            `obs["langcell_proven"]`: whether no candidate that it left out can be the best. With clusters
+            `obs["langcell_consensus"]`, where there are answers `obs["langcell_consensus_id"]`, and
+            `obs["langcell_consensus_agreement"]`. On an error nothing is written.
 
         Raises:
-            InputError: No labels, a label nobody knows, an alpha outside 0 to 1, or cells that cannot be read.
+            InputError: No labels, a label nobody knows, an alpha outside 0 to 1, an error rate that the checkpoint is
+                not calibrated for, no such clusters, or cells that cannot be read.
         """
         scorer = self.scorer(labels, alpha, shortlist)
+        judge = Judge(scorer, error_rate)
+        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, judge)
         chunks = self.chunks(adata, **cell_options)
         with progress_bar() as progress:
             task = progress.add_task("Cells", total=adata.n_obs)
             parts = []
             for number, ranked in enumerate(chunks):
                 rows = checked_rows(chunks.rows(number), adata.n_obs, check)
-                parts.append(self.annotate_cells(ranked, scorer, rows, lambda n: progress.advance(task, n)))
-        annotated = AnnotatedCells.concatenate(parts)
-
+                parts.append(self.annotate_cells(ranked, scorer, judge, rows, lambda n: progress.advance(task, n)))
+                if consensus is not None:
+                    consensus.add(chunks.rows(number), parts[-1].scores)
+        answers = Answers.concatenate(part.answers for part in parts)
         adata = adata.copy() if adata.is_view else adata
-        names = list(scorer.descriptions)
-        proven = annotated.proven if "shortlist" in scorer.settings else None
-        label_cells(adata.obs, names, annotated.best, annotated.scores.max(axis=1), proven)
-        adata.obsm[EMBEDDING] = annotated.embeds
+        judge.write(adata.obs, answers)
+        if consensus is not None:
+            consensus.write(adata.obs, answers)
+        adata.obsm[EMBEDDING] = np.concatenate([part.embeds for part in parts])
         adata.obsm[PROBABILITIES] = pd.DataFrame(
-            annotated.scores, index=adata.obs_names, columns=probability_columns(names)
+            np.concatenate([part.scores for part in parts]),
+            index=adata.obs_names,
+            columns=probability_columns(judge.labels),
         )
-        adata.uns[RUN] = self.record_of(
-            scorer,
-            chunks,
-            best=annotated.best,
-            proven=annotated.proven,
-            exact=annotated.exact,
-            matched_counts=annotated.matched_counts,
-        )
+        adata.uns[RUN] = self.record_of(scorer, judge, chunks, answers, cluster_key)
         return adata
 
     def embed(self, adata: ad.AnnData, **cell_options: Any) -> ad.AnnData:
@@ -276,6 +267,7 @@ class LangCellAnnotator:
         self,
         ranked: RankedCells,
         scorer: Scorer,
+        judge: Judge,
         checked: Sequence[int] = (),
         advance: Callable[[int], Any] = lambda cells: None,
     ) -> AnnotatedCells:
@@ -285,22 +277,25 @@ class LangCellAnnotator:
         Args:
             ranked: The cells.
             scorer: As `scorer` gives it.
+            judge: What turns its scores into answers.
             checked: Those that are read against all candidates too, where the scorer has a shortlist.
             advance: Told, again and again, of how many more cells were read.
         """
         embeds = np.full((len(ranked), self._width), np.nan, dtype=np.float32)
         scores = np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32)
+        likeness = np.full(len(ranked), np.nan, dtype=np.float32)
         proven = np.zeros(len(ranked), dtype=bool)
         exact = np.full(len(ranked), -1, dtype=np.int32)
         for rows, found in read_cells(ranked, scorer, scorer.budget, self.device):
             embeds[rows], scores[rows] = found.embeds.cpu().numpy(), found.scores.cpu().numpy()
-            proven[rows] = found.proven.numpy()
+            likeness[rows], proven[rows] = found.likeness.cpu().numpy(), found.proven.numpy()
             advance(len(rows))
         if isinstance(scorer, DescriptionScorer) and scorer.shortlist is not None and len(checked):
             of_all = scorer.reading(None)
             for rows, found in read_cells(ranked, of_all, of_all.budget, self.device, np.array(checked)):
                 exact[rows] = found.scores.argmax(dim=1).cpu().numpy()
-        return AnnotatedCells(embeds, scores, proven, exact, ranked.matched_counts)
+        answers = judge(scores, likeness, proven, exact, ranked.matched_counts)
+        return AnnotatedCells(embeds, scores, answers)
 
     @property
     def _width(self) -> int:
@@ -315,31 +310,17 @@ class LangCellAnnotator:
         return F.normalize(pooled.float(), dim=-1)
 
     def record_of(
-        self,
-        scorer: Scorer,
-        chunks: RankedChunks,
-        *,
-        best: np.ndarray,
-        proven: np.ndarray,
-        exact: np.ndarray,
-        matched_counts: np.ndarray,
+        self, scorer: Scorer, judge: Judge, chunks: RankedChunks, answers: Answers, cluster_key: str | None
     ) -> dict[str, Any]:
-        """
-        What `uns` says of an annotation: what is needed to repeat it, and what is known of its answers. Arrays as of
-        `AnnotatedCells`, of all the cells.
-        """
-        record = self.run_record(chunks, matched_counts) | {
+        """What `uns` says of an annotation: what is needed to repeat it, and what is known of all its answers."""
+        return self.run_record(chunks, answers.matched_counts) | {
             "labels": np.array(list(scorer.descriptions)),
             "descriptions": np.array(list(scorer.descriptions.values())),
+            **({} if cluster_key is None else {"cluster_key": cluster_key}),
             **scorer.settings,
+            **judge.settings,
+            **facts_of(answers, judge),
         }
-        if "shortlist" in scorer.settings:
-            checked = exact >= 0
-            record["proven"] = float(proven.sum() / max(1, (best >= 0).sum()))
-            record["checked"] = int(checked.sum())
-            if checked.any():
-                record["agreement"] = float((exact == best)[checked].mean())
-        return record
 
     def run_record(self, chunks: RankedChunks, matched_counts: np.ndarray) -> dict[str, Any]:
         """What `uns` says of a run, in kinds that `.h5ad` holds."""
@@ -367,23 +348,6 @@ def checked_rows(rows: range, n_cells: int, check: int) -> list[int]:
     """Which cells of a chunk are among `check` ones spread evenly over all, counted from the chunk's first."""
     chosen = np.unique(np.linspace(0, n_cells - 1, min(check, n_cells)).astype(int))
     return (chosen[(chosen >= rows.start) & (chosen < rows.stop)] - rows.start).tolist()
-
-
-def label_cells(
-    obs: pd.DataFrame, labels: Sequence[str], best: np.ndarray, scores: np.ndarray, proven: np.ndarray | None
-) -> None:
-    """Writes what is found of cells into `obs`: numbers of their labels, these labels' scores, what is proven."""
-    obs[CELL_TYPE] = pd.Categorical.from_codes(best.tolist(), pd.Index(labels))
-    obs[SCORE] = scores
-    if proven is not None:
-        obs[PROVEN] = proven
-    elif PROVEN in obs:
-        del obs[PROVEN]  # It is of an earlier run.
-
-
-def probability_columns(labels: Iterable[str]) -> list[str]:
-    """Columns named after labels; an `.h5ad` takes a slash in the name of a column for a group."""
-    return [label.replace("/", "|") for label in labels]
 
 
 def describe_input(adata: ad.AnnData) -> str:

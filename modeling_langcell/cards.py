@@ -164,6 +164,7 @@ def _render_checkpoint(folder: Path, prose: Prose, evaluation: Mapping[str, Any]
         config=config,
         cell=config.cell_config if isinstance(config, LangCellConfig) else config,
         text=config.text_config if isinstance(config, LangCellConfig) else None,
+        calibration=config.calibration if isinstance(config, LangCellConfig) else None,
         parameters=count_parameters(config),
         origin=origin,
         runs=[_run(run) for run in training],
@@ -236,9 +237,7 @@ def metadata(name: str, evaluation: Mapping[str, Any], prose: Prose) -> ModelCar
             dataset_type=row["study"],
             dataset_name=row["study"],
             metric_type=metric,
-            metric_name=", ".join(
-                [metric.replace("_", " "), *(f"{value} {key}" for key, value in row["setting"].items())]
-            ),
+            metric_name=", ".join([metric.replace("_", " "), *in_words(row["setting"])]),
             metric_value=round(row["scores"][metric]["mean"], 4),
         )
         for task in evaluation.get("tasks", [])
@@ -476,6 +475,14 @@ def _version(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"Made with {made}."
 
 
+def in_words(setting: Mapping[str, Any]) -> list[str]:
+    """What a task varies: 5 shots, calibrated on itself."""
+    return [
+        f"{name.replace('_', ' ')} {value}" if isinstance(value, str) else f"{value} {name}"
+        for name, value in setting.items()
+    ]
+
+
 def _starred(name: str, study: Mapping[str, Any]) -> str:
     return f"{name}*" if study["in_training"] else name
 
@@ -514,4 +521,4 @@ def _written(score: Mapping[str, float] | None) -> str:
     return f"{score['mean']:.3f}{spread}"
 
 
-__all__ = ["ADAPTATION", "CARD", "Prose", "faults_of", "render", "summarize", "write_card"]
+__all__ = ["ADAPTATION", "CARD", "Prose", "faults_of", "in_words", "render", "summarize", "write_card"]

@@ -112,6 +112,16 @@ def annotate(
     check_shortlist: Annotated[
         int, typer.Option(help="So many cells are read against all too, to say how often the answer is the same.")
     ] = 0,
+    error_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the answers, with a calibrated checkpoint: they are as specific as it allows, or unknown.",
+            show_default="0.1",
+        ),
+    ] = None,
+    cluster_key: Annotated[
+        str | None, typer.Option(help="Column of obs with clusters, which get an answer together.")
+    ] = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -130,11 +140,13 @@ def annotate(
     Killed, the same command goes on where it was. Under 'accelerate launch' several processes share one file.
     """
     from . import example as example_cells
-    from .annotation import CELL_TYPE, RUN, LangCellAnnotator, describe_input, write_annotated
+    from .annotation import LangCellAnnotator, describe_input, write_annotated
+    from .answers import CELL_TYPE, RUN
     from .file_annotation import annotate_file, open_lightly, read_annotation
 
     options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
     options |= {"alpha": alpha, "shortlist": _shortlist(shortlist), "check": check_shortlist}
+    options |= {"error_rate": error_rate, "cluster_key": cluster_key}
     if example == (cells is not None):
         raise InputError("Give an INPUT.h5ad, or --example, and not both.")
     if check_shortlist < 0:
@@ -199,6 +211,8 @@ def annotate(
             "cells": adata.n_obs,
             "cells_done_before": done_before,
             "labels": {str(label): int(n) for label, n in found.items()},
+            "answers": _facts_of_answers(adata.obs, run),
+            "consensus": _facts_of_consensus(adata.obs, run),
             "shortlist": _facts_of_shortlist(run),
             "agreement": scores,
             "input": run["input"],
@@ -212,6 +226,14 @@ def annotate(
         typer.echo(_say_shortlist(facts))
     for label, number in found[found > 0].items():
         typer.echo(f"{number:>8,}  {label}")
+    if (answers := _facts_of_answers(adata.obs, run)) is not None:
+        typer.echo(f"At an error rate of {run['error_rate']:.0%} that can be answered so surely:")
+        for answer in answers["cells"]:
+            typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
+    if (consensus := _facts_of_consensus(adata.obs, run)) is not None:
+        typer.echo(f"By {run['cluster_key']}:")
+        for cluster, facts in consensus.items():
+            typer.echo(f"{facts['cells']:>8,}  {cluster}: {facts['answer']} ({facts['agreement']:.0%} of its cells)")
     if scores is not None:
         typer.echo(f"Accuracy against {reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
     for what, path in written.items():
@@ -333,6 +355,34 @@ def adapt(
         except InputError as error:
             raise InputError(f"What was adapted is in {out}; 'langcell publish' pushes it. {error}") from error
         typer.echo(f"Pushed: {pushed.url}")
+
+
+@app.command()
+def calibrate(
+    cells: Annotated[list[Path], typer.Argument(metavar="INPUT.h5ad...", help="Cells of known types, a study a file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; must not exist.")],
+    label_key: Annotated[str, typer.Option(help="Column of obs with the types, as the Cell Ontology names them.")],
+    model: Model = MINI,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Find out how far a checkpoint's scores can be trusted, from cells whose types are known."""
+    from .calibrating import calibrate as calibrate_checkpoint
+
+    options = _cell_options(layer, use_raw, gene_column, counts)
+    found = calibrate_checkpoint(model, cells, out, label_key=label_key, device=device, **options)
+    for name, number in found.fitted["cells"].items():
+        typer.echo(f"{number:>8,}  {name}")
+    before, after = found.fitted["error_before"], found.fitted["error_after"]
+    typer.echo(f"Temperature {found.temperature:.2f}; expected calibration error {before:.3f} to {after:.3f}")
+    for rate, threshold in found.thresholds.items():
+        typer.echo(
+            f"At most {float(rate):.0%} of the answers wrong: those with a probability of {threshold:g} and more"
+        )
+    typer.echo(f"Calibrated: {out}")
 
 
 @app.command()
@@ -551,6 +601,36 @@ def _say_shortlist(facts: Mapping[str, float]) -> str:
         said += f". {facts['checked']:,} cells were read against all: the answer is the same for "
         said += f"{facts['agreement']:.0%}"
     return said + "."
+
+
+def _facts_of_answers(obs: Any, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is answered of how many cells, the most frequent first; none where scores are not calibrated."""
+    from .answers import ANSWER, ANSWER_ID
+
+    if ANSWER not in obs:
+        return None
+    found = obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
+    return {
+        "error_rate": float(run["error_rate"]),
+        "cells": [{"answer": name, "id": term_id, "cells": int(n)} for (name, term_id), n in found.items()],
+    }
+
+
+def _facts_of_consensus(obs: Any, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """By cluster, what its cells say together and how many say it themselves; none where no clusters were named."""
+    from .answers import AGREEMENT, CONSENSUS
+
+    if "cluster_key" not in run:
+        return None
+    by_cluster = obs.groupby(obs[run["cluster_key"]].astype("string"), observed=True)
+    return {
+        str(cluster): {
+            "cells": len(cells),
+            "answer": str(cells[CONSENSUS].iloc[0]),
+            "agreement": float(cells[AGREEMENT].iloc[0]),
+        }
+        for cluster, cells in by_cluster
+    }
 
 
 def _candidates(labels: str | None, ontology_root: str | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Configurations of the LangCell family: the cell tower, the text tower, and both joined."""
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -171,6 +172,8 @@ class LangCellConfig(_PublishedConfig):
             C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
         masked_gene_probability: Share of a cell's genes that MGM masks.
         cell_cell_temperature: Temperature of the cell-cell objective.
+        calibration: What `langcell calibrate` found of the zero-shot scores, the fields of `doubt.Calibration`: with
+            what temperature they are probabilities, and how probable an answer must be. None where that is not known.
 
     Example:
 
@@ -206,6 +209,7 @@ class LangCellConfig(_PublishedConfig):
     masked_gene_probability: float | int = 0.15
     cell_cell_temperature: float | int = 0.05
     initializer_range: float | int = 0.02
+    calibration: dict | None = None
 
     def validate_objectives(self):
         """Temperatures must be above 0, weights not below it, and what is a share no more than 1."""
@@ -218,6 +222,18 @@ class LangCellConfig(_PublishedConfig):
         for name in ("alpha", "masked_gene_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
+
+    def validate_calibration(self):
+        """A calibration has the numbers that `doubt.Calibration` says."""
+        if self.calibration is None:
+            return
+        thresholds, fitted = self.calibration.get("thresholds"), self.calibration.get("fitted")
+        whole = isinstance(thresholds, dict) and isinstance(fitted, dict)
+        numbers = [self.calibration.get(name) for name in ("temperature", "usual_novelty", "alpha")]
+        numbers += thresholds.values() if isinstance(thresholds, dict) else []
+        whole &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+        if not whole or self.calibration["temperature"] <= 0:
+            raise ValueError("calibration is not what langcell calibrate writes: leave it out, or calibrate again.")
 
     def __post_init__(self, **kwargs):
         kwargs.pop("custom_pipelines", None)

@@ -28,17 +28,9 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .annotation import (
-    EMBEDDING,
-    PROBABILITIES,
-    RUN,
-    AnnotatedCells,
-    LangCellAnnotator,
-    checked_rows,
-    label_cells,
-    open_cells,
-    probability_columns,
-)
+from .annotation import AnnotatedCells, LangCellAnnotator, checked_rows, open_cells
+from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, probability_columns
+from .consensus import Consensus
 from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
 from .files import write_whole
 from .fingerprints import fingerprint, weights_of_base
@@ -63,6 +55,8 @@ def annotate_file(
     alpha: float | None = None,
     shortlist: Shortlist = "auto",
     check: int = 0,
+    error_rate: float | None = None,
+    cluster_key: str | None = None,
     resumed: Callable[[int], Any] = lambda cells: None,
     **cell_options: Any,
 ) -> Path | None:
@@ -82,7 +76,7 @@ def annotate_file(
         annotator: Of every process its own.
         cells: The file.
         output: May be the same file, which is then replaced.
-        labels, alpha, shortlist, check, cell_options: As for `LangCellAnnotator.annotate`.
+        labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: As for `LangCellAnnotator.annotate`.
         resumed: Told of how many cells an earlier call had done, if any, before the work goes on.
 
     Returns:
@@ -99,6 +93,8 @@ def annotate_file(
     with open_lightly(cells) as adata:
         state = cells.stat()
         scorer = annotator.scorer(labels, alpha, shortlist)
+        judge = Judge(scorer, error_rate)
+        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, judge)
         _require_columns(probability_columns(scorer.descriptions), adata.obs_names.name)
         chunks = annotator.chunks(adata, **cell_options)
         if rank >= len(chunks):
@@ -106,8 +102,10 @@ def annotate_file(
         plan = {
             "input": {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "cells": adata.n_obs},
             "model": _fingerprint(annotator),
+            "error_rate": error_rate,
+            "cluster_key": cluster_key,
             "labels": list(scorer.descriptions.items()),
-            "settings": scorer.settings,
+            "settings": scorer.settings | judge.settings,
             "check": check,
             "cells": _defaults(annotator.processor.feature_extractor.chunks) | cell_options,
             "chunk": chunks.chunk_size,
@@ -119,7 +117,7 @@ def annotate_file(
             done = unfinished.look()
             if done and rank == 0:
                 resumed(done)
-            _annotate_chunks(annotator, scorer, cells, chunks, check, unfinished, done)
+            _annotate_chunks(annotator, scorer, judge, cells, chunks, check, unfinished, done)
         except BaseException:
             unfinished.leave()
             raise
@@ -129,7 +127,15 @@ def annotate_file(
         now = cells.stat()
         if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
             raise InputError(f"{cells} was changed while it was annotated: begin anew.")
-        _merge(annotator, scorer, cells, adata, chunks, unfinished)
+        answers = Answers.concatenate(unfinished.answers(number) for number in range(len(chunks)))
+        obs = adata.obs.copy()
+        judge.write(obs, answers)
+        if consensus is not None:
+            for number in range(len(chunks)):
+                consensus.add(chunks.rows(number), unfinished.read_scores(number, slice(None)).T)
+            consensus.write(obs, answers)
+        record = annotator.record_of(scorer, judge, chunks, answers, cluster_key)
+        _merge(cells, obs, record, scorer, chunks, unfinished)
         unfinished.remove()
     return output
 
@@ -148,6 +154,7 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
 def _annotate_chunks(
     annotator: LangCellAnnotator,
     scorer: Scorer,
+    judge: Judge,
     cells: Path,
     chunks: RankedChunks,
     check: int,
@@ -160,7 +167,7 @@ def _annotate_chunks(
         task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
         for number, ranked in _read(cells, chunks, [n for n in unfinished.own if n not in unfinished.whole]):
             rows = checked_rows(chunks.rows(number), chunks.n_cells, check)
-            found = annotator.annotate_cells(ranked, scorer, rows, lambda n: progress.advance(task, n))
+            found = annotator.annotate_cells(ranked, scorer, judge, rows, lambda n: progress.advance(task, n))
             unfinished.write(number, found)
             progress.update(task, completed=unfinished.look())
         while unfinished.rank == 0 and not unfinished.all_there():
@@ -317,21 +324,22 @@ class _Unfinished:
         arrays = {
             "embeds": found.embeds,
             "scores": np.ascontiguousarray(found.scores.T),  # By label, as they are merged.
-            "best": found.best,
-            "score": found.scores.max(axis=1),
-            "proven": found.proven,
-            "exact": found.exact,
-            "matched_counts": found.matched_counts,
+            **vars(found.answers),
         }
         if self._run() is None:
             raise InputError(f"{self.folder} was taken away, or by another run: one at a time writes {self.output}.")
         with self._writing():
             self._write_whole(self._path(number), save(arrays, {"checksum": _checksum(arrays)}))
 
-    def read(self, number: int, *names: str) -> list[np.ndarray]:
-        """Some arrays of a chunk."""
+    def answers(self, number: int) -> Answers:
+        """Of a chunk."""
         with safe_open(self._path(number), framework="numpy") as file:
-            return [file.get_tensor(name) for name in names]
+            return Answers(**{name: file.get_tensor(name) for name in Answers.names()})
+
+    def embeds(self, number: int) -> np.ndarray:
+        """Of a chunk."""
+        with safe_open(self._path(number), framework="numpy") as file:
+            return file.get_tensor("embeds")
 
     def read_scores(self, number: int, labels: slice) -> np.ndarray:
         """`(labels, cells)` some labels' scores of a chunk."""
@@ -432,20 +440,14 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _merge(
-    annotator: LangCellAnnotator,
-    scorer: Scorer,
     cells: Path,
-    adata: ad.AnnData,
+    obs: pd.DataFrame,
+    record: dict[str, Any],
+    scorer: Scorer,
     chunks: RankedChunks,
     unfinished: _Unfinished,
 ) -> None:
-    """Writes the output: a copy of the input, with what is in the chunks."""
-    names = ("best", "score", "proven", "exact", "matched_counts")
-    parts = zip(*(unfinished.read(number, *names) for number in range(len(chunks))), strict=True)
-    best, score, proven, exact, matched_counts = map(np.concatenate, parts)
-    obs = adata.obs.copy()
-    label_cells(obs, list(scorer.descriptions), best, score, proven if "shortlist" in scorer.settings else None)
-    record = annotator.record_of(scorer, chunks, best=best, proven=proven, exact=exact, matched_counts=matched_counts)
+    """Writes the output: a copy of the input, with what is known of its cells and what is in the chunks."""
     columns = probability_columns(scorer.descriptions)
     # Names of more columns than this do not fit into an attribute as files before HDF5 1.10 have them.
     formats = ("v110", "latest") if len(columns) > 4000 else None
@@ -485,7 +487,7 @@ def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, unfinished: _Unfinishe
         del obsm[EMBEDDING]
     dataset = None
     for number in range(len(chunks)):
-        (embeds,) = unfinished.read(number, "embeds")
+        embeds = unfinished.embeds(number)
         if dataset is None:
             dataset = _as_array(obsm.create_dataset(EMBEDDING, (chunks.n_cells, embeds.shape[1]), embeds.dtype))
         rows = chunks.rows(number)

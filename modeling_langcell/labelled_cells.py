@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, RankedCells
 
 _CHUNK = 4096  # Cells read at a time.
+_NO_LABEL = ("", "unknown")  # As CELLxGENE has it of a type that is not known.
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
     Args:
         adata: The cells.
         label_key: The column or table.
-        unlabelled: Cells without a label (missing, or empty): an error, or left out.
+        unlabelled: Cells without a label (missing, empty, or `unknown`): an error, or left out.
 
     Raises:
         InputError: No such column or table, cells without a label, fewer than two labels, or a table that holds
@@ -104,7 +105,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
         raise InputError(f"unlabelled={unlabelled!r} is not one of 'error' and 'skip'.")
     if label_key in adata.obs:
         column = adata.obs[label_key].astype(object)
-        known = (column.notna() & (column.astype(str).str.strip() != "")).to_numpy()
+        known = (column.notna() & ~column.astype(str).str.strip().isin(_NO_LABEL)).to_numpy()
         _check_known(known, f"obs[{label_key!r}]", unlabelled)
         names, truth = np.unique(column[known].astype(str).to_numpy(), return_inverse=True)
     elif label_key in adata.obsm:

@@ -29,7 +29,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from . import hub, loading_probe
 from .adapters import ADAPTATION, PEFT_CONFIG, Adaptation, load_checkpoint
-from .annotation import PROBABILITIES, LangCellAnnotator
+from .annotation import LangCellAnnotator
+from .answers import PROBABILITIES
 from .cards import CARD, EVALUATION, TRAINING, faults_of, fingerprint_of, read_config, read_json, summarize
 from .configuration_langcell import LangCellConfig
 from .feature_extraction_langcell import InputError

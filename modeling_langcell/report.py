@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from .annotation import CELL_TYPE, EMBEDDING, RUN, SCORE, describe_input
+from .annotation import describe_input
+from .answers import ANSWER, ANSWER_ID, CELL_TYPE, EMBEDDING, RUN, SCORE
 from .feature_extraction_langcell import InputError
 
 _SEED = 0
@@ -122,6 +123,18 @@ def write_report(adata: ad.AnnData, path: str | Path, figure: Figure, reference:
         f"<td>{score:.3f}</td></tr>"
         for label, cells, score in composition.itertuples()
     )
+    answers = ""
+    if ANSWER in adata.obs:
+        sizes = adata.obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
+        answers = _ANSWERS.format(
+            error_rate=f"{run['error_rate']:.0%}",
+            threshold=f"{run['threshold']:g}",
+            rows="".join(
+                f"<tr><td>{html.escape(name)}</td><td>{html.escape(term_id)}</td><td>{cells:,}</td>"
+                f"<td>{cells / adata.n_obs:.1%}</td></tr>"
+                for (name, term_id), cells in sizes.items()
+            ),
+        )
     unlabelled = int(adata.obs[CELL_TYPE].isna().sum())
     texts = "".join(
         f"<dt>{html.escape(str(label))}</dt><dd>{html.escape(str(text))}</dd>"
@@ -140,6 +153,7 @@ def write_report(adata: ad.AnnData, path: str | Path, figure: Figure, reference:
     body = _BODY.format(
         figure=inline_image(render(figure), "The cells by the label found, and how the labels are shared"),
         rows=rows,
+        answers=answers,
         read=html.escape(read),
         texts=texts,
         checkpoint=html.escape(run["checkpoint"] or "a model in memory"),
@@ -214,12 +228,17 @@ _BODY = """<p>{read}</p>
 {figure}
 <h2>Labels found</h2>
 <table><tr><th>label</th><th>cells</th><th>share</th><th>median score</th></tr>{rows}</table>
-<p>The score is the blended probability of the winner among the candidates below. It ranks candidates; it is not
-calibrated, and one of the candidates always wins.</p>
+<p>The score is that of the best among the candidates below, which is always one of them, whatever the cell is.</p>
+{answers}
 <h2>Candidates, as the model read them</h2>
 <dl>{texts}</dl>
 <h2>To repeat this run</h2>
 <p>Checkpoint {checkpoint} ({revision}){adapter}, {settings}{dtype}; {versions}.</p>"""
 
+_ANSWERS = """<h2>What can be answered</h2>
+<table><tr><th>answer</th><th>id</th><th>cells</th><th>share</th></tr>{rows}</table>
+<p>The most specific term of the Cell Ontology with a probability of {threshold} or more: of cells like those that the
+checkpoint was calibrated on, about {error_rate} of the answers are expected to be wrong. Of other cells it promises
+nothing.</p>"""
 
 __all__ = ["agreement", "draw", "inline_image", "render", "write_page", "write_report"]

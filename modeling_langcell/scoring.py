@@ -50,11 +50,12 @@ class PrototypeScorer:
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
-        embeds, described, proven = self.by_description(ids, cells)
+        embeds, described, proven, likeness = self.by_description(ids, cells)
         similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
         # What is proven of a part of the score is not proven of all of it.
         proven &= self.by_description.shortlist is None
-        return Scored(embeds, self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described, proven)
+        scores = self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described
+        return Scored(embeds, scores, proven, likeness)
 
 
 class ClassScorer:
@@ -76,7 +77,8 @@ class ClassScorer:
         logits = self.model.classifier(pooled).float()
         several = self.model.config.problem_type == "multi_label_classification"
         scores = logits.sigmoid() if several else logits.softmax(dim=1)
-        return Scored(F.normalize(pooled.float(), dim=-1), scores, torch.ones(len(cells), dtype=torch.bool))
+        no_text = torch.full((len(cells),), torch.nan)
+        return Scored(F.normalize(pooled.float(), dim=-1), scores, torch.ones(len(cells), dtype=torch.bool), no_text)
 
 
 __all__ = ["ClassScorer", "DescriptionScorer", "PrototypeScorer", "Scorer"]

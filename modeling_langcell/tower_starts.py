@@ -80,6 +80,7 @@ def _go_on(config: PretrainingConfig, vocabulary: dict[str, list]) -> tuple[Lang
         folder = fetch(name)
         require_kind(str(folder), "langcell")
         model = LangCellForPreTraining.from_pretrained(folder, dtype=torch.float32, **overrides)
+        model.config.calibration = None  # It is of the weights as they were.
         processor = LangCellProcessor.from_pretrained(folder)
     for part, wanted in positions.items():
         if wanted is not None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from modeling_langcell.adaptation import AdaptationConfig, adapt
 from modeling_langcell.adapters import Head
-from modeling_langcell.annotation import PROBABILITIES, RUN
+from modeling_langcell.answers import PROBABILITIES, RUN
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, judge
 from modeling_langcell.feature_extraction_langcell import InputError

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 
 from modeling_langcell.adaptation import AdaptationConfig, adapt
-from modeling_langcell.annotation import PROBABILITIES, RUN
+from modeling_langcell.answers import PROBABILITIES, RUN
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
 from modeling_langcell.feature_extraction_langcell import InputError

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.multiclass import OneVsRestClassifier
 
 from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
-from modeling_langcell.annotation import PROBABILITIES
+from modeling_langcell.answers import PROBABILITIES
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap
 from modeling_langcell.feature_extraction_langcell import InputError

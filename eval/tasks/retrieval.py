@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from modeling_langcell.annotation import EMBEDDING
+from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
 from modeling_langcell.ontology import describe
 

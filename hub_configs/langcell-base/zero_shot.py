@@ -32,11 +32,13 @@ class Scored(NamedTuple):
         embeds: `(cells, width)` float32, L2-normalised.
         scores: `(cells, labels)` float32 from 0 to 1.
         proven: `(cells,)` whether no label that a shortlist left out can be the best.
+        likeness: `(cells,)` float32 cosine with the most similar description; NaN where there are none.
     """
 
     embeds: torch.Tensor
     scores: torch.Tensor
     proven: torch.Tensor
+    likeness: torch.Tensor
 
 
 class DescriptionScorer:
@@ -47,6 +49,9 @@ class DescriptionScorer:
     With a shortlist the matching reads of each cell only the labels most similar to it. The others keep the least that
     it could give them, a probability of 0 to match; where even the most, 1, would not make one of them the best, the
     best is proven to be that of all.
+
+    Where the checkpoint is calibrated for this `alpha` (its config says so), the scores are probabilities: the blend to
+    the power of the inverse of the fitted temperature, made to add up to 1.
 
     Args:
         model, processor: The checkpoint.
@@ -70,6 +75,10 @@ class DescriptionScorer:
         budget: TokenBudget | None = None,
     ):
         self.model, self.descriptions, self.alpha = model, descriptions, alpha
+        calibration = model.config.calibration
+        fits = calibration is not None and math.isclose(calibration["alpha"], alpha)
+        #: What the scores are calibrated by; none where they are not.
+        self.calibration = calibration if fits else None
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self._set_shortlist(shortlist)
         self.text_ids = processor(text=list(descriptions.values()), text_kwargs={"padding": False})["input_ids"]
@@ -91,9 +100,12 @@ class DescriptionScorer:
         model = self.model
         states, pooled = model.cell_model.read_packed(ids, cells, pooled_only=self.alpha == 1)
         embeds = model.project_cells(pooled).float()
-        similarity = model.get_similarity_logits(embeds, self.text_embeds).softmax(dim=1)
+        logits = model.get_similarity_logits(embeds, self.text_embeds)
+        likeness = logits.amax(dim=1) * model.config.temperature
+        similarity = logits.softmax(dim=1)
         if self.alpha == 1:
-            return Scored(embeds, similarity, torch.ones(len(cells), dtype=torch.bool))
+            proven = torch.ones(len(cells), dtype=torch.bool)
+            return Scored(embeds, self._calibrated(similarity), proven, likeness)
         # Numbers of the labels that the matching reads, of each cell; and what it makes of them.
         if self.shortlist is None:
             chosen = torch.arange(len(self.descriptions)).expand(len(cells), -1)
@@ -102,7 +114,14 @@ class DescriptionScorer:
         match = self.match(states, cells, chosen)
         # The published procedure takes the softmax, over candidates, of the probabilities themselves.
         scores = self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1)
-        return Scored(embeds, scores, self._proven(similarity, match, scores, chosen.to(scores.device)).cpu())
+        proven = self._proven(similarity, match, scores, chosen.to(scores.device)).cpu()
+        return Scored(embeds, self._calibrated(scores), proven, likeness)
+
+    def _calibrated(self, scores: torch.Tensor) -> torch.Tensor:
+        if self.calibration is None:
+            return scores
+        powers = scores ** (1 / self.calibration["temperature"])
+        return powers / powers.sum(dim=1, keepdim=True)
 
     def reading(self, shortlist: Shortlist) -> "DescriptionScorer":
         """The same with another shortlist."""

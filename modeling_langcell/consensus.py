@@ -1,0 +1,64 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""One answer for each cluster of cells."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .answers import AGREEMENT, CONSENSUS, CONSENSUS_ID, Answers, Judge, named
+from .feature_extraction_langcell import InputError
+
+
+class Consensus:
+    """
+    What the cells of each cluster say together: the answer to the mean of their scores. How many of them say it
+    themselves, by their best label or what that is a kind of, is the agreement.
+
+    Args:
+        obs: Of all the cells.
+        cluster_key: Column with the clusters; cells without one are left out.
+        judge: What turns scores into answers.
+
+    Raises:
+        InputError: No such column, or one without a cluster.
+    """
+
+    def __init__(self, obs: pd.DataFrame, cluster_key: str, judge: Judge):
+        if cluster_key not in obs:
+            raise InputError(f"No column {cluster_key!r} in obs; columns here: {sorted(map(str, obs.columns))}.")
+        self.judge = judge
+        self.clusters, self.names = pd.factorize(obs[cluster_key].astype("string"))
+        if not len(self.names):
+            raise InputError(f"obs[{cluster_key!r}] holds no cluster: every value is missing.")
+        self._sums = np.zeros((len(self.names), len(judge.labels)))
+
+    def add(self, rows: range, scores: np.ndarray) -> None:
+        """Takes the scores `(cells, labels)` of some rows into account."""
+        clusters = self.clusters[rows.start : rows.stop]
+        counted = (clusters >= 0) & ~np.isnan(scores[:, 0])
+        np.add.at(self._sums, clusters[counted], scores[counted])
+
+    def write(self, obs: pd.DataFrame, answers: Answers) -> None:
+        """Writes each cell's consensus, its id where the ontology has one, and the cluster's agreement into `obs`."""
+        totals = self._sums.sum(axis=1, keepdims=True)
+        means = np.divide(self._sums, totals, out=np.zeros_like(self._sums), where=totals > 0)
+        there = (totals > 0)[:, 0]
+        back_off = self.judge.back_off
+        names: Any
+        if back_off is None:
+            said = np.where(there, means.argmax(axis=1), -1)
+            names = pd.Categorical.from_codes(said.tolist(), pd.Index(self.judge.labels))
+            agreeing = said[self.clusters] == answers.best
+        else:
+            said, _ = back_off(means)
+            names, ids = named(back_off.lineages, said, there)
+            obs[CONSENSUS_ID] = ids.take(self.clusters, allow_fill=True)
+            agreeing = back_off.lineages.holds(said[self.clusters], answers.best)
+        counted = (self.clusters >= 0) & (answers.best >= 0)
+        shares = pd.Series(agreeing[counted]).groupby(self.clusters[counted]).mean().reindex(range(len(self.names)))
+        obs[CONSENSUS] = names.take(self.clusters, allow_fill=True)
+        obs[AGREEMENT] = np.where(self.clusters >= 0, shares.to_numpy()[self.clusters], np.nan)
+
+
+__all__ = ["Consensus"]
