@@ -322,9 +322,18 @@ class LangCellAnnotator:
             **facts_of(answers, judge),
         }
 
+    def origin(self) -> dict[str, str]:
+        """Where the model is from: `checkpoint` and its `revision`, and the `adapter`; empty where there is none."""
+        config = self.model.config
+        return {
+            "checkpoint": name_of(config.name_or_path or ""),
+            "revision": str(getattr(config, "_commit_hash", None) or ""),
+            "adapter": "" if self.adaptation is None else self.adaptation.loaded_from,
+        }
+
     def run_record(self, chunks: RankedChunks, matched_counts: np.ndarray) -> dict[str, Any]:
         """What `uns` says of a run, in kinds that `.h5ad` holds."""
-        config, match = self.model.config, chunks.match
+        match = chunks.match
         facts = {
             "array": chunks.label,
             "counts": chunks.counts,
@@ -335,9 +344,7 @@ class LangCellAnnotator:
             "matched_counts": float(np.median(matched_counts)),
         }
         return {
-            "checkpoint": name_of(config.name_or_path or ""),
-            "revision": str(getattr(config, "_commit_hash", None) or ""),
-            "adapter": "" if self.adaptation is None else self.adaptation.loaded_from,
+            **self.origin(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "input": facts,
             "versions": {name: version(name) for name in ("modeling-langcell", "transformers", "torch", "anndata")},

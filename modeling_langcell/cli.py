@@ -266,6 +266,72 @@ def embed(
 
 
 @app.command()
+def describe(
+    labels: Annotated[list[str] | None, typer.Argument(metavar="[LABEL]...", help="Names, synonyms, ids.")] = None,
+    file: Annotated[Path | None, typer.Option("--labels", help="Or a .json, .tsv or .txt file of them.")] = None,
+    model: Model = MINI,
+    revision: Revision = None,
+) -> None:
+    """Show the text that each label would be judged by, and where it comes from."""
+    from .adapters import load_checkpoint
+    from .ontology import wordings
+
+    if (file is None) == (not labels):
+        raise InputError("Name labels, or a file of them with --labels, and not both.")
+    found = wordings(_read_labels(file) if file is not None else labels or [])
+    tokenizer = load_checkpoint(model, revision=revision)[1].tokenizer
+    for number, wording in enumerate(found):
+        typer.echo("\n" * (number > 0) + wording.label)
+        if wording.term is not None:
+            typer.echo(f"  means  {wording.term.name} ({wording.term.id})")
+            if wording.term.synonyms:
+                typer.echo(f"  also   {'; '.join(sorted(wording.term.synonyms))}")
+        typer.echo(f"  text   {wording.text}")
+        typer.echo(f"  from   {wording.origin}")
+        pieces, most = len(tokenizer(wording.text, truncation=False)["input_ids"]), tokenizer.model_max_length
+        if pieces > most:
+            typer.echo(
+                f"  cut    after {most} of its {pieces} word pieces, which is what {name_of(locate(model))} reads"
+            )
+
+
+@app.command()
+def search(
+    cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts, or embedded already.")],
+    text: Annotated[str, typer.Argument(help="What to look for, in words of your own; or a Cell Ontology name or id.")],
+    top: Annotated[int, typer.Option(help="How many cells.", min=1)] = 20,
+    out: Annotated[Path | None, typer.Option(help="The cells as .tsv.", show_default="only said")] = None,
+    model: Model = MINI,
+    revision: Revision = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Find the cells that a text describes best, the most similar first."""
+    from .annotation import LangCellAnnotator, open_cells
+    from .answers import EMBEDDING
+    from .files import write_whole
+    from .search import search as search_cells
+
+    adata = open_cells(cells)
+    annotator = LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
+    if EMBEDDING not in adata.obsm:
+        options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": "mark"}
+        adata = annotator.embed(adata, **options)
+    found = search_cells(annotator, adata, text, top)
+    for cell, similarity in found["similarity"].items():
+        typer.echo(f"{similarity:>8.3f}  {cell}")
+    if out is not None:
+        try:
+            write_whole(out, found.to_csv(sep="\t").encode())
+        except OSError as error:
+            raise InputError(f"{out} cannot be written: {error}") from error
+        typer.echo(f"Cells: {out}")
+
+
+@app.command()
 def adapt(
     cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts and known labels.")],
     label_key: Annotated[str, typer.Option(help="Column of obs with labels; or table of obsm, for --head classes.")],

@@ -182,6 +182,53 @@ def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     return described
 
 
+@dataclass(frozen=True)
+class Wording:
+    """
+    The text that a label would be judged by.
+
+    Args:
+        label: As it was asked for.
+        text: What the model reads.
+        term: The term of the Cell Ontology that the label means, if any.
+        origin: Where the text comes from.
+    """
+
+    label: str
+    text: str
+    term: Term | None
+    origin: str
+
+
+def wordings(labels: Iterable[str] | Mapping[str, str]) -> list[Wording]:
+    """
+    How labels would be described, and where that comes from; arguments and errors as for `describe`.
+
+    ```python
+    >>> from modeling_langcell.ontology import wordings
+    >>> wordings(["NK cells"])[0].origin
+    'name and definition in the Cell Ontology, ...'
+
+    ```"""
+    given = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(labels, "")
+    found = []
+    for label, text in describe(labels).items():
+        term_id = id_of(label)
+        term = None if term_id is None else get_term(term_id)
+        if given[label] or label.startswith(DESCRIPTION_PREFIX):
+            origin = "your own words"
+        else:
+            parts = "name and definition" if term is not None and term.definition else "name"
+            origin = f"{parts} in the Cell Ontology, {release()}"
+        found.append(Wording(label, text, term, origin))
+    return found
+
+
+def release() -> str:
+    """Which Cell Ontology this is: the date that its makers gave it."""
+    return str(_parser().cxg_schema.supported_ontologies["CL"]["version"])
+
+
 @cache
 def ancestors(term_id: str) -> frozenset[str]:
     """Ids of all that a term is a kind (or part) of in its ontology, itself left out; none of what is no term."""
@@ -280,6 +327,7 @@ def descendants(root: str) -> tuple[Term, ...]:
 __all__ = [
     "UNINFORMATIVE",
     "Term",
+    "Wording",
     "agreement",
     "all_terms",
     "ancestors",
@@ -292,5 +340,7 @@ __all__ = [
     "is_term",
     "kinds_below",
     "related",
+    "release",
     "siblings",
+    "wordings",
 ]

@@ -210,3 +210,30 @@ def test_convert_says_what_is_missing(run, tmp_path):
 )
 def test_arguments_are_told_as_options(said, shown):
     assert _with_options(said) == shown
+
+
+class TestDescribe:
+    def test_says_text_and_origin(self, run, tiny_checkpoint):
+        result = run("describe", "NK cell", "CL:0000236", "--model", tiny_checkpoint)
+        assert result.exit_code == 0, result.output
+        assert "  means  natural killer cell (CL:0000623)" in result.stdout
+        assert "  text   cell type: natural killer cell. A lymphocyte" in result.stdout
+        assert "  from   name and definition in the Cell Ontology, v" in result.stdout
+        assert "  cut    after 32 of its" in result.stdout, "the tiny tower reads little"
+
+    def test_a_file_of_ones_own_words(self, run, tiny_checkpoint, tmp_path):
+        (tmp_path / "types.tsv").write_text("B cell\nmine\tcell type: t.\n")
+        result = run("describe", "--labels", tmp_path / "types.tsv", "--model", tiny_checkpoint)
+        assert result.exit_code == 0, result.output
+        assert "mine\n  text   cell type: t.\n  from   your own words\n" in result.stdout
+
+    @pytest.mark.parametrize("arguments", [[], ["B cell", "--labels", "types.tsv"]])
+    def test_labels_or_a_file(self, run, arguments):
+        result = run("describe", *arguments)
+        assert result.exit_code == 2
+        assert "Name labels, or a file of them" in result.output
+
+    def test_no_such_type(self, run):
+        result = run("describe", "no such thing at all")
+        assert result.exit_code == 2
+        assert "does not know" in result.output

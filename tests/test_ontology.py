@@ -18,7 +18,9 @@ from modeling_langcell.ontology import (
     find_term,
     get_term,
     related,
+    release,
     siblings,
+    wordings,
 )
 
 
@@ -194,3 +196,22 @@ def test_agreement_with_what_is_no_cell_type_is_refused(term_id):
         agreement("CL:0000084", term_id)
     with pytest.raises(InputError, match=term_id):
         agreement(term_id, term_id)
+
+
+class TestWordings:
+    def test_say_what_is_meant_and_where_the_text_is_from(self):
+        by_name, own, itself = wordings({"NK cells": "", "mine": "cell type: odd.", "cell type: other.": ""})
+        assert by_name.term == find_term("natural killer cell")
+        assert by_name.text == by_name.term.description
+        assert by_name.origin == f"name and definition in the Cell Ontology, {release()}"
+        assert (own.term, own.text, own.origin) == (None, "cell type: odd.", "your own words")
+        assert (itself.text, itself.origin) == ("cell type: other.", "your own words")
+
+    def test_own_words_for_a_known_type(self):
+        (found,) = wordings({"B cell": "cell type: what I call so."})
+        assert found.term == find_term("B cell")
+        assert found.origin == "your own words"
+
+    def test_unknown_labels_are_refused(self):
+        with pytest.raises(InputError, match="does not know 'odd'"):
+            wordings(["odd"])
