@@ -38,6 +38,7 @@ TASKS = {
     "pathways": "pathways",
     "masked-genes": "masked_genes",
     "doubt": "doubt",
+    "explanations": "explanations",
 }
 
 

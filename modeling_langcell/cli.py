@@ -153,8 +153,7 @@ def annotate(
         raise InputError(f"--check-shortlist is a number of cells, not {check_shortlist}.")
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"--batch-tokens is a number of genes, not {batch_tokens}.")
-    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
-        raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
+    _require_picture(figure)
     if cells is None:
         adata = example_cells.load_example()
         columns = adata.obs.columns
@@ -329,6 +328,61 @@ def search(
         except OSError as error:
             raise InputError(f"{out} cannot be written: {error}") from error
         typer.echo(f"Cells: {out}")
+
+
+@app.command()
+def explain(
+    cells: Annotated[Path, typer.Argument(metavar="INPUT.h5ad", help="Cells with raw counts.")],
+    out: Annotated[Path, typer.Option(help="The genes by label, as .tsv.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Candidates: 'B cell;T cell' (';' or ','), or a .json, .tsv or .txt file.")
+    ] = None,
+    ontology_root: Annotated[
+        str | None, typer.Option(help="Candidates: this Cell Ontology term and all below.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="The first genes of each label: .png, .pdf or .svg.")] = None,
+    method: Annotated[str, typer.Option(help="What is explained: gradient (similarity), or attention (matching).")] = (
+        "gradient"
+    ),
+    cells_per_label: Annotated[int, typer.Option(help="Cells explained of each label.", min=1)] = 50,
+    top: Annotated[int, typer.Option(help="Genes said, and drawn, of each label.", min=1)] = 8,
+    model: Model = MINI,
+    revision: Revision = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Show which genes drive the matches of cells with the label found for them."""
+    from .annotation import LangCellAnnotator, open_cells
+    from .explaining import draw_genes
+    from .explaining import explain as explain_cells
+    from .files import write_whole
+
+    _require_picture(figure)
+    adata = open_cells(cells)
+    annotator = LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
+    found = explain_cells(
+        annotator,
+        adata,
+        _candidates(labels, ontology_root),
+        method=method,  # type: ignore[arg-type]  # Explainer says what there is.
+        cells_per_label=cells_per_label,
+        **_cell_options(layer, use_raw, gene_column, counts),
+    )
+    for label, genes in found.groupby("label", sort=False):
+        typer.echo(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
+    try:
+        write_whole(out, found.to_csv(sep="\t", index=False).encode())
+        if figure is not None:
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            draw_genes(found, top).savefig(figure, dpi=130)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be written: {error.strerror}") from error
+    typer.echo(f"Genes: {out}")
+    if figure is not None:
+        typer.echo(f"Figure: {figure}")
 
 
 @app.command()
@@ -630,6 +684,11 @@ def corpus(
 
 
 # ---------------------------------------------------------------------- arguments and results
+
+
+def _require_picture(figure: Path | None) -> None:
+    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
 
 
 def _cell_options(layer: str | None, use_raw: bool, gene_column: str | None, counts: str) -> dict:

@@ -263,6 +263,7 @@ def adapt_to_your_data(session):
 
 @page("index.md")
 @page("search.md")
+@page("why.md")
 @page("transformers.md")
 @page("install.md")
 def with_cells(session):
