@@ -276,7 +276,7 @@ def _summarize(results: Path) -> dict[str, Any]:
         raise InputError(f"{results} holds results of {len(models)} models: name what 'langcell evaluate --out' made.")
     tasks, studies = [], {}
     for table in tables:
-        grouped: dict[str, list[dict[str, Any]]] = {}
+        grouped: dict[str, list[Mapping[str, Any]]] = {}
         for cell in table["cells"]:
             key = json.dumps([cell["study"], cell["method"], cell["setting"]])
             grouped.setdefault(key, []).append(cell)
