@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, get_args
 
 import torch
@@ -173,7 +174,15 @@ def load_checkpoint(
         else:
             model = AutoModel.from_pretrained(folder, dtype=dtype)
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        StrictDataclassError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         # What validates a config says first which validator it was.
         reason = str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].strip()
         raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error

@@ -785,7 +785,7 @@ def _read_labels(path: Path) -> list[str] | dict[str, str]:
             if not isinstance(labels, (dict, list)) or not all(isinstance(value, str) for value in values):
                 raise InputError(f"{path} must hold a list of labels, or an object of labels and descriptions.")
             return labels
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"The labels in {path} cannot be read: {error}") from error
     lines = [line.split("\t", 1) for line in text.splitlines() if line.strip()]
     return {label.strip(): "".join(description).strip() for label, *description in lines}

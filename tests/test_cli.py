@@ -4,7 +4,9 @@
 import errno
 import json
 import os
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -237,3 +239,44 @@ class TestDescribe:
         result = run("describe", "no such thing at all")
         assert result.exit_code == 2
         assert "does not know" in result.output
+
+
+class TestDamagedInput:
+    """Each ends in one message, and nothing is left where the result would be."""
+
+    def refused(self, run, cells_file, *options):
+        result = run("annotate", cells_file, *options)
+        assert result.exit_code == 2, result.output
+        assert result.output.count("Error: ") == 1
+        assert list(cells_file.parent.glob("*langcell*.h5ad*")) == []
+        return result.output
+
+    def test_labels_nested_without_end(self, run, cells_file, tmp_path):
+        (tmp_path / "types.json").write_text("[" * 100_000)
+        assert "cannot be read" in self.refused(run, cells_file, "--labels", tmp_path / "types.json")
+
+    @pytest.mark.parametrize("damage", ["cut short", "other shapes", "code in place of weights"])
+    def test_weights(self, run, cells_file, tiny_checkpoint, tmp_path, damage):
+        model = tmp_path / "model"
+        shutil.copytree(tiny_checkpoint, model)
+        weights = model / "model.safetensors"
+        if damage == "cut short":
+            os.truncate(weights, weights.stat().st_size // 2)
+        elif damage == "other shapes":
+            config = json.loads((model / "config.json").read_text())
+            config["projection_dim"] += 1
+            (model / "config.json").write_text(json.dumps(config))
+        else:
+            weights.unlink()
+            (model / "pytorch_model.bin").write_bytes(pickle.dumps({"a": _Bomb(tmp_path / "was-run")}))
+        said = self.refused(run, cells_file, "--model", model, "--labels", LABELS)
+        assert "No LangCell checkpoint could be loaded" in said
+        assert not (tmp_path / "was-run").exists()
+
+
+class _Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
