@@ -383,6 +383,7 @@ def probabilities():
 found = {"base": probabilities()}
 assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == base
 annotate.model = PeftModel.from_pretrained(annotate.model, adapter).merge_and_unload()
+annotate.model.config.calibration = None  # It was of the base's weights, as the card says.
 found["adapter"] = probabilities()
 np.savez(output, **found)
 """
