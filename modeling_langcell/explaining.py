@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedConfig
 
 from .annotation import LangCellAnnotator
+from .answers import Judge
 from .feature_extraction_langcell import InputError, RankedCells
 from .labelled_cells import rank_cells
 from .modeling_langcell import LangCellModel
-from .zero_shot import DescriptionScorer, read_cells
+from .zero_shot import DescriptionScorer
 
 #: `gradient` explains the similarity, `attention` the matching.
 Method = Literal["gradient", "attention"]
@@ -154,9 +155,12 @@ def explain(
     scorer = annotator.scorer(labels)
     if not isinstance(scorer, DescriptionScorer):
         raise InputError("Only labels that are judged by their descriptions can be explained.")
-    explainer = Explainer(annotator, scorer.descriptions, method)
+    judge, explainer = Judge(scorer), Explainer(annotator, scorer.descriptions, method)
     best = np.concatenate(
-        [_best(annotator, scorer, ranked) for ranked in annotator.chunks(adata, **cell_options, empty_cells="mark")]
+        [
+            annotator.annotate_cells(ranked, scorer, judge).answers.best
+            for ranked in annotator.chunks(adata, **cell_options, empty_cells="mark")
+        ]
     )
     rng = np.random.default_rng(seed)
     extractor = annotator.processor.feature_extractor
@@ -169,13 +173,6 @@ def explain(
             parts.append(_of_label(explainer, ranked, number, extractor.gene_vocabulary).assign(label=label))
     columns = ["label", "gene", "ensembl_id", "contribution", "cells_with_gene", "cells"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
-def _best(annotator: LangCellAnnotator, scorer: DescriptionScorer, ranked: RankedCells) -> np.ndarray:
-    best = np.full(len(ranked), -1)
-    for rows, found in read_cells(ranked, scorer, scorer.budget, annotator.device):
-        best[rows] = found.scores.argmax(dim=1).cpu().numpy()
-    return best
 
 
 def _of_label(explainer: Explainer, ranked: RankedCells, label: int, vocabulary: Mapping[str, list]) -> pd.DataFrame:

@@ -201,7 +201,7 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 
 
 def _is_intel() -> bool:
-    """Whether the processor is Intel's; before torch 2.11, only if Python knows."""
+    """Whether the processor is Intel's; of a torch that does not tell, only if Python knows."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "intel" in str(capabilities.get("cpu_name", platform.processor())).lower()
 

@@ -23,7 +23,7 @@ _BLOCK = 2**26  # Similarities that are held at once.
 class Neighbours:
     """
     The nearest of many embeddings by cosine. Up to a million the answer is exact. Above, an HNSW graph (Malkov &
-    Yashunin, 2018) is built once, which takes minutes, and finds nearly all of them in milliseconds.
+    Yashunin, 2018) is built once, and finds nearly all of them without comparing with each.
 
     Args:
         embeds: `(embeddings, width)` of length 1; rows of missing values are nobody's neighbours.

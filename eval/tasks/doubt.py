@@ -6,6 +6,7 @@ import numpy as np
 from modeling_langcell.doubt import ERROR_RATE, LabelledScores, calibrated, calibration_error, fit
 from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, metric
 from modeling_langcell.lineages import Lineages
+from modeling_langcell.ontology import depth, find_term
 
 _STUDIES = ("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc")
 
@@ -86,8 +87,8 @@ def _answers(cells: LabelledScores, temperature: float, threshold: float) -> tup
     answers, _ = lineages.answer(lineages.probabilities(calibrated(cells.scores, temperature)), threshold)
     truth = cells.truth.tolist()
     depths = np.array([rung.depth for rung in lineages.rungs])[answers]
-    deepest = {label: max(r.depth for r in Lineages([label]).rungs) for label in cells.labels}
-    return answers >= 0, lineages.right(answers, truth), depths, np.array([deepest[label] for label in truth])
+    of_types = {label: depth(find_term(label).id) for label in cells.labels}
+    return answers >= 0, lineages.right(answers, truth), depths, np.array([of_types[label] for label in truth])
 
 
 def _of_all(judged: dict[str, LabelledScores], temperature: float, threshold: float) -> dict[str, float]:
