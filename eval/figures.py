@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modeling_langcell.cards import in_words
+from modeling_langcell.drawing import render
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
 from modeling_langcell.feature_extraction_langcell import InputError
 from modeling_langcell.files import write_whole
-from modeling_langcell.report import inline_image, render, write_page
+from modeling_langcell.web_page import inline_image, write_page
 
 Cells = list[Mapping[str, Any]]
 
@@ -306,7 +308,7 @@ def write_html(results: Sequence[Mapping[str, Any]], figures: Mapping[str, Seque
     names = [html.escape(result["task"]["name"]) for result in results]
     body = "<nav>" + "".join(f'<a href="#{name}">{name}</a>' for name in names) + "</nav>\n"
     body += "\n".join(_section(result, figures.get(result["task"]["name"], ())) for result in results)
-    return write_page(path, "LangCell evaluation", body)
+    return write_page(path, "page.html", title="LangCell evaluation", body=Markup(body))
 
 
 def _section(result: Mapping[str, Any], figures: Sequence[Path]) -> str:

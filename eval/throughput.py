@@ -45,6 +45,7 @@ import typer
 from modeling_langcell import LangCellFeatureExtractor
 from modeling_langcell.annotation import find_device, open_cells
 from modeling_langcell.corpus import CorpusSettings, make_corpus
+from modeling_langcell.drawing import render
 from modeling_langcell.eval import annotation_rate as rate
 from modeling_langcell.eval.kernel_choices import measure_choices
 from modeling_langcell.eval.memory import GIGABYTE, peak_gb, resident
@@ -61,7 +62,6 @@ from modeling_langcell.eval.tokenizing_rate import (
 from modeling_langcell.eval.training_rate import PAPER_A100_DAYS, PAPER_CELLS, STAGES, Workload, days, measure
 from modeling_langcell.feature_extraction_langcell import InputError, RankedCells
 from modeling_langcell.files import write_whole
-from modeling_langcell.report import render
 from modeling_langcell.sources import find_sources
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)

@@ -152,10 +152,10 @@ class LangCellAnnotator:
 
         Returns:
             The AnnData, with `obs["langcell_cell_type"]` (categorical), `obs["langcell_score"]` (the winner's score),
-            `obs["langcell_margin"]` (by how much it is ahead of the second), `obs["langcell_novelty"]` (1 minus the
-            cosine with the most similar description), `obsm["X_langcell"]` (float32 embeddings),
-            `obsm["langcell_probabilities"]` (a column a label, with `|` for `/` in its name) and `uns["langcell"]`
-            (what is needed to repeat the run).
+            of several labels `obs["langcell_second"]` (the next), `obs["langcell_margin"]` (by how much the winner is
+            ahead of it), `obs["langcell_novelty"]` (1 minus the cosine with the most similar description),
+            `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label, with `|` for
+            `/` in its name) and `uns["langcell"]` (what is needed to repeat the run).
 
             Where the checkpoint is calibrated for this alpha the scores are probabilities, and there are
             `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or

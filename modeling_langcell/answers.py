@@ -14,7 +14,8 @@ from .lineages import UNKNOWN, Lineages
 from .scoring import Scorer
 from .zero_shot import DescriptionScorer
 
-CELL_TYPE, SCORE, MARGIN, NOVELTY = "langcell_cell_type", "langcell_score", "langcell_margin", "langcell_novelty"
+CELL_TYPE, SCORE, NOVELTY = "langcell_cell_type", "langcell_score", "langcell_novelty"
+SECOND, MARGIN = "langcell_second", "langcell_margin"
 ANSWER, ANSWER_ID, ANSWER_PROBABILITY = "langcell_answer", "langcell_answer_id", "langcell_answer_probability"
 PROVEN = "langcell_proven"
 CONSENSUS, CONSENSUS_ID, AGREEMENT = "langcell_consensus", "langcell_consensus_id", "langcell_consensus_agreement"
@@ -22,7 +23,7 @@ EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
 RUN = "langcell"
 
 #: What not every run has to say.
-_OPTIONAL = (NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN, CONSENSUS, CONSENSUS_ID, AGREEMENT)
+_OPTIONAL = (SECOND, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN, CONSENSUS, CONSENSUS_ID, AGREEMENT)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Answers:
     Args:
         best: `(cells,)` number of the label with the highest score.
         score: `(cells,)` that score.
+        second: `(cells,)` number of the label with the next; -1 where there is one label alone.
         margin: `(cells,)` by how much it is ahead of the second; of a single label the score itself.
         novelty: `(cells,)` 1 minus the cosine with the most similar description.
         answer: `(cells,)` number of the rung of `Lineages` that is answered, -1 where nothing is sure enough.
@@ -44,6 +46,7 @@ class Answers:
 
     best: np.ndarray
     score: np.ndarray
+    second: np.ndarray
     margin: np.ndarray
     novelty: np.ndarray
     answer: np.ndarray
@@ -139,14 +142,20 @@ class Judge:
             proven, exact, matched_counts: As of `Answers`.
         """
         known = ~np.isnan(scores[:, 0])
-        ahead = -np.partition(-scores, 1, axis=1)[:, :2] if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (0, 1)))
+        cells = np.arange(len(scores))
+        best, others = np.argmax(scores, axis=1), scores.copy()
+        others[cells, best] = -1
+        second = np.argmax(others, axis=1)
+        # Of a single label, what it is ahead of is nothing.
+        score, next_score = scores[cells, best], np.maximum(others[cells, second], 0)
         answer, sure = np.full(len(scores), -1, np.int32), np.full(len(scores), np.nan, np.float32)
         if self.back_off is not None and known.any():
             answer[known], sure[known] = self.back_off(scores[known])
         return Answers(
-            best=np.where(known, np.argmax(scores, axis=1), -1).astype(np.int32),
-            score=ahead[:, 0].copy(),
-            margin=ahead[:, 0] - ahead[:, 1],
+            best=np.where(known, best, -1).astype(np.int32),
+            score=score,
+            second=np.where(known & (scores.shape[1] > 1), second, -1).astype(np.int32),
+            margin=score - next_score,
             novelty=1 - likeness,
             answer=answer,
             sure=sure,
@@ -162,6 +171,8 @@ class Judge:
                 del obs[name]
         obs[CELL_TYPE] = pd.Categorical.from_codes(answers.best.tolist(), pd.Index(self.labels))
         obs[SCORE], obs[MARGIN] = answers.score, answers.margin
+        if len(self.labels) > 1:
+            obs[SECOND] = pd.Categorical.from_codes(answers.second.tolist(), pd.Index(self.labels))
         if not np.isnan(answers.novelty).all():
             obs[NOVELTY] = answers.novelty
         if self.back_off is not None:
@@ -213,6 +224,7 @@ __all__ = [
     "PROVEN",
     "RUN",
     "SCORE",
+    "SECOND",
     "Answers",
     "BackOff",
     "Judge",

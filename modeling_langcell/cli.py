@@ -7,8 +7,9 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from typer.core import TyperGroup
 from . import __version__
 from .feature_extraction_langcell import InputError
 from .shipped import MINI, locate, name_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _errors = Console(stderr=True, highlight=False)
 
@@ -102,7 +106,10 @@ def annotate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The annotated .h5ad.")] = None,
     report: Annotated[Path | None, typer.Option(help="An HTML page of the results.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="The figure alone: .png, .pdf or .svg.")] = None,
+    report_genes: Annotated[
+        int, typer.Option(help="Cells of each label whose driving genes the page shows; 0 for none.", min=0)
+    ] = 10,
+    figure: Annotated[Path | None, typer.Option(help="A figure of them: .png, .pdf or .svg.")] = None,
     reference: Annotated[str | None, typer.Option(help="Column of obs with known labels, to compare with.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; 1 leaves the matching out.")] = None,
     shortlist: Annotated[
@@ -140,9 +147,14 @@ def annotate(
     Killed, the same command goes on where it was. Under 'accelerate launch' several processes share one file.
     """
     from . import example as example_cells
+    from .agreement import agreement
     from .annotation import LangCellAnnotator, describe_input, write_annotated
     from .answers import CELL_TYPE, RUN
+    from .drawing import draw, lay_out
+    from .explaining import explain_annotated
     from .file_annotation import annotate_file, open_lightly, read_annotation
+    from .input_quality import examine
+    from .report import write_report
 
     options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
     options |= {"alpha": alpha, "shortlist": _shortlist(shortlist), "check": check_shortlist}
@@ -194,13 +206,22 @@ def annotate(
             return  # The first of several processes speaks for all.
         written["annotated"] = found_file
         adata = read_annotation(found_file, embeds=report is not None or figure is not None)
-    scores = None
-    if report is not None or figure is not None or reference is not None:
-        written |= _write_figures(adata, report, figure, reference)
-        if reference is not None:
-            from .report import agreement
-
-            scores = agreement(adata, reference)
+    with nullcontext(adata) if cells is None else open_lightly(cells) as counted:
+        where = {name: options[name] for name in ("layer", "use_raw", "gene_column")}
+        quality = examine(annotator.processor.feature_extractor, counted, adata, **where)
+        genes = None
+        if report is not None and report_genes:
+            where["counts"] = options["counts"]
+            genes = explain_annotated(annotator, counted, adata, cells_per_label=report_genes, **where)
+    scores = None if reference is None else agreement(adata, reference)
+    if report is not None or figure is not None:
+        layout = lay_out(adata)
+    if figure is not None:
+        written["figure"] = _write_picture(draw(adata, layout, reference), figure)
+    if report is not None:
+        command = shlex.join(["langcell", *sys.argv[1:]])
+        shown = {"quality": quality, "genes": genes, "reference": reference, "command": command}
+        written["report"] = write_report(adata, report, layout, **shown)
 
     found = adata.obs[CELL_TYPE].value_counts()
     run = adata.uns[RUN]
@@ -215,6 +236,7 @@ def annotate(
             "shortlist": _facts_of_shortlist(run),
             "agreement": scores,
             "input": run["input"],
+            "cautions": quality.cautions,
         }
         typer.echo(json.dumps(said, default=lambda number: number.item()))  # Of a file they are NumPy's.
         return
@@ -235,6 +257,8 @@ def annotate(
             typer.echo(f"{facts['cells']:>8,}  {cluster}: {facts['answer']} ({facts['agreement']:.0%} of its cells)")
     if scores is not None:
         typer.echo(f"Accuracy against {reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
+    for caution in quality.cautions:
+        typer.echo(f"Caution: {_with_options(caution)}")
     for what, path in written.items():
         typer.echo(f"{what.capitalize()}: {path}")
 
@@ -375,14 +399,11 @@ def explain(
         typer.echo(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
     try:
         write_whole(out, found.to_csv(sep="\t", index=False).encode())
-        if figure is not None:
-            figure.parent.mkdir(parents=True, exist_ok=True)
-            draw_genes(found, top).savefig(figure, dpi=130)
     except OSError as error:
         raise InputError(f"{error.filename} cannot be written: {error.strerror}") from error
     typer.echo(f"Genes: {out}")
     if figure is not None:
-        typer.echo(f"Figure: {figure}")
+        typer.echo(f"Figure: {_write_picture(draw_genes(found, top), figure)}")
 
 
 @app.command()
@@ -798,23 +819,13 @@ def _read_descriptions(path: Path) -> dict[str, str]:
     return labels
 
 
-def _write_figures(adata, report: Path | None, figure: Path | None, reference: str | None) -> dict[str, Path]:
-    from .report import draw, write_report
-
-    written: dict[str, Path] = {}
-    if report is None and figure is None:
-        return written
-    drawn = draw(adata, reference)
-    if figure is not None:
-        try:
-            figure.parent.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(figure, dpi=130)
-        except OSError as error:
-            raise InputError(f"The figure {figure} cannot be written: {error}") from error
-        written["figure"] = figure
-    if report is not None:
-        written["report"] = write_report(adata, report, drawn, reference)
-    return written
+def _write_picture(drawn: "Figure", path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(path, dpi=130)
+    except OSError as error:
+        raise InputError(f"The figure {path} cannot be written: {error}") from error
+    return path
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedConfig
 
 from .annotation import LangCellAnnotator
-from .answers import Judge
+from .answers import CELL_TYPE, RUN, Judge
 from .feature_extraction_langcell import InputError, RankedCells
 from .labelled_cells import rank_cells
 from .modeling_langcell import LangCellModel
+from .progress import progress_bar
 from .zero_shot import DescriptionScorer
 
 #: `gradient` explains the similarity, `attention` the matching.
@@ -150,25 +151,75 @@ def explain(
     Raises:
         InputError: As `LangCellAnnotator.annotate`; no such method; fewer cells than one a label.
     """
-    if cells_per_label < 1:
-        raise InputError(f"cells_per_label={cells_per_label} is no number of cells.")
     scorer = annotator.scorer(labels)
     if not isinstance(scorer, DescriptionScorer):
         raise InputError("Only labels that are judged by their descriptions can be explained.")
-    judge, explainer = Judge(scorer), Explainer(annotator, scorer.descriptions, method)
+    judge = Judge(scorer)
     best = np.concatenate(
         [
             annotator.annotate_cells(ranked, scorer, judge).answers.best
             for ranked in annotator.chunks(adata, **cell_options, empty_cells="mark")
         ]
     )
+    how: dict[str, Any] = {"method": method, "cells_per_label": cells_per_label, "seed": seed}
+    return _explain_found(annotator, adata, scorer.descriptions, best, **how, **cell_options)
+
+
+def explain_annotated(
+    annotator: LangCellAnnotator,
+    adata: ad.AnnData,
+    annotated: ad.AnnData,
+    *,
+    cells_per_label: int = 10,
+    most_labels: int = 12,
+    **cell_options: Any,
+) -> pd.DataFrame | None:
+    """
+    As `explain` (by the gradient), of cells whose labels were found before.
+
+    Args:
+        adata: The cells that were annotated, with their counts.
+        annotated: What was found of them, as `LangCellAnnotator.annotate` or `read_annotation` gives it.
+        most_labels: Only the most frequent labels are explained.
+        cells_per_label, cell_options: As of `explain`.
+
+    Returns:
+        None where labels are not judged by their descriptions alone.
+    """
+    run = annotated.uns[RUN]
+    if not isinstance(annotator.model, LangCellModel) or "prototype_weight" in run:
+        return None
+    descriptions = dict(zip(map(str, run["labels"]), map(str, run["descriptions"]), strict=True))
+    best = annotated.obs[CELL_TYPE].cat.codes.to_numpy()
+    sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
+    frequent = np.argsort(-sizes, kind="stable")[:most_labels]
+    best = np.where(np.isin(best, frequent), best, -1)
+    how: dict[str, Any] = {"method": "gradient", "cells_per_label": cells_per_label, "seed": 0}
+    return _explain_found(annotator, adata, descriptions, best, **how, **cell_options)
+
+
+def _explain_found(
+    annotator: LangCellAnnotator,
+    adata: ad.AnnData,
+    descriptions: Mapping[str, str],
+    best: np.ndarray,
+    *,
+    method: Method,
+    cells_per_label: int,
+    seed: int,
+    **cell_options: Any,
+) -> pd.DataFrame:
+    """As `explain`; `best` is the `(cells,)` number of each cell's label among the descriptions, -1 for none."""
+    if cells_per_label < 1:
+        raise InputError(f"cells_per_label={cells_per_label} is no number of cells.")
+    explainer = Explainer(annotator, descriptions, method)
     rng = np.random.default_rng(seed)
     extractor = annotator.processor.feature_extractor
     parts = []
-    for number, label in enumerate(scorer.descriptions):
-        rows = np.flatnonzero(best == number)
-        rows = np.sort(rng.permutation(rows)[:cells_per_label])
-        if len(rows):
+    with progress_bar() as progress:
+        labels = [(number, label) for number, label in enumerate(descriptions) if (best == number).any()]
+        for number, label in progress.track(labels, description="Genes"):
+            rows = np.sort(rng.permutation(np.flatnonzero(best == number))[:cells_per_label])
             ranked = rank_cells(adata, rows, extractor, **cell_options)
             parts.append(_of_label(explainer, ranked, number, extractor.gene_vocabulary).assign(label=label))
     columns = ["label", "gene", "ensembl_id", "contribution", "cells_with_gene", "cells"]
@@ -215,4 +266,4 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     return figure
 
 
-__all__ = ["Explainer", "Method", "draw_genes", "explain"]
+__all__ = ["Explainer", "Method", "draw_genes", "explain", "explain_annotated"]

@@ -1,244 +1,284 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What an annotation looks like: a figure, and one HTML file that holds all there is to say of a run."""
+"""One HTML file that holds all there is to say of an annotation."""
 
-import base64
-import html
-import io
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix
 
+from .agreement import agreement, compared
 from .annotation import describe_input
-from .answers import ANSWER, ANSWER_ID, CELL_TYPE, EMBEDDING, RUN, SCORE
-from .feature_extraction_langcell import InputError
+from .answers import AGREEMENT, ANSWER, ANSWER_ID, CELL_TYPE, CONSENSUS, MARGIN, NOVELTY, RUN, SCORE, SECOND
+from .drawing import Layout, colours
+from .input_quality import InputQuality
+from .lineages import UNKNOWN
+from .web_page import write_page
 
-_SEED = 0
+_DOUBTFUL = 100  # Cells in the table.
+_GENES = 10  # Of each label.
+_COLOURED = 20  # Names with a colour of their own.
+_CLOSE = 0.1  # A second candidate this near is worth a word.
+_OTHER = "#9aa4af"
+_SURE, _BETWEEN, _IN_DOUBT = "#3b7dd8", "#9a6fb0", "#e0453a"  # Seen on white and on black.
 
 
-def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
+def write_report(
+    adata: ad.AnnData,
+    path: str | Path,
+    layout: Layout,
+    *,
+    quality: InputQuality | None = None,
+    genes: pd.DataFrame | None = None,
+    reference: str | None = None,
+    command: str | None = None,
+) -> Path:
     """
-    How far an annotation agrees with labels in `obs`: accuracy, balanced accuracy and macro-F1 over the labelled
-    cells.
+    Writes one self-contained page: what was run on what, the cells on a map, what was found of them and how sure it is,
+    the genes that it rests on, and how to repeat it. It opens offline.
+
+    Args:
+        adata: Annotated cells, as `LangCellAnnotator.annotate` or `read_annotation` (with embeddings) gives them.
+        path: Of the page.
+        layout: Where the cells are drawn.
+        quality: Of the input.
+        genes: As `explain` gives them.
+        reference: Column of obs with known labels, to compare with.
+        command: What was run; by default what does the same in Python.
 
     Raises:
-        InputError: No such column, or none of its labels is a candidate.
+        InputError: No such column, none of its labels is a candidate, or the page cannot be written.
     """
-    truth, predicted = _compared(adata, reference)
-    over_types = {"average": "macro", "labels": np.unique(truth), "zero_division": 0}
+    run, obs = adata.uns[RUN], adata.obs
+    read = describe_input(adata)
+    if unlabelled := int(obs[CELL_TYPE].isna().sum()):
+        read += f" {unlabelled:,} cells have no known gene and no label."
+    drawn = "" if len(layout.rows) + unlabelled == len(obs) else f"{len(layout.rows):,} of the cells, drawn at random."
+    return write_page(
+        path,
+        "annotation.html",
+        title="LangCell annotation",
+        run=run,
+        read=read,
+        tiles=_tiles(adata),
+        quality=quality,
+        drawn=drawn,
+        cells=_cells(adata, layout, reference),
+        composition=_composition(obs),
+        answers=_answers(obs),
+        clusters=_clusters(obs, run),
+        known=None if reference is None else _known(adata, reference),
+        doubtful=_doubtful(obs, run),
+        genes=None if genes is None else _genes(genes),
+        genes_absent="Genes were not looked at in this run: langcell explain does.",
+        descriptions=list(zip(map(str, run["labels"]), map(str, run["descriptions"]), strict=True)),
+        code=command or _in_python(run),
+        facts=_facts(run),
+    )
+
+
+def _tiles(adata: ad.AnnData) -> list[dict[str, str]]:
+    run, obs = adata.uns[RUN], adata.obs
+    tiles = [{"value": f"{len(obs):,}", "caption": "cells"}]
+    tiles.append({"value": f"{obs[CELL_TYPE].nunique()} of {len(run['labels'])}", "caption": "candidates found"})
+    if ANSWER in obs:
+        answered = (obs[ANSWER].notna() & (obs[ANSWER] != UNKNOWN)).mean()
+        tiles.append({"value": f"{answered:.0%}", "caption": f"answered, at {run['error_rate']:.0%} expected errors"})
+    else:
+        tiles.append({"value": f"{obs[SCORE].median():.2f}", "caption": "median score, not calibrated"})
+    if "usual_novelty" in run and NOVELTY in obs:
+        unlike = (obs[NOVELTY] > run["usual_novelty"]).mean()
+        tiles.append({"value": f"{unlike:.0%}", "caption": "of the cells are unlike every candidate"})
+    return tiles
+
+
+# ---------------------------------------------------------------------- the map
+
+
+def _cells(adata: ad.AnnData, layout: Layout, reference: str | None) -> dict[str, Any]:
+    """What the page's script draws: of each drawn cell its row, name and place from 0 to 1; views to colour it by."""
+    run, obs = adata.uns[RUN], adata.obs.iloc[layout.rows]
+    low = layout.coordinates.min(axis=0, initial=np.inf)
+    extent = np.maximum(layout.coordinates.max(axis=0, initial=-np.inf) - low, 1e-9)
+    x, y = ((layout.coordinates - low) / extent).round(4).T.tolist()
+    views = [_by_name("label", obs[CELL_TYPE])]
+    if ANSWER in obs:
+        views.append(_by_name("answer", obs[ANSWER]))
+    views.append(_by_number("doubt", 1 - obs[SCORE], (0, 1), ("sure", "in doubt")))
+    if NOVELTY in obs:
+        usual = float(run.get("usual_novelty", obs[NOVELTY].median()))
+        most = max(usual, float(obs[NOVELTY].quantile(0.99)))
+        views.append(_by_number("novelty", obs[NOVELTY], (0, most), ("like a candidate", "unlike all")))
+    for column in dict.fromkeys(filter(None, (reference, run.get("cluster_key")))):
+        views.append(_by_name(str(column), obs[column].astype("string").astype("category")))
     return {
-        "cells": len(truth),
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "balanced_accuracy": float(recall_score(truth, predicted, **over_types)),
-        "macro_f1": float(f1_score(truth, predicted, **over_types)),
+        "rows": layout.rows.tolist(),
+        "names": obs.index.astype(str).tolist(),
+        "x": x,
+        "y": y,
+        "views": views,
+        "ramp": [_SURE, _BETWEEN, _IN_DOUBT],
+        "other": _OTHER,
     }
 
 
-def _compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]:
-    if reference not in adata.obs:
-        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
-    candidates = set(adata.obs[CELL_TYPE].cat.categories)
-    both = adata.obs[[reference, CELL_TYPE]].dropna()
-    both = both[both[reference].isin(candidates)].astype(str)
-    if both.empty:
-        raise InputError(f"None of the labels in obs[{reference!r}] is a candidate: {', '.join(sorted(candidates))}.")
-    return both[reference].to_numpy(), both[CELL_TYPE].to_numpy()
+def _by_name(title: str, values: pd.Series) -> dict[str, Any]:
+    sizes = values.value_counts()
+    sizes = sizes[sizes > 0]
+    palette = [*colours(min(len(sizes), _COLOURED)), *[_OTHER] * (len(sizes) - _COLOURED)]
+    names = [
+        {"name": str(name), "cells": int(size), "colour": _OTHER if name == UNKNOWN else colour}
+        for (name, size), colour in zip(sizes.items(), palette, strict=True)
+    ]
+    return {"title": title, "names": names, "codes": sizes.index.get_indexer(values.astype(object)).tolist()}
 
 
-def draw(adata: ad.AnnData, reference: str | None = None) -> Figure:
-    """
-    Draws the cells on a UMAP of their embeddings, coloured by the label found, beside the shares of the labels or,
-    with a reference column, the confusion with its labels.
-    """
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))
-    labels = adata.obs[CELL_TYPE].cat.remove_unused_categories()
-    colours = matplotlib.colormaps["tab20" if len(labels.cat.categories) > 10 else "tab10"]
-    coordinates = _umap(adata)
-    for code, label in enumerate(labels.cat.categories):
-        chosen = (labels == label).to_numpy()
-        scatter.scatter(*coordinates[chosen].T, s=9, color=colours(code % colours.N), label=_short(label), linewidths=0)
-    scatter.set(xticks=[], yticks=[], title=f"{adata.n_obs:,} cells by the label found", xlabel="UMAP of X_langcell")
-    scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
-    if reference is None:
-        shares = labels.value_counts(normalize=True).sort_values()
-        beside.barh([_short(name) for name in shares.index], shares)
-        beside.set(title="Shares of the labels", xlabel="share of cells")
-    else:
-        _draw_confusion(figure, beside, *_compared(adata, reference), reference)
-    return figure
+def _by_number(title: str, values: pd.Series, limits: tuple[float, float], ends: tuple[str, str]) -> dict[str, Any]:
+    rounded = values.astype(float).round(3).astype(object)
+    return {"title": title, "values": rounded.where(values.notna(), None).tolist(), "range": limits, "ends": ends}
 
 
-def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, reference: str) -> None:
+# ---------------------------------------------------------------------- the tables
+
+
+def _composition(obs: pd.DataFrame) -> list[dict[str, Any]]:
+    found = obs.groupby(CELL_TYPE, observed=True)[SCORE].agg(["size", "median"])
+    found = found.sort_values("size", ascending=False, kind="stable")
+    answered = (obs[ANSWER] != UNKNOWN).groupby(obs[CELL_TYPE], observed=True).mean() if ANSWER in obs else {}
+    return [
+        {
+            "label": label,
+            "cells": int(cells),
+            "share": cells / len(obs),
+            "score": score,
+            "answered": float(answered[label]) if len(answered) else None,
+        }
+        for label, cells, score in found.itertuples()
+    ]
+
+
+def _answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
+    """None where the scores are not calibrated."""
+    if ANSWER not in obs:
+        return []
+    sizes = obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
+    return [
+        {"answer": name, "id": term_id, "cells": int(cells), "share": cells / len(obs)}
+        for (name, term_id), cells in sizes.items()
+    ]
+
+
+def _clusters(obs: pd.DataFrame, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """None where no clusters were named."""
+    if "cluster_key" not in run:
+        return []
+    return [
+        {
+            "cluster": cluster,
+            "cells": len(cells),
+            "answer": str(cells[CONSENSUS].iloc[0]),
+            "agreement": float(cells[AGREEMENT].iloc[0]),
+        }
+        for cluster, cells in obs.groupby(obs[run["cluster_key"]].astype("string"), observed=True)
+    ]
+
+
+def _known(adata: ad.AnnData, reference: str) -> dict[str, Any]:
+    truth, predicted = compared(adata, reference)
     names = sorted(set(truth) | set(predicted))
     shares = confusion_matrix(truth, predicted, labels=names, normalize="true")
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    ticks = range(len(names))
-    axes.set_xticks(ticks, [str(number + 1) for number in ticks])
-    sizes = [int((truth == name).sum()) for name in names]
-    axes.set_yticks(ticks, [f"{_short(name)} ({sizes[i]:,})   {i + 1}" for i, name in enumerate(names)], fontsize=8)
-    for row, column in np.argwhere(shares >= 0.05):
-        colour = "white" if shares[row, column] > 0.6 else "black"
-        axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=colour)
-    accuracy = accuracy_score(truth, predicted)
-    axes.set(title=f"{reference} (cells) against the label found: accuracy {accuracy:.2f}", xlabel="label found")
-    figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
+    rows = [
+        {"name": name, "cells": int((truth == name).sum()), "shares": row.tolist()}
+        for name, row in zip(names, shares, strict=True)
+    ]
+    return {"reference": reference, "names": names, "rows": rows, **agreement(adata, reference)}
 
 
-def _umap(adata: ad.AnnData) -> np.ndarray:
-    """Two coordinates a cell from its embedding; cells without one have none."""
-    import scanpy as sc
-
-    embeds = np.asarray(adata.obsm[EMBEDDING])
-    known = ~np.isnan(embeds[:, 0])
-    coordinates = np.full((len(embeds), 2), np.nan)
-    if known.sum() < 5:  # Too few for a neighbourhood graph: the embedding's first two numbers.
-        coordinates[known] = embeds[known, :2]
-        return coordinates
-    space = ad.AnnData(obs=pd.DataFrame(index=adata.obs_names[known]), obsm={EMBEDDING: embeds[known]})
-    sc.pp.neighbors(space, use_rep=EMBEDDING, metric="cosine", n_neighbors=min(15, len(space) - 1), random_state=_SEED)
-    sc.tl.umap(space, random_state=_SEED, init_pos="random" if len(space) < 50 else "spectral")
-    coordinates[known] = space.obsm["X_umap"]
-    return coordinates
-
-
-def _short(label: str, length: int = 60) -> str:
-    return label if len(label) <= length else label[: length - 1] + "…"
-
-
-def write_report(adata: ad.AnnData, path: str | Path, figure: Figure, reference: str | None = None) -> Path:
-    """
-    Writes one self-contained HTML page: the figure, the labels found, what was read of the input, and how to repeat
-    the run.
-    """
-    run = adata.uns[RUN]
-    composition = adata.obs.groupby(CELL_TYPE, observed=True)[SCORE].agg(["size", "median"])
-    composition = composition.sort_values("size", ascending=False)
-    rows = "".join(
-        f"<tr><td>{html.escape(str(label))}</td><td>{cells:.0f}</td><td>{cells / adata.n_obs:.1%}</td>"
-        f"<td>{score:.3f}</td></tr>"
-        for label, cells, score in composition.itertuples()
-    )
-    answers = ""
-    if ANSWER in adata.obs:
-        sizes = adata.obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
-        answers = _ANSWERS.format(
-            error_rate=f"{run['error_rate']:.0%}",
-            threshold=f"{run['threshold']:g}",
-            rows="".join(
-                f"<tr><td>{html.escape(name)}</td><td>{html.escape(term_id)}</td><td>{cells:,}</td>"
-                f"<td>{cells / adata.n_obs:.1%}</td></tr>"
-                for (name, term_id), cells in sizes.items()
-            ),
+def _doubtful(obs: pd.DataFrame, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells whose best candidate is the least sure, and why."""
+    labelled = np.flatnonzero(obs[SCORE].notna())
+    rows = labelled[np.argsort(obs[SCORE].to_numpy()[labelled], kind="stable")][:_DOUBTFUL]
+    usual = run.get("usual_novelty", np.inf)
+    found = []
+    for row, cell in zip(rows.tolist(), obs.iloc[rows].itertuples(), strict=True):
+        novelty = getattr(cell, NOVELTY, None)
+        second = getattr(cell, SECOND, "")
+        reasons = []
+        if novelty is not None and novelty > usual:
+            reasons.append("unlike every candidate")
+        if second and getattr(cell, MARGIN) < _CLOSE:
+            reasons.append("two candidates nearly alike")
+        found.append(
+            {
+                "row": row,
+                "cell": str(cell.Index),
+                "best": getattr(cell, CELL_TYPE),
+                "score": getattr(cell, SCORE),
+                "second": second,
+                "margin": getattr(cell, MARGIN),
+                "answer": getattr(cell, ANSWER, ""),
+                "novelty": novelty,
+                "reason": "; ".join(reasons) or "a low score",
+            }
         )
-    unlabelled = int(adata.obs[CELL_TYPE].isna().sum())
-    texts = "".join(
-        f"<dt>{html.escape(str(label))}</dt><dd>{html.escape(str(text))}</dd>"
-        for label, text in zip(run["labels"], run["descriptions"], strict=True)
+    said = f"The {len(found):,} of {len(labelled):,} cells with the lowest scores."
+    return {"rows": found, "said": said}
+
+
+def _genes(explained: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": label,
+            "cells": int(genes["cells"].iloc[0]),
+            "genes": [
+                {"name": gene.gene, "contribution": gene.contribution, "width": gene.contribution / most}
+                for gene in genes.head(_GENES).itertuples()
+                if gene.contribution > 0
+            ],
+        }
+        for label, genes in explained.groupby("label", sort=False)
+        for most in [genes["contribution"].max()]
+    ]
+
+
+# ---------------------------------------------------------------------- how to repeat it
+
+
+def _in_python(run: Mapping[str, Any]) -> str:
+    """What does the same again, of cells that are read as they were."""
+    array, counts = str(run["input"]["array"]), str(run["input"]["counts"])
+    how = [f"alpha={run['alpha']:g}"] if "alpha" in run else []
+    how += [f"error_rate={run['error_rate']:g}"] if "error_rate" in run else []
+    how += [f"cluster_key={str(run['cluster_key'])!r}"] if "cluster_key" in run else []
+    how += ["use_raw=True"] if array == "raw.X" else []
+    how += [f"layer={array.removeprefix('layers[').removesuffix(']')}"] if array.startswith("layers[") else []
+    how += [f"counts={counts!r}"] if counts != "raw" else []
+    where = [repr(str(run["checkpoint"]))]
+    where += [f"{name}={str(run[name])!r}" for name in ("revision", "adapter") if run.get(name)]
+    texts = zip(map(str, run["labels"]), map(str, run["descriptions"]), strict=True)
+    labels = "".join(f"    {label!r}: {text!r},\n" for label, text in texts)
+    return (
+        "import anndata as ad\nfrom modeling_langcell import LangCellAnnotator\n\n"
+        f"annotator = LangCellAnnotator.from_pretrained({', '.join(where)}, dtype={str(run['dtype'])!r})\n"
+        f"labels = {{\n{labels}}}\n"
+        f'annotator.annotate(ad.read_h5ad("cells.h5ad"), labels, {", ".join(how)})\n'
     )
-    read = describe_input(adata)
-    if unlabelled:
-        read += f" {unlabelled:,} cells have no known gene and no label."
-    if reference is not None:
-        scores = agreement(adata, reference)
-        read += (
-            f" Against {reference}: accuracy {scores['accuracy']:.3f}, balanced accuracy "
-            f"{scores['balanced_accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f} over {scores['cells']:,} cells."
-        )
-    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-    body = _BODY.format(
-        figure=inline_image(render(figure), "The cells by the label found, and how the labels are shared"),
-        rows=rows,
-        answers=answers,
-        read=html.escape(read),
-        texts=texts,
-        checkpoint=html.escape(run["checkpoint"] or "a model in memory"),
-        revision=html.escape(run["revision"] or "local"),
-        adapter=html.escape(f", adapter {run['adapter']}" if run.get("adapter") else ""),
-        settings="".join(
-            f"{name.replace('_', ' ')} {run[name]}, " for name in ("alpha", "prototype_weight") if name in run
-        ),
-        dtype=run["dtype"],
-        versions=html.escape(versions),
-    )
-    return write_page(path, "LangCell annotation", body)
 
 
-def write_page(path: str | Path, title: str, body: str) -> Path:
-    """
-    Writes a page that needs nothing beside it, light or dark as its reader's screen is.
-
-    Args:
-        path: Its folder is made if need be.
-        title: Plain text.
-        body: HTML that goes below the title.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
-    return path
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [("Checkpoint", f"{run['checkpoint'] or 'a model in memory'} ({run['revision'] or 'local'})")]
+    if run.get("adapter"):
+        facts.append(("Adapter", str(run["adapter"])))
+    settings = ("alpha", "prototype_weight", "shortlist", "temperature", "error_rate", "threshold", "usual_novelty")
+    said = [f"{name.replace('_', ' ')} {run[name]:.4g}" for name in settings if name in run]
+    facts.append(("Settings", ", ".join([*said, str(run["dtype"])])))
+    facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in run["versions"].items())))
+    facts.append(("Written", date.today().isoformat()))
+    return facts
 
 
-def render(figure: Figure, dpi: int = 130) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def inline_image(png: bytes, alt: str) -> str:
-    """A picture as HTML, all of it."""
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-img {{ max-width: 100%; background: white; border-radius: 6px; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #8884; }}
-td:nth-child(n+2), th:nth-child(n+2) {{ text-align: right; font-variant-numeric: tabular-nums; }}
-nav a {{ margin-right: 1rem; }} .wide {{ overflow-x: auto; }}
-dt {{ font-weight: 600; }} dd {{ margin: 0 0 .6rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
-_BODY = """<p>{read}</p>
-{figure}
-<h2>Labels found</h2>
-<table><tr><th>label</th><th>cells</th><th>share</th><th>median score</th></tr>{rows}</table>
-<p>The score is that of the best among the candidates below, which is always one of them, whatever the cell is.</p>
-{answers}
-<h2>Candidates, as the model read them</h2>
-<dl>{texts}</dl>
-<h2>To repeat this run</h2>
-<p>Checkpoint {checkpoint} ({revision}){adapter}, {settings}{dtype}; {versions}.</p>"""
-
-_ANSWERS = """<h2>What can be answered</h2>
-<table><tr><th>answer</th><th>id</th><th>cells</th><th>share</th></tr>{rows}</table>
-<p>The most specific term of the Cell Ontology with a probability of {threshold} or more: of cells like those that the
-checkpoint was calibrated on, about {error_rate} of the answers are expected to be wrong. Of other cells it promises
-nothing.</p>"""
-
-__all__ = ["agreement", "draw", "inline_image", "render", "write_page", "write_report"]
+__all__ = ["write_report"]

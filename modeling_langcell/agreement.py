@@ -1,0 +1,45 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""How far an annotation agrees with labels that are known."""
+
+import anndata as ad
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from .answers import CELL_TYPE
+from .feature_extraction_langcell import InputError
+
+
+def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
+    """
+    How far an annotation agrees with labels in `obs`: accuracy, balanced accuracy and macro-F1 over the labelled
+    cells.
+
+    Raises:
+        InputError: No such column, or none of its labels is a candidate.
+    """
+    truth, predicted = compared(adata, reference)
+    over_types = {"average": "macro", "labels": np.unique(truth), "zero_division": 0}
+    return {
+        "cells": len(truth),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(recall_score(truth, predicted, **over_types)),
+        "macro_f1": float(f1_score(truth, predicted, **over_types)),
+    }
+
+
+def compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]:
+    """
+    `(labelled cells,)` each: the labels that are known and are candidates, and those that were found; errors as for
+    `agreement`.
+    """
+    if reference not in adata.obs:
+        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
+    candidates = set(adata.obs[CELL_TYPE].cat.categories)
+    both = adata.obs[[reference, CELL_TYPE]].dropna()
+    both = both[both[reference].isin(candidates)].astype(str)
+    if both.empty:
+        raise InputError(f"None of the labels in obs[{reference!r}] is a candidate: {', '.join(sorted(candidates))}.")
+    return both[reference].to_numpy(), both[CELL_TYPE].to_numpy()
+
+
+__all__ = ["agreement", "compared"]
