@@ -20,6 +20,9 @@ _FEW_GENES, _SHALLOW = (
 _PANEL = 5000  # Fewer known genes than this are a selection, or a small panel.
 _MATCHED = 0.7  # Share of the median cell's counts in known genes, below which much is not read.
 _AMBIENT = 0.1
+_ALIKE = (
+    0.1  # Totals that spread no more than this share of their mean were made alike: those of real cells do by more.
+)
 _UNLIKE = 0.2  # Share of cells that are less like any candidate than cells of known types usually are.
 
 #: For the share of ambient RNA: of a label so many cells, of a gene so many counts expected of nothing but the mixture,
@@ -110,7 +113,7 @@ def _of_values(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> list[str
     largest = float(values.data.max())
     if kind == "raw" and largest <= 1:
         return ["Probably no counts: no value is above 1, so genes that were counted at all have no order."]
-    if kind == "raw" and len(totals) >= _CELLS and totals.std() < 0.01 * totals.mean():
+    if kind == "raw" and len(totals) >= _CELLS and totals.std() < _ALIKE * totals.mean():
         return [
             f"Probably normalised and rounded: all cells have about the same total ({totals.mean():,.0f}). Give the "
             "counts as they were."

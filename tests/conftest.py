@@ -29,6 +29,21 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser without a window; its absence skips, or fails where it must be there."""
+    from modeling_langcell import InputError
+    from modeling_langcell.eval.pictures import chromium as start
+
+    try:
+        with start() as browser:
+            yield browser
+    except InputError as error:
+        if os.environ.get("LANGCELL_REQUIRE_BROWSER"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
 GENES = [f"ENSG{number:011d}" for number in range(1, 41)]
 SYMBOLS = [f"GENE{number}" for number in range(1, 41)]
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] cell type : . , b t nk natural killer monocyte a lymphocyte that is".split()

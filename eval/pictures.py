@@ -1,0 +1,73 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+The report and the app as a browser shows them: pictures for the guide, of a page that is there already or of the app as
+it annotates.
+
+    langcell annotate --example --report demo/report.html
+    python eval/pictures.py report demo/report.html docs/report.png
+    python eval/pictures.py app docs/app.png
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from playwright.sync_api import Browser, sync_playwright
+
+from modeling_langcell.feature_extraction_langcell import InputError
+
+#: Chromium asks its makers for updates otherwise, and a container has no sandbox for it.
+_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """
+    The system's Chromium, without a window.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        raise InputError("There is no Chromium here: apt-get install chromium, for instance.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=list(_OPTIONS))
+        yield browser
+        browser.close()
+
+
+@app.command()
+def report(
+    page: Annotated[Path, typer.Argument(metavar="REPORT.html", help="What 'langcell annotate --report' wrote.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
+) -> None:
+    """The first screen of a report, light on the left and dark on the right."""
+    from PIL import Image
+
+    width, height = 1000, 1000
+    with chromium() as browser:
+        halves = []
+        for scheme in ("light", "dark"):
+            tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+            tab.goto(page.resolve().as_uri())
+            if scheme == "dark":
+                tab.get_by_label("Coloured by").select_option("doubt")
+            halves.append(picture.with_name(f".{scheme}.png"))
+            tab.screenshot(path=halves[-1])
+    both = Image.new("RGB", (2 * width, height))
+    for place, half in enumerate(halves):
+        both.paste(Image.open(half), (place * width, 0))
+        half.unlink()
+    both.quantize(128).save(picture, optimize=True)
+    typer.echo(f"Picture: {picture}")
+
+
+if __name__ == "__main__":
+    app()

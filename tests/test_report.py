@@ -1,0 +1,189 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The report, in a browser: cells of a pancreatic tumour annotated by langcell-mini, and what a reader clicks on."""
+
+import html
+import re
+
+import anndata as ad
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from modeling_langcell import LangCellAnnotator
+from modeling_langcell.cli import app
+from modeling_langcell.drawing import lay_out
+from modeling_langcell.report import write_report
+
+from .conftest import REPOSITORY
+
+LABELS = "malignant cell; pancreatic ductal cell; tuft cell; macrophage; lymphocyte; endothelial cell; fibroblast"
+
+
+@pytest.fixture(scope="module")
+def report(shared, tmp_path_factory):
+    """The page that the command writes of every third cell."""
+    folder = tmp_path_factory.mktemp("report")
+    cells = ad.read_h5ad(shared / "data" / "validation" / "pdac_moncada_card.h5ad")[::3].copy()
+    cells.obs_names = [f"<b>{name}</b>" for name in cells.obs_names]  # Names are no markup.
+    cells.write_h5ad(folder / "cells.h5ad")
+    arguments = ["annotate", str(folder / "cells.h5ad"), "--labels", LABELS, "--empty-cells", "mark"]
+    arguments += ["--reference", "cell_type", "--cluster-key", "batch", "--out", str(folder / "out.h5ad")]
+    arguments += ["--report", str(folder / "report.html"), "--report-genes", "2"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    return folder / "report.html"
+
+
+@pytest.fixture
+def tab(chromium, report, request):
+    """The page, open with no network; whatever its script stumbles over fails the test."""
+    context = chromium.new_context(offline=True, **getattr(request, "param", {}))
+    tab, errors, asked = context.new_page(), [], []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(report.as_uri())
+    yield tab
+    context.close()
+    assert not errors
+    assert asked == [report.as_uri()], "the page needs nothing beside it"
+
+
+def colours(tab) -> set[tuple[int, int, int]]:
+    """Those that are often on the map."""
+    pixels = tab.evaluate(
+        "() => { const map = document.querySelector('canvas');"
+        "return [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]; }"
+    )
+    seen, sizes = np.unique(np.array(pixels).reshape(-1, 4), axis=0, return_counts=True)
+    return {
+        tuple(map(int, colour[:3])) for colour, size in zip(seen, sizes, strict=True) if colour[3] == 255 and size > 40
+    }
+
+
+def test_everything_is_said(tab):
+    said = tab.inner_text("body")
+    for part in ("cells; X read as raw values", "answered, at 10% expected errors", "unlike every candidate"):
+        assert part in said
+    for heading in ("The cells", "Labels found", "What can be answered", "By batch", "Against cell_type"):
+        assert tab.get_by_role("heading", name=heading).count() == 1
+    for heading in ("Doubtful cells", "Driving genes", "Candidates, as the model read them", "To repeat this run"):
+        assert tab.get_by_role("heading", name=heading).count() == 1
+    assert "Checkpoint\nlangcell-mini" in said
+    assert "median cell has" in said
+    assert "A lymphocyte is a leukocyte" in said
+    assert tab.locator("#doubtful-cells tbody tr").count() == 100
+    assert "<b>pdac_moncada_card:Cell" in said, "a name is shown as it is"
+    assert tab.locator(".genes > div").count() >= 5
+
+
+def test_links_lead_to_their_sections(tab):
+    for link in tab.locator("nav a").all():
+        link.click()
+        target = tab.url.partition("#")[2]
+        assert tab.locator(f"#{target}").is_visible()
+
+
+def test_the_map_is_coloured_by_what_is_chosen(tab):
+    by_label = colours(tab)
+    assert len(by_label) >= 4
+    legend = tab.locator(".legend button")
+    assert legend.count() >= 5
+    for view, first in (("answer", "button"), ("doubt", ".ramp"), ("novelty", ".ramp"), ("cell_type", "button")):
+        tab.get_by_label("Coloured by").select_option(view)
+        assert tab.locator(f".legend {first}").first.is_visible()
+        assert colours(tab) != by_label
+
+
+def test_a_name_in_the_legend_lights_its_cells_up(tab):
+    before = colours(tab)
+    name = tab.locator(".legend button").first
+    name.click()
+    assert tab.locator(".legend button[aria-pressed=true]").count() == 1
+    assert len(colours(tab)) < len(before)
+    tab.locator(".legend button").first.click()
+    assert colours(tab) == before
+
+
+def test_pointing_at_a_cell_says_what_it_is(tab):
+    tab.locator("canvas").scroll_into_view_if_needed()
+    box = tab.locator("canvas").bounding_box()
+    x, y = tab.evaluate("[cells.x[0], cells.y[0]]")
+    tab.mouse.move(box["x"] + 10 + x * (box["width"] - 20), box["y"] + 10 + (1 - y) * (box["height"] - 20))
+    said = tab.locator("#pointed").inner_text()
+    assert re.search(r"pdac_moncada_card:Cell\d+</b>; label: .+; answer: .+; doubt: 0\.\d+; novelty: ", said)
+
+
+def test_doubtful_cells_are_filtered_sorted_and_shown(tab):
+    rows = tab.locator("#doubtful-cells tbody tr")
+    scores = [float(text) for text in tab.locator("#doubtful-cells tbody td:nth-child(3)").all_inner_texts()]
+    assert scores == sorted(scores)
+    heading = tab.locator("#doubtful-cells th", has_text="score")
+    heading.click()
+    heading.click()
+    turned = [float(text) for text in tab.locator("#doubtful-cells tbody td:nth-child(3)").all_inner_texts()]
+    assert turned == sorted(scores, reverse=True)
+    name = rows.first.locator("td").first.inner_text()
+    tab.get_by_placeholder("a name, a type").fill(name)
+    assert [row.is_visible() for row in rows.all()].count(True) >= 1
+    assert rows.first.is_visible()
+    rows.first.click()
+    assert tab.locator("#pointed").inner_text().startswith(name)
+    tab.get_by_placeholder("a name, a type").fill("no cell has this name")
+    assert not rows.first.is_visible()
+
+
+@pytest.mark.parametrize("tab", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
+def test_it_is_light_or_dark_as_the_screen_is_or_as_is_chosen(tab):
+    def lightness() -> float:
+        found = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        return float(np.mean([int(part) for part in re.findall(r"\d+", found)[:3]]))
+
+    dark = tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (lightness() < 60) == dark
+    tab.get_by_title("Light or dark").click()
+    assert (lightness() < 60) != dark
+    tab.get_by_title("Light or dark").click()
+    assert (lightness() < 60) == dark
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 740}, "has_touch": True}], indirect=True)
+def test_it_fits_a_phone(tab):
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.locator("canvas").bounding_box()["width"] > 300
+    assert tab.locator(".legend").bounding_box()["y"] > tab.locator("canvas").bounding_box()["y"] + 200
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('p, td, dd')].map(one => parseFloat(getComputedStyle(one).fontSize))"
+    )
+    assert min(sizes) >= 12
+
+
+def test_the_command_can_be_copied(tab):
+    assert tab.locator("#code").inner_text().startswith("langcell ")
+    tab.get_by_role("button", name="Copy").click()
+    assert tab.locator("#copy").inner_text() in ("Copied", "Selected")
+
+
+def test_what_repeats_the_run_in_python_gives_the_same(shared, tmp_path):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[:40].copy()
+    cells.layers["counts"] = cells.X
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    annotator = LangCellAnnotator.from_pretrained(REPOSITORY / "hub_configs" / "langcell-mini")
+    annotator.annotate(cells, ["B cell", "monocyte", "T cell"], error_rate=0.2, layer="counts")
+    page = write_report(cells, tmp_path / "report.html", lay_out(cells)).read_text()
+    code = html.unescape(re.search(r'<pre id="code">(.*?)</pre>', page, flags=re.DOTALL)[1])
+    names: dict = {}
+    code = code.replace("cells.h5ad", str(tmp_path / "cells.h5ad")) + "\n"
+    code = code.replace("annotator.annotate(", "again = annotator.annotate(")
+    exec(code, names)
+    found = [column for column in cells.obs if column.startswith("langcell_")]
+    assert names["again"].obs[found].equals(cells.obs[found])
+
+
+def test_a_plain_model_has_a_page_too(cells, tiny_checkpoint, tmp_path):
+    """Not calibrated, two candidates, hardly any cells, no genes looked at."""
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    annotated = annotator.annotate(cells[:3].copy(), ["B cell", "monocyte"])
+    page = write_report(annotated, tmp_path / "new" / "report.html", lay_out(annotated)).read_text()
+    assert "median score, not calibrated" in page
+    assert "What can be answered" not in page
+    assert "langcell explain does" in page
