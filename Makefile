@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Before anything that depends on it, so that no dependency chooses another build.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-ALL := train,census,dask,adapt,eval,scib,search,docs,dev
+ALL := train,census,dask,adapt,eval,scib,search,app,docs,dev
 # The ends of what is supported, each with a Python that has it: the lowest set is of 3.10 and 3.11.
 PYTHON_lowest ?= $(PYTHON)
 PYTHON_newest ?= $(PYTHON)

@@ -8,7 +8,12 @@ it annotates.
     python eval/pictures.py app docs/app.png
 """
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +27,8 @@ from modeling_langcell.feature_extraction_langcell import InputError
 #: Chromium asks its makers for updates otherwise, and a container has no sandbox for it.
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -41,6 +48,33 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=list(_OPTIONS))
         yield browser
         browser.close()
+
+
+@contextmanager
+def running_app(**environment: str) -> Iterator[str]:
+    """
+    The app of `space/` in a process of its own: the address it answers at.
+
+    Args:
+        environment: What is set for it besides.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    around = {**os.environ, "PYTHONPATH": str(_REPOSITORY), "HOST": "127.0.0.1", "PORT": str(port), **environment}
+    process = subprocess.Popen([sys.executable, str(_REPOSITORY / "space" / "app.py")], env=around)
+    try:
+        while process.poll() is None:
+            with socket.socket() as asked:
+                if asked.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        else:
+            raise InputError(f"The app did not start: exit code {process.returncode}.")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @app.command()
@@ -66,6 +100,22 @@ def report(
         both.paste(Image.open(half), (place * width, 0))
         half.unlink()
     both.quantize(128).save(picture, optimize=True)
+    typer.echo(f"Picture: {picture}")
+
+
+@app.command("app")
+def picture_app(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
+) -> None:
+    """The app with its example annotated."""
+    with chromium() as browser, running_app() as address:
+        tab = browser.new_page(viewport={"width": 1100, "height": 1500})
+        tab.goto(address)
+        tab.get_by_role("button", name="Take the example").click()
+        tab.get_by_text("700 cells x 765 genes").wait_for()
+        tab.get_by_role("button", name="Annotate").click()
+        tab.frame_locator("iframe").get_by_text("Coloured by").wait_for(timeout=300_000)
+        tab.screenshot(path=picture)
     typer.echo(f"Picture: {picture}")
 
 

@@ -1,0 +1,248 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+LangCell in a browser: drop an `.h5ad`, name types of cells or describe them, and get labels, how sure they are and why.
+
+    python space/app.py
+
+It serves on port 7860 of every address, as a Space of Hugging Face has it; `PORT` and `HOST` say otherwise, `MODEL`
+which checkpoint.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="langcell-uploads-"))
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
+from visits import Visit, Visits
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.drawing import lay_out
+from modeling_langcell.example import CELL_OPTIONS, CELL_TYPES, load_example
+from modeling_langcell.explaining import explain_annotated
+from modeling_langcell.file_annotation import annotate_file, open_lightly, read_annotation
+from modeling_langcell.input_quality import examine
+from modeling_langcell.ontology import all_terms, describe
+from modeling_langcell.report import write_report
+
+MOST_MEGABYTES, MOST_CELLS, MOST_GENES, MOST_CANDIDATES = 200, 20_000, 100_000, 100
+KEEP = 30 * 60  # Seconds for which files are kept of a page that is open and not used.
+CELLS, ANNOTATED, REPORT = "cells.h5ad", "annotated.h5ad", "report.html"
+_LAYER = "layer "
+_PROGRESS = gr.Progress()  # Gradio looks for it among the defaults.
+VALUES = {"raw counts": "raw", "counts scaled by cell (CPM and the like)": "normalized", "their logarithms": "log1p"}
+BLOOD = ["B cell", "natural killer cell", "CD14-positive monocyte", "CD4-positive, alpha-beta T cell"]
+BLOOD += ["CD8-positive, alpha-beta T cell", "dendritic cell", "megakaryocyte"]
+
+log = logging.getLogger("langcell.space")
+annotator = LangCellAnnotator.from_pretrained(os.environ.get("MODEL", "langcell-mini"))
+visits = Visits(KEEP, Path(os.environ["GRADIO_TEMP_DIR"]))
+
+
+def kindly(act: Callable[..., Any]) -> Callable[..., Any]:
+    """What goes wrong is said to the visitor: what to do about it, or that it is not the visitor's fault."""
+
+    @wraps(act)
+    def acting(*given: Any, **more: Any) -> Any:
+        try:
+            return act(*given, **more)
+        except InputError as error:
+            said = visits.without_paths(str(error))
+            raise gr.Error(said, duration=None, title="This does not work", print_exception=False) from error
+        except Exception as error:
+            log.exception("%s failed", act.__name__)
+            said = "Something went wrong here that is not your fault. Your file is deleted when you leave the page."
+            raise gr.Error(said, duration=None, title="Sorry", print_exception=False) from error
+
+    return acting
+
+
+# ---------------------------------------------------------------------- what a visitor does
+
+
+@kindly
+def receive(upload: str | None, request: gr.Request) -> tuple[str, dict]:
+    """Takes a file into the visitor's folder, and says what is in it and which arrays it has."""
+    visit = fresh(request)
+    if upload is None:
+        return "", gr.update(choices=["X"], value="X")
+    try:
+        shutil.move(upload, visit.folder / CELLS)
+    except FileNotFoundError as error:  # Another visitor brought the same, at the same moment.
+        raise InputError("The file did not arrive whole: drop it again.") from error
+    return look(visit)
+
+
+def fresh(request: gr.Request) -> Visit:
+    """The visitor's folder, with nothing in it."""
+    visits.end(request.session_hash)
+    return visits.of(request.session_hash)
+
+
+def look(visit: Visit) -> tuple[str, dict]:
+    """What is in the visitor's file, and which arrays it has; one that is too large is not kept."""
+    with open_lightly(visit.folder / CELLS) as adata:
+        n_cells, n_genes = adata.shape
+        arrays = ["X", *(f"{_LAYER}{name}" for name in adata.layers if name)]
+        arrays += [] if adata.raw is None else ["raw.X"]
+    if n_cells > MOST_CELLS or n_genes > MOST_GENES:
+        (visit.folder / CELLS).unlink()
+        raise InputError(
+            f"{n_cells:,} cells x {n_genes:,} genes are more than is done here ({MOST_CELLS:,} x {MOST_GENES:,}): take "
+            "some of them, or use the package, which has no such limit."
+        )
+    return f"{n_cells:,} cells x {n_genes:,} genes.", gr.update(choices=arrays, value="X")
+
+
+@kindly
+def take_example(request: gr.Request) -> tuple[str, dict, str, list[str]]:
+    """Lays the example into the visitor's folder, and says how it is read."""
+    visit = fresh(request)
+    load_example().write_h5ad(visit.folder / CELLS)
+    said, _ = look(visit)
+    values = next(name for name, counts in VALUES.items() if counts == CELL_OPTIONS["counts"])
+    said += " 700 blood cells of Zheng et al. 2017, which scanpy carries."
+    return said, gr.update(choices=["X", "raw.X"], value="raw.X"), values, sorted(CELL_TYPES.values())
+
+
+@kindly
+def annotate(
+    names: list[str], own: str, array: str, values: str, errors: int, request: gr.Request, progress=_PROGRESS
+) -> tuple[str, str]:
+    """Annotates the visitor's cells: the links to what is made, and the report."""
+    visit = visits.of(request.session_hash)
+    cells = visit.folder / CELLS
+    if not cells.is_file():
+        raise InputError("Drop an .h5ad file first, or take the example. Files are deleted after half an hour unused.")
+    labels = candidates(names, own)
+    layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
+    where = {"use_raw": array == "raw.X", "layer": layer}
+    options: dict[str, Any] = {**where, "counts": VALUES[values]}
+    rate = errors / 100 if annotator.model.config.calibration else None
+
+    progress(0.1, "Reading and annotating the cells")
+    annotate_file(annotator, cells, visit.folder / ANNOTATED, labels, error_rate=rate, empty_cells="mark", **options)
+    annotated = read_annotation(visit.folder / ANNOTATED, embeds=True)
+    progress(0.5, "Looking for the genes that drive the labels")
+    with open_lightly(cells) as adata:
+        quality = examine(annotator.processor.feature_extractor, adata, annotated, **where)
+        genes = explain_annotated(annotator, adata, annotated, cells_per_label=5, **options)
+    progress(0.8, "Drawing")
+    write_report(annotated, visit.folder / REPORT, lay_out(annotated), quality=quality, genes=genes)
+
+    at = f"results/{visit.token}"
+    links = (
+        f'<p><a href="{at}/{ANNOTATED}" download>Download the annotated .h5ad</a> · '
+        f'<a href="{at}/{REPORT}" download>Download this report</a></p>'
+    )
+    page = f'<iframe title="Report" src="{at}/{REPORT}" sandbox="allow-scripts allow-downloads"></iframe>'
+    return links, page
+
+
+def candidates(names: list[str], own: str) -> dict[str, str]:
+    """Labels that were picked, and those described in the visitor's own words, one a line: `label: description`."""
+    labels = dict.fromkeys(names or [], "")
+    for line in filter(None, map(str.strip, (own or "").splitlines())):
+        label, colon, text = (part.strip() for part in line.partition(":"))
+        if not (label and colon and text):
+            raise InputError(f"{line!r} is no label and its description: write 'label: description'.")
+        if label in labels:
+            raise InputError(f"The label {label!r} was given twice.")
+        labels[label] = text
+    if len(labels) > MOST_CANDIDATES:
+        raise InputError(f"{len(labels)} candidates are more than is done here ({MOST_CANDIDATES}).")
+    return describe(labels)
+
+
+# ---------------------------------------------------------------------- what a visitor sees
+
+_ABOUT = f"""# LangCell
+Label single cells by free text, with no training labels. Drop an `.h5ad` with counts (up to {MOST_MEGABYTES} MB and
+{MOST_CELLS:,} cells), or take the example, and name the types that may be among them. Your file is seen by nobody else.
+It is deleted when you close the page, or after half an hour unused.
+"""
+_STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }"
+
+
+def build() -> gr.Blocks:
+    """The page."""
+    calibration = annotator.model.config.calibration
+    rates = [round(100 * float(rate)) for rate in calibration["thresholds"]] if calibration else [10]
+    with gr.Blocks(title="LangCell") as page:
+        gr.Markdown(_ABOUT)
+        with gr.Row():
+            with gr.Column():
+                upload = gr.File(label="Cells (.h5ad)", file_types=[".h5ad"], height=140)
+                example = gr.Button("Take the example: 700 blood cells", size="sm")
+                said = gr.Markdown()
+                with gr.Row():
+                    array = gr.Dropdown(["X"], value="X", label="Array with the counts")
+                    values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Its values are")
+                errors = gr.Dropdown(
+                    rates, value=10, label="Of 100 answers, so many may be wrong", visible=bool(calibration)
+                )
+            with gr.Column():
+                terms = sorted(term.name for term in all_terms())
+                about = "Any name, synonym or id of the Cell Ontology."
+                names = gr.Dropdown(
+                    terms, value=BLOOD, multiselect=True, allow_custom_value=True, label="Types of cells", info=about
+                )
+                own = gr.Textbox(
+                    label="Or in your own words",
+                    info="One a line, label: description.",
+                    lines=3,
+                    placeholder="exhausted T cell: cell type: T cell with PDCD1, LAG3 and TOX after long stimulation.",
+                )
+        run = gr.Button("Annotate", variant="primary")
+        links, report = gr.HTML(), gr.HTML()
+
+        upload.change(receive, upload, [said, array], api_visibility="private")
+        example.click(take_example, None, [said, array, values, names], api_visibility="private")
+        asked = [names, own, array, values, errors]
+        run.click(annotate, asked, [links, report], concurrency_limit=1, api_visibility="private")
+        page.unload(leave)
+    return page
+
+
+def leave(request: gr.Request) -> None:
+    visits.end(request.session_hash)
+
+
+def serve() -> FastAPI:
+    """The page, and the visitors' results by their tokens."""
+    api = FastAPI(openapi_url=None)
+
+    @api.get("/results/{token}/{name}")
+    def result(token: str, name: str) -> FileResponse:
+        path = visits.find(token, name)
+        if path is None or name not in (ANNOTATED, REPORT):
+            raise HTTPException(404, "There is no such result, or not any more.")
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
+        return FileResponse(path, filename=name, headers=headers, content_disposition_type="inline")
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return gr.mount_gradio_app(
+        api, build(), path="/", max_file_size=f"{MOST_MEGABYTES}mb", theme=theme, css=_STYLE, footer_links=[]
+    )
+
+
+if __name__ == "__main__":
+    # When it is told to stop, what is here is deleted first: the server raises the signal again once it has closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    where = {"host": os.environ.get("HOST", "0.0.0.0"), "port": int(os.environ.get("PORT", 7860))}
+    try:
+        uvicorn.run(serve(), log_level="warning", **where)
+    finally:
+        visits.close()
