@@ -85,7 +85,7 @@ def report(
     """The first screen of a report, light on the left and dark on the right."""
     from PIL import Image
 
-    width, height = 1000, 1000
+    width, height = 1000, 1100
     with chromium() as browser:
         halves = []
         for scheme in ("light", "dark"):
@@ -99,7 +99,7 @@ def report(
     for place, half in enumerate(halves):
         both.paste(Image.open(half), (place * width, 0))
         half.unlink()
-    both.quantize(128).save(picture, optimize=True)
+    both.quantize(256).save(picture, optimize=True)
     typer.echo(f"Picture: {picture}")
 
 

@@ -241,8 +241,9 @@ def serve() -> FastAPI:
 if __name__ == "__main__":
     # When it is told to stop, what is here is deleted first: the server raises the signal again once it has closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    where = {"host": os.environ.get("HOST", "0.0.0.0"), "port": int(os.environ.get("PORT", 7860))}
+    where: dict[str, Any] = {"host": os.environ.get("HOST", "0.0.0.0"), "port": int(os.environ.get("PORT", 7860))}
     try:
-        uvicorn.run(serve(), log_level="warning", **where)
+        # A page that is open keeps a connection, which would be waited for.
+        uvicorn.run(serve(), log_level="warning", timeout_graceful_shutdown=3, **where)
     finally:
         visits.close()

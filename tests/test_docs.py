@@ -271,6 +271,15 @@ def with_cells(session):
     yield
 
 
+@page("report.md")
+def report(session):
+    session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})
+    Path("types.tsv").write_text("B cell\nmonocyte\nT cell\n")
+    yield
+    assert '<h2 id="genes">Driving genes</h2>' in Path("report.html").read_text()
+    assert "langcell explain does" not in Path("from-python.html").read_text()
+
+
 @page("annotate.md")
 def annotate(session):
     session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})

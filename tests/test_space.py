@@ -32,7 +32,10 @@ def address(chromium, temporary):
     from modeling_langcell.eval.pictures import running_app
 
     with running_app(TMPDIR=str(temporary)) as address:
+        open_to_the_end = chromium.new_page()
+        open_to_the_end.goto(address)
         yield address
+    open_to_the_end.close()
     assert not [path for path in temporary.rglob("*") if path.is_file()], "nothing stays when the app stops"
 
 
