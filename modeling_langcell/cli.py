@@ -271,27 +271,31 @@ def describe(
     model: Model = MINI,
     revision: Revision = None,
 ) -> None:
-    """Show the text that each label would be judged by, and where it comes from."""
-    from .adapters import load_checkpoint
-    from .ontology import wordings
+    """Show every text that each label would be judged by, in order, and where it comes from."""
+    from .adapters import load_processor
+    from .ontology import candidates
 
     if (file is None) == (not labels):
         raise InputError("Name labels, or a file of them with --labels, and not both.")
-    found = wordings(_read_labels(file) if file is not None else labels or [])
-    tokenizer = load_checkpoint(model, revision=revision)[1].tokenizer
-    for number, wording in enumerate(found):
-        typer.echo("\n" * (number > 0) + wording.label)
-        if wording.term is not None:
-            typer.echo(f"  means  {wording.term.name} ({wording.term.id})")
-            if wording.term.synonyms:
-                typer.echo(f"  also   {'; '.join(sorted(wording.term.synonyms))}")
-        typer.echo(f"  text   {wording.text}")
-        typer.echo(f"  from   {wording.origin}")
-        pieces, most = len(tokenizer(wording.text, truncation=False)["input_ids"]), tokenizer.model_max_length
-        if pieces > most:
-            typer.echo(
-                f"  cut    after {most} of its {pieces} word pieces, which is what {name_of(locate(model))} reads"
-            )
+    processor = load_processor(model, revision=revision)
+    tokenizer = processor.tokenizer
+    found = candidates(_read_labels(file) if file is not None else labels or [], processor.wordings)
+    for number, candidate in enumerate(found):
+        typer.echo("\n" * (number > 0) + candidate.label)
+        if candidate.term is not None:
+            typer.echo(f"  means  {candidate.term.name} ({candidate.term.id})")
+            if candidate.term.synonyms:
+                typer.echo(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
+        for text in candidate.texts:
+            typer.echo(f"  text   {text.text}")
+            typer.echo(f"  from   {text.origin}")
+            if text.wording:
+                typer.echo(f"  as     {text.wording}")
+            pieces, most = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
+            if pieces > most:
+                typer.echo(
+                    f"  cut    after {most} of its {pieces} word pieces, which is what {name_of(locate(model))} reads"
+                )
 
 
 @app.command()
@@ -758,15 +762,15 @@ def _facts_of_consensus(obs: Any, run: Mapping[str, Any]) -> dict[str, Any] | No
     }
 
 
-def _candidates(labels: str | None, ontology_root: str | None) -> dict[str, str]:
-    """Descriptions of the candidates that the command line names, one way or the other."""
-    from .ontology import descendants, describe
+def _candidates(labels: str | None, ontology_root: str | None) -> list[str] | dict[str, str | list[str]]:
+    """The candidates that the command line names, one way or the other."""
+    from .ontology import descendants
 
     if labels is not None and ontology_root is None:
         is_file = Path(labels).suffix in (".json", ".tsv", ".txt")
-        return describe(_read_labels(Path(labels)) if is_file else _split(labels))
+        return _read_labels(Path(labels)) if is_file else _split(labels)
     if ontology_root is not None and labels is None:
-        return {term.name: term.description for term in descendants(ontology_root)}
+        return [term.name for term in descendants(ontology_root)]
     raise InputError("Name the candidates with --labels or with --ontology-root, one of the two.")
 
 
@@ -775,27 +779,37 @@ def _split(labels: str) -> list[str]:
     return [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
 
 
-def _read_labels(path: Path) -> list[str] | dict[str, str]:
-    """Labels from a file: JSON (a list, or label to description), or lines of label or label, tab, description."""
+def _read_labels(path: Path) -> list[str] | dict[str, str | list[str]]:
+    """
+    Labels from a file: JSON (a list, or label to description or descriptions), or lines of label or label, tab,
+    description; a label with several descriptions has a line for each.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             labels = json.loads(text)
-            values = labels.values() if isinstance(labels, dict) else labels
-            if not isinstance(labels, (dict, list)) or not all(isinstance(value, str) for value in values):
+            kinds, values = ((str, list), labels.values()) if isinstance(labels, dict) else (str, labels)
+            if not isinstance(labels, (dict, list)) or not all(isinstance(value, kinds) for value in values):
                 raise InputError(f"{path} must hold a list of labels, or an object of labels and descriptions.")
             return labels
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"The labels in {path} cannot be read: {error}") from error
-    lines = [line.split("\t", 1) for line in text.splitlines() if line.strip()]
-    return {label.strip(): "".join(description).strip() for label, *description in lines}
+    found: dict[str, list[str]] = {}
+    for line in filter(str.strip, text.splitlines()):
+        label, _, description = (part.strip() for part in line.partition("\t"))
+        if description not in found.setdefault(label, []):
+            found[label].append(description)
+    return {label: texts if len(texts) > 1 else texts[0] for label, texts in found.items()}
 
 
 def _read_descriptions(path: Path) -> dict[str, str]:
     labels = _read_labels(path)
     if not isinstance(labels, dict):
         raise InputError(f"{path} holds labels without descriptions: write an object of labels and descriptions.")
-    return labels
+    one = {label: text for label, text in labels.items() if isinstance(text, str)}
+    if len(one) < len(labels):
+        raise InputError(f"{path} must hold one description of each label: an adaptation learns from one.")
+    return one
 
 
 def _write_figures(adata, report: Path | None, figure: Path | None, reference: str | None) -> dict[str, Path]:

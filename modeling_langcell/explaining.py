@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Why a cell matches a description: what each of its genes has to do with it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from .answers import Judge
 from .feature_extraction_langcell import InputError, RankedCells
 from .labelled_cells import rank_cells
 from .modeling_langcell import LangCellModel
+from .processing_langcell import as_texts
 from .zero_shot import DescriptionScorer
 
 #: `gradient` explains the similarity, `attention` the matching.
@@ -39,21 +40,24 @@ class Explainer:
 
     Args:
         annotator: Model and processor.
-        descriptions: By label.
+        descriptions: A text or several by label: `gradient` explains the similarity to all, `attention` the matching,
+            which reads the first.
         method: As above.
 
     Raises:
         InputError: No such method, or a checkpoint that reads no texts.
     """
 
-    def __init__(self, annotator: LangCellAnnotator, descriptions: Mapping[str, str], method: Method = "gradient"):
+    def __init__(
+        self, annotator: LangCellAnnotator, descriptions: Mapping[str, str | Sequence[str]], method: Method = "gradient"
+    ):
         if method not in get_args(Method):
             raise InputError(f"method={method!r} is not one of {', '.join(get_args(Method))}.")
         self.text_embeds = torch.from_numpy(annotator.embed_texts(descriptions.values())).to(annotator.device)
         assert isinstance(annotator.model, LangCellModel)  # Others have no embeddings of texts.
         self.model, self.device, self.method = annotator.model, annotator.device, method
-        texts = list(descriptions.values())
-        self._texts = annotator.processor(text=texts, text_kwargs={"padding": False})["input_ids"]
+        read = [as_texts(texts)[0] for texts in descriptions.values()]
+        self._texts = annotator.processor(text=read, text_kwargs={"padding": False})["input_ids"]
         genes = self.model.cell_model.embeddings.word_embeddings.weight.detach()[2:-1]
         self._average = genes.mean(dim=0)
 
@@ -123,7 +127,7 @@ def _telling_weights(config: PreTrainedConfig) -> Iterator[None]:
 def explain(
     annotator: LangCellAnnotator,
     adata: ad.AnnData,
-    labels: Iterable[str] | Mapping[str, str] | None = None,
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
     *,
     method: Method = "gradient",
     cells_per_label: int = 50,
