@@ -56,7 +56,7 @@ class Explainer:
         self.text_embeds = torch.from_numpy(annotator.embed_texts(descriptions.values())).to(annotator.device)
         assert isinstance(annotator.model, LangCellModel)  # Others have no embeddings of texts.
         self.model, self.device, self.method = annotator.model, annotator.device, method
-        read = [as_texts(texts)[0] for texts in descriptions.values()]
+        read = [as_texts(label, texts)[0] for label, texts in descriptions.items()]
         self._texts = annotator.processor(text=read, text_kwargs={"padding": False})["input_ids"]
         genes = self.model.cell_model.embeddings.word_embeddings.weight.detach()[2:-1]
         self._average = genes.mean(dim=0)

@@ -213,7 +213,7 @@ def candidates(
             term = find_term(label)
             found[label] = Candidate(label, term, term.texts(wordings))
         else:
-            own = tuple(Text(text, "your own words") for text in as_texts(description))
+            own = tuple(Text(text, "your own words") for text in as_texts(label, description))
             term_id = id_of(label)
             found[label] = Candidate(label, None if term_id is None else get_term(term_id), own)
     if not found:

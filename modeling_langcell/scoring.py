@@ -69,7 +69,7 @@ class ClassScorer:
         self, model: LangCellForSequenceClassification, descriptions: dict[str, str], budget: TokenBudget | None = None
     ):
         self.model = model
-        self.descriptions = {label: as_texts(text) if text else () for label, text in descriptions.items()}
+        self.descriptions = {label: as_texts(label, text) if text else () for label, text in descriptions.items()}
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self.settings: dict[str, float] = {}
 

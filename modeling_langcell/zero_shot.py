@@ -81,7 +81,7 @@ class DescriptionScorer:
     ):
         self.model, self.alpha = model, alpha
         #: All that each label is judged by; the matching reads the first.
-        self.descriptions = {label: as_texts(texts) for label, texts in descriptions.items()}
+        self.descriptions = {label: as_texts(label, texts) for label, texts in descriptions.items()}
         #: What the scores are calibrated by; none where they are not.
         self.calibration = model.config.calibration if _fits(model.config.calibration, alpha, processor) else None
         self.budget = TokenBudget.for_model(model) if budget is None else budget

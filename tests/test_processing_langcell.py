@@ -156,8 +156,8 @@ class TestWord:
 
 @pytest.mark.parametrize("texts", [[], "", [""], None, 5, ["a", 5]])
 def test_no_texts(texts):
-    with pytest.raises(InputError, match="must be texts"):
-        as_texts(texts)
+    with pytest.raises(InputError, match="that of 'B cell' is "):
+        as_texts("B cell", texts)
 
 
 class TestWordings:

@@ -109,7 +109,7 @@ class TestSeveralTexts:
     def test_are_embedded_as_the_mean(self, annotator):
         found = annotator.embed_texts(self.TEXTS.values())
         for label, texts in zip(found, self.TEXTS.values(), strict=True):
-            mean = annotator.embed_texts(as_texts(texts)).mean(axis=0)
+            mean = annotator.embed_texts(as_texts("", texts)).mean(axis=0)
             np.testing.assert_allclose(label, mean / np.linalg.norm(mean), atol=1e-6)
 
     def test_one_is_what_it_was(self, score):
@@ -140,7 +140,7 @@ class TestSeveralTexts:
         annotator.annotate(cells, self.TEXTS | {"odd": ["a\nb", "c"]}).write_h5ad(tmp_path / "cells.h5ad")
         described = ad.read_h5ad(tmp_path / "cells.h5ad").uns["langcell"]["descriptions"]
         assert [texts.split("\n") for texts in described] == [
-            *map(list, map(as_texts, self.TEXTS.values())),
+            *(list(as_texts(label, texts)) for label, texts in self.TEXTS.items()),
             ["a b", "c"],
         ]
 

@@ -70,7 +70,7 @@ def word(wordings: Iterable[str], name: str, definition: str = "", synonyms: Seq
     return tuple(found.values()) or word((NAME_ALONE,), name)
 
 
-def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
+def as_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
     """
     A label's description, in one text or in several, as several; one that is there twice is kept once.
 
@@ -79,7 +79,7 @@ def as_texts(texts: str | Sequence[str]) -> tuple[str, ...]:
     """
     found = (texts,) if isinstance(texts, str) else tuple(texts) if isinstance(texts, Sequence) else ()
     if not found or not all(isinstance(text, str) and text for text in found):
-        raise InputError(f"Descriptions must be texts, or lists of texts, not {texts!r}.")
+        raise InputError(f"Descriptions must be texts, or lists of texts; that of {label!r} is {texts!r}.")
     return tuple(dict.fromkeys(found))
 
 

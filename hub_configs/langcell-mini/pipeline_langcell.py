@@ -115,7 +115,7 @@ def _describe(
         if label in described:
             raise InputError(f"The label {label!r} was given twice.")
         if isinstance(candidates, Mapping):
-            described[str(label)] = as_texts(candidates[label])
+            described[str(label)] = as_texts(label, candidates[label])
         elif template is not None:
             described[str(label)] = (template.replace("{}", label),)
         else:
