@@ -231,8 +231,8 @@ def texts_of(
 
 def describe(labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, str]:
     """
-    Labels to a description each, the one that LangCell was trained with; arguments and errors as for `candidates`. Of
-    several of your own it is the first.
+    Labels to one description each, of terms name and definition, however a checkpoint words them; of several of your
+    own the first. Arguments and errors as for `candidates`.
     """
     return {label: texts[0] for label, texts in texts_of(labels).items()}
 
