@@ -266,6 +266,11 @@ def judge(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed
 
 def intervals(truth: np.ndarray, found: np.ndarray, seed: int, draws: int = 1000) -> dict[str, list[float]]:
     """95% intervals of accuracy, balanced accuracy and macro-F1, of cells drawn again with replacement."""
+    return bootstrap(len(truth), scores_of_rows(truth, found), seed, draws)
+
+
+def scores_of_rows(truth: np.ndarray, found: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """Rows of cells to their accuracy, balanced accuracy and macro-F1; `truth` and `found` are the labels of all."""
     names = np.unique(truth)
     known, said = (np.searchsorted(names, labels) for labels in (truth, found))
     said = np.where(np.isin(found, names), said, len(names))  # What is no label of the truth is wrong for all.
@@ -281,7 +286,7 @@ def intervals(truth: np.ndarray, found: np.ndarray, seed: int, draws: int = 1000
             "macro_f1": (2 * right[there] / (of_truth + of_said)[there]).mean(),
         }
 
-    return bootstrap(len(truth), scores, seed, draws)
+    return scores
 
 
 def bootstrap(
@@ -332,4 +337,5 @@ __all__ = [
     "judge",
     "metric",
     "ontology_ids",
+    "scores_of_rows",
 ]

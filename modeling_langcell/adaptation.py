@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """A checkpoint adapted to labelled cells: few-shot (LangCell, section 3.4) and LangCell-CE, by LoRA or as a whole."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -199,7 +199,6 @@ def adapt(
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
     if labels.several and config.head != "classes":
         raise InputError(f"obsm[{label_key!r}] gives a cell several labels: that needs the head 'classes'.")
-    described = _describe(labels.names, descriptions or {}, needed=config.head != "classes")
     if shots is not None:
         labels = labels.shots(shots, config.seed)
     learnt_from, watched = labels, None
@@ -211,6 +210,7 @@ def adapt(
     if before is not None or not isinstance(model, LangCellModel):
         raise InputError(f"{str(checkpoint)!r} was adapted already: name the checkpoint it was made from.")
     model.config.calibration = None  # What it says holds for other weights.
+    described = _describe(labels.names, descriptions or {}, processor.wordings, needed=config.head != "classes")
     where = find_device(device)
     adaptation = Adaptation(
         head=config.head,
@@ -264,9 +264,12 @@ def adapt(
     return Adapted(adapted.eval(), processor, adaptation, share, losses)
 
 
-def _describe(names: tuple[str, ...], descriptions: Mapping[str, str], needed: bool) -> dict[str, str]:
+def _describe(
+    names: tuple[str, ...], descriptions: Mapping[str, str], wordings: Sequence[str], needed: bool
+) -> dict[str, str]:
     """
-    Labels to descriptions: those given, else the ontology's, else none where none is needed.
+    Labels to one description each: those given, else the ontology's, as the first of the wordings has it, else none
+    where none is needed.
 
     Raises:
         InputError: A description of no label, a label without one, or two with the same.
@@ -277,7 +280,7 @@ def _describe(names: tuple[str, ...], descriptions: Mapping[str, str], needed: b
     described = {}
     for name in names:
         try:
-            described[name] = descriptions.get(name) or find_term(name).description
+            described[name] = descriptions.get(name) or find_term(name).texts(wordings)[0].text
         except InputError:
             if needed:
                 raise

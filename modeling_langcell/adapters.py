@@ -162,30 +162,15 @@ def load_checkpoint(
     if checkpoint is None:
         raise InputError("Name a checkpoint, or an adapter.")
     checkpoint = locate(checkpoint)
-    try:
-        folder = fetch(checkpoint, revision)
-    except InputError as error:
-        raise InputError(f"No LangCell checkpoint could be loaded: {error}") from error
+    folder = _fetch_checkpoint(checkpoint, revision)
     if adapter is None:
         adaptation = Adaptation._read(folder, checkpoint)
-    try:
+    with _loading(checkpoint):
         if adaptation is not None and adaptation.head == "classes":
             model: PreTrainedModel = load_classifier(folder, adaptation, dtype=dtype)
         else:
             model = AutoModel.from_pretrained(folder, dtype=dtype)
         processor = AutoProcessor.from_pretrained(folder)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        StrictDataclassError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
-        # What validates a config says first which validator it was.
-        reason = str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].strip()
-        raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
     if not isinstance(model, (LangCellModel, LangCellForSequenceClassification)):
         raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
     if adaptation is not None and isinstance(model, LangCellModel):
@@ -200,6 +185,48 @@ def load_checkpoint(
         if adaptation.head != "prototypes":
             model = _merge(model, adapter_folder, adapter)
     return model, processor, adaptation
+
+
+def load_processor(checkpoint: str | Path, *, revision: str | None = None) -> LangCellProcessor:
+    """
+    The processor of a checkpoint, whose weights are not read; arguments as for `load_checkpoint`.
+
+    Raises:
+        InputError: Nothing there that can be loaded.
+    """
+    checkpoint = locate(checkpoint)
+    folder = _fetch_checkpoint(checkpoint, revision)
+    with _loading(checkpoint):
+        processor = AutoProcessor.from_pretrained(folder)
+    if not isinstance(processor, LangCellProcessor):
+        raise InputError(f"{str(checkpoint)!r} has a {type(processor).__name__}, not a LangCellProcessor.")
+    return processor
+
+
+def _fetch_checkpoint(checkpoint: str | Path, revision: str | None) -> Path:
+    try:
+        return fetch(checkpoint, revision)
+    except InputError as error:
+        raise InputError(f"No LangCell checkpoint could be loaded: {error}") from error
+
+
+@contextmanager
+def _loading(checkpoint: str | Path) -> Iterator[None]:
+    """One message of whatever a damaged folder makes transformers and torch stumble over."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        StrictDataclassError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        # What validates a config says first which validator it was.
+        reason = str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].strip()
+        raise InputError(f"No LangCell checkpoint could be loaded from {str(checkpoint)!r}: {reason}") from error
 
 
 def load_classifier(
@@ -240,4 +267,4 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "peft")}
 
 
-__all__ = ["Adaptation", "load_checkpoint", "load_classifier"]
+__all__ = ["Adaptation", "load_checkpoint", "load_classifier", "load_processor"]

@@ -22,7 +22,7 @@ from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, facts_of, pr
 from .consensus import Consensus
 from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
-from .ontology import describe
+from .ontology import texts_of
 from .packed_langcell import PackedSequences
 from .processing_langcell import LangCellProcessor
 from .progress import progress_bar
@@ -121,7 +121,7 @@ class LangCellAnnotator:
     def annotate(
         self,
         adata: ad.AnnData,
-        labels: Iterable[str] | Mapping[str, str] | None = None,
+        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
         *,
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
@@ -136,8 +136,8 @@ class LangCellAnnotator:
 
         Args:
             adata: Cells with counts, in memory or backed. A view is copied first.
-            labels: Candidates: names, synonyms or ids of the Cell Ontology, or `{label: description}`. An adapted
-                checkpoint has its own.
+            labels: Candidates: names, synonyms or ids of the Cell Ontology, `{label: description}`, or `{label:
+                [description, ...]}` to be judged by several. An adapted checkpoint has its own.
             alpha: Weight of the similarity against the matching head, from 0 to 1; the checkpoint's own by default. 1
                 leaves the matching out, which is much faster.
             shortlist: How many candidates of each cell, those most similar to it, the matching reads; `None` for all.
@@ -157,8 +157,8 @@ class LangCellAnnotator:
             `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label, with `|` for
             `/` in its name) and `uns["langcell"]` (what is needed to repeat the run).
 
-            Where the checkpoint is calibrated for this alpha the scores are probabilities, and there are
-            `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or
+            Where the checkpoint is calibrated for this alpha and its wordings the scores are probabilities, and there
+            are `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or
             `unknown`), `obs["langcell_answer_id"]` and `obs["langcell_answer_probability"]`. With a shortlist also
             `obs["langcell_proven"]`: whether no candidate that it left out can be the best. With clusters
             `obs["langcell_consensus"]`, where there are answers `obs["langcell_consensus_id"]`, and
@@ -218,9 +218,17 @@ class LangCellAnnotator:
         adata.uns[RUN] = self.run_record(chunks, np.concatenate(matched))
         return adata
 
-    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+    def texts_of(self, labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
         """
-        `(texts, projection_dim)` float32, L2-normalised: texts, such as descriptions, in the space of the cells.
+        All that this checkpoint judges labels by, as its processor words them; arguments and errors as for
+        `ontology.candidates`.
+        """
+        return texts_of(labels, self.processor.wordings)
+
+    def embed_texts(self, texts: Iterable[str | Sequence[str]]) -> np.ndarray:
+        """
+        `(texts, projection_dim)` float32, L2-normalised: texts, such as descriptions, in the space of the cells. Where
+        several stand for one, as `texts_of` gives them, they have one embedding together, as of `DescriptionScorer`.
 
         Raises:
             InputError: The checkpoint is a classifier, which reads no texts.
@@ -235,7 +243,7 @@ class LangCellAnnotator:
 
     def scorer(
         self,
-        labels: Iterable[str] | Mapping[str, str] | None = None,
+        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
     ) -> Scorer:
@@ -253,7 +261,7 @@ class LangCellAnnotator:
             alpha = self.model.config.alpha if adaptation is None else adaptation.alpha
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha={alpha} is not between 0 and 1.")
-        descriptions = describe(() if labels is None else labels) if own is None else own.labels
+        descriptions = self.texts_of(() if labels is None else labels) if own is None else own.labels
         by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, shortlist, self.budget)
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
@@ -315,7 +323,7 @@ class LangCellAnnotator:
         """What `uns` says of an annotation: what is needed to repeat it, and what is known of all its answers."""
         return self.run_record(chunks, answers.matched_counts) | {
             "labels": np.array(list(scorer.descriptions)),
-            "descriptions": np.array(list(scorer.descriptions.values())),
+            "descriptions": np.array([_in_lines(texts) for texts in scorer.descriptions.values()]),
             **({} if cluster_key is None else {"cluster_key": cluster_key}),
             **scorer.settings,
             **judge.settings,
@@ -349,6 +357,17 @@ class LangCellAnnotator:
             "input": facts,
             "versions": {name: version(name) for name in ("modeling-langcell", "transformers", "torch", "anndata")},
         }
+
+
+def _in_lines(texts: Sequence[str]) -> str:
+    """A label's texts as one, a line each: a tokenizer takes the end of a line for a space."""
+    return "\n".join(" ".join(text.splitlines()) for text in texts)
+
+
+def texts_read(run: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What labels were judged by in a run, of what `uns["langcell"]` says of it."""
+    pairs = zip(run["labels"], run["descriptions"], strict=True)
+    return {str(label): str(texts).split("\n") for label, texts in pairs}
 
 
 def checked_rows(rows: range, n_cells: int, check: int) -> list[int]:

@@ -190,6 +190,18 @@ def named(lineages: Lineages, rungs: np.ndarray, known: np.ndarray) -> tuple[pd.
     return pd.Categorical(names), pd.Categorical(ids)
 
 
+def count_answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
+    """What is answered (`answer`, `id`) of how many `cells`, the most frequent first; none where nothing can be."""
+    if ANSWER not in obs:
+        return []
+    sizes = obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
+    names, ids = sizes.index.get_level_values(ANSWER), sizes.index.get_level_values(ANSWER_ID)
+    return [
+        {"answer": str(name), "id": str(term_id), "cells": int(cells)}
+        for name, term_id, cells in zip(names, ids, sizes, strict=True)
+    ]
+
+
 def probability_columns(labels: Iterable[str]) -> list[str]:
     """Columns named after labels; an `.h5ad` takes a slash in the name of a column for a group."""
     return [label.replace("/", "|") for label in labels]
@@ -228,6 +240,7 @@ __all__ = [
     "Answers",
     "BackOff",
     "Judge",
+    "count_answers",
     "facts_of",
     "named",
     "probability_columns",

@@ -3,6 +3,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from .files import whole_folder
 from .hub import fetch
 from .labelled_cells import rank_cells, read_labels
 from .modeling_langcell import LangCellModel
-from .ontology import describe
 from .shipped import locate
 from .zero_shot import DescriptionScorer, read_cells
 
@@ -52,7 +52,7 @@ def calibrate(
     }
     if len(studies) < len(inputs):
         raise InputError("Two of the inputs have one name: studies are told apart by the names of their files.")
-    calibration = fit(studies, annotator.model.config.alpha)
+    calibration = replace(fit(studies, annotator.model.config.alpha), wordings=annotator.processor.wordings)
     made_with = {name: version(name) for name in ("modeling-langcell", "torch", "transformers")}
     calibration.fitted["versions"] = made_with
     save_calibrated(checkpoint, calibration, output)
@@ -77,7 +77,7 @@ def score_labelled(
         raise InputError(f"{label_key!r} may name several labels of a cell: calibration needs one a cell.")
     ranked = rank_cells(adata, labels.rows, annotator.processor.feature_extractor, **cell_options)
     scorer = DescriptionScorer(
-        model, annotator.processor, describe(labels.names), model.config.alpha, None, annotator.budget
+        model, annotator.processor, annotator.texts_of(labels.names), model.config.alpha, None, annotator.budget
     )
     scorer.calibration = None
     scores = np.zeros((len(ranked), len(labels.names)), dtype=np.float32)

@@ -149,7 +149,8 @@ def annotate(
     from . import example as example_cells
     from .agreement import agreement
     from .annotation import LangCellAnnotator, describe_input, write_annotated
-    from .answers import CELL_TYPE, RUN
+    from .answers import CELL_TYPE, RUN, count_answers
+    from .consensus import count_clusters
     from .drawing import draw, lay_out
     from .explaining import explain_annotated
     from .file_annotation import annotate_file, open_lightly, read_annotation
@@ -220,19 +221,22 @@ def annotate(
         written["figure"] = _write_picture(draw(adata, layout, reference), figure)
     if report is not None:
         command = shlex.join(["langcell", *sys.argv[1:]])
-        shown = {"quality": quality, "genes": genes, "reference": reference, "command": command}
-        written["report"] = write_report(adata, report, layout, **shown)
+        written["report"] = write_report(
+            adata, report, layout, quality=quality, genes=genes, reference=reference, command=command
+        )
 
     found = adata.obs[CELL_TYPE].value_counts()
     run = adata.uns[RUN]
+    answers = count_answers(adata.obs)
+    clusters = count_clusters(adata.obs, str(run["cluster_key"])) if cluster_key is not None else {}
     if as_json:
         said = {
             **{what: str(path) for what, path in written.items()},
             "cells": adata.n_obs,
             "cells_done_before": done_before,
             "labels": {str(label): int(n) for label, n in found.items()},
-            "answers": _facts_of_answers(adata.obs, run),
-            "consensus": _facts_of_consensus(adata.obs, run),
+            "answers": {"error_rate": float(run["error_rate"]), "cells": answers} if answers else None,
+            "consensus": clusters or None,
             "shortlist": _facts_of_shortlist(run),
             "agreement": scores,
             "input": run["input"],
@@ -247,13 +251,13 @@ def annotate(
         typer.echo(_say_shortlist(facts))
     for label, number in found[found > 0].items():
         typer.echo(f"{number:>8,}  {label}")
-    if (answers := _facts_of_answers(adata.obs, run)) is not None:
+    if answers:
         typer.echo(f"At an error rate of {run['error_rate']:.0%} that can be answered so surely:")
-        for answer in answers["cells"]:
+        for answer in answers:
             typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
-    if (consensus := _facts_of_consensus(adata.obs, run)) is not None:
+    if clusters:
         typer.echo(f"By {run['cluster_key']}:")
-        for cluster, facts in consensus.items():
+        for cluster, facts in clusters.items():
             typer.echo(f"{facts['cells']:>8,}  {cluster}: {facts['answer']} ({facts['agreement']:.0%} of its cells)")
     if scores is not None:
         typer.echo(f"Accuracy against {reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
@@ -295,27 +299,31 @@ def describe(
     model: Model = MINI,
     revision: Revision = None,
 ) -> None:
-    """Show the text that each label would be judged by, and where it comes from."""
-    from .adapters import load_checkpoint
-    from .ontology import wordings
+    """Show every text that each label would be judged by, in order, and where it comes from."""
+    from .adapters import load_processor
+    from .ontology import candidates
 
     if (file is None) == (not labels):
         raise InputError("Name labels, or a file of them with --labels, and not both.")
-    found = wordings(_read_labels(file) if file is not None else labels or [])
-    tokenizer = load_checkpoint(model, revision=revision)[1].tokenizer
-    for number, wording in enumerate(found):
-        typer.echo("\n" * (number > 0) + wording.label)
-        if wording.term is not None:
-            typer.echo(f"  means  {wording.term.name} ({wording.term.id})")
-            if wording.term.synonyms:
-                typer.echo(f"  also   {'; '.join(sorted(wording.term.synonyms))}")
-        typer.echo(f"  text   {wording.text}")
-        typer.echo(f"  from   {wording.origin}")
-        pieces, most = len(tokenizer(wording.text, truncation=False)["input_ids"]), tokenizer.model_max_length
-        if pieces > most:
-            typer.echo(
-                f"  cut    after {most} of its {pieces} word pieces, which is what {name_of(locate(model))} reads"
-            )
+    processor = load_processor(model, revision=revision)
+    tokenizer = processor.tokenizer
+    found = candidates(_read_labels(file) if file is not None else labels or [], processor.wordings)
+    for number, candidate in enumerate(found):
+        typer.echo("\n" * (number > 0) + candidate.label)
+        if candidate.term is not None:
+            typer.echo(f"  means  {candidate.term.name} ({candidate.term.id})")
+            if candidate.term.synonyms:
+                typer.echo(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
+        for text in candidate.texts:
+            typer.echo(f"  text   {text.text}")
+            typer.echo(f"  from   {text.origin}")
+            if text.wording:
+                typer.echo(f"  as     {text.wording}")
+            pieces, most = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
+            if pieces > most:
+                typer.echo(
+                    f"  cut    after {most} of its {pieces} word pieces, which is what {name_of(locate(model))} reads"
+                )
 
 
 @app.command()
@@ -749,45 +757,15 @@ def _say_shortlist(facts: Mapping[str, float]) -> str:
     return said + "."
 
 
-def _facts_of_answers(obs: Any, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is answered of how many cells, the most frequent first; none where scores are not calibrated."""
-    from .answers import ANSWER, ANSWER_ID
-
-    if ANSWER not in obs:
-        return None
-    found = obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
-    return {
-        "error_rate": float(run["error_rate"]),
-        "cells": [{"answer": name, "id": term_id, "cells": int(n)} for (name, term_id), n in found.items()],
-    }
-
-
-def _facts_of_consensus(obs: Any, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """By cluster, what its cells say together and how many say it themselves; none where no clusters were named."""
-    from .answers import AGREEMENT, CONSENSUS
-
-    if "cluster_key" not in run:
-        return None
-    by_cluster = obs.groupby(obs[run["cluster_key"]].astype("string"), observed=True)
-    return {
-        str(cluster): {
-            "cells": len(cells),
-            "answer": str(cells[CONSENSUS].iloc[0]),
-            "agreement": float(cells[AGREEMENT].iloc[0]),
-        }
-        for cluster, cells in by_cluster
-    }
-
-
-def _candidates(labels: str | None, ontology_root: str | None) -> dict[str, str]:
-    """Descriptions of the candidates that the command line names, one way or the other."""
-    from .ontology import descendants, describe
+def _candidates(labels: str | None, ontology_root: str | None) -> list[str] | dict[str, str | list[str]]:
+    """The candidates that the command line names, one way or the other."""
+    from .ontology import descendants
 
     if labels is not None and ontology_root is None:
         is_file = Path(labels).suffix in (".json", ".tsv", ".txt")
-        return describe(_read_labels(Path(labels)) if is_file else _split(labels))
+        return _read_labels(Path(labels)) if is_file else _split(labels)
     if ontology_root is not None and labels is None:
-        return {term.name: term.description for term in descendants(ontology_root)}
+        return [term.name for term in descendants(ontology_root)]
     raise InputError("Name the candidates with --labels or with --ontology-root, one of the two.")
 
 
@@ -796,27 +774,37 @@ def _split(labels: str) -> list[str]:
     return [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
 
 
-def _read_labels(path: Path) -> list[str] | dict[str, str]:
-    """Labels from a file: JSON (a list, or label to description), or lines of label or label, tab, description."""
+def _read_labels(path: Path) -> list[str] | dict[str, str | list[str]]:
+    """
+    Labels from a file: JSON (a list, or label to description or descriptions), or lines of label or label, tab,
+    description; a label with several descriptions has a line for each.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             labels = json.loads(text)
-            values = labels.values() if isinstance(labels, dict) else labels
-            if not isinstance(labels, (dict, list)) or not all(isinstance(value, str) for value in values):
+            kinds, values = ((str, list), labels.values()) if isinstance(labels, dict) else (str, labels)
+            if not isinstance(labels, (dict, list)) or not all(isinstance(value, kinds) for value in values):
                 raise InputError(f"{path} must hold a list of labels, or an object of labels and descriptions.")
             return labels
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"The labels in {path} cannot be read: {error}") from error
-    lines = [line.split("\t", 1) for line in text.splitlines() if line.strip()]
-    return {label.strip(): "".join(description).strip() for label, *description in lines}
+    found: dict[str, list[str]] = {}
+    for line in filter(str.strip, text.splitlines()):
+        label, _, description = (part.strip() for part in line.partition("\t"))
+        if description not in found.setdefault(label, []):
+            found[label].append(description)
+    return {label: texts if len(texts) > 1 else texts[0] for label, texts in found.items()}
 
 
 def _read_descriptions(path: Path) -> dict[str, str]:
     labels = _read_labels(path)
     if not isinstance(labels, dict):
         raise InputError(f"{path} holds labels without descriptions: write an object of labels and descriptions.")
-    return labels
+    one = {label: text for label, text in labels.items() if isinstance(text, str)}
+    if len(one) < len(labels):
+        raise InputError(f"{path} must hold one description of each label: an adaptation learns from one.")
+    return one
 
 
 def _write_picture(drawn: "Figure", path: Path) -> Path:

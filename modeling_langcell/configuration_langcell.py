@@ -231,6 +231,7 @@ class LangCellConfig(_PublishedConfig):
         whole = isinstance(thresholds, dict) and isinstance(fitted, dict)
         numbers = [self.calibration.get(name) for name in ("temperature", "usual_novelty", "alpha")]
         numbers += thresholds.values() if isinstance(thresholds, dict) else []
+        whole &= isinstance(self.calibration.get("wordings", []), (list, tuple))  # Older ones say nothing of them.
         whole &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
         if not whole or self.calibration["temperature"] <= 0:
             raise ValueError("calibration is not what langcell calibrate writes: leave it out, or calibrate again.")

@@ -61,4 +61,16 @@ class Consensus:
         obs[AGREEMENT] = np.where(self.clusters >= 0, shares.to_numpy()[self.clusters], np.nan)
 
 
-__all__ = ["Consensus"]
+def count_clusters(obs: pd.DataFrame, cluster_key: str) -> dict[str, dict[str, Any]]:
+    """By cluster, how many `cells` it has, what they say together (`answer`), and how many say it (`agreement`)."""
+    return {
+        str(cluster): {
+            "cells": len(cells),
+            "answer": str(cells[CONSENSUS].iloc[0]),
+            "agreement": float(cells[AGREEMENT].iloc[0]),
+        }
+        for cluster, cells in obs.groupby(obs[cluster_key].astype("string"), observed=True)
+    }
+
+
+__all__ = ["Consensus", "count_clusters"]

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 
 from .feature_extraction_langcell import InputError
 from .lineages import Lineages
+from .processing_langcell import WORDINGS
 
 #: Rates of wrong answers that thresholds are fitted for; the default is the one that most users name.
 ERROR_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -30,6 +31,7 @@ class Calibration:
         usual_novelty: 95% of the labelled cells were no more novel.
         alpha: Weight of the similarity that it was fitted with, and holds for.
         fitted: How it was fitted: cells by study, and calibration errors.
+        wordings: How the labels were worded that it was fitted with, and holds for.
     """
 
     temperature: float
@@ -37,6 +39,7 @@ class Calibration:
     usual_novelty: float
     alpha: float
     fitted: dict[str, Any] = field(default_factory=dict)
+    wordings: Sequence[str] = WORDINGS
 
     def threshold(self, error_rate: float) -> float:
         """

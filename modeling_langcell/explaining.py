@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Why a cell matches a description: what each of its genes has to do with it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -12,11 +12,12 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedConfig
 
-from .annotation import LangCellAnnotator
+from .annotation import LangCellAnnotator, texts_read
 from .answers import CELL_TYPE, RUN, Judge
-from .feature_extraction_langcell import InputError, RankedCells
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, RankedCells
 from .labelled_cells import rank_cells
 from .modeling_langcell import LangCellModel
+from .processing_langcell import as_texts
 from .progress import progress_bar
 from .zero_shot import DescriptionScorer
 
@@ -40,21 +41,25 @@ class Explainer:
 
     Args:
         annotator: Model and processor.
-        descriptions: By label.
+        descriptions: A text or several by label: `gradient` explains the similarity to all, `attention` the matching,
+            which reads the first.
         method: As above.
 
     Raises:
         InputError: No such method, or a checkpoint that reads no texts.
     """
 
-    def __init__(self, annotator: LangCellAnnotator, descriptions: Mapping[str, str], method: Method = "gradient"):
+    def __init__(
+        self, annotator: LangCellAnnotator, descriptions: Mapping[str, str | Sequence[str]], method: Method = "gradient"
+    ):
         if method not in get_args(Method):
             raise InputError(f"method={method!r} is not one of {', '.join(get_args(Method))}.")
         self.text_embeds = torch.from_numpy(annotator.embed_texts(descriptions.values())).to(annotator.device)
         assert isinstance(annotator.model, LangCellModel)  # Others have no embeddings of texts.
         self.model, self.device, self.method = annotator.model, annotator.device, method
-        texts = list(descriptions.values())
-        self._texts = annotator.processor(text=texts, text_kwargs={"padding": False})["input_ids"]
+        self.labels = list(descriptions)
+        read = [as_texts(label, texts)[0] for label, texts in descriptions.items()]
+        self._texts = annotator.processor(text=read, text_kwargs={"padding": False})["input_ids"]
         genes = self.model.cell_model.embeddings.word_embeddings.weight.detach()[2:-1]
         self._average = genes.mean(dim=0)
 
@@ -124,7 +129,7 @@ def _telling_weights(config: PreTrainedConfig) -> Iterator[None]:
 def explain(
     annotator: LangCellAnnotator,
     adata: ad.AnnData,
-    labels: Iterable[str] | Mapping[str, str] | None = None,
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
     *,
     method: Method = "gradient",
     cells_per_label: int = 50,
@@ -154,6 +159,8 @@ def explain(
     scorer = annotator.scorer(labels)
     if not isinstance(scorer, DescriptionScorer):
         raise InputError("Only labels that are judged by their descriptions can be explained.")
+    explainer = Explainer(annotator, scorer.descriptions, method)
+    _require_cells(cells_per_label)
     judge = Judge(scorer)
     best = np.concatenate(
         [
@@ -161,8 +168,8 @@ def explain(
             for ranked in annotator.chunks(adata, **cell_options, empty_cells="mark")
         ]
     )
-    how: dict[str, Any] = {"method": method, "cells_per_label": cells_per_label, "seed": seed}
-    return _explain_found(annotator, adata, scorer.descriptions, best, **how, **cell_options)
+    extractor = annotator.processor.feature_extractor
+    return _explain_found(explainer, extractor, adata, best, cells_per_label, seed, **cell_options)
 
 
 def explain_annotated(
@@ -184,40 +191,43 @@ def explain_annotated(
         cells_per_label, cell_options: As of `explain`.
 
     Returns:
-        None where labels are not judged by their descriptions alone.
+        As of `explain`; none where labels are not judged by their descriptions alone.
+
+    Raises:
+        InputError: Cells that cannot be read; fewer cells than one a label.
     """
     run = annotated.uns[RUN]
     if not isinstance(annotator.model, LangCellModel) or "prototype_weight" in run:
         return None
-    descriptions = dict(zip(map(str, run["labels"]), map(str, run["descriptions"]), strict=True))
+    descriptions = texts_read(run)
+    _require_cells(cells_per_label)
     best = annotated.obs[CELL_TYPE].cat.codes.to_numpy()
     sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
     frequent = np.argsort(-sizes, kind="stable")[:most_labels]
     best = np.where(np.isin(best, frequent), best, -1)
-    how: dict[str, Any] = {"method": "gradient", "cells_per_label": cells_per_label, "seed": 0}
-    return _explain_found(annotator, adata, descriptions, best, **how, **cell_options)
+    explainer, extractor = Explainer(annotator, descriptions), annotator.processor.feature_extractor
+    return _explain_found(explainer, extractor, adata, best, cells_per_label, 0, **cell_options)
+
+
+def _require_cells(cells_per_label: int) -> None:
+    if cells_per_label < 1:
+        raise InputError(f"cells_per_label={cells_per_label} is no number of cells.")
 
 
 def _explain_found(
-    annotator: LangCellAnnotator,
+    explainer: Explainer,
+    extractor: LangCellFeatureExtractor,
     adata: ad.AnnData,
-    descriptions: Mapping[str, str],
     best: np.ndarray,
-    *,
-    method: Method,
     cells_per_label: int,
     seed: int,
     **cell_options: Any,
 ) -> pd.DataFrame:
-    """As `explain`; `best` is the `(cells,)` number of each cell's label among the descriptions, -1 for none."""
-    if cells_per_label < 1:
-        raise InputError(f"cells_per_label={cells_per_label} is no number of cells.")
-    explainer = Explainer(annotator, descriptions, method)
+    """As `explain`; `best` is the `(cells,)` number of each cell's label, -1 for none."""
     rng = np.random.default_rng(seed)
-    extractor = annotator.processor.feature_extractor
     parts = []
     with progress_bar() as progress:
-        labels = [(number, label) for number, label in enumerate(descriptions) if (best == number).any()]
+        labels = [(number, label) for number, label in enumerate(explainer.labels) if (best == number).any()]
         for number, label in progress.track(labels, description="Genes"):
             rows = np.sort(rng.permutation(np.flatnonzero(best == number))[:cells_per_label])
             ranked = rank_cells(adata, rows, extractor, **cell_options)

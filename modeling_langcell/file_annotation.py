@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def annotate_file(
     annotator: LangCellAnnotator,
     cells: str | Path,
     output: str | Path,
-    labels: Iterable[str] | Mapping[str, str] | None = None,
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
     *,
     alpha: float | None = None,
     shortlist: Shortlist = "auto",
@@ -455,7 +455,9 @@ def _merge(
         try:
             shutil.copyfile(cells, unfinished.merged)
             # What is in the chunks, what anndata writes anew, and what HDF5 needs to say of every column.
-            texts = obs.memory_usage(deep=True).sum() + 4 * sum(map(len, scorer.descriptions.values()))
+            texts = obs.memory_usage(deep=True).sum() + 4 * sum(
+                len(text) for of_label in scorer.descriptions.values() for text in of_label
+            )
             _reserve(unfinished.merged, unfinished.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
             with h5py.File(unfinished.merged, "r+", libver=formats) as file:
                 ad.io.write_elem(file, "obs", obs)

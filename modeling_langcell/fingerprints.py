@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .processing_langcell import WORDINGS
+
 if TYPE_CHECKING:
     from .adapters import Head
     from .annotation import LangCellAnnotator
@@ -26,6 +28,8 @@ def fingerprint(annotator: "LangCellAnnotator") -> str:
         "genes": extractor.gene_vocabulary,
         "lengths": [extractor.max_length, annotator.processor.tokenizer.model_max_length],
     }
+    if annotator.processor.wordings != WORDINGS:  # Figures of others were found before a model could have any.
+        deciding["wordings"] = annotator.processor.wordings
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

@@ -6,7 +6,7 @@ aspects of a cell (tissue, disease, stage, sex, ethnicity, assay). Names and fre
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +14,7 @@ from cellxgene_ontology_guide.ontology_parser import OntologyParser
 from rapidfuzz import fuzz, process
 
 from .feature_extraction_langcell import InputError
+from .processing_langcell import WORDINGS, Text, as_texts, word
 
 DESCRIPTION_PREFIX = "cell type:"
 
@@ -51,7 +52,12 @@ class Term:
         'cell type: natural killer cell. A lymphocyte that can sponta'
 
         ```"""
-        return f"{DESCRIPTION_PREFIX} {self.name}. {self.definition}".strip()
+        return self.texts()[0].text
+
+    def texts(self, wordings: Sequence[str] = WORDINGS) -> tuple[Text, ...]:
+        """All that a type of cell is judged by: as a processor's wordings have it, and where each text comes from."""
+        worded = word(wordings, self.name, self.definition, self.synonyms)
+        return tuple(text._replace(origin=f"{text.origin} in the Cell Ontology, {release()}") for text in worded)
 
 
 @cache
@@ -151,77 +157,84 @@ def id_of(label: str) -> str | None:
     return _names().get(_normalized(label))
 
 
-def describe(labels: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
-    """
-    Labels to the descriptions that the model reads.
-
-    Args:
-        labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which describe
-            themselves; or a mapping from labels to descriptions, taken as they are (an empty one asks the ontology).
-
-    Returns:
-        Descriptions by label, labels as given and in their order.
-
-    Raises:
-        InputError: No labels, a label given twice, or one that no ontology knows and that has no description.
-    """
-    if isinstance(labels, str):
-        raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
-    pairs = labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels]
-    described: dict[str, str] = {}
-    for label, description in pairs:
-        if label in described:
-            raise InputError(f"The label {label!r} was given twice.")
-        if not isinstance(label, str) or not isinstance(description, str):
-            raise InputError(f"Labels and descriptions must be texts, not {label!r} and {description!r}.")
-        if not description:
-            description = label if label.startswith(DESCRIPTION_PREFIX) else find_term(label).description
-        described[label] = description
-    if not described:
-        raise InputError("No candidate labels were given.")
-    return described
-
-
 @dataclass(frozen=True)
-class Wording:
+class Candidate:
     """
-    The text that a label would be judged by.
+    A label, and what it is judged by.
 
     Args:
         label: As it was asked for.
-        text: What the model reads.
         term: The term of the Cell Ontology that the label means, if any.
-        origin: Where the text comes from.
+        texts: What the model reads, and where it comes from. The matching reads the first.
     """
 
     label: str
-    text: str
     term: Term | None
-    origin: str
+    texts: tuple[Text, ...]
 
 
-def wordings(labels: Iterable[str] | Mapping[str, str]) -> list[Wording]:
+def candidates(
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]], wordings: Sequence[str] = WORDINGS
+) -> list[Candidate]:
     """
-    How labels would be described, and where that comes from; arguments and errors as for `describe`.
+    Labels, what they mean, and the texts that they are judged by.
+
+    Args:
+        labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which describe
+            themselves; or a mapping from labels to descriptions, one or several each, taken as they are (an empty one
+            asks the ontology).
+        wordings: How terms are put into texts, as of `LangCellProcessor`.
+
+    Returns:
+        Candidates, labels as given and in their order.
+
+    Raises:
+        InputError: No labels, a label given twice, or one that no ontology knows and that has no description.
 
     ```python
-    >>> from modeling_langcell.ontology import wordings
-    >>> wordings(["NK cells"])[0].origin
-    'name and definition in the Cell Ontology, ...'
+    >>> from modeling_langcell.ontology import candidates
+    >>> (nk,) = candidates(["NK cells"], ["{name}", "a {synonym}"])
+    >>> [(text.text, text.origin) for text in nk.texts]
+    [('natural killer cell', 'name in the Cell Ontology, ...'), ('a NK cell', "synonym 'NK cell' in the Cell ...")]
 
     ```"""
-    given = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(labels, "")
-    found = []
-    for label, text in describe(labels).items():
-        term_id = id_of(label)
-        term = None if term_id is None else get_term(term_id)
-        if given[label] or label.startswith(DESCRIPTION_PREFIX):
-            origin = "your own words"
+    if isinstance(labels, str):
+        raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
+    pairs = labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels]
+    found: dict[str, Candidate] = {}
+    for label, description in pairs:
+        if not isinstance(label, str):
+            raise InputError(f"Labels must be texts, not {label!r}.")
+        if label in found:
+            raise InputError(f"The label {label!r} was given twice.")
+        if description == "" and label.startswith(DESCRIPTION_PREFIX):
+            description = label
+        if description == "":
+            term = find_term(label)
+            found[label] = Candidate(label, term, term.texts(wordings))
         else:
-            parts = "name and definition" if term is not None and term.definition else "name"
-            origin = f"{parts} in the Cell Ontology, {release()}"
-        found.append(Wording(label, text, term, origin))
-    return found
+            own = tuple(Text(text, "your own words") for text in as_texts(label, description))
+            term_id = id_of(label)
+            found[label] = Candidate(label, None if term_id is None else get_term(term_id), own)
+    if not found:
+        raise InputError("No candidate labels were given.")
+    return list(found.values())
+
+
+def texts_of(
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]], wordings: Sequence[str] = WORDINGS
+) -> dict[str, tuple[str, ...]]:
+    """Labels to all the texts that they are judged by; arguments and errors as for `candidates`."""
+    found = candidates(labels, wordings)
+    return {candidate.label: tuple(text.text for text in candidate.texts) for candidate in found}
+
+
+def describe(labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, str]:
+    """
+    Labels to one description each, of terms name and definition, however a checkpoint words them; of several of your
+    own the first. Arguments and errors as for `candidates`.
+    """
+    return {label: texts[0] for label, texts in texts_of(labels).items()}
 
 
 def release() -> str:
@@ -326,11 +339,12 @@ def descendants(root: str) -> tuple[Term, ...]:
 
 __all__ = [
     "UNINFORMATIVE",
+    "Candidate",
     "Term",
-    "Wording",
     "agreement",
     "all_terms",
     "ancestors",
+    "candidates",
     "depth",
     "descendants",
     "describe",
@@ -342,5 +356,5 @@ __all__ = [
     "related",
     "release",
     "siblings",
-    "wordings",
+    "texts_of",
 ]

@@ -9,6 +9,7 @@ import torch
 from transformers import Pipeline
 
 from .feature_extraction_langcell import InputError
+from .processing_langcell import as_texts, word
 from .zero_shot import DescriptionScorer, read_cells
 
 
@@ -20,8 +21,9 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
     Called with an AnnData, in memory or backed, or several, and
 
-    - `candidate_labels`: names, or `{label: description}`;
-    - `hypothesis_template`: what makes a description of a name, `"cell type: {}."` by default;
+    - `candidate_labels`: names, or `{label: description}`, or `{label: [description, ...]}` to be judged by several;
+    - `hypothesis_template`: what makes a description of a name; by default those of the processor's wordings that a
+      name alone can fill, or where there are none, `"cell type: {}."`;
     - `alpha`: weight of the similarity against the matching, the checkpoint's own by default;
     - `shortlist`: how many of the candidates most similar to a cell the matching reads, as for `DescriptionScorer`;
     - `top_k`: how many of a cell's candidates to give, all by default;
@@ -71,10 +73,10 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         how |= {} if shortlist == "auto" else {"shortlist": shortlist}
         return texts | cells, how, {} if top_k is None else {"top_k": top_k}
 
-    def preprocess(self, cells, candidate_labels=(), hypothesis_template="cell type: {}.", **cell_options):
+    def preprocess(self, cells, candidate_labels=(), hypothesis_template=None, **cell_options):
         return {
             "cells": cells,
-            "descriptions": _describe(candidate_labels, hypothesis_template),
+            "descriptions": _describe(candidate_labels, hypothesis_template, self.processor.wordings),
             "cell_options": cell_options,
         }
 
@@ -99,19 +101,25 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         ]
 
 
-def _describe(candidates: Sequence[str] | Mapping[str, str], template: str) -> dict[str, str]:
+def _describe(
+    candidates: Sequence[str] | Mapping[str, str | Sequence[str]], template: str | None, wordings: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
     if isinstance(candidates, str):
         raise InputError(f"candidate_labels must be several labels, not one text: [{candidates!r}, ...].")
-    if not isinstance(template, str) or "{}" not in template:
+    if template is not None and (not isinstance(template, str) or "{}" not in template):
         raise InputError(f"hypothesis_template {template!r} has no {{}} for the label.")
-    pairs = candidates.items() if isinstance(candidates, Mapping) else ((label, template) for label in candidates)
-    described: dict[str, str] = {}
-    for label, text in pairs:
-        if not isinstance(label, str) or not isinstance(text, str) or not text:
-            raise InputError(f"Labels and descriptions must be texts, not {label!r} and {text!r}.")
+    described: dict[str, tuple[str, ...]] = {}
+    for label in candidates:
+        if not isinstance(label, str):
+            raise InputError(f"Labels must be texts, not {label!r}.")
         if label in described:
             raise InputError(f"The label {label!r} was given twice.")
-        described[str(label)] = text if isinstance(candidates, Mapping) else text.replace("{}", label)
+        if isinstance(candidates, Mapping):
+            described[str(label)] = as_texts(label, candidates[label])
+        elif template is not None:
+            described[str(label)] = (template.replace("{}", label),)
+        else:
+            described[str(label)] = tuple(text.text for text in word(wordings, str(label)))
     if not described:
         raise InputError("No candidates: give candidate_labels, names or {label: description}.")
     return described

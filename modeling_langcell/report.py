@@ -12,8 +12,9 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from .agreement import agreement, compared
-from .annotation import describe_input
-from .answers import AGREEMENT, ANSWER, ANSWER_ID, CELL_TYPE, CONSENSUS, MARGIN, NOVELTY, RUN, SCORE, SECOND
+from .annotation import describe_input, texts_read
+from .answers import ANSWER, CELL_TYPE, MARGIN, NOVELTY, RUN, SCORE, SECOND, count_answers
+from .consensus import count_clusters
 from .drawing import Layout, colours
 from .input_quality import InputQuality
 from .lineages import UNKNOWN
@@ -66,16 +67,17 @@ def write_report(
         read=read,
         tiles=_tiles(adata),
         quality=quality,
+        total=len(obs),
         drawn=drawn,
         cells=_cells(adata, layout, reference),
         composition=_composition(obs),
-        answers=_answers(obs),
-        clusters=_clusters(obs, run),
+        answers=count_answers(obs),
+        clusters=count_clusters(obs, str(run["cluster_key"])) if "cluster_key" in run else {},
         known=None if reference is None else _known(adata, reference),
         doubtful=_doubtful(obs, run),
         genes=None if genes is None else _genes(genes),
         genes_absent="Genes were not looked at in this run: langcell explain does.",
-        descriptions=list(zip(map(str, run["labels"]), map(str, run["descriptions"]), strict=True)),
+        descriptions=texts_read(run),
         code=command or _in_python(run),
         facts=_facts(run),
     )
@@ -134,7 +136,7 @@ def _by_name(title: str, values: pd.Series) -> dict[str, Any]:
         {"name": str(name), "cells": int(size), "colour": _OTHER if name == UNKNOWN else colour}
         for (name, size), colour in zip(sizes.items(), palette, strict=True)
     ]
-    return {"title": title, "names": names, "codes": sizes.index.get_indexer(values.astype(object)).tolist()}
+    return {"title": title, "names": names, "codes": sizes.index.get_indexer(pd.Index(values.astype(object))).tolist()}
 
 
 def _by_number(title: str, values: pd.Series, limits: tuple[float, float], ends: tuple[str, str]) -> dict[str, Any]:
@@ -148,42 +150,17 @@ def _by_number(title: str, values: pd.Series, limits: tuple[float, float], ends:
 def _composition(obs: pd.DataFrame) -> list[dict[str, Any]]:
     found = obs.groupby(CELL_TYPE, observed=True)[SCORE].agg(["size", "median"])
     found = found.sort_values("size", ascending=False, kind="stable")
-    answered = (obs[ANSWER] != UNKNOWN).groupby(obs[CELL_TYPE], observed=True).mean() if ANSWER in obs else {}
+    answered = obs[ANSWER] != UNKNOWN if ANSWER in obs else pd.Series(False, index=obs.index)
+    answered = answered.groupby(obs[CELL_TYPE], observed=True).mean()
     return [
         {
             "label": label,
             "cells": int(cells),
             "share": cells / len(obs),
             "score": score,
-            "answered": float(answered[label]) if len(answered) else None,
+            "answered": float(answered[label]),
         }
         for label, cells, score in found.itertuples()
-    ]
-
-
-def _answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
-    """None where the scores are not calibrated."""
-    if ANSWER not in obs:
-        return []
-    sizes = obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
-    return [
-        {"answer": name, "id": term_id, "cells": int(cells), "share": cells / len(obs)}
-        for (name, term_id), cells in sizes.items()
-    ]
-
-
-def _clusters(obs: pd.DataFrame, run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """None where no clusters were named."""
-    if "cluster_key" not in run:
-        return []
-    return [
-        {
-            "cluster": cluster,
-            "cells": len(cells),
-            "answer": str(cells[CONSENSUS].iloc[0]),
-            "agreement": float(cells[AGREEMENT].iloc[0]),
-        }
-        for cluster, cells in obs.groupby(obs[run["cluster_key"]].astype("string"), observed=True)
     ]
 
 
@@ -230,18 +207,18 @@ def _doubtful(obs: pd.DataFrame, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _genes(explained: pd.DataFrame) -> list[dict[str, Any]]:
+    most = explained.groupby("label")["contribution"].transform("max")
+    explained = explained.assign(share=explained["contribution"] / most)
     return [
         {
             "label": label,
             "cells": int(genes["cells"].iloc[0]),
             "genes": [
-                {"name": gene.gene, "contribution": gene.contribution, "width": gene.contribution / most}
-                for gene in genes.head(_GENES).itertuples()
-                if gene.contribution > 0
+                {"name": gene.gene, "contribution": gene.contribution, "width": gene.share}
+                for gene in genes[genes["contribution"] > 0].head(_GENES).itertuples()
             ],
         }
         for label, genes in explained.groupby("label", sort=False)
-        for most in [genes["contribution"].max()]
     ]
 
 
@@ -259,8 +236,7 @@ def _in_python(run: Mapping[str, Any]) -> str:
     how += [f"counts={counts!r}"] if counts != "raw" else []
     where = [repr(str(run["checkpoint"]))]
     where += [f"{name}={str(run[name])!r}" for name in ("revision", "adapter") if run.get(name)]
-    texts = zip(map(str, run["labels"]), map(str, run["descriptions"]), strict=True)
-    labels = "".join(f"    {label!r}: {text!r},\n" for label, text in texts)
+    labels = "".join(f"    {label!r}: {texts!r},\n" for label, texts in texts_read(run).items())
     return (
         "import anndata as ad\nfrom modeling_langcell import LangCellAnnotator\n\n"
         f"annotator = LangCellAnnotator.from_pretrained({', '.join(where)}, dtype={str(run['dtype'])!r})\n"

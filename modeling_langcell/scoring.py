@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from .modeling_langcell import LangCellForSequenceClassification
 from .packed_langcell import PackedSequences
+from .processing_langcell import as_texts
 from .token_budget import TokenBudget
 from .zero_shot import DescriptionScorer, Scored
 
@@ -15,8 +16,8 @@ from .zero_shot import DescriptionScorer, Scored
 class Scorer(Protocol):
     """Embeds cells and scores them against labels."""
 
-    #: What each label is described by; empty where it is not known.
-    descriptions: dict[str, str]
+    #: The texts that each label is described by; none where that is not known.
+    descriptions: dict[str, tuple[str, ...]]
     #: What else decides the scores, by name.
     settings: dict[str, float]
     #: How many positions go through a tower at once.
@@ -67,7 +68,8 @@ class ClassScorer:
     def __init__(
         self, model: LangCellForSequenceClassification, descriptions: dict[str, str], budget: TokenBudget | None = None
     ):
-        self.model, self.descriptions = model, descriptions
+        self.model = model
+        self.descriptions = {label: as_texts(label, text) if text else () for label, text in descriptions.items()}
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self.settings: dict[str, float] = {}
 

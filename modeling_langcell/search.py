@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Cells by a text, and texts by a cell: the nearest in the space that they share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anndata as ad
@@ -12,7 +12,7 @@ import torch
 from .annotation import LangCellAnnotator
 from .answers import EMBEDDING, RUN
 from .feature_extraction_langcell import InputError
-from .ontology import all_terms, describe, find_term, id_of
+from .ontology import all_terms, id_of
 
 #: Up to as many embeddings all are compared; of more, an index knows where to look.
 EXACT = 1_000_000
@@ -97,8 +97,9 @@ def search(
     if not text.strip():
         raise InputError("Say what to search for: the text is empty.")
     embeds = _embeds_of(annotator, adata)
-    words = find_term(text).description if text.startswith("CL:") or id_of(text) is not None else text
-    (rows,), (cosines,) = Neighbours(embeds, exact)(annotator.embed_texts([words]), n)
+    known = text.startswith("CL:") or id_of(text) is not None
+    texts = annotator.texts_of([text])[text] if known else text
+    (rows,), (cosines,) = Neighbours(embeds, exact)(annotator.embed_texts([texts]), n)
     found = pd.DataFrame({"row": rows, "similarity": cosines}, index=adata.obs_names[rows])
     return found.rename_axis("cell")
 
@@ -106,7 +107,7 @@ def search(
 def nearest_texts(
     annotator: LangCellAnnotator,
     adata: ad.AnnData,
-    labels: Iterable[str] | Mapping[str, str] | None = None,
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
     n: int = 5,
 ) -> pd.DataFrame:
     """
@@ -126,7 +127,7 @@ def nearest_texts(
     """
     _require_number(n)
     embeds = _embeds_of(annotator, adata)
-    described = {term.name: term.description for term in all_terms()} if labels is None else describe(labels)
+    described = annotator.texts_of([term.name for term in all_terms()] if labels is None else labels)
     cells = np.flatnonzero(~np.isnan(embeds[:, 0]))
     places, cosines = Neighbours(annotator.embed_texts(described.values()))(embeds[cells], n)
     index = pd.MultiIndex.from_product([adata.obs_names[cells], range(1, places.shape[1] + 1)], names=["cell", "rank"])

@@ -3,16 +3,17 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .feature_extraction_langcell import InputError, RankedCells
 from .packed_langcell import PackedSequences
-from .processing_langcell import LangCellProcessor
+from .processing_langcell import WORDINGS, LangCellProcessor, as_texts
 from .token_budget import TokenBudget
 
 if TYPE_CHECKING:
@@ -50,45 +51,47 @@ class DescriptionScorer:
     it could give them, a probability of 0 to match; where even the most, 1, would not make one of them the best, the
     best is proven to be that of all.
 
-    Where the checkpoint is calibrated for this `alpha` (its config says so), the scores are probabilities: the blend to
-    the power of the inverse of the fitted temperature, made to add up to 1.
+    A label that several texts describe is judged by all of them: its embedding is the mean of theirs, made to length 1
+    again (Radford et al., 2021, section 3.1.4). The matching reads the first of them alone, since what it costs grows
+    with the texts.
+
+    Where the checkpoint is calibrated for this `alpha` and for the wordings of its processor (its config says so), the
+    scores are probabilities: the blend to the power of the inverse of the fitted temperature, made to add up to 1.
 
     Args:
         model, processor: The checkpoint.
-        descriptions: By label. They are read and embedded here, once.
+        descriptions: A text or several by label. They are read and embedded here, once.
         alpha: 1 leaves the matching out, which is much faster.
         shortlist: How many labels of each cell the matching reads; `None` for all. By default (`"auto"`) all up to 32,
             and 32 of more.
         budget: How many positions go through a tower at once.
 
     Raises:
-        InputError: A shortlist of none.
+        InputError: A shortlist of none, or a label without a text.
     """
 
     def __init__(
         self,
         model: "LangCellModel",
         processor: LangCellProcessor,
-        descriptions: dict[str, str],
+        descriptions: Mapping[str, str | Sequence[str]],
         alpha: float,
         shortlist: Shortlist = "auto",
         budget: TokenBudget | None = None,
     ):
-        self.model, self.descriptions, self.alpha = model, descriptions, alpha
-        calibration = model.config.calibration
-        fits = calibration is not None and math.isclose(calibration["alpha"], alpha)
+        self.model, self.alpha = model, alpha
+        #: All that each label is judged by; the matching reads the first.
+        self.descriptions = {label: as_texts(label, texts) for label, texts in descriptions.items()}
         #: What the scores are calibrated by; none where they are not.
-        self.calibration = calibration if fits else None
+        self.calibration = model.config.calibration if _fits(model.config.calibration, alpha, processor) else None
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self._set_shortlist(shortlist)
-        self.text_ids = processor(text=list(descriptions.values()), text_kwargs={"padding": False})["input_ids"]
+        # The first text of each label, which goes by the label's number, and then all the others.
+        first = [texts[0] for texts in self.descriptions.values()]
+        others = [text for texts in self.descriptions.values() for text in texts[1:]]
+        self.text_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
         self.lengths = [len(ids) for ids in self.text_ids]
-        shape = (len(descriptions), model.config.projection_dim)
-        self.text_embeds = torch.empty(shape, device=model.device)
-        with torch.inference_mode():
-            every = self._by_length(range(len(descriptions)))
-            for rows, pooled in self.budget.spend(every, self.lengths.__getitem__, self._read_texts):
-                self.text_embeds[rows] = model.project_texts(pooled).float()
+        self.text_embeds = self._embed()
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
@@ -191,6 +194,21 @@ class DescriptionScorer:
         first = chosen.gather(1, least.gather(1, chosen).argmax(dim=1, keepdim=True))
         return ((ahead > 0) & (first == best)).squeeze(1)
 
+    def _embed(self) -> torch.Tensor:
+        """`(labels, projection_dim)` float32, L2-normalised: of each label the mean of its texts."""
+        embeds = torch.empty(len(self.lengths), self.model.config.projection_dim, device=self.model.device)
+        with torch.inference_mode():
+            every = self._by_length(range(len(self.lengths)))
+            for rows, pooled in self.budget.spend(every, self.lengths.__getitem__, self._read_texts):
+                embeds[rows] = self.model.project_texts(pooled).float()
+        start = len(self.descriptions)
+        for label, texts in enumerate(self.descriptions.values()):
+            if len(texts) > 1:  # What is made to length 1 again would differ in its last bits.
+                stop = start + len(texts) - 1
+                embeds[label] = F.normalize(embeds[label] + embeds[start:stop].sum(dim=0), dim=0)
+                start = stop
+        return embeds[: len(self.descriptions)]
+
     def _by_length(self, texts: Iterable[int]) -> list[int]:
         """Texts of one length as neighbours, which are read at once."""
         return sorted(texts, key=lambda text: (self.lengths[text], text))
@@ -202,6 +220,13 @@ class DescriptionScorer:
         device = self.model.device
         ids = torch.tensor([*chain(*(self.text_ids[text] for text in texts))], device=device)
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
+
+
+def _fits(calibration: Mapping[str, Any] | None, alpha: float, processor: LangCellProcessor) -> bool:
+    """Whether a calibration was fitted with this weight of the similarity, and with labels that were worded so."""
+    if calibration is None or not math.isclose(calibration["alpha"], alpha):
+        return False
+    return tuple(calibration.get("wordings", WORDINGS)) == processor.wordings
 
 
 def _shortlist(shortlist: Shortlist, labels: int, alpha: float) -> int | None:

@@ -34,7 +34,7 @@ from modeling_langcell.example import CELL_OPTIONS, CELL_TYPES, load_example
 from modeling_langcell.explaining import explain_annotated
 from modeling_langcell.file_annotation import annotate_file, open_lightly, read_annotation
 from modeling_langcell.input_quality import examine
-from modeling_langcell.ontology import all_terms, describe
+from modeling_langcell.ontology import all_terms
 from modeling_langcell.report import write_report
 
 MOST_MEGABYTES, MOST_CELLS, MOST_GENES, MOST_CANDIDATES = 200, 20_000, 100_000, 100
@@ -87,8 +87,8 @@ def receive(upload: str | None, request: gr.Request) -> tuple[str, dict]:
 
 def fresh(request: gr.Request) -> Visit:
     """The visitor's folder, with nothing in it."""
-    visits.end(request.session_hash)
-    return visits.of(request.session_hash)
+    visits.end(str(request.session_hash))
+    return visits.of(str(request.session_hash))
 
 
 def look(visit: Visit) -> tuple[str, dict]:
@@ -122,11 +122,11 @@ def annotate(
     names: list[str], own: str, array: str, values: str, errors: int, request: gr.Request, progress=_PROGRESS
 ) -> tuple[str, str]:
     """Annotates the visitor's cells: the links to what is made, and the report."""
-    visit = visits.of(request.session_hash)
+    visit = visits.of(str(request.session_hash))
     cells = visit.folder / CELLS
     if not cells.is_file():
         raise InputError("Drop an .h5ad file first, or take the example. Files are deleted after half an hour unused.")
-    labels = candidates(names, own)
+    labels = described(names, own)
     layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
     where = {"use_raw": array == "raw.X", "layer": layer}
     options: dict[str, Any] = {**where, "counts": VALUES[values]}
@@ -151,7 +151,7 @@ def annotate(
     return links, page
 
 
-def candidates(names: list[str], own: str) -> dict[str, str]:
+def described(names: list[str], own: str) -> dict[str, str]:
     """Labels that were picked, and those described in the visitor's own words, one a line: `label: description`."""
     labels = dict.fromkeys(names or [], "")
     for line in filter(None, map(str.strip, (own or "").splitlines())):
@@ -163,7 +163,7 @@ def candidates(names: list[str], own: str) -> dict[str, str]:
         labels[label] = text
     if len(labels) > MOST_CANDIDATES:
         raise InputError(f"{len(labels)} candidates are more than is done here ({MOST_CANDIDATES}).")
-    return describe(labels)
+    return labels
 
 
 # ---------------------------------------------------------------------- what a visitor sees
@@ -217,7 +217,7 @@ def build() -> gr.Blocks:
 
 
 def leave(request: gr.Request) -> None:
-    visits.end(request.session_hash)
+    visits.end(str(request.session_hash))
 
 
 def serve() -> FastAPI:

@@ -2,6 +2,7 @@
 """Adaptation to labelled cells: what is learnt, what is saved, and that it comes back the same anywhere."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
+from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequenceClassification, LangCellModel
@@ -89,6 +91,20 @@ class TestLabels:
         rows = np.array([2, 11, 29])
         ranked, expected = (rank_cells(adata, rows, tiny_processor.feature_extractor) for adata in (backed, labelled))
         np.testing.assert_array_equal(ranked.token_ids, expected.token_ids)
+
+
+def test_a_label_is_described_by_the_first_wording_of_the_checkpoint(labelled, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint)
+    processor.wordings = ["a {name}", "{synonym}"]
+    processor.save_pretrained(tmp_path / "model")
+    adapted = adapt(
+        *(str(tmp_path / "model"), labelled, "type"),
+        descriptions={"B cell": "cell type : b ."},
+        config=AdaptationConfig(head="prototypes"),
+    )
+    expected = {name: f"a {name}" for name in sorted(TYPES.values())} | {"B cell": "cell type : b ."}
+    assert adapted.adaptation.labels == expected
 
 
 class TestLosses:

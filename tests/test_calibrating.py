@@ -2,12 +2,14 @@
 """From cells of known types to a checkpoint that knows its doubt, and to answers that say it."""
 
 import json
+import shutil
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellConfig
@@ -17,6 +19,7 @@ from modeling_langcell.cli import app
 from modeling_langcell.doubt import calibrated
 from modeling_langcell.file_annotation import annotate_file
 from modeling_langcell.lineages import Lineages
+from modeling_langcell.processing_langcell import WORDINGS
 
 from .conftest import GENES
 
@@ -109,6 +112,41 @@ def test_another_alpha_is_not_calibrated(checkpoint, cells):
     assert "langcell_answer" not in cells.obs, "it would be of the earlier run"
     with pytest.raises(InputError, match="needs a checkpoint that is calibrated"):
         annotator.annotate(cells, LABELS, alpha=0.7, error_rate=0.1)
+
+
+class TestWordings:
+    """A calibration is of scores that were found with labels worded in some way."""
+
+    @pytest.fixture
+    def worded(self, tiny_checkpoint, studies, tmp_path):
+        processor = AutoProcessor.from_pretrained(tiny_checkpoint)
+        shutil.copytree(tiny_checkpoint, tmp_path / "worded")
+        processor.wordings = ["{name}", "cell type : {synonym}"]
+        processor.save_pretrained(tmp_path / "worded")
+        calibrate(tmp_path / "worded", studies, tmp_path / "calibrated")
+        return tmp_path / "calibrated"
+
+    def test_others_are_not_calibrated(self, checkpoint, cells):
+        annotator = LangCellAnnotator.from_pretrained(checkpoint)
+        annotator.processor.wordings = ["{name}"]
+        assert "langcell_answer" not in annotator.annotate(cells, LABELS).obs
+        with pytest.raises(InputError, match="needs a checkpoint that is calibrated"):
+            annotator.annotate(cells, LABELS, error_rate=0.1)
+
+    def test_those_it_was_fitted_with_are(self, worded, cells):
+        assert LangCellConfig.from_pretrained(worded).calibration["wordings"] == ["{name}", "cell type : {synonym}"]
+        annotator = LangCellAnnotator.from_pretrained(worded)
+        rate = float(max(annotator.model.config.calibration["thresholds"], key=float))
+        assert "langcell_answer" in annotator.annotate(cells, LABELS, error_rate=rate).obs
+        annotator.processor.wordings = WORDINGS
+        with pytest.raises(InputError, match="needs a checkpoint that is calibrated"):
+            annotator.annotate(cells, LABELS, error_rate=rate)
+
+    def test_an_older_one_is_of_the_one_wording(self, checkpoint, cells):
+        annotator = LangCellAnnotator.from_pretrained(checkpoint)
+        assert annotator.model.config.calibration.pop("wordings") == [*WORDINGS]
+        rate = float(max(annotator.model.config.calibration["thresholds"], key=float))
+        assert "langcell_answer" in annotator.annotate(cells, LABELS, error_rate=rate).obs
 
 
 def test_an_error_rate_that_was_not_fitted(checkpoint, cells):
@@ -205,8 +243,6 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
 
     def test_a_damaged_calibration_is_one_message(self, tiny_checkpoint, cells, tmp_path):
-        import shutil
-
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         config = json.loads((tmp_path / "model" / "config.json").read_text())
         (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"calibration": {"temperature": 0}}))

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from modeling_langcell import LangCellProcessor
 from modeling_langcell.cli import _with_options, app
+from modeling_langcell.ontology import find_term, release
 
 LABELS = "B cell;natural killer cell;CD8-positive, alpha-beta T cell"
 
@@ -69,7 +71,9 @@ def test_labels_from_files_and_from_the_ontology(run, cells_file, tiny_checkpoin
     files = {
         "l.json": json.dumps({"mine": "cell type: mine", "B cell": ""}),
         "l.tsv": "mine\tcell type: mine\nB cell\n",
-        "l.txt": "natural killer cell\n\nB cell\n",
+        "l.txt": "natural killer cell\n\nB cell\nB cell\n",
+        "several.json": json.dumps({"mine": ["cell type: mine", "what I call so"], "B cell": ""}),
+        "several.tsv": "mine\tcell type: mine\nmine\twhat I call so\nB cell\n",
     }
     for name, content in files.items():
         path = tmp_path / name
@@ -78,6 +82,9 @@ def test_labels_from_files_and_from_the_ontology(run, cells_file, tiny_checkpoin
         assert result.exit_code == 0, result.output
         expected = {"natural killer cell" if name == "l.txt" else "mine", "B cell"}
         assert set(json.loads(result.stdout)["labels"]) == expected
+        if name.startswith("several"):
+            described = ad.read_h5ad(cells_file.with_name("cells_langcell.h5ad")).uns["langcell"]["descriptions"]
+            assert described[0] == "cell type: mine\nwhat I call so"
     result = run("annotate", cells_file, "--model", tiny_checkpoint, "--ontology-root", "B-1 B cell", "--json")
     assert {"B-1 B cell", "B-1a B cell"} <= set(json.loads(result.stdout)["labels"])
 
@@ -227,6 +234,50 @@ class TestDescribe:
         result = run("describe", "--labels", tmp_path / "types.tsv", "--model", tiny_checkpoint)
         assert result.exit_code == 0, result.output
         assert "mine\n  text   cell type: t.\n  from   your own words\n" in result.stdout
+
+    def test_shows_all_that_a_checkpoint_with_several_wordings_reads(self, run, tiny_processor, tmp_path):
+        """Of the checkpoint only what words and cuts texts is there."""
+        wordings = ["cell type: {name}. {definition}", "{synonym}"]
+        LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings).save_pretrained(
+            tmp_path
+        )
+        (tmp_path / "types.json").write_text(json.dumps({"NK cell": "", "mine": ["one", "two"]}))
+        result = run("describe", "--labels", tmp_path / "types.json", "--model", tmp_path)
+        assert result.exit_code == 0, result.output
+        shown = [line for line in result.stdout.splitlines() if not line.startswith("  cut")]
+        assert shown == [
+            "NK cell",
+            "  means  natural killer cell (CL:0000623)",
+            "  also   NK cell",
+            f"  text   {find_term('NK cell').description}",
+            f"  from   name and definition in the Cell Ontology, {release()}",
+            f"  as     {wordings[0]}",
+            "  text   NK cell",
+            f"  from   synonym 'NK cell' in the Cell Ontology, {release()}",
+            f"  as     {wordings[1]}",
+            *("", "mine", "  text   one", "  from   your own words", "  text   two", "  from   your own words"),
+        ]
+        assert result.stdout.count("  cut") == 1
+
+    @pytest.mark.parametrize(
+        "content", ['{"mine": [1]}', '{"mine": 1}', '{"mine": []}', "[1]", "1", '{"mine": ["", "a"]}']
+    )
+    def test_a_file_of_no_texts(self, run, tiny_checkpoint, tmp_path, content):
+        (tmp_path / "types.json").write_text(content)
+        result = run("describe", "--labels", tmp_path / "types.json", "--model", tiny_checkpoint)
+        assert result.exit_code == 2
+        assert "must hold" in result.stderr or "must be texts" in result.stderr
+
+    @pytest.mark.parametrize("damage", ["{", '{"wordings": ["{nme}"]}', '{"wordings": "{name}"}'])
+    def test_a_damaged_processor_is_one_message(self, run, tiny_checkpoint, tmp_path, damage):
+        shutil.copytree(tiny_checkpoint, tmp_path / "model")
+        path = tmp_path / "model" / "processor_config.json"
+        whole = json.loads(path.read_text())
+        path.write_text(damage if damage == "{" else json.dumps(whole | json.loads(damage)))
+        result = run("describe", "NK cell", "--model", tmp_path / "model")
+        assert result.exit_code == 2
+        assert "No LangCell checkpoint could be loaded" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
 
     @pytest.mark.parametrize("arguments", [[], ["B cell", "--labels", "types.tsv"]])
     def test_labels_or_a_file(self, run, arguments):

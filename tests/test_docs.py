@@ -266,6 +266,7 @@ def adapt_to_your_data(session):
 @page("why.md")
 @page("transformers.md")
 @page("install.md")
+@page("wordings.md")
 def with_cells(session):
     session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})
     yield

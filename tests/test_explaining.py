@@ -63,6 +63,16 @@ def test_a_match_is_what_the_model_says(annotator, cells, ranked):
     np.testing.assert_allclose(odds, (yes - no).numpy(), atol=1e-4)
 
 
+def test_of_several_texts_the_similarity_is_to_all_and_the_matching_of_the_first(annotator, ranked):
+    several = TEXTS | {"nk": ["a natural killer", "nk", "t cell"]}
+    by_gradient, by_attention = (Explainer(annotator, several, method) for method in ("gradient", "attention"))
+    for label in range(3):
+        assert by_attention.match(ranked[0], label) == Explainer(annotator, TEXTS, "attention").match(ranked[0], label)
+    mean = annotator.embed_texts([several["nk"]])[0]
+    np.testing.assert_allclose(by_gradient.text_embeds[1], mean, atol=1e-6)
+    assert by_gradient.match(ranked[0], 1) != pytest.approx(Explainer(annotator, TEXTS).match(ranked[0], 1), abs=1e-6)
+
+
 @pytest.mark.parametrize("method", ["gradient", "attention"])
 def test_real_matches_fall_without_the_genes_that_drive_them(shared, method):
     """The genes that contribute most, left out, against as many of those that contribute least in size."""

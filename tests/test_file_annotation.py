@@ -25,6 +25,7 @@ from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequence
 from modeling_langcell.annotation import open_cells, write_annotated
 from modeling_langcell.cli import app
 from modeling_langcell.file_annotation import annotate_file, open_lightly, read_annotation
+from modeling_langcell.fingerprints import fingerprint
 
 from .conftest import GENES, REPOSITORY, SYMBOLS, tiny_config
 
@@ -360,6 +361,22 @@ def test_another_model_begins_anew(annotator, cells_file, tmp_path, monkeypatch,
     with counting(monkeypatch) as annotated:
         annotate_file(other, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS)
     assert sum(annotated) == 44
+
+
+def test_other_wordings_begin_anew(annotator, cells_file, tmp_path, monkeypatch, tiny_checkpoint):
+    """All texts of a label are in the plan, and in the record."""
+    several = LABELS | {"t": ["t cell", "a t cell"]}
+    interrupt(annotator, cells_file, tmp_path / "o.h5ad", monkeypatch)
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", several, **OPTIONS)
+    assert sum(annotated) == 44
+    expected = write_annotated(annotator.annotate(open_cells(cells_file), several, **OPTIONS), tmp_path / "e.h5ad")
+    assert_same_file(tmp_path / "o.h5ad", expected)
+    assert read_annotation(expected).uns["langcell"]["descriptions"].tolist()[-1] == "t cell\na t cell"
+    other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    before = fingerprint(other)
+    other.processor.wordings = ["{name}"]
+    assert fingerprint(other) != before
 
 
 def test_damaged_chunks_are_annotated_again(annotator, cells_file, expected, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from modeling_langcell.ontology import (
     agreement,
     all_terms,
     ancestors,
+    candidates,
     descendants,
     describe,
     find_term,
@@ -20,8 +21,9 @@ from modeling_langcell.ontology import (
     related,
     release,
     siblings,
-    wordings,
+    texts_of,
 )
+from modeling_langcell.processing_langcell import Text
 
 
 def test_every_living_term_of_the_ontology_is_there():
@@ -198,20 +200,44 @@ def test_agreement_with_what_is_no_cell_type_is_refused(term_id):
         agreement(term_id, term_id)
 
 
-class TestWordings:
+class TestCandidates:
     def test_say_what_is_meant_and_where_the_text_is_from(self):
-        by_name, own, itself = wordings({"NK cells": "", "mine": "cell type: odd.", "cell type: other.": ""})
+        by_name, own, itself = candidates({"NK cells": "", "mine": "cell type: odd.", "cell type: other.": ""})
         assert by_name.term == find_term("natural killer cell")
-        assert by_name.text == by_name.term.description
-        assert by_name.origin == f"name and definition in the Cell Ontology, {release()}"
-        assert (own.term, own.text, own.origin) == (None, "cell type: odd.", "your own words")
-        assert (itself.text, itself.origin) == ("cell type: other.", "your own words")
+        assert [text.text for text in by_name.texts] == [by_name.term.description]
+        assert by_name.texts[0].origin == f"name and definition in the Cell Ontology, {release()}"
+        assert by_name.texts[0].wording == "cell type: {name}. {definition}"
+        assert (own.term, own.texts) == (None, (Text("cell type: odd.", "your own words"),))
+        assert itself.texts == (Text("cell type: other.", "your own words"),)
 
     def test_own_words_for_a_known_type(self):
-        (found,) = wordings({"B cell": "cell type: what I call so."})
+        (found,) = candidates({"B cell": "cell type: what I call so."}, ["{name}"])
         assert found.term == find_term("B cell")
-        assert found.origin == "your own words"
+        assert found.texts == (Text("cell type: what I call so.", "your own words"),)
+
+    def test_several_texts_of_ones_own(self):
+        (found,) = candidates({"mine": ["one", "another", "one"]})
+        assert [text.text for text in found.texts] == ["one", "another"]
+        assert describe({"mine": ["one", "another"]}) == {"mine": "one"}
 
     def test_unknown_labels_are_refused(self):
         with pytest.raises(InputError, match="does not know 'odd'"):
-            wordings(["odd"])
+            candidates(["odd"])
+
+    def test_an_ensemble_of_wordings_in_order(self):
+        wordings = ["cell type: {name}. {definition}", "{name}", "{synonym}, a kind of {name}", "{name}"]
+        (found,) = candidates(["T cells"], wordings)
+        term = find_term("T cell")
+        assert len(term.synonyms) > 1
+        synonyms = [f"{synonym}, a kind of T cell" for synonym in term.synonyms]
+        assert [text.text for text in found.texts] == [term.description, "T cell", *synonyms]
+        assert found.texts[2].origin == f"synonym {term.synonyms[0]!r} and name in the Cell Ontology, {release()}"
+        assert [text.wording for text in found.texts[:2]] == wordings[:2]
+        assert texts_of(["T cells"], wordings) == {"T cells": tuple(text.text for text in found.texts)}
+
+    def test_every_term_is_one_text_by_default(self):
+        """Its name and, where it has one, its definition: what checkpoints have read since the first."""
+        described = describe([term.name for term in all_terms()])
+        for term in all_terms():
+            assert described[term.name] == f"cell type: {term.name}. {term.definition}".strip()
+            assert [text.text for text in term.texts()] == [term.description]

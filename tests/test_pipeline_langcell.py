@@ -74,6 +74,17 @@ class TestInThePackage:
         bare = annotate(cells, candidate_labels=["nk", "monocyte"], hypothesis_template="{}")
         assert bare == annotate(cells, candidate_labels={"nk": "nk", "monocyte": "monocyte"}) != by_name
 
+    def test_several_descriptions_and_wordings(self, annotate, tiny_checkpoint, cells):
+        several = DESCRIPTIONS | {"NK": ["cell type : nk .", "a natural killer"]}
+        found = scores(annotate(cells, candidate_labels=several), several)
+        LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu").annotate(cells, several)
+        assert np.array_equal(found, cells.obsm["langcell_probabilities"].to_numpy())
+        annotate.processor.wordings = ["{name}", "a {name}", "{name}: {definition}", "{synonym}"]
+        by_name = annotate(cells, candidate_labels=["nk", "monocyte"])
+        assert by_name == annotate(cells, candidate_labels={name: [name, f"a {name}"] for name in ["nk", "monocyte"]})
+        by_template = annotate(cells, candidate_labels=["nk", "monocyte"], hypothesis_template="a {}")
+        assert by_template == annotate(cells, candidate_labels={name: f"a {name}" for name in ["nk", "monocyte"]})
+
     def test_best_first_and_top_k(self, annotate, cells):
         answers = annotate(cells, candidate_labels=DESCRIPTIONS)
         for answer in answers:
@@ -127,6 +138,8 @@ class TestInThePackage:
             ({"candidate_labels": ["nk"], "hypothesis_template": 5}, "has no {}"),
             ({"candidate_labels": ["nk", None]}, "must be texts"),
             ({"candidate_labels": {"nk": ""}}, "must be texts"),
+            ({"candidate_labels": {"nk": ["nk", ""]}}, "must be texts"),
+            ({"candidate_labels": {"nk": []}}, "must be texts"),
             ({"candidate_labels": ["nk"], "alpha": 1.5}, "alpha=1.5"),
             ({"candidate_labels": ["nk"], "alpha": "x"}, "alpha='x'"),
             ({"candidate_labels": ["nk"], "top_k": 0}, "top_k=0"),
@@ -160,14 +173,26 @@ class TestSaved:
                 TASK: {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": ["AutoModel"]}
             }
 
-    def test_without_the_package(self, annotate, tiny_checkpoint, cells, tmp_path):
+    def run_without_the_package(self, folder, cells, candidates, tmp_path):
         cells.write_h5ad(tmp_path / "cells.h5ad")
-        arguments = [str(tiny_checkpoint), str(tmp_path / "cells.h5ad"), json.dumps(DESCRIPTIONS), "answers.json"]
+        arguments = [str(folder), str(tmp_path / "cells.h5ad"), json.dumps(candidates), "answers.json"]
         done = subprocess.run(
             [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, *arguments],
             cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / "answers.json").read_text())
+
+    def test_without_the_package(self, annotate, tiny_checkpoint, cells, tmp_path):
+        answers = self.run_without_the_package(tiny_checkpoint, cells, DESCRIPTIONS, tmp_path)
         # Threads may be shared out otherwise there, and sums rounded otherwise.
-        found = scores(json.loads((tmp_path / "answers.json").read_text()), DESCRIPTIONS)
-        assert found == pytest.approx(scores(annotate(cells, candidate_labels=DESCRIPTIONS), DESCRIPTIONS), abs=1e-6)
+        expected = scores(annotate(cells, candidate_labels=DESCRIPTIONS), DESCRIPTIONS)
+        assert scores(answers, DESCRIPTIONS) == pytest.approx(expected, abs=1e-6)
+
+    def test_wordings_go_with_it(self, annotate, cells, tmp_path):
+        annotate.processor.wordings = ["cell type : {name} . {definition}", "a {name}", "{name}"]
+        annotate.save_pretrained(tmp_path / "saved")
+        names = ["nk", "monocyte"]
+        answers = self.run_without_the_package(tmp_path / "saved", cells, names, tmp_path)
+        expected = scores(annotate(cells, candidate_labels={name: [f"a {name}", name] for name in names}), names)
+        assert scores(answers, names) == pytest.approx(expected, abs=1e-6)

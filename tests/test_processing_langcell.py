@@ -9,6 +9,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 
 from modeling_langcell import InputError, LangCellModel, LangCellProcessor
+from modeling_langcell.processing_langcell import SYNONYMS, WORDINGS, as_texts, word
 
 TEXTS = ["b cell", "natural killer cell", "cell type : monocyte . a cell that is a cell ."]
 CELL_INPUTS = ["cell_input_ids", "cell_attention_mask"]
@@ -123,3 +124,72 @@ def test_repr_is_short(tiny_processor):
     """The gene vocabulary, 25,000 genes of it in practice, is not printed."""
     assert "LangCellFeatureExtractor(40 genes, max_length=64)" in repr(tiny_processor)
     assert len(repr(tiny_processor)) < 200
+
+
+class TestWord:
+    def texts(self, wordings, name="B cell", **said):
+        return [text.text for text in word(wordings, name, **said)]
+
+    def test_fills_every_wording_in_order(self):
+        found = word(["{name}: {definition}", "{synonym} ({name})"], "B cell", "It is.", ["B-cell", "b"])
+        assert [text.text for text in found] == ["B cell: It is.", "B-cell (B cell)", "b (B cell)"]
+        assert [text.origin for text in found] == [
+            *("name and definition", "synonym 'B-cell' and name", "synonym 'b' and name"),
+        ]
+        assert [text.wording for text in found] == ["{name}: {definition}", *["{synonym} ({name})"] * 2]
+
+    def test_leaves_out_what_nothing_fills_and_what_is_there(self):
+        wordings = ["{name}", "{name}: {definition}", "{synonym}", "cell: {name}"]
+        assert self.texts(wordings) == ["B cell", "cell: B cell"]
+        assert self.texts(wordings, synonyms=["B cell", "b"]) == ["B cell", "b", "cell: B cell"]
+
+    def test_there_is_always_one(self):
+        assert self.texts(WORDINGS) == self.texts(["{definition}", "{synonym}"]) == ["cell type: B cell."]
+
+    def test_synonyms_are_bounded(self):
+        many = [f"b{number}" for number in range(SYNONYMS + 5)]
+        assert self.texts(["{synonym}"], synonyms=many) == many[:SYNONYMS]
+
+    def test_braces_are_only_a_wordings(self):
+        assert self.texts(["{{{name}}}, {definition}"], "{name}", definition="{x}") == ["{{name}}, {x}"]
+
+
+@pytest.mark.parametrize("texts", [[], "", [""], None, 5, ["a", 5]])
+def test_no_texts(texts):
+    with pytest.raises(InputError, match="that of 'B cell' is "):
+        as_texts("B cell", texts)
+
+
+class TestWordings:
+    def test_are_one_unless_said(self, tiny_processor):
+        assert tiny_processor.wordings == WORDINGS == ("cell type: {name}. {definition}",)
+
+    def test_are_saved_and_loaded(self, tiny_processor, tmp_path):
+        wordings = ["{name}: {definition}", "a {synonym}"]
+        processor = LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings)
+        processor.save_pretrained(tmp_path / "given")
+        assert json.loads((tmp_path / "given" / "processor_config.json").read_text())["wordings"] == wordings
+        processor = AutoProcessor.from_pretrained(tmp_path / "given")
+        assert processor.wordings == tuple(wordings)
+        processor.wordings = ["{name}"]
+        processor.save_pretrained(tmp_path / "set")
+        assert AutoProcessor.from_pretrained(tmp_path / "set").wordings == ("{name}",)
+
+    def test_of_a_processor_that_was_saved_before_there_were_any(self, tiny_processor, tmp_path):
+        tiny_processor.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "processor_config.json").read_text())
+        del config["wordings"]
+        (tmp_path / "processor_config.json").write_text(json.dumps(config))
+        assert AutoProcessor.from_pretrained(tmp_path).wordings == WORDINGS
+
+    @pytest.mark.parametrize(
+        "wordings",
+        [[], "{name}", {"{name}"}, ["a cell"], ["{nme}"], ["{name} {}"], ["{name"], ["{name!r}"], ["{name:>9}"], [5]],
+    )
+    def test_that_cannot_be_filled(self, tiny_processor, wordings):
+        with pytest.raises(InputError, match=r"wordings must be a list|The wording .* must have"):
+            LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings)
+        before = tiny_processor.wordings
+        with pytest.raises(InputError):
+            tiny_processor.wordings = wordings
+        assert tiny_processor.wordings == before

@@ -78,6 +78,16 @@ def test_a_name_of_the_ontology_is_its_description(annotator, embedded, name):
     pd.testing.assert_frame_equal(search(annotator, embedded, name), expected)
 
 
+def test_a_name_is_as_the_checkpoint_words_it(annotator, embedded, monkeypatch):
+    monkeypatch.setitem(vars(annotator.processor), "wordings", ("a {name}", "{synonym}"))
+    both = annotator.embed_texts([("a natural killer cell", "NK cell")])[0]
+    found = search(annotator, embedded, "NK cells")
+    np.testing.assert_allclose(found["similarity"], embedded.obsm["X_langcell"][found["row"]] @ both, atol=1e-5)
+    assert nearest_texts(annotator, embedded[:1], n=2)["similarity"].is_monotonic_decreasing
+    (nearest,) = nearest_texts(annotator, embedded[:1], ["NK cells"], 1)["similarity"]
+    np.testing.assert_allclose(nearest, embedded.obsm["X_langcell"][0] @ both, atol=1e-5)
+
+
 def test_texts_by_a_cell(annotator, embedded):
     embedded.obsm["X_langcell"][2] = np.nan
     texts = {"b": "cell type : b", "t": "cell type : t", "nk": "a natural killer"}

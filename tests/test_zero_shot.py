@@ -1,12 +1,15 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Scores of cells among descriptions: what a shortlist reads, what the others keep, and what it proves."""
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 
 from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.ontology import find_term
 from modeling_langcell.packed_langcell import PackedSequences
+from modeling_langcell.processing_langcell import as_texts
 from modeling_langcell.scoring import PrototypeScorer
 from modeling_langcell.token_budget import TokenBudget
 from modeling_langcell.zero_shot import SHORTLIST, DescriptionScorer, read_cells
@@ -95,6 +98,65 @@ class TestShortlist:
         assert same[cells.obs["langcell_proven"]].all()
         assert "shortlist" not in exact.uns["langcell"]
         assert "langcell_proven" not in exact.obs
+
+
+class TestSeveralTexts:
+    """Labels that several texts describe, beside others that one does."""
+
+    TEXTS = {"b": ["cell type : b", "b cell", "a lymphocyte that is b"], "nk": "natural killer", "t": ["t", "a t cell"]}
+    FIRST = {"b": "cell type : b", "nk": "natural killer", "t": "t"}
+
+    def test_are_embedded_as_the_mean(self, annotator):
+        found = annotator.embed_texts(self.TEXTS.values())
+        for label, texts in zip(found, self.TEXTS.values(), strict=True):
+            mean = annotator.embed_texts(as_texts("", texts)).mean(axis=0)
+            np.testing.assert_allclose(label, mean / np.linalg.norm(mean), atol=1e-6)
+
+    def test_one_is_what_it_was(self, score):
+        for alpha in (1, 0.3):
+            assert torch.equal(
+                score({label: [text, text] for label, text in FEW.items()}, alpha)[0], score(FEW, alpha)[0]
+            )
+
+    def test_the_matching_reads_the_first(self, score):
+        similarity, _ = score(self.TEXTS, alpha=1)
+        matching, _ = score(self.FIRST, alpha=0)
+        assert not torch.allclose(similarity, score(self.FIRST, alpha=1)[0], atol=1e-3)
+        torch.testing.assert_close(score(self.TEXTS, alpha=0.3)[0], 0.3 * similarity + 0.7 * matching)
+
+    @pytest.mark.parametrize("alpha", [1, 0.3])
+    def test_blocks_and_order_change_nothing(self, score, alpha):
+        whole, _ = score(self.TEXTS, alpha, shortlist=2)
+        torch.testing.assert_close(score(self.TEXTS, alpha, shortlist=2, tokens=1)[0], whole, atol=1e-5, rtol=0)
+        other_way = dict(reversed(self.TEXTS.items()))
+        torch.testing.assert_close(score(other_way, alpha, shortlist=2)[0].flip(1), whole, atol=1e-5, rtol=0)
+
+    def test_novelty_is_of_the_mean(self, annotator, cells):
+        annotator.annotate(cells, self.TEXTS)
+        likeness = cells.obsm["X_langcell"] @ annotator.embed_texts(self.TEXTS.values()).T
+        np.testing.assert_allclose(cells.obs["langcell_novelty"], 1 - likeness.max(axis=1), atol=1e-5)
+
+    def test_the_record_has_them_all(self, annotator, cells, tmp_path):
+        annotator.annotate(cells, self.TEXTS | {"odd": ["a\nb", "c"]}).write_h5ad(tmp_path / "cells.h5ad")
+        described = ad.read_h5ad(tmp_path / "cells.h5ad").uns["langcell"]["descriptions"]
+        assert [texts.split("\n") for texts in described] == [
+            *(list(as_texts(label, texts)) for label, texts in self.TEXTS.items()),
+            ["a b", "c"],
+        ]
+
+    def test_wordings_of_the_processor(self, annotator, cells, monkeypatch):
+        monkeypatch.setitem(vars(annotator.processor), "wordings", ("{name}", "a {synonym}"))
+        labels = ["B cell", "natural killer cell", "monocyte"]
+        found = annotator.annotate(cells.copy(), labels).obsm["langcell_probabilities"]
+        by_hand = {label: [label, *(f"a {one}" for one in find_term(label).synonyms)] for label in labels}
+        assert list(map(len, by_hand.values())) == [4, 2, 1]
+        assert annotator.texts_of(labels) == {label: tuple(texts) for label, texts in by_hand.items()}
+        assert found.equals(annotator.annotate(cells, by_hand).obsm["langcell_probabilities"])
+
+    def test_no_text(self, annotator, cells):
+        for none in ([], [""], ["b", None], 5):
+            with pytest.raises(InputError, match="must be texts"):
+                annotator.annotate(cells, {"b": none})
 
 
 class TestProof:

@@ -7,7 +7,6 @@ from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, bootstrap
 from modeling_langcell.explaining import Explainer
 from modeling_langcell.labelled_cells import rank_cells
-from modeling_langcell.ontology import describe
 
 TASK = Task(
     name="explanations",
@@ -32,7 +31,7 @@ def measure(cell: Cell) -> Found:
     rng = np.random.default_rng(cell.seed)
     chosen = np.sort(rng.permutation(cell.cells.n_obs)[:_CELLS])
     ranked = rank_cells(cell.cells, chosen, cell.bench.extractor, **cell.study.read)
-    explainer = Explainer(cell.annotator, describe(np.unique(cell.truth)), cell.setting["explained_by"])
+    explainer = Explainer(cell.annotator, cell.annotator.texts_of(np.unique(cell.truth)), cell.setting["explained_by"])
     embeds = cell.annotator.embed(cell.cells[chosen].copy(), **cell.study.read).obsm[EMBEDDING]
     most_similar = (embeds @ explainer.text_embeds.cpu().numpy().T).argmax(axis=1)
     falls, matches = [], []

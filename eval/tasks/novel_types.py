@@ -8,7 +8,6 @@ from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
 from modeling_langcell.eval.tasks.zero_shot import learnt_elsewhere
 from modeling_langcell.feature_extraction_langcell import InputError
-from modeling_langcell.ontology import describe
 
 TASK = Task(
     name="novel-types",
@@ -35,7 +34,7 @@ def measure(cell: Cell) -> Found:
     if cell.method in (LANGCELL, RANDOM):
         annotator = cell.annotator
         cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
-        likeness = (cells @ annotator.embed_texts(describe(known).values()).T).max(axis=1)
+        likeness = (cells @ annotator.embed_texts(annotator.texts_of(known).values()).T).max(axis=1)
     else:
         likeness = learnt_elsewhere(cell, known)[1].max(axis=1)
     found = metric("novelty", references=novel, scores=-likeness)

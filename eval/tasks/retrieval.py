@@ -5,7 +5,6 @@ import numpy as np
 
 from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
-from modeling_langcell.ontology import describe
 
 TASK = Task(
     name="retrieval",
@@ -30,7 +29,7 @@ def measure(cell: Cell) -> Found:
     names = np.unique(types_of_all(cell) if cell.study.name in TASK.studies else cell.truth)
     annotator = cell.annotator
     cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
-    similarities = cells @ annotator.embed_texts(describe(names).values()).T
+    similarities = cells @ annotator.embed_texts(annotator.texts_of(names).values()).T
     own = np.searchsorted(names, cell.truth)
     found = metric("cell_text_retrieval", references=own, similarities=similarities)
     nearest = similarities >= similarities[np.arange(len(own)), own][:, None]
