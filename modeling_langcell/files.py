@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -67,7 +67,7 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
                 output.rmdir()  # It is empty.
             folder.rename(output)
     except OSError as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 
 __all__ = ["require_free", "whole_folder", "write_whole"]
