@@ -16,21 +16,30 @@ from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperGroup
 
 from . import __version__
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
 from .shipped import MINI, locate, name_of
 
 _errors = Console(stderr=True, highlight=False)
 
 
 class _Commands(TyperGroup):
-    """Turns the package's `InputError` into one line on stderr and exit code 2."""
+    """
+    Turns the package's `InputError` into one line on stderr and exit code 2. So it does with what a file system
+    refuses: no room, no leave, a name that is too long.
+    """
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            _errors.print(f"[bold red]Error:[/] {_plain(_with_options(str(error)))}", soft_wrap=True)
-            raise typer.Exit(2) from None
+            message = _with_options(str(error))
+        except OSError as error:
+            if error.strerror is None or isinstance(error, BrokenPipeError):
+                raise
+            message = f"{error.filename or 'A file'} cannot be read or written: {reason_of(error)}."
+        shown = message.encode("utf-8", "backslashreplace").decode()  # A name on disk need not be text.
+        _errors.print(f"[bold red]Error:[/] {_plain(shown)}", soft_wrap=True)
+        raise typer.Exit(2)
 
 
 def _with_options(message: str) -> str:
@@ -326,7 +335,7 @@ def search(
         try:
             write_whole(out, found.to_csv(sep="\t").encode())
         except OSError as error:
-            raise InputError(f"{out} cannot be written: {error}") from error
+            raise InputError(f"{out} cannot be written: {reason_of(error)}.") from error
         typer.echo(f"Cells: {out}")
 
 
@@ -379,7 +388,9 @@ def explain(
             figure.parent.mkdir(parents=True, exist_ok=True)
             draw_genes(found, top).savefig(figure, dpi=130)
     except OSError as error:
-        raise InputError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{out if figure is None else f'{out} or {figure}'} cannot be written: {reason_of(error)}."
+        ) from error
     typer.echo(f"Genes: {out}")
     if figure is not None:
         typer.echo(f"Figure: {figure}")
@@ -779,16 +790,34 @@ def _read_labels(path: Path) -> list[str] | dict[str, str]:
     """Labels from a file: JSON (a list, or label to description), or lines of label or label, tab, description."""
     try:
         text = path.read_text(encoding="utf-8")
+        if "\0" in text:
+            raise InputError(f"{path} is no text: it holds a zero byte.")
         if path.suffix == ".json":
-            labels = json.loads(text)
+            labels = _load_json(text, path)
             values = labels.values() if isinstance(labels, dict) else labels
             if not isinstance(labels, (dict, list)) or not all(isinstance(value, str) for value in values):
                 raise InputError(f"{path} must hold a list of labels, or an object of labels and descriptions.")
             return labels
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"The labels in {path} cannot be read: {error}") from error
+        raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
     lines = [line.split("\t", 1) for line in text.splitlines() if line.strip()]
     return {label.strip(): "".join(description).strip() for label, *description in lines}
+
+
+def _load_json(text: str, path: Path) -> Any:
+    """JSON whose texts can be written to a file, and whose objects say nothing twice."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]
+        if twice:
+            raise InputError(f"{path} has the label {twice[0]!r} twice.")
+        return dict(pairs)
+
+    found = json.loads(text, object_pairs_hook=each_once)
+    said = json.dumps(found, ensure_ascii=False)
+    if "\\u0000" in said or (not said.isascii() and re.search("[\ud800-\udfff]", said)):
+        raise InputError(f"{path} holds a sign that is no text (zero, or half of one): take it out.")
+    return found
 
 
 def _read_descriptions(path: Path) -> dict[str, str]:
@@ -810,7 +839,7 @@ def _write_figures(adata, report: Path | None, figure: Path | None, reference: s
             figure.parent.mkdir(parents=True, exist_ok=True)
             drawn.savefig(figure, dpi=130)
         except OSError as error:
-            raise InputError(f"The figure {figure} cannot be written: {error}") from error
+            raise InputError(f"The figure {figure} cannot be written: {reason_of(error)}.") from error
         written["figure"] = figure
     if report is not None:
         written["report"] = write_report(adata, report, drawn, reference)

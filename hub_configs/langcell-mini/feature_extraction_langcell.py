@@ -50,7 +50,7 @@ def reason_of(error: BaseException) -> str:
     said: object = error
     match error:
         case KeyError(args=(str(key),)):
-            said = key
+            said = key if " " in key else f"{key!r} is not known, or not there"
         case OSError(strerror=str(why)):
             said = why
         case UnicodeDecodeError():
@@ -377,9 +377,17 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if not isinstance(gene_vocabulary, dict):
+            raise InputError("gene_vocabulary is no mapping of ensembl_ids, medians and names to lists.")
         columns = [gene_vocabulary.get(key, []) for key in ("ensembl_ids", "medians", "names")]
         if not columns[0] or len({len(column) for column in columns}) != 1:
             raise InputError("gene_vocabulary needs the lists ensembl_ids, medians and names, of one length.")
+        if not all(isinstance(text, str) for column in columns[::2] for text in column):
+            raise InputError("gene_vocabulary: ensembl_ids and names must be texts.")
+        if not all(median is None or isinstance(median, (int, float)) for median in columns[1]):
+            raise InputError("gene_vocabulary: medians must be numbers, or None.")
+        if not isinstance(max_length, int) or not isinstance(min_matched_genes, (int, float)):
+            raise InputError(f"max_length={max_length!r} and min_matched_genes={min_matched_genes!r} must be numbers.")
         self.gene_vocabulary = gene_vocabulary
         self.max_length = max_length
         self.min_matched_genes = min_matched_genes
