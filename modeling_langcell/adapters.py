@@ -188,7 +188,7 @@ def load_checkpoint(
             model: PreTrainedModel = load_classifier(folder, adaptation, dtype=dtype)
         else:
             model, told = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_PLAIN)
-            if told["missing_keys"]:
+            if told["missing_keys"] and isinstance(model, LangCellModel):
                 raise ValueError(f"the weights lack {', '.join(sorted(told['missing_keys'])[:3])}")
     with _loading(checkpoint):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -258,9 +258,8 @@ def _loading(source: object) -> Iterator[None]:
         said = str(error).strip()
         reason = next((meaning for mark, meaning in _MEANINGS.items() if re.search(mark, said)), reason_of(error))
         if isinstance(error, StrictDataclassError):  # It says first which validator it was.
-            reason = re.sub(
-                r"^\w+Error: | with value | doesn't match .*|[.] Errors: .*", "", said.splitlines()[-1].strip()
-            )
+            field = re.search(r"Field '(\w+)'", said)
+            reason = f"{field[1]} is of the wrong kind" if field else said.splitlines()[-1].partition("Error: ")[2]
         elif isinstance(error, (AttributeError, TypeError, IndexError)):
             reason = "a JSON file in it says what none of these files can"
         raise InputError(
