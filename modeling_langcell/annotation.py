@@ -22,6 +22,7 @@ from .adapters import Adaptation, load_checkpoint
 from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, facts_of, probability_columns
 from .consensus import Consensus
 from .feature_extraction_langcell import InputError, RankedCells, RankedChunks, reason_of
+from .files import require_place
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .ontology import describe
 from .packed_langcell import PackedSequences
@@ -436,6 +437,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     output = Path(output)
     aside = None
     try:
+        require_place(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
         os.close(descriptor)

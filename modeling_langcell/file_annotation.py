@@ -32,7 +32,7 @@ from .annotation import AnnotatedCells, LangCellAnnotator, checked_rows, open_ce
 from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, probability_columns
 from .consensus import Consensus
 from .feature_extraction_langcell import InputError, RankedChunks, reason_of
-from .files import write_whole
+from .files import require_place, write_whole
 from .fingerprints import fingerprint, weights_of_base
 from .modeling_langcell import LangCellModel
 from .progress import progress_bar
@@ -273,8 +273,7 @@ class _Unfinished:
             InputError: Something of others is in the folder, or nothing can be written there.
         """
         with self._writing():
-            if self.output.is_dir():
-                raise InputError(f"{self.output} cannot be written: it is a folder.")
+            require_place(self.output)
         if self.rank == 0:
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)

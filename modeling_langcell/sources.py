@@ -114,7 +114,9 @@ class H5adFile(Source):
         if self.where is None:
             return np.arange(self.stored)
         try:
-            chosen = self._adata.obs.eval(self.where)
+            chosen = self._adata.obs.eval(
+                self.where, local_dict={}, global_dict={}
+            )  # Of columns alone, and of no program
             return np.flatnonzero(np.asarray(chosen, dtype=bool))
         except Exception as error:  # pandas raises whatever a condition makes it stumble over
             raise InputError(
