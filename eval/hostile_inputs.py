@@ -19,6 +19,8 @@ import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
+from modeling_langcell.adapters import load_checkpoint
+from modeling_langcell.fingerprints import weights_of_base
 from modeling_langcell.shipped import MINI, locate
 
 LABELS = "B cell;T cell;monocyte"
@@ -64,6 +66,10 @@ class Bench:
         self.cells = ad.read_h5ad(data / "validation" / "pbmc_kang_ctrl.h5ad")[:20].copy()
         self.cells.obs = self.cells.obs[["cell_type"]].copy()
         self.cells.uns.clear()
+
+    def base_weights(self, head: str) -> str:
+        """What an adapter of the shipped checkpoint says of its weights."""
+        return weights_of_base(load_checkpoint(MINI)[0], head)
 
     def attempts(self) -> list[Attempt]:
         """All of them."""
@@ -146,10 +152,11 @@ class Bench:
             ("links X to another file", lambda file: (
                 file.__delitem__("X"), file.__setitem__("X", h5py.ExternalLink("../elsewhere.h5", "/X")))),
             ("links X to itself", lambda file: (file.__delitem__("X"), file.__setitem__("X", h5py.SoftLink("/X")))),
-            ("has obs hold itself", lambda file: file.__setitem__("obs/more", file["obs"])),
         ]  # fmt: skip
         for what, change in hdf5:
             yield file(what, lambda path, change=change: _in_hdf5(path, change))
+        yield file("has obs hold itself", lambda path: _in_hdf5(
+            path, lambda file: file.__setitem__("obs/more", file["obs"])), works=True)  # fmt: skip
 
     def _counts(self) -> Iterator[Attempt]:
         def value(number: float, dtype: Any = np.float32) -> Callable[[ad.AnnData], Any]:
@@ -322,8 +329,11 @@ class Bench:
             yield output(f"of {name} has a name that is too long", *begin, "--out", "a" * 300)
             yield output(f"of {name} is where nobody may write", *begin, "--out", "/proc/out")
             yield output(f"of {name} is a device", *begin, "--out", "/dev/full")
-        for name in ("annotate", "embed"):
-            yield output(f"of {name} is on a full disk", *commands[name], "--out", "out.h5ad", largest=FULL)
+        done = (".out.h5ad.unfinished", ".out.h5ad.unfinished/00000000.safetensors", ".out.h5ad.unfinished/plan.json")
+        for name, kept in (("annotate", done), ("embed", ())):
+            yield output(
+                f"of {name} is on a full disk", *commands[name], "--out", "out.h5ad", largest=FULL, leaves=kept
+            )
         folders: dict[str, Sequence[str]] = {
             "calibrate": ["calibrate", "cells.h5ad", "--label-key", "cell_type"],
             "adapt": ["adapt", "cells.h5ad", "--label-key", "cell_type", "--head", "prototypes"],
@@ -432,26 +442,29 @@ class Bench:
 
     def _adapters(self) -> Iterator[Attempt]:
         good = {"head": "descriptions", "labels": {"B cell": "cell type: B cell.", "T cell": ""}, "base": MINI}
-        good |= {"cells": {"B cell": 1}, "settings": {}, "versions": {}, "base_weights": ""}
+        good |= {"cells": {"B cell": 1}, "settings": {}, "versions": {}, "base_weights": "of another"}
 
-        def adapter(what: str, said: Any, lay_more: Change = lambda folder: None) -> Attempt:
+        def adapter(what: str, said: Any, lay_more: Change = lambda folder: None, fits: bool = False) -> Attempt:
             def prepare(folder: Path) -> None:
                 (folder / "adapter").mkdir()
                 if said is not None:
-                    (folder / "adapter/adaptation.json").write_text(json.dumps(said))
+                    own = {"base_weights": self.base_weights(said["head"])} if fits else {}
+                    (folder / "adapter/adaptation.json").write_text(json.dumps(said | own))
                 lay_more(folder / "adapter")
 
             arguments = ["annotate", "cells.h5ad", "--adapter", "adapter", "--out", "out.h5ad"]
             return self._attempt("adapter", what, *arguments, prepare=prepare)
 
         def with_weights(folder: Path) -> None:
-            (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "../../x"}')
+            config = {"peft_type": "LORA", "base_model_name_or_path": "../../x", "target_modules": ["query"]}
+            (folder / "adapter_config.json").write_text(json.dumps(config))
             save_file({"a": np.zeros(3)}, folder / "adapter_model.safetensors")
 
         yield adapter("is of nothing", None)
         yield adapter("has weights that are not there", good)
         yield adapter("has a base that leaves its folder", good | {"base": "../../nowhere"}, with_weights)
         yield adapter("has weights of another base", good, with_weights)
+        yield adapter("has weights of other layers", good, with_weights, fits=True)
         yield adapter("has labels that are numbers", good | {"labels": {"B cell": 1}}, with_weights)
         yield adapter("has a head that nobody knows", good | {"head": "os.system"}, with_weights)
         prototypes = good | {"head": "prototypes", "prototype_weight": 1.0}
@@ -459,7 +472,7 @@ class Bench:
         yield adapter("has prototypes that are text", prototypes, lambda folder: (
             (folder / "prototypes.safetensors").write_text("a")))  # fmt: skip
         yield adapter("has prototypes of another width", prototypes, lambda folder: (
-            save_file(narrow, folder / "prototypes.safetensors")))  # fmt: skip
+            save_file(narrow, folder / "prototypes.safetensors")), fits=True)  # fmt: skip
 
     def _published(self) -> Iterator[Attempt]:
         def published(what: str, change: Change) -> Attempt:

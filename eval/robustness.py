@@ -10,6 +10,7 @@ folder, and nothing run of what a file holds. What is only unusual must work.
 
 import multiprocessing
 import os
+import re
 import resource
 import shlex
 import sys
@@ -52,7 +53,7 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
     refused = code == 2 and (len(said) == 1 or "Usage: " in err)
     right = code == 0 and left == ["out.h5ad"] if attempt.works else refused and left == [*attempt.leaves]
     right &= "Traceback" not in err + out
-    message = err[err.index("Error: ") :] if said else err if code else ""
+    message = err[err.index("Error: ") :] if said else re.sub("[─│╭╮╰╯]+", " ", err) if code else ""
     return {
         "about": attempt.about,
         "what": attempt.what,

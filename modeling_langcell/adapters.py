@@ -24,7 +24,7 @@ from .fingerprints import weights_of_base
 from .hub import fetch
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .processing_langcell import LangCellProcessor
-from .shipped import locate
+from .shipped import locate, name_of
 
 PROTOTYPES = "prototypes.safetensors"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -32,13 +32,14 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Weights are read from files that hold numbers and nothing else, and code that a folder brings is not run.
 _PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 _WORDS = ("tokenizer.json", "vocab.txt")
+_DAMAGED_JSON = "one of its JSON files is cut short, or damaged"
 #: What others' messages mean.
 _MEANINGS = {
     "model_type": f"its {CONFIG_NAME} is missing, or is of no model",
     "trust_remote_code": "it is of another family, and would run code of its own",
     "no file named model.safetensors": f"{SAFE_WEIGHTS_NAME} is missing",
     "Can't load (feature extractor|processor|image processor)": "processor_config.json is missing, or another model's",
-    "not a valid JSON file": "one of its JSON files is cut short, or damaged",
+    "not a valid JSON file": _DAMAGED_JSON,
     "ignore_mismatched_sizes": f"the weights are not of the shapes that {CONFIG_NAME} says",
     "deserializing header": f"{SAFE_WEIGHTS_NAME} is damaged",
 }
@@ -118,7 +119,7 @@ class Adaptation:
                     raise InputError(f"{source} has no {PROTOTYPES}.")
                 found = replace(found, prototypes=load_file(folder / PROTOTYPES)["prototypes"])
         except (TypeError, ValueError, KeyError, RecursionError, OSError, SafetensorError) as error:
-            raise InputError(f"The adaptation in {source} cannot be read: {error}") from error
+            raise InputError(f"The adaptation in {source} cannot be read: {reason_of(error)}.") from error
         return replace(found, loaded_from=str(source))
 
     def _check(self) -> None:
@@ -201,9 +202,15 @@ def load_checkpoint(
         # To others it is what the Hub calls it, and not a folder of this machine's cache.
         model.name_or_path = model.config.name_or_path = checkpoint
         model.config._commit_hash = folder.name
+    if adaptation is not None and adaptation.prototypes is not None:
+        shape, meant = tuple(adaptation.prototypes.shape), (len(adaptation.labels), model.config.projection_dim)
+        if shape != meant or not adaptation.prototypes.isfinite().all():
+            raise InputError(f"{PROTOTYPES} of {str(adapter)!r} must be {meant[0]} x {meant[1]} numbers, not {shape}.")
     if adapter is not None and adaptation is not None:
         if dtype in ("float32", torch.float32) and weights_of_base(model, adaptation.head) != adaptation.base_weights:
-            raise InputError(f"{str(adapter)!r} was made from {adaptation.base!r}: {checkpoint!r} has other weights.")
+            raise InputError(
+                f"{str(adapter)!r} was made from {adaptation.base!r}: {name_of(checkpoint)!r} has other weights."
+            )
         if adaptation.head != "prototypes":
             model = _merge(model, adapter_folder, adapter)
     return model, processor, adaptation
@@ -220,7 +227,8 @@ def _require_own_files(folder: Path, source: object) -> None:
         raise InputError(f"{str(source)!r} has no {_WORDS[0]}, the words of its texts: take a whole copy.")
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
+        here = {path.name for path in folder.iterdir()}
+        if not isinstance(shards, dict) or not here.issuperset(map(str, shards.values())):
             raise InputError(f"{source}: {index.name} must name files of this folder, and names others.")
 
 
@@ -260,8 +268,10 @@ def _loading(source: object) -> Iterator[None]:
         if isinstance(error, StrictDataclassError):  # It says first which validator it was.
             field = re.search(r"Field '(\w+)'", said)
             reason = f"{field[1]} is of the wrong kind" if field else said.splitlines()[-1].partition("Error: ")[2]
+        elif isinstance(error, json.JSONDecodeError):
+            reason = _DAMAGED_JSON
         elif isinstance(error, (AttributeError, TypeError, IndexError)):
-            reason = "a JSON file in it says what none of these files can"
+            reason = "one of its JSON files says what none can"
         raise InputError(
             f"No LangCell checkpoint could be loaded from {str(source)!r}: {reason.rstrip('.')}."
         ) from error
@@ -288,10 +298,13 @@ def _merge(model: PreTrainedModel, folder: Path, adapter: str | Path) -> Any:
         raise InputError('Adapters need peft: pip install "modeling-langcell[adapt]".') from error
     try:
         with quiet_peft():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # It would change nothing, silently.
             return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"The adapter {str(adapter)!r} does not fit its checkpoint: {reason}") from error
+    except Exception as error:  # peft says much that is for programmers, and of weights which ones there are.
+        raise InputError(
+            f"The adapter {str(adapter)!r} does not fit its checkpoint: {PEFT_CONFIG} or {PEFT_WEIGHTS} is damaged, or "
+            "of another model. Take a whole copy, or adapt again."
+        ) from error
 
 
 @contextmanager

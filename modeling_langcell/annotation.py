@@ -206,7 +206,7 @@ class LangCellAnnotator:
             The AnnData, with `obsm["X_langcell"]`, `(cells, projection_dim)` float32, L2-normalised, and
             `uns["langcell"]`.
         """
-        embeds = np.full((adata.n_obs, self._width), np.nan, dtype=np.float32)
+        embeds = np.full((adata.n_obs, self.width), np.nan, dtype=np.float32)
         chunks, matched = self.chunks(adata, **cell_options), []
         with progress_bar() as progress:
             task = progress.add_task("Cells", total=adata.n_obs)
@@ -283,7 +283,7 @@ class LangCellAnnotator:
             checked: Those that are read against all candidates too, where the scorer has a shortlist.
             advance: Told, again and again, of how many more cells were read.
         """
-        embeds = np.full((len(ranked), self._width), np.nan, dtype=np.float32)
+        embeds = np.full((len(ranked), self.width), np.nan, dtype=np.float32)
         scores = np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32)
         likeness = np.full(len(ranked), np.nan, dtype=np.float32)
         proven = np.zeros(len(ranked), dtype=bool)
@@ -300,7 +300,8 @@ class LangCellAnnotator:
         return AnnotatedCells(embeds, scores, answers)
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Of an embedding."""
         config = self.model.config
         return config.projection_dim if isinstance(self.model, LangCellModel) else config.hidden_size
 

@@ -78,7 +78,7 @@ class Prose:
         try:
             said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+            raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
         kinds = {one.name: dict if one.name == "metadata" else str for one in fields(cls)}
         if not isinstance(said, dict) or any(not isinstance(said[name], kinds.get(name, ())) for name in said):
             raise InputError(f"{path} must map some of {', '.join(kinds)} to texts (metadata: to settings).")
@@ -144,8 +144,8 @@ def _as_written(what: object) -> Iterator[None]:
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"A JSON file of {what} is not as this package writes it ({reason}).") from error
+        why = f" ({reason_of(error)})" if isinstance(error, (KeyError, ValueError)) else ""
+        raise InputError(f"A JSON file of {what} is not as this package writes it{why}.") from error
 
 
 def _render_checkpoint(folder: Path, prose: Prose, evaluation: Mapping[str, Any]) -> str:

@@ -49,8 +49,10 @@ def reason_of(error: BaseException) -> str:
     """What an exception has to say, in one line and without what only programmers read; its kind if it says nothing."""
     said: object = error
     match error:
-        case KeyError(args=(str(key),)):
-            said = key if " " in key else f"{key!r} is not known, or not there"
+        case KeyError(args=(str(sentence),)) if " " in sentence:
+            said = sentence
+        case KeyError():
+            said = f"{error} is not known, or not there"
         case OSError(strerror=str(why)):
             said = why
         case UnicodeDecodeError():

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EEXIST, EISDIR
+from errno import EEXIST, EISDIR, ENOTDIR
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,13 +17,15 @@ def require_place(path: str | Path) -> None:
     A place for a file: nothing, or a file that it replaces.
 
     Raises:
-        OSError: Something else is there, a folder or a device, or nothing can have such a name.
+        OSError: Something else is there or above it, a folder or a device, or nothing can have such a name.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "it is a folder", str(path))
     if path.exists() and not path.is_file():
         raise FileExistsError(EEXIST, "it is no file, and is not replaced by one", str(path))
+    if not (there := nearest_parent(path)).is_dir():
+        raise NotADirectoryError(ENOTDIR, f"{there} is a file, not a folder", str(path))
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
