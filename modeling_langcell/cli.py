@@ -813,7 +813,7 @@ def _load_json(text: str, path: Path) -> Any:
             raise InputError(f"{path} has the label {twice[0]!r} twice.")
         return dict(pairs)
 
-    found = json.loads(text, object_pairs_hook=each_once)
+    found = json.loads(text, object_pairs_hook=each_once, parse_int=float)  # No label is a number, however long.
     said = json.dumps(found, ensure_ascii=False)
     if "\\u0000" in said or (not said.isascii() and re.search("[\ud800-\udfff]", said)):
         raise InputError(f"{path} holds a sign that is no text (zero, or half of one): take it out.")
