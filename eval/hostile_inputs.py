@@ -19,7 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
-from modeling_langcell.adapters import load_checkpoint
+from modeling_langcell.adapters import Head, load_checkpoint
 from modeling_langcell.fingerprints import weights_of_base
 from modeling_langcell.shipped import MINI, locate
 
@@ -67,7 +67,7 @@ class Bench:
         self.cells.obs = self.cells.obs[["cell_type"]].copy()
         self.cells.uns.clear()
 
-    def base_weights(self, head: str) -> str:
+    def base_weights(self, head: Head) -> str:
         """What an adapter of the shipped checkpoint says of its weights."""
         return weights_of_base(load_checkpoint(MINI)[0], head)
 

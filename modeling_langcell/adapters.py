@@ -205,7 +205,9 @@ def load_checkpoint(
     if adaptation is not None and adaptation.prototypes is not None:
         shape, meant = tuple(adaptation.prototypes.shape), (len(adaptation.labels), model.config.projection_dim)
         if shape != meant or not adaptation.prototypes.isfinite().all():
-            raise InputError(f"{PROTOTYPES} of {str(adapter)!r} must be {meant[0]} x {meant[1]} numbers, not {shape}.")
+            raise InputError(
+                f"{PROTOTYPES} of {str(adapter or checkpoint)!r} must be {meant[0]} x {meant[1]} finite numbers."
+            )
     if adapter is not None and adaptation is not None:
         if dtype in ("float32", torch.float32) and weights_of_base(model, adaptation.head) != adaptation.base_weights:
             raise InputError(

@@ -708,7 +708,7 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
         except KeyError:  # A file that has none, or a link to none.
             matrix = None
         if matrix is None:
-            where = f"pass layer; layers here: {names}" if (names := _layer_names(adata)) else "put the counts there"
+            where = f"pass layer; layers here: {layers}" if (layers := _layer_names(adata)) else "put the counts there"
             raise InputError(f"{file or 'This AnnData'} has no {label}: {where}.")
         if tuple(matrix.shape) != (adata.n_obs, len(var)):
             named = f"the names are of {adata.n_obs} cells and {len(var)} genes"
