@@ -229,7 +229,6 @@ class Bench:
             "a layer that is not there": "--layer counts",
             "raw counts that are not there": "--use-raw",
             "a gene column that is not there": "--gene-column symbols",
-            "a gene column that names no genes": "--gene-column highly_variable",
             "counts of a kind that nobody knows": "--counts guess",
             "clusters that are not there": "--cluster-key leiden",
             "a reference that is not there": "--reference truth",

@@ -384,7 +384,10 @@ def find_device(device: str | torch.device | None) -> torch.device:
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+    except RuntimeError as error:  # torch lists all that it was ever told of.
+        raise InputError(f"The device {str(device)!r} cannot be used: name cpu, cuda, cuda:1 or mps.") from error
+    try:
+        torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"The device {str(device)!r} cannot be used: {reason_of(error).partition('. ')[0]}") from error
     return found

@@ -165,14 +165,18 @@ class _CountMatrix:
             if sp.issparse(self.matrix) and self.matrix.dtype.kind in "fiub":
                 rows = _rows(self.matrix, start, stop)
             else:
+                self._require_numbers(getattr(self.matrix, "dtype", None))  # Not all make a sparse block.
                 block = self.matrix[start:stop]
                 block = block if sp.issparse(block) else np.asarray(block)
-                if block.dtype.kind not in "fiub":
-                    raise InputError(f"{self.label} holds {block.dtype} values: make them numbers.{self.advice()}")
+                self._require_numbers(block.dtype)
                 # scipy has no sparse half precision.
                 rows = sp.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
             _check_structure(rows)
         return rows
+
+    def _require_numbers(self, dtype: np.dtype | None) -> None:
+        if dtype is not None and dtype.kind not in "fiub":
+            raise InputError(f"{self.label} holds {dtype} values: make them numbers.{self.advice()}")
 
     def cells(self, rows: np.ndarray) -> str:
         """The names of some cells, for a message."""
