@@ -22,7 +22,7 @@ from rich.console import Console
 from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import Bench, Cell, Task
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.feature_extraction_langcell import InputError, reason_of
 from modeling_langcell.files import write_whole
 from modeling_langcell.fingerprints import fingerprint
 
@@ -175,7 +175,9 @@ def _read_table(file: Path) -> dict[str, dict[str, Any]]:
         cells = json.loads(file.read_text())["cells"]
         return {_hash({name: cell[name] for name in cell if name not in found_by_cell}): cell for cell in cells}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no table of results: {error}. Name another folder, or remove it.") from error
+        raise InputError(
+            f"{file} is no table of results: {reason_of(error)}. Name another folder, or remove it."
+        ) from error
 
 
 def _read_cell(file: Path) -> dict[str, Any] | None:
@@ -189,7 +191,7 @@ def _write(file: Path, content: str) -> None:
     try:
         write_whole(file, content.encode())
     except OSError as error:
-        raise InputError(f"{file} cannot be written: {error}") from error
+        raise InputError(f"{file} cannot be written: {reason_of(error)}.") from error
 
 
 def _in_order(task: Task, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

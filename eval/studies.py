@@ -19,7 +19,7 @@ import yaml
 
 from modeling_langcell.annotation import open_cells
 from modeling_langcell.example import CELL_OPTIONS, LABEL_COLUMN, load_example
-from modeling_langcell.feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from modeling_langcell.feature_extraction_langcell import InputError, LangCellFeatureExtractor, reason_of
 
 REGISTRY = Path(__file__).with_name("studies.yaml")
 UNKNOWN = "unknown"
@@ -170,7 +170,7 @@ def read_studies(*extra: Path) -> dict[str, Study]:
         try:
             entries = yaml.safe_load(file.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{file} cannot be read as a YAML file of studies: {error}") from error
+            raise InputError(f"{file} cannot be read as a YAML file of studies: {reason_of(error)}.") from error
         if not isinstance(entries, dict):
             raise InputError(f"{file} must map the names of studies to their fields.")
         for name, entry in entries.items():

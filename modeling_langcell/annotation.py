@@ -4,7 +4,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from .adapters import Adaptation, load_checkpoint
 from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, facts_of, probability_columns
 from .consensus import Consensus
-from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
+from .feature_extraction_langcell import InputError, RankedCells, RankedChunks, reason_of
+from .files import require_place
 from .modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from .ontology import texts_of
 from .packed_langcell import PackedSequences
@@ -204,7 +206,7 @@ class LangCellAnnotator:
             The AnnData, with `obsm["X_langcell"]`, `(cells, projection_dim)` float32, L2-normalised, and
             `uns["langcell"]`.
         """
-        embeds = np.full((adata.n_obs, self._width), np.nan, dtype=np.float32)
+        embeds = np.full((adata.n_obs, self.width), np.nan, dtype=np.float32)
         chunks, matched = self.chunks(adata, **cell_options), []
         with progress_bar() as progress:
             task = progress.add_task("Cells", total=adata.n_obs)
@@ -289,7 +291,7 @@ class LangCellAnnotator:
             checked: Those that are read against all candidates too, where the scorer has a shortlist.
             advance: Told, again and again, of how many more cells were read.
         """
-        embeds = np.full((len(ranked), self._width), np.nan, dtype=np.float32)
+        embeds = np.full((len(ranked), self.width), np.nan, dtype=np.float32)
         scores = np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32)
         likeness = np.full(len(ranked), np.nan, dtype=np.float32)
         proven = np.zeros(len(ranked), dtype=bool)
@@ -306,7 +308,8 @@ class LangCellAnnotator:
         return AnnotatedCells(embeds, scores, answers)
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Of an embedding."""
         config = self.model.config
         return config.projection_dim if isinstance(self.model, LangCellModel) else config.hidden_size
 
@@ -400,11 +403,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+    except RuntimeError as error:  # torch lists all that it was ever told of.
+        raise InputError(f"The device {str(device)!r} cannot be used: name cpu, cuda, cuda:1 or mps.") from error
+    try:
+        torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0].partition('. ')[0]}"
-        ) from error
+        raise InputError(f"The device {str(device)!r} cannot be used: {reason_of(error).partition('. ')[0]}") from error
     return found
 
 
@@ -418,13 +422,31 @@ def open_cells(path: str | Path) -> ad.AnnData:
     Raises:
         InputError: No such file, or one that anndata cannot read.
     """
+    with reading_h5ad(path) as whole:
+        return ad.read_h5ad(whole, backed="r")
+
+
+@contextmanager
+def reading_h5ad(path: str | Path) -> Iterator[Path]:
+    """
+    A `.h5ad` file about to be opened: whatever a damaged one makes anndata and h5py stumble over is said of it.
+
+    Raises:
+        InputError: No such file, or one that cannot be read.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"No file {path}.")
     try:
-        return ad.read_h5ad(path, backed="r")
-    except Exception as error:  # anndata and h5py raise whatever a damaged file makes them stumble over
-        raise InputError(f"{path} cannot be read as .h5ad: {str(error).strip().splitlines()[0]}") from error
+        if not path.is_file():
+            raise InputError(f"No file {path}.")
+        if not h5py.is_hdf5(path):
+            raise InputError(f"{path} is no .h5ad file: it is not HDF5, or its beginning is lost.")
+        yield path
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read as .h5ad: {reason_of(error)}. Take a whole copy, or write it anew with anndata."
+        ) from error
 
 
 def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
@@ -438,6 +460,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     output = Path(output)
     aside = None
     try:
+        require_place(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
         os.close(descriptor)
@@ -454,7 +477,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
         aside.chmod(0o666 & ~umask)  # mkstemp's files are private; a result is an ordinary file.
         aside.replace(output)
     except OSError as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)

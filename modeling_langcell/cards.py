@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_langcell import LangCellConfig
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
 from .files import write_whole
 from .shipped import MODEL_CARDS
 
@@ -78,7 +78,7 @@ class Prose:
         try:
             said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+            raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
         kinds = {one.name: dict if one.name == "metadata" else str for one in fields(cls)}
         if not isinstance(said, dict) or any(not isinstance(said[name], kinds.get(name, ())) for name in said):
             raise InputError(f"{path} must map some of {', '.join(kinds)} to texts (metadata: to settings).")
@@ -144,8 +144,8 @@ def _as_written(what: object) -> Iterator[None]:
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"A JSON file of {what} is not as this package writes it ({reason}).") from error
+        why = f" ({reason_of(error)})" if isinstance(error, (KeyError, ValueError)) else ""
+        raise InputError(f"A JSON file of {what} is not as this package writes it{why}.") from error
 
 
 def _render_checkpoint(folder: Path, prose: Prose, evaluation: Mapping[str, Any]) -> str:
@@ -367,10 +367,27 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object.")
     return found
+
+
+def require_no_code(folder: Path) -> None:
+    """
+    Raises:
+        InputError: The config in a folder, if there is one, names code of others to compute with: transformers would
+            pull a kernel from the Hub, and run it, without asking.
+    """
+
+    def kernels(found: Any) -> Iterator[str]:
+        for name, value in found.items() if isinstance(found, dict) else ():
+            yield from kernels(value)
+            if name.endswith("_implementation") and "/" in str(value):
+                yield f"{name}: {value}"
+
+    for named in kernels(read_json(folder / CONFIG_NAME)):
+        raise InputError(f"{folder / CONFIG_NAME} names code of others ({named}): take it out, nothing needs it.")
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -378,6 +395,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Raises:
         InputError: No folder of a LangCell model.
     """
+    require_no_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
@@ -392,7 +410,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def count_parameters(config: PreTrainedConfig) -> int:
     """Of the model that `AutoModel` makes of a config."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+        return sum(
+            parameter.numel() for parameter in AutoModel.from_config(config, attn_implementation="sdpa").parameters()
+        )
 
 
 def fingerprint_of(folder: Path) -> str:
@@ -416,7 +436,7 @@ def _write(path: Path, text: str) -> None:
     try:
         write_whole(path, text.encode())
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+        raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
 
 
 # ---------------------------------------------------------------------- as the template takes them

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperGroup
 
 from . import __version__
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
 from .shipped import MINI, locate, name_of
 
 if TYPE_CHECKING:
@@ -27,14 +27,23 @@ _errors = Console(stderr=True, highlight=False)
 
 
 class _Commands(TyperGroup):
-    """Turns the package's `InputError` into one line on stderr and exit code 2."""
+    """
+    Turns the package's `InputError` into one line on stderr and exit code 2. So it does with what a file system
+    refuses: no room, no leave, a name that is too long.
+    """
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            _errors.print(f"[bold red]Error:[/] {_plain(_with_options(str(error)))}", soft_wrap=True)
-            raise typer.Exit(2) from None
+            message = _with_options(str(error))
+        except OSError as error:
+            if error.strerror is None or isinstance(error, BrokenPipeError):
+                raise
+            message = f"{error.filename or 'A file'} cannot be read or written: {reason_of(error)}."
+        shown = message.encode("utf-8", "backslashreplace").decode()  # A name on disk need not be text.
+        _errors.print(f"[bold red]Error:[/] {_plain(shown)}", soft_wrap=True)
+        raise typer.Exit(2)
 
 
 def _with_options(message: str) -> str:
@@ -358,7 +367,7 @@ def search(
         try:
             write_whole(out, found.to_csv(sep="\t").encode())
         except OSError as error:
-            raise InputError(f"{out} cannot be written: {error}") from error
+            raise InputError(f"{out} cannot be written: {reason_of(error)}.") from error
         typer.echo(f"Cells: {out}")
 
 
@@ -408,7 +417,7 @@ def explain(
     try:
         write_whole(out, found.to_csv(sep="\t", index=False).encode())
     except OSError as error:
-        raise InputError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise InputError(f"{out} cannot be written: {reason_of(error)}.") from error
     typer.echo(f"Genes: {out}")
     if figure is not None:
         typer.echo(f"Figure: {_write_picture(draw_genes(found, top), figure)}")
@@ -781,20 +790,38 @@ def _read_labels(path: Path) -> list[str] | dict[str, str | list[str]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
+        if "\0" in text:
+            raise InputError(f"{path} is no text: it holds a zero byte.")
         if path.suffix == ".json":
-            labels = json.loads(text)
+            labels = _load_json(text, path)
             kinds, values = ((str, list), labels.values()) if isinstance(labels, dict) else (str, labels)
             if not isinstance(labels, (dict, list)) or not all(isinstance(value, kinds) for value in values):
                 raise InputError(f"{path} must hold a list of labels, or an object of labels and descriptions.")
             return labels
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"The labels in {path} cannot be read: {error}") from error
+        raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
     found: dict[str, list[str]] = {}
     for line in filter(str.strip, text.splitlines()):
         label, _, description = (part.strip() for part in line.partition("\t"))
         if description not in found.setdefault(label, []):
             found[label].append(description)
     return {label: texts if len(texts) > 1 else texts[0] for label, texts in found.items()}
+
+
+def _load_json(text: str, path: Path) -> Any:
+    """JSON whose texts can be written to a file, and whose objects say nothing twice."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]
+        if twice:
+            raise InputError(f"{path} has the label {twice[0]!r} twice.")
+        return dict(pairs)
+
+    found = json.loads(text, object_pairs_hook=each_once, parse_int=float)  # No label is a number, however long.
+    said = json.dumps(found, ensure_ascii=False)
+    if "\\u0000" in said or (not said.isascii() and re.search("[\ud800-\udfff]", said)):
+        raise InputError(f"{path} holds a sign that is no text (zero, or half of one): take it out.")
+    return found
 
 
 def _read_descriptions(path: Path) -> dict[str, str]:
@@ -812,7 +839,7 @@ def _write_picture(drawn: "Figure", path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=130)
     except OSError as error:
-        raise InputError(f"The figure {path} cannot be written: {error}") from error
+        raise InputError(f"The figure {path} cannot be written: {reason_of(error)}.") from error
     return path
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from .bert_weights import SETTINGS, SIZES, TOKEN_TYPES, WORDS, fold_token_types, with_cls
 from .configuration_langcell import LangCellConfig
-from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, reason_of
 from .files import require_free, whole_folder
 from .modeling_langcell import LangCellModel
 from .plain_pickles import UnsafePickle, read_plain_pickle
@@ -151,7 +152,7 @@ def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[st
             f"{path} holds {error}, and only plain dicts of strings and numbers are read. Nothing in it was run."
         ) from error
     except Exception as error:  # Damaged bytes fail in as many ways as there are opcodes.
-        raise InputError(f"{path} is not a whole pickle: {error}") from error
+        raise InputError(f"{path} is not a whole pickle: {reason_of(error)}. Download it again.") from error
     if not isinstance(dictionary, dict) or not dictionary:
         raise InputError(f"{path} does not hold a dict with entries.")
     for key, value in dictionary.items():
@@ -168,7 +169,7 @@ def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
     try:
         tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file: {error}") from error
+        raise InputError(f"{path} is not a text file: {reason_of(error)}.") from error
     vocabulary = {token: row for row, token in enumerate(tokens)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in vocabulary]
     if missing or len(vocabulary) != len(tokens):
@@ -188,8 +189,8 @@ def _read_geometry(path: Path) -> dict[str, Any]:
     """What of a published config.json the towers are built from."""
     try:
         published = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {reason_of(error)}.") from error
     missing = [key for key in SIZES + SETTINGS if not isinstance(published, dict) or key not in published]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}.")
@@ -207,9 +208,11 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a part under the towers' names, without what LangCell does not use of a BERT."""
     try:
         published = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has many ways of refusing a file.
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} is not a whole PyTorch file of weights alone: {reason}") from error
+    except Exception as error:  # torch has many ways of refusing a file, and advises to run what it refuses.
+        found = "more than numbers, none of which was run" if isinstance(error, UnpicklingError) else "the end missing"
+        raise InputError(
+            f"{path} is not a whole PyTorch file of weights alone: found {found}. Download it again."
+        ) from error
     if not isinstance(published, dict) or not all(isinstance(value, torch.Tensor) for value in published.values()):
         raise InputError(f"{path} is not a dict of tensors.")
     state = {}

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from .conversion import read_gene_vocabulary
-from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, reason_of
 from .files import write_whole
 from .gene_vocabulary import Gene, MedianSketch, every_gene, gene_vocabulary, read_gene_info
 from .shared_work import SharedWork
@@ -319,7 +319,7 @@ class _File:
         try:
             return cls(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+            raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 @lru_cache(maxsize=1)
@@ -417,8 +417,8 @@ def _read_vocabulary(source: str) -> dict[str, list]:
         return read_gene_vocabulary(*(Path(source) / name for name in GENEFORMER))
     try:
         return LangCellFeatureExtractor.from_pretrained(source).gene_vocabulary
-    except OSError as error:
-        raise InputError(f"{source} is neither a corpus nor a checkpoint with a gene vocabulary: {error}") from error
+    except OSError as error:  # transformers says where it would look for files of its own.
+        raise InputError(f"{source} is neither a corpus nor a checkpoint with a gene vocabulary.") from error
 
 
 def _json(value: Any) -> bytes:

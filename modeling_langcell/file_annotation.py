@@ -28,11 +28,11 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .annotation import AnnotatedCells, LangCellAnnotator, checked_rows, open_cells
+from .annotation import AnnotatedCells, LangCellAnnotator, checked_rows, open_cells, reading_h5ad
 from .answers import EMBEDDING, PROBABILITIES, RUN, Answers, Judge, probability_columns
 from .consensus import Consensus
-from .feature_extraction_langcell import InputError, RankedCells, RankedChunks
-from .files import write_whole
+from .feature_extraction_langcell import InputError, RankedChunks, reason_of
+from .files import require_place, write_whole
 from .fingerprints import fingerprint, weights_of_base
 from .modeling_langcell import LangCellModel
 from .progress import progress_bar
@@ -117,7 +117,7 @@ def annotate_file(
             done = unfinished.look()
             if done and rank == 0:
                 resumed(done)
-            _annotate_chunks(annotator, scorer, judge, cells, chunks, check, unfinished, done)
+            _annotate_chunks(annotator, scorer, judge, chunks, check, unfinished, done)
         except BaseException:
             unfinished.leave()
             raise
@@ -155,7 +155,6 @@ def _annotate_chunks(
     annotator: LangCellAnnotator,
     scorer: Scorer,
     judge: Judge,
-    cells: Path,
     chunks: RankedChunks,
     check: int,
     unfinished: "_Unfinished",
@@ -165,7 +164,7 @@ def _annotate_chunks(
     with progress_bar() as progress:
         progress.disable |= unfinished.rank > 0
         task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
-        for number, ranked in _read(cells, chunks, [n for n in unfinished.own if n not in unfinished.whole]):
+        for number, ranked in chunks.ahead([n for n in unfinished.own if n not in unfinished.whole]):
             rows = checked_rows(chunks.rows(number), chunks.n_cells, check)
             found = annotator.annotate_cells(ranked, scorer, judge, rows, lambda n: progress.advance(task, n))
             unfinished.write(number, found)
@@ -173,18 +172,6 @@ def _annotate_chunks(
         while unfinished.rank == 0 and not unfinished.all_there():
             progress.update(task, completed=unfinished.look())
             time.sleep(_POLL)
-
-
-def _read(cells: Path, chunks: RankedChunks, numbers: list[int]) -> Iterator[tuple[int, RankedCells]]:
-    ahead = chunks.ahead(numbers)
-    while True:
-        try:
-            found = next(ahead, None)
-        except OSError as error:
-            raise InputError(f"{cells} cannot be read: {error}") from error
-        if found is None:
-            return
-        yield found
 
 
 def _fingerprint(annotator: LangCellAnnotator) -> list[str]:
@@ -228,25 +215,18 @@ def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
     Raises:
         InputError: As for `open_cells`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"No file {path}.")
     with ExitStack() as opened:
-        try:
-            file = opened.enter_context(h5py.File(path))
+        with reading_h5ad(path) as whole:
+            file = opened.enter_context(h5py.File(whole))
             if isinstance(file["obs"], h5py.Dataset):  # Written before anndata 0.7.
-                adata = open_cells(path)
+                adata = open_cells(whole)
             else:
                 elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
                 if "raw" in file:
                     elements["raw"] = {"var": ad.io.read_elem(file["raw/var"])}
                 elements["layers"] = {name: _on_disk(layer) for name, layer in file.get("layers", {}).items()}
-                adata = ad.AnnData(filename=path, filemode="r", **elements)
+                adata = ad.AnnData(filename=whole, filemode="r", **elements)
             opened.callback(adata.file.close)
-        except InputError:
-            raise
-        except Exception as error:  # anndata and h5py raise whatever a damaged file makes them stumble over
-            raise InputError(f"{path} cannot be read as .h5ad: {str(error).strip().splitlines()[0]}") from error
         yield adata
 
 
@@ -292,8 +272,8 @@ class _Unfinished:
         Raises:
             InputError: Something of others is in the folder, or nothing can be written there.
         """
-        if self.output.is_dir():
-            raise InputError(f"{self.output} cannot be written: it is a folder.")
+        with self._writing():
+            require_place(self.output)
         if self.rank == 0:
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -391,8 +371,7 @@ class _Unfinished:
         except (OSError, RuntimeError) as error:  # HDF5 has both.
             is_kept = any(self.folder.glob("*.safetensors"))
             kept = f" What is done is kept in {self.folder}: the same command goes on." if is_kept else ""
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.output} cannot be written: {reason}.{kept}") from error
+            raise InputError(f"{self.output} cannot be written: {reason_of(error)}.{kept}") from error
 
     def _write_whole(self, path: Path, content: bytes) -> None:
         try:

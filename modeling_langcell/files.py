@@ -5,25 +5,50 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EEXIST, EISDIR, ENOTDIR
 from pathlib import Path
 from uuid import uuid4
 
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
+
+
+def require_place(path: str | Path) -> None:
+    """
+    A place for a file: nothing, or a file that it replaces.
+
+    Raises:
+        OSError: Something else is there or above it, a folder or a device, or nothing can have such a name.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, "it is a folder", str(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(EEXIST, "it is no file, and is not replaced by one", str(path))
+    if not (there := nearest_parent(path)).is_dir():
+        raise NotADirectoryError(ENOTDIR, f"{there} is a file, not a folder", str(path))
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
     """
     Writes a file aside and renames it: whoever looks sees nothing or all of it, and it outlives a crash of the machine.
-    Its folder is made if need be.
+    Its folder is made if need be, and what could not be written is not left behind.
+
+    Raises:
+        OSError: It cannot be written there.
     """
     path = Path(path)
+    require_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def require_free(output: str | Path) -> Path:
@@ -67,7 +92,7 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
                 output.rmdir()  # It is empty.
             folder.rename(output)
     except OSError as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 
-__all__ = ["require_free", "whole_folder", "write_whole"]
+__all__ = ["require_free", "require_place", "whole_folder", "write_whole"]

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
+from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, reason_of
 from .files import write_whole
 
 TARGET_COUNTS = 10_000
@@ -39,20 +40,25 @@ def read_gene_info(path: str | Path) -> list[Gene]:
     The genes of an NCBI `gene_info(.gz)` table that have an Ensembl id, each id once, in the order of their ids.
 
     Raises:
-        InputError: The file is missing or lacks NCBI's columns.
+        InputError: The file is missing or damaged, or lacks NCBI's columns.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"No gene_info table at {path}.")
     genes: dict[str, Gene] = {}
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        table = csv.DictReader(lines, delimiter="\t")
-        if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
-            raise InputError(f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms or dbXrefs.")
-        for row in table:
-            synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
-            for ensembl_id in re.findall(r"Ensembl:(ENSG\d+)", row["dbXrefs"]):
-                genes.setdefault(ensembl_id, Gene(ensembl_id, row["Symbol"], synonyms, row["description"]))
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+            table = csv.DictReader(lines, delimiter="\t", restval="")
+            if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
+                raise InputError(
+                    f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms or dbXrefs."
+                )
+            for row in table:
+                synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
+                for ensembl_id in re.findall(r"Ensembl:(ENSG\d+)", row["dbXrefs"]):
+                    genes.setdefault(ensembl_id, Gene(ensembl_id, row["Symbol"], synonyms, row["description"]))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+        raise InputError(f"{path} is not a whole gene_info table: {reason_of(error)}. Download it again.") from error
     return [genes[ensembl_id] for ensembl_id in sorted(genes)]
 
 

@@ -154,9 +154,7 @@ def rank_cells(
     """
     parts: list[RankedCells] = []
     for start in range(0, len(rows), _CHUNK):
-        chunk = adata[rows[start : start + _CHUNK]]
-        chunk = chunk.to_memory() if adata.isbacked else chunk
-        parts.extend(extractor.stream(chunk, chunk_size=_CHUNK, **cell_options))
+        parts.extend(extractor.stream(adata[rows[start : start + _CHUNK]], chunk_size=_CHUNK, **cell_options))
     return RankedCells.concatenate(parts)
 
 

@@ -145,7 +145,16 @@ def _embeds_of(annotator: LangCellAnnotator, adata: ad.AnnData) -> np.ndarray:
             f"The cells were embedded by {' with '.join(filter(None, by)) or 'a model in memory'}, not by "
             f"{' with '.join(filter(None, own)) or 'a model in memory'}: embed them again."
         )
-    return np.asarray(adata.obsm[EMBEDDING])
+    embeds = adata.obsm[EMBEDDING]
+    right = isinstance(embeds, np.ndarray) and embeds.dtype.kind == "f" and embeds.shape[1:] == (annotator.width,)
+    if right:
+        known = embeds[~np.isnan(embeds[:, 0])]
+        right = len(known) > 0 and bool(np.isfinite(known).all())
+    if not right:
+        raise InputError(
+            f"obsm[{EMBEDDING!r}] holds no embeddings of {annotator.width} numbers a cell: embed the cells again."
+        )
+    return embeds
 
 
 def _require_number(n: int) -> None:

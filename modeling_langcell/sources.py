@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .annotation import open_cells
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
 
 #: What a description can speak of, and CELLxGENE's column of `obs` for it.
 ASPECTS = {
@@ -114,10 +114,14 @@ class H5adFile(Source):
         if self.where is None:
             return np.arange(self.stored)
         try:
-            chosen = self._adata.obs.eval(self.where)
+            chosen = self._adata.obs.eval(
+                self.where, local_dict={}, global_dict={}
+            )  # Of columns alone, and of no program
             return np.flatnonzero(np.asarray(chosen, dtype=bool))
         except Exception as error:  # pandas raises whatever a condition makes it stumble over
-            raise InputError(f"{self.location}: the condition {self.where!r} cannot be judged: {error}") from error
+            raise InputError(
+                f"{self.location}: the condition {self.where!r} cannot be judged: {reason_of(error)}"
+            ) from error
 
     def read(self, rows: np.ndarray) -> ad.AnnData:
         together = rows[-1] - rows[0] + 1 == len(rows)  # A slice is read sooner than as many single cells.
@@ -125,7 +129,7 @@ class H5adFile(Source):
             matrix, genes = self._counts
             counts = matrix[rows[0] : rows[-1] + 1] if together else matrix[rows]
         except Exception as error:  # h5py raises whatever a damaged file makes it stumble over
-            raise InputError(f"{self.location} cannot be read from cell {rows[0]} on: {error}") from error
+            raise InputError(f"{self.location} cannot be read from cell {rows[0]} on: {reason_of(error)}") from error
         obs = self._adata.obs.iloc[rows]
         return ad.AnnData(counts, obs=obs.loc[:, obs.columns.isin(_COLUMNS)], var=genes.copy())
 
@@ -177,7 +181,9 @@ class SomaExperiment(Source):
         try:
             ids = self._experiment.obs.read(column_names=["soma_joinid"], value_filter=self.where).concat()
         except soma.SOMAError as error:
-            raise InputError(f"{self.location}: the condition {self.where!r} cannot be judged: {error}") from error
+            raise InputError(
+                f"{self.location}: the condition {self.where!r} cannot be judged: {reason_of(error)}"
+            ) from error
         return np.sort(ids["soma_joinid"].to_numpy())
 
     def read(self, rows: np.ndarray) -> ad.AnnData:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .feature_extraction_langcell import InputError
+from .feature_extraction_langcell import InputError, reason_of
 from .files import write_whole
 
 
@@ -41,7 +41,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> Path:
     try:
         write_whole(path, _templates().get_template(template).render(content).encode())
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+        raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
     return path
 
 

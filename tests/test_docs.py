@@ -20,6 +20,7 @@ from io import StringIO
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -365,6 +366,20 @@ DICTIONARIES = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name
 def lay_published_parts(session: Session) -> None:
     session.link(PARTS="reference/checkpoint", **{"vocab.txt": "reference/vocab.txt"})
     session.link(**{name: f"reference/genes/{name}" for name in DICTIONARIES})
+
+
+@page("hostile-inputs.md")
+def hostile_inputs(session):
+    cells = session.cells(BLOOD)[:20]
+    cells.write_h5ad("cut.h5ad")
+    os.truncate("cut.h5ad", 100_000)
+    cells.write_h5ad("damaged.h5ad")
+    with h5py.File("damaged.h5ad", "r+") as file:
+        file["X/indices"][0] = -1
+    shutil.copytree(REPOSITORY / "hub_configs" / "langcell-mini", "no-words")
+    Path("no-words/tokenizer.json").unlink()
+    yield
+    assert not Path("annotated.h5ad").exists()
 
 
 @page("evaluate.md")

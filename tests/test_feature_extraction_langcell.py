@@ -8,6 +8,7 @@ from fractions import Fraction
 from importlib import import_module
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor
 
 from modeling_langcell import InputError, LangCellFeatureExtractor, feature_extraction_langcell
 from modeling_langcell.conversion import read_gene_vocabulary
-from modeling_langcell.feature_extraction_langcell import RankedCells
+from modeling_langcell.feature_extraction_langcell import RankedCells, reason_of
 
 
 def reference(counts, token_ids, medians: dict[int, float], cls: int, max_length: int) -> list[list[int]]:
@@ -787,6 +788,59 @@ def test_an_anndata_without_x(extractor, counts, genes, expected):
     with pytest.raises(InputError, match="pass layer='counts'"):
         extractor(adata, layer="logs")
     assert sequences(extractor.rank(adata, layer="counts")) == expected
+
+
+def damaged(x: h5py.Group, name: str, change) -> None:
+    values = change(x[name][:])
+    del x[name]
+    x[name] = values
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda x: x.file.__delitem__("X"), r"cells.h5ad has no X: put the counts there\."),
+        (lambda x: x.attrs.__setitem__("encoding-type", "dict"), "X of .* cannot be read: Unknown encoding type dict"),
+        (lambda x: x.attrs.__setitem__("shape", [12, 41]), r"shape is \d+ x 41, and the names are of \d+ cells and 40"),
+        (lambda x: damaged(x, "indices", lambda indices: indices[:-1]), "X of .* cannot be read: "),
+        (lambda x: damaged(x, "indices", lambda indices: indices - 1), "its indices are not all from 0 to 39"),
+        (lambda x: damaged(x, "indices", lambda indices: indices + 40), "its indices are not all from 0 to 39"),
+        (lambda x: damaged(x, "indptr", lambda indptr: indptr[::-1]), "X of .* cannot be read: "),
+        (lambda x: damaged(x, "indptr", lambda indptr: indptr[:-8]), "X of .* cannot be read: "),
+    ],
+)
+def test_a_file_whose_matrix_is_damaged(extractor, counts, genes, tmp_path, damage, message):
+    for form in (sp.csr_matrix, sp.csc_matrix):
+        adata_of(form(counts), genes).write_h5ad(tmp_path / "cells.h5ad")
+        with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+            damage(file["X"])
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        with pytest.raises(InputError, match=message if form is sp.csr_matrix else None):
+            extractor.rank(backed)
+        backed.file.close()
+
+
+def test_a_matrix_in_memory_that_is_damaged(extractor, counts, genes):
+    for form in (sp.csr_matrix, sp.csc_matrix):
+        matrix = form(counts)
+        matrix.indices[5] = 1000
+        with pytest.raises(InputError, match="the matrix cannot be read: its indices are not all from 0 to"):
+            extractor.rank(matrix, gene_ids=genes)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("Unable to synchronously open file (truncated file: eof = 1, stored_eof = 2)"), "truncated file"),
+        (KeyError("Unable to synchronously open object (object 'X' doesn't exist)"), "object 'X' doesn't exist"),
+        (FileNotFoundError(2, "No such file or directory", "a"), "No such file or directory"),
+        (ValueError("two\nlines."), "two"),
+        (ValueError(), "ValueError"),
+        (RecursionError("maximum recursion depth exceeded"), "it is nested too deep"),
+    ],
+)
+def test_what_an_exception_has_to_say(error, reason):
+    assert reason_of(error) == reason
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ class TestKinds:
         folder = adapted.save(tmp_path / "prototypes")
         check(folder)
         (folder / "prototypes.safetensors").write_bytes(save({"prototypes": prototypes}))
-        with pytest.raises(InputError, match=r"does not annotate|not finite"):
+        with pytest.raises(InputError, match=r"must be 2 x 12 finite numbers|not finite"):
             check(folder)
 
     @pytest.mark.parametrize(

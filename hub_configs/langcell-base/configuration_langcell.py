@@ -40,7 +40,11 @@ class _PublishedConfig(PreTrainedConfig):
         return output
 
 
-def _check_heads(config) -> None:
+def _check_geometry(config) -> None:
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in (*sizes, "max_position_embeddings"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} ({getattr(config, name)}) must be above 0.")
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size ({config.hidden_size}) must be a multiple of num_attention_heads "
@@ -96,8 +100,8 @@ class LangCellCellConfig(_PublishedConfig):
     tie_word_embeddings: bool = True
 
     def validate_architecture(self):
-        """Heads must divide the hidden size."""
-        _check_heads(self)
+        """Sizes must be above 0, and heads divide the hidden size."""
+        _check_geometry(self)
 
     @property
     def cls_token_id(self) -> int:
@@ -153,8 +157,8 @@ class LangCellTextConfig(_PublishedConfig):
     pooling: Literal["cls", "mean"] = "cls"
 
     def validate_architecture(self):
-        """Heads must divide the hidden size."""
-        _check_heads(self)
+        """Sizes must be above 0, and heads divide the hidden size."""
+        _check_geometry(self)
 
 
 @strict

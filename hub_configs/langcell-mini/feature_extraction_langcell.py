@@ -5,6 +5,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -34,11 +35,33 @@ _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?$")
 _GENOME_PREFIX = re.compile(r"^(hg19|hg38|GRCh37|GRCh38)_+")
 _BLOCK = 256  # Cells that a thread reads at a time; of a dense matrix, more of them would be much memory.
 _GROUP = 64  # Cells that are ranked together: what more of them need leaves the processor's cache.
+_HDF5 = re.compile(
+    r"(?:Unable to|Can't|Special link)[^(]*\(([^:]+)\b.*\)"
+)  # What failed (why: addresses and the like).
 _WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
 
 
 class InputError(ValueError):
     """The user's input cannot be used; the message says which part of it, and what to do."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception has to say, in one line and without what only programmers read; its kind if it says nothing."""
+    said: object = error
+    match error:
+        case KeyError(args=(str(sentence),)) if " " in sentence:
+            said = sentence
+        case KeyError():
+            said = f"{error} is not known, or not there"
+        case OSError(strerror=str(why)):
+            said = why
+        case UnicodeDecodeError():
+            said = "it is no text in UTF-8"
+        case RecursionError():
+            said = "it is nested too deep"
+    lines = str(said).strip().splitlines() or [type(error).__name__]
+    within = _HDF5.match(lines[0])
+    return within[1] if within else lines[0].rstrip(".: ")
 
 
 @dataclass(frozen=True)
@@ -132,19 +155,28 @@ class _CountMatrix:
     label: str
     cell_names: Sequence[str] | None = None
     advice: Callable[[], str] = str  # What else to read, asked for only when this array is refused.
+    file: Any = None  # That it is read from.
 
     def __len__(self) -> int:
         return self.matrix.shape[0]
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix:
-        if sp.issparse(self.matrix) and self.matrix.dtype.kind in "fiub":
-            return _rows(self.matrix, start, stop)
-        block = self.matrix[start:stop]
-        block = block if sp.issparse(block) else np.asarray(block)
-        if block.dtype.kind not in "fiub":
-            raise InputError(f"{self.label} holds {block.dtype} values: make them numbers.{self.advice()}")
-        # scipy has no sparse half precision.
-        return sp.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
+        with _reading(self.label, self.file):
+            if sp.issparse(self.matrix) and self.matrix.dtype.kind in "fiub":
+                rows = _rows(self.matrix, start, stop)
+            else:
+                self._require_numbers(getattr(self.matrix, "dtype", None))  # Not all make a sparse block.
+                block = self.matrix[start:stop]
+                block = block if sp.issparse(block) else np.asarray(block)
+                self._require_numbers(block.dtype)
+                # scipy has no sparse half precision.
+                rows = sp.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
+            _check_structure(rows)
+        return rows
+
+    def _require_numbers(self, dtype: np.dtype | None) -> None:
+        if dtype is not None and dtype.kind not in "fiub":
+            raise InputError(f"{self.label} holds {dtype} values: make them numbers.{self.advice()}")
 
     def cells(self, rows: np.ndarray) -> str:
         """The names of some cells, for a message."""
@@ -351,9 +383,17 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if not isinstance(gene_vocabulary, dict):
+            raise InputError("gene_vocabulary is no mapping of ensembl_ids, medians and names to lists.")
         columns = [gene_vocabulary.get(key, []) for key in ("ensembl_ids", "medians", "names")]
         if not columns[0] or len({len(column) for column in columns}) != 1:
             raise InputError("gene_vocabulary needs the lists ensembl_ids, medians and names, of one length.")
+        if not all(isinstance(text, str) for column in columns[::2] for text in column):
+            raise InputError("gene_vocabulary: ensembl_ids and names must be texts.")
+        if not all(median is None or isinstance(median, (int, float)) for median in columns[1]):
+            raise InputError("gene_vocabulary: medians must be numbers, or None.")
+        if not isinstance(max_length, int) or not isinstance(min_matched_genes, (int, float)):
+            raise InputError(f"max_length={max_length!r} and min_matched_genes={min_matched_genes!r} must be numbers.")
         self.gene_vocabulary = gene_vocabulary
         self.max_length = max_length
         self.min_matched_genes = min_matched_genes
@@ -628,6 +668,34 @@ def _multiples(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------- reading the input
 
 
+@contextmanager
+def _reading(label: str, file: Any = None) -> Iterator[None]:
+    """Whatever a damaged array makes anndata, h5py and scipy stumble over is said of the array."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        what = label if file is None else f"{label} of {file}"
+        raise InputError(
+            f"{what} cannot be read: {reason_of(error)}. It is damaged: take a whole copy, or write it anew."
+        ) from error
+
+
+def _check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
+    """
+    Raises:
+        ValueError: The parts of a sparse matrix do not fit each other. scipy looks at little of it, and would read
+            counts of other cells, of the last gene for gene -1, or beyond its memory.
+    """
+    data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+    if indptr[0] or (np.diff(indptr) < 0).any() or not len(data) == len(indices) == indptr[-1]:
+        raise ValueError("its indptr does not say where among its values each row begins and ends")
+    across = matrix.shape[1 if matrix.format == "csr" else 0]
+    if len(indices) and not 0 <= indices.min() <= indices.max() < across:
+        raise ValueError(f"its indices are not all from 0 to {across - 1}")
+
+
 def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dict[str, Sequence[str]]]:
     if use_raw and layer is not None:
         raise InputError("Choose one of layer and use_raw.")
@@ -636,14 +704,20 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
     if layer is not None and layer not in adata.layers:
         raise InputError(f"No layer {layer!r}; layers here: {_layer_names(adata) or 'none'}.")
     var = adata.raw.var if use_raw else adata.var
-    if use_raw:
-        matrix, label = adata.raw.X, "raw.X"
-    elif layer is not None:
-        matrix, label = adata.layers[layer], f"layers[{layer!r}]"
-    else:
-        matrix, label = adata.X, "X"
-    if matrix is None:
-        raise InputError(f"This AnnData has no {label}: pass layer; layers here: {_layer_names(adata) or 'none'}.")
+    label = "raw.X" if use_raw else "X" if layer is None else f"layers[{layer!r}]"
+    file = adata.filename if adata.isbacked else None
+    with _reading(label, file):
+        try:
+            matrix = adata.raw.X if use_raw else adata.X if layer is None else adata.layers[layer]
+        except KeyError:  # A file that has none, or a link to none.
+            matrix = None
+        if matrix is None:
+            where = f"pass layer; layers here: {layers}" if (layers := _layer_names(adata)) else "put the counts there"
+            raise InputError(f"{file or 'This AnnData'} has no {label}: {where}.")
+        if tuple(matrix.shape) != (adata.n_obs, len(var)):
+            named = f"the names are of {adata.n_obs} cells and {len(var)} genes"
+            raise ValueError(f"its shape is {' x '.join(map(str, matrix.shape))}, and {named}")
+        matrix = _by_rows(matrix)
     if gene_column is not None:
         if gene_column not in var.columns:
             raise InputError(f"No column {gene_column!r} in var; columns here: {sorted(map(str, var.columns))}.")
@@ -652,7 +726,7 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
         present = [column for column in GENE_COLUMNS if column in var.columns]
         names = {"the index of var": var.index.astype(str)}
         names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
-    return _CountMatrix(_by_rows(matrix), label, adata.obs_names, partial(_advice, adata, label)), names
+    return _CountMatrix(matrix, label, adata.obs_names, partial(_advice, adata, label), file), names
 
 
 def _layer_names(adata) -> list[str]:
@@ -665,25 +739,33 @@ def _read_matrix(matrix, gene_ids) -> tuple[_CountMatrix, dict[str, Sequence[str
     if gene_ids is None or len(gene_ids) != matrix.shape[1]:
         given = "none" if gene_ids is None else f"{len(gene_ids)}"
         raise InputError(f"A matrix needs gene_ids, one for each of its {matrix.shape[1]} columns ({given} given).")
-    return _CountMatrix(_by_rows(matrix), "the matrix"), {"gene_ids": gene_ids}
+    with _reading("the matrix"):
+        return _CountMatrix(_by_rows(matrix), "the matrix"), {"gene_ids": gene_ids}
 
 
 def _by_rows(matrix):
     """The matrix in a form whose rows are cheap to slice; any other sparse storage is turned around once."""
-    if getattr(matrix, "format", "csr") != "csr":
-        return (matrix if sp.issparse(matrix) else matrix.to_memory()).tocsr()
-    return matrix
+    if getattr(matrix, "format", "csr") == "csr":
+        return matrix
+    matrix = matrix if sp.issparse(matrix) else matrix.to_memory()
+    if matrix.format == "csc":
+        _check_structure(matrix)  # Before it is turned around, in code that looks at nothing.
+    return matrix.tocsr()
 
 
 def _advice(adata, label: str) -> str:
     """Which other array of the AnnData to take, said when the one at hand does not hold counts."""
     sample = adata if adata.isbacked else adata[:64]
-    arrays = {"X": (sample.X, f"leave out {'use_raw' if label == 'raw.X' else 'layer'}")}
+    arrays = {"X": (lambda: sample.X, f"leave out {'use_raw' if label == 'raw.X' else 'layer'}")}
     if sample.raw is not None:
-        arrays["raw.X"] = sample.raw.X, "pass use_raw=True"
-    arrays |= {f"layers[{name!r}]": (sample.layers[name], f"pass layer={name!r}") for name in _layer_names(sample)}
-    for name, (matrix, remedy) in arrays.items():
-        if name != label and matrix is not None and matrix.dtype.kind in "fiub":
+        arrays["raw.X"] = lambda: sample.raw.X, "pass use_raw=True"
+    arrays |= {
+        f"layers[{name!r}]": (partial(sample.layers.get, name), f"pass layer={name!r}") for name in _layer_names(sample)
+    }
+    for name, (read, remedy) in arrays.items():
+        with suppress(InputError), _reading(name):
+            if name == label or (matrix := read()) is None or matrix.dtype.kind not in "fiub":
+                continue
             values = _CountMatrix(matrix, name).rows(0, 64).data
             if len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all():
                 return f" {name} looks like counts: {remedy}."
