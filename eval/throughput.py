@@ -291,7 +291,7 @@ def annotate(
         "cells": cells_file.name,
         "genes_of_a_cell": {"mean": float(bench.ranked.lengths.mean()), "longest": int(bench.ranked.lengths.max())},
         "tokens_of_a_text": float(np.mean([len(text) for text in bench.texts(128)])),
-        "device": torch.cuda.get_device_name() if gpu else None,
+        "device": _device_name(bench.device),
         "largest_difference": {n: rate.largest_difference(bench, n, 2) for n in ((8,) if quick else (8, 128))},
     }
     figures |= rate.measure_annotation(bench, settings, rounds, 3 if quick else 5, typer.echo)
@@ -300,8 +300,8 @@ def annotate(
     figures["ratio"] = next(
         way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
     )
-    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed)
-    figures["peak_gb"] = torch.cuda.max_memory_allocated() / GIGABYTE if gpu else peak_gb()
+    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed, bench.device)
+    figures["peak_gb"] = _peak_gb(bench.device)
     for way in figures["ways"]:
         more = ""
         if way["shortlist"] is None:
@@ -335,7 +335,8 @@ def match(
     figures = rate.measure_matching(bench, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
     for way, ratio in figures["ratios"].items():
         typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
-    write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures, "peak_gb": peak_gb()})
+    figures |= {"device": _device_name(bench.device), "peak_gb": _peak_gb(bench.device)}
+    write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures})
 
 
 @app.command()
@@ -360,6 +361,16 @@ def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def _device_name(device: torch.device) -> str | None:
+    """A GPU's; a processor's is in every record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def _peak_gb(device: torch.device) -> float | None:
+    """Of the device's own memory."""
+    return torch.cuda.max_memory_allocated(device) / GIGABYTE if device.type == "cuda" else peak_gb()
 
 
 # ---------------------------------------------------------------------- study
@@ -401,7 +412,11 @@ def train(
 ) -> None:
     """Pre-training steps of both stages at the mini and the base geometry: rates, and days for the paper's run."""
     gpu = torch.cuda.is_available()
-    sizes = {"mini": (64, 512, 32, 64), "base": (64 if gpu else 2, 2048, 48 if gpu else 2, 128)}
+    sizes = {"mini": (64, 512, 32, 64), "base": (2, 2048, 2, 128)}
+    if gpu:  # More at once keep it busy: these fill most of 80 GB, and of less memory they take their share.
+        share = min(1.0, torch.cuda.get_device_properties(0).total_memory / 72e9)
+        cells, of_mini = int(32 * share), int(512 * share)
+        sizes = {"mini": (of_mini, 512, of_mini // 2, 64), "base": (cells, 2048, cells, 128)}
     if quick:
         sizes = {"mini": (8, 64, 4, 16), "base": (2, 64, 2, 16)}
     figures: dict[str, Any] = {"geometries": {}, "paper": {"cells": PAPER_CELLS, "a100_days": PAPER_A100_DAYS}}

@@ -77,19 +77,25 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(seed)
     model = workload.model(stage).to(device)
     batch = workload.batch(model.config, device, seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast():
             loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    operations = operations_of_a_step(model, batch)
+    with autocast():  # In single precision a GPU's batch would not fit into its memory.
+        operations = operations_of_a_step(model, batch)
     if compile_towers:
         model.cell_model.compile()
         model.text_model.compile()

@@ -18,7 +18,8 @@ def launch(processes, *arguments):
     """A script under `accelerate launch`, on a thread a process."""
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
     command += ["--config_file", REPOSITORY / "hub_configs" / "accelerate" / "ddp.yaml", "--main_process_port=0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    # On processors: of GPUs there may be fewer than processes, which NCCL refuses.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
     )

@@ -74,7 +74,7 @@ def test_what_is_saved_is_the_average(settings, monkeypatch):
 
     def remember(averaged, model):
         update(averaged, model)
-        seen.append(model.cell_projection.weight.detach().clone())
+        seen.append(model.cell_projection.weight.detach().cpu().clone())
 
     monkeypatch.setattr(AveragedModel, "update_parameters", remember)
     output = pretrain(PretrainingConfig(**settings | {"steps": 3, "averaging": 0.75}))

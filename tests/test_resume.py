@@ -34,10 +34,12 @@ class Training:
         path = self.output.with_suffix(".yaml")
         path.write_text(yaml.safe_dump(settings))
         self.errors = self.output.with_suffix(".err")
+        # Two processes want a GPU each, which NCCL insists on, or none.
+        environment = ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": ""} if launcher else {})
         with open(self.errors, "w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, *launcher, "train.py", str(path)],
-                cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+                cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
             )  # fmt: skip
 
     def wait(self) -> int:

@@ -159,7 +159,8 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
 
     def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, first_only: bool) -> torch.Tensor:
         """As `forward`, of `(tokens, width)` states of sequences laid end to end."""
-        if first_only and type(self.key) is type(self.value) is nn.Linear:
+        # Run by run is for a processor, which gains by every operation saved; a GPU would wait between the runs.
+        if first_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
             runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
             return torch.cat(runs)
         asking, queries = states, sequences

@@ -24,6 +24,8 @@ except ImportError:  # before torch 2.10
 _FUSED_ACTIVATIONS = {type(None): ("none", ""), nn.ReLU: ("relu", ""), GELUActivation: ("gelu", "none")}
 _QUERIES = 512  # As many of a sequence's queries at once leave their scores in the processor's cache.
 _FEW_SCORES = 100_000  # With fewer in a head, the calls of two products cost more than the products gain.
+#: What a GPU's kernels for sequences of many lengths take, and the bytes that a head must be a multiple of for them.
+_AT_ONCE, _ALIGNED = (torch.float16, torch.bfloat16, torch.float32), 16
 
 
 class PackedSequences:
@@ -105,13 +107,25 @@ def attend(
     Returns:
         `(tokens of queries, heads, head_size)`.
     """
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and varlen_attn is not None:
+    if query.is_cuda and query.dtype in _AT_ONCE and query.shape[-1] * query.element_size() % _ALIGNED == 0:
         longest = max(queries.lengths), max(keys.lengths)
         starts = queries.cumulative, keys.cumulative
-        return varlen_attn(query, key, value, *starts, *longest)  # type: ignore[return-value]
+        if query.dtype != torch.float32 and varlen_attn is not None:
+            return varlen_attn(query, key, value, *starts, *longest)  # type: ignore[return-value]
+        return _attend_at_once(query, key, value, *starts, *longest)
     if query.device.type == "cpu":
         return _attend_one_by_one(query, key, value, queries, keys)
     return _attend_padded(query, key, value, queries, keys)
+
+
+def _attend_at_once(query, key, value, query_starts, key_starts, longest_query, longest_key):
+    """All sequences without padding, in single precision too, by the kernel that torch has for nested tensors."""
+    parts = (part[None] for part in (query, key, value))
+    lengths = query_starts, key_starts, longest_query, longest_key
+    no_dropout, no_mask = 0.0, 0
+    return torch.ops.aten._efficient_attention_forward(
+        *parts, None, *lengths, no_dropout, no_mask, compute_log_sumexp=query.requires_grad
+    )[0][0]
 
 
 def _attend_padded(query, key, value, queries, keys):
