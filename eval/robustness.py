@@ -53,6 +53,8 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
     refused = code == 2 and (len(said) == 1 or "Usage: " in err)
     right = code == 0 and left == ["out.h5ad"] if attempt.works else refused and left == [*attempt.leaves]
     right &= "Traceback" not in err + out
+    # Paths of this machine say nothing to others.
+    err = err.replace(f"{folder}/", "").replace(str(Path.home()), "~")
     message = err[err.index("Error: ") :] if said else re.sub("[─│╭╮╰╯]+", " ", err) if code else ""
     return {
         "about": attempt.about,
@@ -60,7 +62,7 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
         "command": shlex.join(["langcell", *(_short(argument) for argument in arguments)]),
         "largest_file": attempt.largest,
         "exit": code,
-        "message": _short(" ".join(message.replace(f"{folder}/", "").split()), 600),
+        "message": _short(" ".join(message.split()), 600),
         "left": left,
         "should": "work" if attempt.works else "be refused",
         "as_it_should": right,
