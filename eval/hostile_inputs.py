@@ -151,6 +151,10 @@ class Bench:
                 file, "obs/cell_type/codes", lambda old: old + 99)),
             ("links X to another file", lambda file: (
                 file.__delitem__("X"), file.__setitem__("X", h5py.ExternalLink("../elsewhere.h5", "/X")))),
+            ("has obs read from another file's bytes", lambda file: file["obs"].create_dataset(
+                "leak", (9,), "u1", external=[("../secret.txt", 0, 9)])),
+            ("has obs read from another HDF5 file", lambda file: file["obs"].create_virtual_dataset(
+                "leak", _virtual("../secret.h5", (20,)))),
             ("links X to itself", lambda file: (file.__delitem__("X"), file.__setitem__("X", h5py.SoftLink("/X")))),
         ]  # fmt: skip
         for what, change in hdf5:
@@ -781,6 +785,13 @@ def _flip(path: Path, seed: int) -> None:
     for place in rng.integers(0, len(content), 40):
         content[place] ^= int(rng.integers(1, 256))
     path.write_bytes(content)
+
+
+def _virtual(path: str, shape: tuple[int, ...]) -> h5py.VirtualLayout:
+    """A dataset that is one of another file's."""
+    layout = h5py.VirtualLayout(shape, "u1")
+    layout[:] = h5py.VirtualSource(path, "secret", shape)
+    return layout
 
 
 def _in_hdf5(path: Path, change: Callable[[h5py.File], Any]) -> None:

@@ -17,12 +17,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from playwright.sync_api import Browser, sync_playwright
 
 from modeling_langcell.feature_extraction_langcell import InputError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 #: Chromium asks its makers for updates otherwise, and a container has no sandbox for it.
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -34,13 +36,17 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator["Browser"]:
     """
     The system's Chromium, without a window.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or no package playwright, which drives it.
     """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError as error:
+        raise InputError('No package playwright: pip install "modeling-langcell[dev]".') from error
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         raise InputError("There is no Chromium here: apt-get install chromium, for instance.")

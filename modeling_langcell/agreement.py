@@ -15,7 +15,7 @@ def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
     cells.
 
     Raises:
-        InputError: No such column, or none of its labels is a candidate.
+        InputError: No such column, the column is the annotation itself, or none of its labels is a candidate.
     """
     truth, predicted = compared(adata, reference)
     over_types = {"average": "macro", "labels": np.unique(truth), "zero_division": 0}
@@ -34,6 +34,8 @@ def compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]
     """
     if reference not in adata.obs:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
+    if reference == CELL_TYPE:
+        raise InputError(f"obs[{CELL_TYPE!r}] is what was found: there is nothing to compare it with.")
     candidates = set(adata.obs[CELL_TYPE].cat.categories)
     both = adata.obs[[reference, CELL_TYPE]].dropna()
     both = both[both[reference].isin(candidates)].astype(str)

@@ -348,6 +348,8 @@ class LangCellAnnotator:
         facts = {
             "array": chunks.label,
             "counts": chunks.counts,
+            "empty_cells": chunks.empty_cells,
+            **({} if chunks.gene_column is None else {"gene_column": chunks.gene_column}),
             "genes": len(match.token_ids),
             "genes_by_ensembl_id": match.by_ensembl_id,
             "genes_by_symbol": match.by_symbol,
@@ -440,6 +442,7 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
             raise InputError(f"No file {path}.")
         if not h5py.is_hdf5(path):
             raise InputError(f"{path} is no .h5ad file: it is not HDF5, or its beginning is lost.")
+        _require_self_contained(path)
         yield path
     except InputError:
         raise
@@ -447,6 +450,27 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
         raise InputError(
             f"{path} cannot be read as .h5ad: {reason_of(error)}. Take a whole copy, or write it anew with anndata."
         ) from error
+
+
+def _require_self_contained(path: Path) -> None:
+    """
+    Raises:
+        InputError: Something of the file is read from other files: whoever made it would choose which.
+    """
+
+    def leads_elsewhere(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+        if isinstance(item, h5py.Dataset):
+            return name if item.external or item.is_virtual else None
+        links = ((key, item.get(key, getlink=True)) for key in item)
+        return next((f"{name}/{key}" for key, link in links if isinstance(link, h5py.ExternalLink)), None)
+
+    with h5py.File(path) as file:
+        found = leads_elsewhere("", file) or file.visititems(leads_elsewhere)
+    if found is not None:
+        raise InputError(
+            f"{path} has {found.lstrip('/')} read from another file, which is not done: write it anew with all of it "
+            "inside."
+        )
 
 
 def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:

@@ -267,7 +267,8 @@ def annotate(
     if clusters:
         typer.echo(f"By {run['cluster_key']}:")
         for cluster, facts in clusters.items():
-            typer.echo(f"{facts['cells']:>8,}  {cluster}: {facts['answer']} ({facts['agreement']:.0%} of its cells)")
+            agreeing = "no known genes" if facts["answer"] is None else f"{facts['agreement']:.0%} of its cells"
+            typer.echo(f"{facts['cells']:>8,}  {cluster}: {facts['answer'] or 'no answer'} ({agreeing})")
     if scores is not None:
         typer.echo(f"Accuracy against {reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
     for caution in quality.cautions:
@@ -803,9 +804,8 @@ def _read_labels(path: Path) -> list[str] | dict[str, str | list[str]]:
     found: dict[str, list[str]] = {}
     for line in filter(str.strip, text.splitlines()):
         label, _, description = (part.strip() for part in line.partition("\t"))
-        if description not in found.setdefault(label, []):
-            found[label].append(description)
-    return {label: texts if len(texts) > 1 else texts[0] for label, texts in found.items()}
+        found.setdefault(label, []).extend([description] if description else [])
+    return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
 
 
 def _load_json(text: str, path: Path) -> Any:
@@ -828,10 +828,12 @@ def _read_descriptions(path: Path) -> dict[str, str]:
     labels = _read_labels(path)
     if not isinstance(labels, dict):
         raise InputError(f"{path} holds labels without descriptions: write an object of labels and descriptions.")
-    one = {label: text for label, text in labels.items() if isinstance(text, str)}
-    if len(one) < len(labels):
-        raise InputError(f"{path} must hold one description of each label: an adaptation learns from one.")
-    return one
+    one = {label: [text] if isinstance(text, str) else text for label, text in labels.items()}
+    if several := next((label for label, texts in one.items() if len(texts) != 1), None):
+        raise InputError(
+            f"{path} must hold one description of each label, as an adaptation learns from: see {several!r}."
+        )
+    return {label: texts[0] for label, texts in one.items()}
 
 
 def _write_picture(drawn: "Figure", path: Path) -> Path:

@@ -62,15 +62,20 @@ class Consensus:
 
 
 def count_clusters(obs: pd.DataFrame, cluster_key: str) -> dict[str, dict[str, Any]]:
-    """By cluster, how many `cells` it has, what they say together (`answer`), and how many say it (`agreement`)."""
-    return {
-        str(cluster): {
+    """
+    By cluster, how many `cells` it has, what they say together (`answer`), and how many say it (`agreement`); none of
+    both where no cell of a cluster has known genes.
+    """
+    found = {}
+    for cluster, cells in obs.groupby(obs[cluster_key].astype("string"), observed=True):
+        answer, agreement = cells[CONSENSUS].iloc[0], cells[AGREEMENT].iloc[0]
+        known = pd.notna(answer)
+        found[str(cluster)] = {
             "cells": len(cells),
-            "answer": str(cells[CONSENSUS].iloc[0]),
-            "agreement": float(cells[AGREEMENT].iloc[0]),
+            "answer": str(answer) if known else None,
+            "agreement": float(agreement) if known else None,
         }
-        for cluster, cells in obs.groupby(obs[cluster_key].astype("string"), observed=True)
-    }
+    return found
 
 
 __all__ = ["Consensus", "count_clusters"]

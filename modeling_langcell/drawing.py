@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from .agreement import compared
 from .answers import CELL_TYPE, EMBEDDING
+from .feature_extraction_langcell import InputError
 
 _SEED = 0
 _MOST = 20_000  # Cells that are drawn; of more, so many at random.
@@ -34,9 +35,16 @@ class Layout:
 
 
 def lay_out(adata: ad.AnnData) -> Layout:
-    """The cells that have an embedding on a UMAP of it; of very many, some at random."""
+    """
+    The cells that have an embedding on a UMAP of it; of very many, some at random.
+
+    Raises:
+        InputError: There are no embeddings.
+    """
     import scanpy as sc
 
+    if EMBEDDING not in adata.obsm:
+        raise InputError(f"There is no obsm[{EMBEDDING!r}]: annotate or embed the cells first.")
     embeds = np.asarray(adata.obsm[EMBEDDING])
     rows = np.flatnonzero(~np.isnan(embeds[:, 0]))
     if len(rows) > _MOST:

@@ -70,6 +70,7 @@ def examine(
     blocks = [range(start, min(start + _BLOCK, len(source))) for start in starts]
     rows = np.concatenate(blocks)
     values = sp.vstack([source.rows(block.start, block.stop) for block in blocks], format="csr")
+    values.eliminate_zeros()  # Those that are stored were not counted either.
 
     run, obs = annotated.uns[RUN], annotated.obs
     kind = str(run["input"]["counts"])

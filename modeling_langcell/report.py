@@ -19,6 +19,7 @@ from .drawing import Layout, colours
 from .input_quality import InputQuality
 from .lineages import UNKNOWN
 from .web_page import write_page
+from .zero_shot import SHORTLIST
 
 _DOUBTFUL = 100  # Cells in the table.
 _GENES = 10  # Of each label.
@@ -55,6 +56,7 @@ def write_report(
         InputError: No such column, none of its labels is a candidate, or the page cannot be written.
     """
     run, obs = adata.uns[RUN], adata.obs
+    known = None if reference is None else _known(adata, reference)
     read = describe_input(adata)
     if unlabelled := int(obs[CELL_TYPE].isna().sum()):
         read += f" {unlabelled:,} cells have no known gene and no label."
@@ -73,10 +75,9 @@ def write_report(
         composition=_composition(obs),
         answers=count_answers(obs),
         clusters=count_clusters(obs, str(run["cluster_key"])) if "cluster_key" in run else {},
-        known=None if reference is None else _known(adata, reference),
+        known=known,
         doubtful=_doubtful(obs, run),
         genes=None if genes is None else _genes(genes),
-        genes_absent="Genes were not looked at in this run: langcell explain does.",
         descriptions=texts_read(run),
         code=command or _in_python(run),
         facts=_facts(run),
@@ -91,7 +92,8 @@ def _tiles(adata: ad.AnnData) -> list[dict[str, str]]:
         answered = (obs[ANSWER].notna() & (obs[ANSWER] != UNKNOWN)).mean()
         tiles.append({"value": f"{answered:.0%}", "caption": f"answered, at {run['error_rate']:.0%} expected errors"})
     else:
-        tiles.append({"value": f"{obs[SCORE].median():.2f}", "caption": "median score, not calibrated"})
+        median = f"{obs[SCORE].median():.2f}" if obs[SCORE].notna().any() else "none"
+        tiles.append({"value": median, "caption": "median score, not calibrated"})
     if "usual_novelty" in run and NOVELTY in obs:
         unlike = (obs[NOVELTY] > run["usual_novelty"]).mean()
         tiles.append({"value": f"{unlike:.0%}", "caption": "of the cells are unlike every candidate"})
@@ -226,22 +228,33 @@ def _genes(explained: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _in_python(run: Mapping[str, Any]) -> str:
-    """What does the same again, of cells that are read as they were."""
-    array, counts = str(run["input"]["array"]), str(run["input"]["counts"])
-    how = [f"alpha={run['alpha']:g}"] if "alpha" in run else []
-    how += [f"error_rate={run['error_rate']:g}"] if "error_rate" in run else []
+    """What does the same again: the same checkpoint, candidates and settings, of cells that are read as they were."""
+    read = run["input"]
+    where = [f"{name}={str(run[name])!r}" for name in ("revision", "adapter") if run[name]]
+    where = [repr(str(run["checkpoint"])), *where, f"dtype={str(run['dtype'])!r}"]
+    made = f"LangCellAnnotator.from_pretrained({', '.join(where)})" if run["checkpoint"] else "...  # it was in memory"
+
+    texts = texts_read(run)
+    # What classifies, or compares with cells that were learnt from, has labels of its own.
+    own = "prototype_weight" in run or "alpha" not in run
+    labels = "" if own else "".join(f"    {label!r}: {found!r},\n" for label, found in texts.items())
+    how = [] if own else ["labels"]
+    how += [f"alpha={float(run['alpha'])!r}"] if "alpha" in run and not own else []
+    if "shortlist" in run:
+        how.append(f"shortlist={int(run['shortlist'])}")
+    elif len(texts) > SHORTLIST and run.get("alpha", 1) < 1:
+        how.append("shortlist=None")
+    how += [f"error_rate={float(run['error_rate'])!r}"] if "error_rate" in run else []
     how += [f"cluster_key={str(run['cluster_key'])!r}"] if "cluster_key" in run else []
+    array, defaults = str(read["array"]), {"counts": "raw", "empty_cells": "error", "gene_column": None}
     how += ["use_raw=True"] if array == "raw.X" else []
     how += [f"layer={array.removeprefix('layers[').removesuffix(']')}"] if array.startswith("layers[") else []
-    how += [f"counts={counts!r}"] if counts != "raw" else []
-    where = [repr(str(run["checkpoint"]))]
-    where += [f"{name}={str(run[name])!r}" for name in ("revision", "adapter") if run.get(name)]
-    labels = "".join(f"    {label!r}: {texts!r},\n" for label, texts in texts_read(run).items())
+    how += [f"{name}={str(read[name])!r}" for name, usual in defaults.items() if read.get(name, usual) != usual]
     return (
         "import anndata as ad\nfrom modeling_langcell import LangCellAnnotator\n\n"
-        f"annotator = LangCellAnnotator.from_pretrained({', '.join(where)}, dtype={str(run['dtype'])!r})\n"
-        f"labels = {{\n{labels}}}\n"
-        f'annotator.annotate(ad.read_h5ad("cells.h5ad"), labels, {", ".join(how)})\n'
+        f"annotator = {made}\n"
+        + (f"labels = {{\n{labels}}}\n" if labels else "")
+        + f'annotator.annotate(ad.read_h5ad("cells.h5ad"), {", ".join(how)})\n'
     )
 
 

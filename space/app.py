@@ -4,8 +4,8 @@ LangCell in a browser: drop an `.h5ad`, name types of cells or describe them, an
 
     python space/app.py
 
-It serves on port 7860 of every address, as a Space of Hugging Face has it; `PORT` and `HOST` say otherwise, `MODEL`
-which checkpoint.
+It serves on port 7860 of this machine alone; in a Space of Hugging Face, of every address. `PORT` and `HOST` say
+otherwise, `MODEL` which checkpoint.
 """
 
 import logging
@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="langcell-uploads-"))
+# A folder of its own, wherever uploads are to go: all that is in it is deleted.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="langcell-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR"))
 
 import gradio as gr
+import h5py
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from visits import Visit, Visits
 
 from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.annotation import reading_h5ad
+from modeling_langcell.answers import Judge
 from modeling_langcell.drawing import lay_out
 from modeling_langcell.example import CELL_OPTIONS, CELL_TYPES, load_example
 from modeling_langcell.explaining import explain_annotated
@@ -38,6 +42,8 @@ from modeling_langcell.ontology import all_terms
 from modeling_langcell.report import write_report
 
 MOST_MEGABYTES, MOST_CELLS, MOST_GENES, MOST_CANDIDATES = 200, 20_000, 100_000, 100
+#: What a file may hold when it is unpacked: in its tables, which are read whole, and in all.
+MOST_IN_TABLES, MOST_IN_ALL = 200 * 2**20, 8 * 2**30
 KEEP = 30 * 60  # Seconds for which files are kept of a page that is open and not used.
 CELLS, ANNOTATED, REPORT = "cells.h5ad", "annotated.h5ad", "report.html"
 _LAYER = "layer "
@@ -48,6 +54,7 @@ BLOOD += ["CD8-positive, alpha-beta T cell", "dendritic cell", "megakaryocyte"]
 
 log = logging.getLogger("langcell.space")
 annotator = LangCellAnnotator.from_pretrained(os.environ.get("MODEL", "langcell-mini"))
+calibration = Judge(annotator.scorer(BLOOD)).calibration
 visits = Visits(KEEP, Path(os.environ["GRADIO_TEMP_DIR"]))
 
 
@@ -73,32 +80,55 @@ def kindly(act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @kindly
-def receive(upload: str | None, request: gr.Request) -> tuple[str, dict]:
+def receive(upload: str, request: gr.Request) -> tuple[str, dict]:
     """Takes a file into the visitor's folder, and says what is in it and which arrays it has."""
     visit = fresh(request)
-    if upload is None:
-        return "", gr.update(choices=["X"], value="X")
     try:
         shutil.move(upload, visit.folder / CELLS)
     except FileNotFoundError as error:  # Another visitor brought the same, at the same moment.
         raise InputError("The file did not arrive whole: drop it again.") from error
-    return look(visit)
+    try:
+        return look(visit.folder / CELLS)
+    except InputError:
+        (visit.folder / CELLS).unlink()
+        raise
+
+
+@kindly
+def forget(request: gr.Request) -> tuple[str, dict]:
+    """Deletes the visitor's file."""
+    fresh(request)
+    return "", gr.update(choices=["X"], value="X")
 
 
 def fresh(request: gr.Request) -> Visit:
-    """The visitor's folder, with nothing in it."""
-    visits.end(str(request.session_hash))
-    return visits.of(str(request.session_hash))
+    """
+    The visitor's folder, with nothing in it.
+
+    Raises:
+        InputError: Something is being made there.
+    """
+    session = str(request.session_hash)
+    if visits.of(session).working:
+        raise InputError("Your cells are being annotated: wait for that, or open another page.")
+    visits.end(session)
+    return visits.of(session)
 
 
-def look(visit: Visit) -> tuple[str, dict]:
-    """What is in the visitor's file, and which arrays it has; one that is too large is not kept."""
-    with open_lightly(visit.folder / CELLS) as adata:
+def look(cells: Path) -> tuple[str, dict]:
+    """
+    What is in a file, and which arrays it has.
+
+    Raises:
+        InputError: It cannot be read, or is more than is done here.
+    """
+    require_modest(cells)
+    with open_lightly(cells) as adata:
         n_cells, n_genes = adata.shape
+        n_genes = max(n_genes, 0 if adata.raw is None else adata.raw.n_vars)
         arrays = ["X", *(f"{_LAYER}{name}" for name in adata.layers if name)]
         arrays += [] if adata.raw is None else ["raw.X"]
     if n_cells > MOST_CELLS or n_genes > MOST_GENES:
-        (visit.folder / CELLS).unlink()
         raise InputError(
             f"{n_cells:,} cells x {n_genes:,} genes are more than is done here ({MOST_CELLS:,} x {MOST_GENES:,}): take "
             "some of them, or use the package, which has no such limit."
@@ -106,15 +136,36 @@ def look(visit: Visit) -> tuple[str, dict]:
     return f"{n_cells:,} cells x {n_genes:,} genes.", gr.update(choices=arrays, value="X")
 
 
+def require_modest(cells: Path) -> None:
+    """
+    Raises:
+        InputError: A file, however small, that unpacks to more than there is room for.
+    """
+    sizes = {"tables": 0, "all": 0}
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            sizes["all"] += item.size * item.dtype.itemsize
+            if name.startswith(("obs/", "var/", "raw/var/")) or name in ("obs", "var"):
+                sizes["tables"] += item.size * item.dtype.itemsize
+
+    with reading_h5ad(cells) as path, h5py.File(path) as file:
+        file.visititems(add)
+    if sizes["tables"] > MOST_IN_TABLES or sizes["all"] > MOST_IN_ALL:
+        raise InputError(
+            "Unpacked, this file is larger than is done here: leave out what is not needed, and try again."
+        )
+
+
 @kindly
-def take_example(request: gr.Request) -> tuple[str, dict, str, list[str]]:
-    """Lays the example into the visitor's folder, and says how it is read."""
+def take_example(request: gr.Request) -> tuple[None, str, dict, str, list[str]]:
+    """Lays the example into the visitor's folder, in place of a file that was dropped, and says how it is read."""
     visit = fresh(request)
     load_example().write_h5ad(visit.folder / CELLS)
-    said, _ = look(visit)
+    said, _ = look(visit.folder / CELLS)
     values = next(name for name, counts in VALUES.items() if counts == CELL_OPTIONS["counts"])
     said += " 700 blood cells of Zheng et al. 2017, which scanpy carries."
-    return said, gr.update(choices=["X", "raw.X"], value="raw.X"), values, sorted(CELL_TYPES.values())
+    return None, said, gr.update(choices=["X", "raw.X"], value="raw.X"), values, sorted(CELL_TYPES.values())
 
 
 @kindly
@@ -122,26 +173,12 @@ def annotate(
     names: list[str], own: str, array: str, values: str, errors: int, request: gr.Request, progress=_PROGRESS
 ) -> tuple[str, str]:
     """Annotates the visitor's cells: the links to what is made, and the report."""
-    visit = visits.of(str(request.session_hash))
-    cells = visit.folder / CELLS
-    if not cells.is_file():
-        raise InputError("Drop an .h5ad file first, or take the example. Files are deleted after half an hour unused.")
     labels = described(names, own)
     layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
-    where = {"use_raw": array == "raw.X", "layer": layer}
-    options: dict[str, Any] = {**where, "counts": VALUES[values]}
-    rate = errors / 100 if annotator.model.config.calibration else None
-
-    progress(0.1, "Reading and annotating the cells")
-    annotate_file(annotator, cells, visit.folder / ANNOTATED, labels, error_rate=rate, empty_cells="mark", **options)
-    annotated = read_annotation(visit.folder / ANNOTATED, embeds=True)
-    progress(0.5, "Looking for the genes that drive the labels")
-    with open_lightly(cells) as adata:
-        quality = examine(annotator.processor.feature_extractor, adata, annotated, **where)
-        genes = explain_annotated(annotator, adata, annotated, cells_per_label=5, **options)
-    progress(0.8, "Drawing")
-    write_report(annotated, visit.folder / REPORT, lay_out(annotated), quality=quality, genes=genes)
-
+    options = {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
+    rate = errors / 100 if calibration else None
+    with visits.working(str(request.session_hash)) as visit:
+        make(visit.folder, labels, rate, options, progress)
     at = f"results/{visit.token}"
     links = (
         f'<p><a href="{at}/{ANNOTATED}" download>Download the annotated .h5ad</a> · '
@@ -149,6 +186,25 @@ def annotate(
     )
     page = f'<iframe title="Report" src="{at}/{REPORT}" sandbox="allow-scripts allow-downloads"></iframe>'
     return links, page
+
+
+def make(
+    folder: Path, labels: dict[str, str], rate: float | None, options: dict[str, Any], progress: gr.Progress
+) -> None:
+    """The annotated file and the report, of the cells in a folder."""
+    cells = folder / CELLS
+    if not cells.is_file():
+        raise InputError("Drop an .h5ad file first, or take the example. Files are deleted after half an hour unused.")
+    progress(0.1, "Reading and annotating the cells")
+    annotate_file(annotator, cells, folder / ANNOTATED, labels, error_rate=rate, empty_cells="mark", **options)
+    annotated = read_annotation(folder / ANNOTATED, embeds=True)
+    progress(0.5, "Looking for the genes that drive the labels")
+    where = {name: options[name] for name in ("use_raw", "layer")}
+    with open_lightly(cells) as adata:
+        quality = examine(annotator.processor.feature_extractor, adata, annotated, **where)
+        genes = explain_annotated(annotator, adata, annotated, cells_per_label=5, **options)
+    progress(0.8, "Drawing")
+    write_report(annotated, folder / REPORT, lay_out(annotated), quality=quality, genes=genes)
 
 
 def described(names: list[str], own: str) -> dict[str, str]:
@@ -178,8 +234,7 @@ _STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-co
 
 def build() -> gr.Blocks:
     """The page."""
-    calibration = annotator.model.config.calibration
-    rates = [round(100 * float(rate)) for rate in calibration["thresholds"]] if calibration else [10]
+    rates = [round(100 * float(rate)) for rate in calibration.thresholds] if calibration else [0]
     with gr.Blocks(title="LangCell") as page:
         gr.Markdown(_ABOUT)
         with gr.Row():
@@ -208,8 +263,9 @@ def build() -> gr.Blocks:
         run = gr.Button("Annotate", variant="primary")
         links, report = gr.HTML(), gr.HTML()
 
-        upload.change(receive, upload, [said, array], api_visibility="private")
-        example.click(take_example, None, [said, array, values, names], api_visibility="private")
+        upload.upload(receive, upload, [said, array], api_visibility="private")
+        upload.clear(forget, None, [said, array], api_visibility="private")
+        example.click(take_example, None, [upload, said, array, values, names], api_visibility="private")
         asked = [names, own, array, values, errors]
         run.click(annotate, asked, [links, report], concurrency_limit=1, api_visibility="private")
         page.unload(leave)
@@ -241,7 +297,8 @@ def serve() -> FastAPI:
 if __name__ == "__main__":
     # When it is told to stop, what is here is deleted first: the server raises the signal again once it has closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    where: dict[str, Any] = {"host": os.environ.get("HOST", "0.0.0.0"), "port": int(os.environ.get("PORT", 7860))}
+    everywhere = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
+    where: dict[str, Any] = {"host": os.environ.get("HOST", everywhere), "port": int(os.environ.get("PORT", 7860))}
     try:
         # A page that is open keeps a connection, which would be waited for.
         uvicorn.run(serve(), log_level="warning", timeout_graceful_shutdown=3, **where)

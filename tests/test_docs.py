@@ -279,7 +279,7 @@ def report(session):
     Path("types.tsv").write_text("B cell\nmonocyte\nT cell\n")
     yield
     assert '<h2 id="genes">Driving genes</h2>' in Path("report.html").read_text()
-    assert "langcell explain does" not in Path("from-python.html").read_text()
+    assert "not looked at" not in Path("from-python.html").read_text()
 
 
 @page("annotate.md")

@@ -3,18 +3,22 @@
 
 import html
 import re
+import shlex
+import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from modeling_langcell import LangCellAnnotator
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.adaptation import AdaptationConfig, adapt
 from modeling_langcell.cli import app
 from modeling_langcell.drawing import lay_out
+from modeling_langcell.explaining import explain_annotated
 from modeling_langcell.report import write_report
-
-from .conftest import REPOSITORY
 
 LABELS = "malignant cell; pancreatic ductal cell; tuft cell; macrophage; lymphocyte; endothelial cell; fibroblast"
 
@@ -29,7 +33,10 @@ def report(shared, tmp_path_factory):
     arguments = ["annotate", str(folder / "cells.h5ad"), "--labels", LABELS, "--empty-cells", "mark"]
     arguments += ["--reference", "cell_type", "--cluster-key", "batch", "--out", str(folder / "out.h5ad")]
     arguments += ["--report", str(folder / "report.html"), "--report-genes", "2"]
-    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["somewhere/langcell", *arguments])  # As the system gives it to the command.
+        assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    (folder / "command.txt").write_text(shlex.join(["langcell", *arguments]))
     return folder / "report.html"
 
 
@@ -157,26 +164,73 @@ def test_it_fits_a_phone(tab):
     assert min(sizes) >= 12
 
 
-def test_the_command_can_be_copied(tab):
-    assert tab.locator("#code").inner_text().startswith("langcell ")
+def test_the_command_can_be_copied(tab, report):
+    assert tab.locator("#code").inner_text() == report.with_name("command.txt").read_text()
     tab.get_by_role("button", name="Copy").click()
     tab.locator("#copy", has_text=re.compile("Copied|Selected")).wait_for()
 
 
-def test_what_repeats_the_run_in_python_gives_the_same(shared, tmp_path):
-    cells = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[:40].copy()
-    cells.layers["counts"] = cells.X
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    annotator = LangCellAnnotator.from_pretrained(REPOSITORY / "hub_configs" / "langcell-mini")
-    annotator.annotate(cells, ["B cell", "monocyte", "T cell"], error_rate=0.2, layer="counts")
-    page = write_report(cells, tmp_path / "report.html", lay_out(cells)).read_text()
-    code = html.unescape(re.search(r'<pre id="code">(.*?)</pre>', page, flags=re.DOTALL)[1])
+# ---------------------------------------------------------------------- pages of every kind
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    return LangCellAnnotator.from_pretrained("langcell-mini")
+
+
+def repeated(page: Path, cells: Path) -> ad.AnnData:
+    """What the code on a page gives."""
+    code = html.unescape(re.search(r'<pre id="code">(.*?)</pre>', page.read_text(), flags=re.DOTALL)[1])
     names: dict = {}
-    code = code.replace("cells.h5ad", str(tmp_path / "cells.h5ad")) + "\n"
-    code = code.replace("annotator.annotate(", "again = annotator.annotate(")
+    code = code.replace('"cells.h5ad"', repr(str(cells))).replace("annotator.annotate(", "again = annotator.annotate(")
     exec(code, names)
+    return names["again"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"error_rate": 0.2, "layer": "counts", "cluster_key": "cluster"},
+        {"alpha": 0.1234567, "shortlist": 2},
+        {"empty_cells": "mark", "gene_column": "called"},
+        {"use_raw": True, "counts": "log1p"},
+    ],
+    ids=lambda options: " ".join(options) or "as it is",
+)
+def test_what_repeats_a_run_gives_the_same(annotator, shared, tmp_path, options):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[:30].copy()
+    cells.layers["counts"] = cells.X.copy()
+    cells.obs["cluster"] = ["a", "b", "c"] * 10
+    cells.raw = ad.AnnData(cells.X.log1p(), var=cells.var.copy())
+    if "gene_column" in options:
+        cells.X[:3] = 0
+        cells.var["called"] = cells.var_names
+        cells.var = cells.var[["called"]].set_axis([f"x{number}" for number in range(cells.n_vars)])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    annotator.annotate(
+        cells, {"B cell": "", "mono": ["cell type: monocyte.", 'a "blood" cell'], "T cell": ""}, **options
+    )
+    again = repeated(write_report(cells, tmp_path / "report.html", lay_out(cells)), tmp_path / "cells.h5ad")
     found = [column for column in cells.obs if column.startswith("langcell_")]
-    assert names["again"].obs[found].equals(cells.obs[found])
+    pd.testing.assert_frame_equal(again.obs[found], cells.obs[found])
+
+
+@pytest.mark.parametrize("head", ["classes", "prototypes"])
+def test_what_has_labels_of_its_own(head, shared, tmp_path):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+    config = AdaptationConfig(head=head, epochs=1)
+    adapt("langcell-mini", cells, "cell_type", shots=2, config=config).save(tmp_path / "adapter")
+    cells = cells[:40].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    annotator = LangCellAnnotator.from_pretrained(adapter=tmp_path / "adapter")
+    annotator.annotate(cells)
+    genes = explain_annotated(annotator, cells, cells)
+    assert genes is None
+    page = write_report(cells, tmp_path / "report.html", lay_out(cells), genes=genes)
+    assert "Genes were not looked at in this run." in page.read_text()
+    again = repeated(page, tmp_path / "cells.h5ad")
+    np.testing.assert_allclose(again.obs["langcell_score"], cells.obs["langcell_score"], atol=1e-6)
 
 
 def test_a_plain_model_has_a_page_too(cells, tiny_checkpoint, tmp_path):
@@ -186,4 +240,33 @@ def test_a_plain_model_has_a_page_too(cells, tiny_checkpoint, tmp_path):
     page = write_report(annotated, tmp_path / "new" / "report.html", lay_out(annotated)).read_text()
     assert "median score, not calibrated" in page
     assert "What can be answered" not in page
-    assert "langcell explain does" in page
+    assert "Genes were not looked at in this run." in page
+
+
+def test_cells_without_known_genes(cells, tiny_checkpoint, tmp_path):
+    """All those of a cluster, and then all."""
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    cells.obs["cluster"] = ["full"] * 8 + ["empty"] * 4
+    cells.X[8:] = 0
+    some = annotator.annotate(cells.copy(), ["B cell", "monocyte"], empty_cells="mark", cluster_key="cluster")
+    page = write_report(some, tmp_path / "some.html", lay_out(some)).read_text()
+    assert "4 cells have no known gene and no label." in page
+    assert "<td>no known genes</td>" in page
+    assert "nan" not in page.lower().replace("nano", "")
+    cells.X[:] = 0
+    none = annotator.annotate(cells.copy(), ["B cell", "monocyte"], empty_cells="mark")
+    genes = explain_annotated(annotator, cells, none)
+    page = write_report(none, tmp_path / "none.html", lay_out(none), genes=genes).read_text()
+    assert "No cell has a label, so no gene drives one." in page
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(cells, tiny_checkpoint, tmp_path):
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    annotated = annotator.annotate(cells, ["B cell", "monocyte"])
+    for reference, said in (("nope", "No column 'nope' in obs"), ("langcell_cell_type", "nothing to compare it with")):
+        with pytest.raises(InputError, match=said):
+            write_report(annotated, tmp_path / "report.html", lay_out(annotated), reference=reference)
+    del annotated.obsm["X_langcell"]
+    with pytest.raises(InputError, match="annotate or embed the cells first"):
+        lay_out(annotated)
+    assert not (tmp_path / "report.html").exists()

@@ -1,11 +1,13 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The app, in a browser, as its visitors meet it: in a process of its own, with real cells and langcell-mini."""
 
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import httpx
 import numpy as np
 import pytest
@@ -28,7 +30,6 @@ def temporary(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(chromium, temporary):
-    pytest.importorskip("gradio")
     from modeling_langcell.eval.pictures import running_app
 
     with running_app(TMPDIR=str(temporary)) as address:
@@ -73,6 +74,14 @@ def annotate(tab):
     tab.get_by_role("button", name="Annotate").click()
     tab.get_by_role("link", name="Download the annotated .h5ad").wait_for()
     return tab.frame_locator("iframe")
+
+
+def until(holds, seconds: float = 60) -> bool:
+    """Waits for what another process does."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.1)
+    return holds()
 
 
 def said_in_error(tab) -> str:
@@ -133,7 +142,7 @@ def test_errors_are_kind(visit, blood, tmp_path):
     (tmp_path / "text.h5ad").write_text("no cells here")
     drop(tab, tmp_path / "text.h5ad")
     said = said_in_error(tab)
-    assert "cells.h5ad cannot be read as .h5ad" in said
+    assert "cells.h5ad is no .h5ad file" in said
     assert "/" not in said.replace("n/a", "")
     tab.reload()
 
@@ -164,13 +173,57 @@ def test_files_that_are_too_large(visit, address, tmp_path):
     assert sent.status_code == 413
 
 
+def test_a_file_that_asks_for_others_of_the_server(visit, blood, tmp_path):
+    (tmp_path / "secret.txt").write_text("a secret of the server")
+    shutil.copy(blood, tmp_path / "spy.h5ad")
+    with h5py.File(tmp_path / "spy.h5ad", "r+") as file:
+        file["obs"].create_dataset("leak", (150,), "u1", external=[(str(tmp_path / "secret.txt"), 0, 150)])
+    tab = visit()
+    drop(tab, tmp_path / "spy.h5ad")
+    assert "obs/leak read from another file" in said_in_error(tab)
+
+
+def test_a_small_file_that_unpacks_to_much(visit, blood, tmp_path):
+    shutil.copy(blood, tmp_path / "bomb.h5ad")
+    with h5py.File(tmp_path / "bomb.h5ad", "r+") as file:
+        file["obs"].create_dataset("more", (60_000_000,), "f8", chunks=(1_000_000,), compression="gzip")
+    tab = visit()
+    drop(tab, tmp_path / "bomb.h5ad")
+    assert "Unpacked, this file is larger than is done here" in said_in_error(tab)
+
+
+def test_while_cells_are_annotated(visit, temporary, blood):
+    """Another file has to wait; and a page that is closed then leaves nothing either."""
+    before = set(temporary.rglob("cells.h5ad"))
+    tab = visit()
+    drop(tab, blood)
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    (cells,) = set(temporary.rglob("cells.h5ad")) - before
+    tab.get_by_role("button", name="Annotate").click()
+    assert until(lambda: len(list(cells.parent.iterdir())) > 1), "it has begun"
+    tab.get_by_role("button", name="Take the example").click()
+    assert "Your cells are being annotated" in said_in_error(tab)
+    tab.context.close()
+    assert until(lambda: not cells.parent.exists(), 180)
+
+
+def test_a_file_that_is_taken_back(visit, blood):
+    tab = visit()
+    drop(tab, blood)
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.get_by_label("Clear").click()
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for(state="hidden")
+    tab.get_by_role("button", name="Annotate").click()
+    assert "Drop an .h5ad file first" in said_in_error(tab)
+
+
 def test_visitors_do_not_see_each_other_and_leave_nothing(visit, address, temporary, blood):
     one, other = visit(), visit()
     drop(one, blood)
     one.get_by_text("150 cells x 9,015 genes.").wait_for()
     annotate(one).get_by_text("150 cells; X read").wait_for()
     link = one.get_by_role("link", name="Download the annotated .h5ad").get_attribute("href")
-    (cells,) = temporary.rglob("cells.h5ad")
+    (cells,) = [path for path in temporary.rglob("cells.h5ad") if path.with_name("annotated.h5ad").is_file()]
 
     assert not other.get_by_text("150 cells").count()
     other.get_by_role("button", name="Annotate").click()
@@ -188,36 +241,88 @@ def test_visitors_do_not_see_each_other_and_leave_nothing(visit, address, tempor
     assert not list(temporary.rglob("blood.h5ad")), "the upload itself is not kept"
 
     one.close()
-    other.wait_for_timeout(3000)
-    assert not cells.exists()
+    assert until(lambda: not cells.exists())
     assert httpx.get(f"{address}/{link}").status_code == 404
 
 
-def test_what_is_not_used_is_deleted(tmp_path):
-    visits = Visits(0.2, tmp_path)
-    visit = visits.of("page")
-    (visit.folder / "cells.h5ad").touch()
-    (tmp_path / "half").touch()
-    assert visits.find(visit.token, "cells.h5ad")
-    time.sleep(1)
-    assert not visit.folder.exists()
-    assert not (tmp_path / "half").exists()
-    assert visits.find(visit.token, "cells.h5ad") is None
-    assert visits.of("page").token != visit.token
+# ---------------------------------------------------------------------- what is kept, and for how long
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self):
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def visits(tmp_path, clock):
+    (tmp_path / "uploads").mkdir()
+    visits = Visits(600, tmp_path / "uploads", clock)
+    yield visits
     visits.close()
+    assert not (tmp_path / "uploads").exists()
 
 
-def test_a_visit_is_found_by_its_token_alone(tmp_path):
-    visits = Visits(60, tmp_path)
+def test_what_is_not_used_is_deleted(visits, clock, tmp_path):
+    visit = visits.of("page")
+    (visit.folder / "report.html").touch()
+    half = tmp_path / "uploads" / "of someone" / "half"
+    half.parent.mkdir()
+    half.touch()
+    clock.now += 400
+    visits.sweep()
+    assert visits.find(visit.token, "report.html"), "which is a use of it"
+    assert half.is_file()
+    clock.now += 400
+    visits.sweep()
+    assert visit.folder.is_dir()
+    assert not half.parent.exists()
+    clock.now += 400
+    visits.sweep()
+    assert not visit.folder.exists()
+    assert visits.find(visit.token, "report.html") is None
+    assert visits.of("page").token != visit.token
+
+
+def test_what_is_worked_on_is_not_deleted_before_its_end(visits, clock):
+    with visits.working("page") as visit:
+        clock.now += 10_000
+        visits.sweep()
+        assert visit.folder.is_dir(), "however long it takes"
+    visits.sweep()
+    assert visit.folder.is_dir(), "the end of the work is a use of it"
+    with visits.working("page") as visit:
+        visits.end("page")
+        assert visit.folder.is_dir()
+        assert visits.of("page") is not visit
+    assert not visit.folder.exists()
+
+
+def test_others_that_delete_uploads_do_not_stop_the_sweep(visits, clock, tmp_path, monkeypatch):
+    gone = tmp_path / "uploads" / "gone"
+    monkeypatch.setattr(Path, "rglob", lambda *_: [gone])
+    clock.now += 10_000
+    visits.sweep()
+
+
+def test_a_visit_is_found_by_its_token_alone(visits):
     visit = visits.of("page")
     (visit.folder / "report.html").touch()
     assert visits.of("page") is visit
     assert visits.of("another page").folder != visit.folder
     assert visits.find(visit.token, "report.html") == visit.folder / "report.html"
-    assert visits.find("page", "report.html") is None
     assert visits.find(visit.token, "../report.html") == visit.folder / "report.html"
-    assert visits.find(visit.token, "other") is None
+    for token, name in (("page", "report.html"), ("\xe9", "report.html"), ("", "report.html"), (visit.token, "other")):
+        assert visits.find(token, name) is None
     assert visits.without_paths(f"{visit.folder}/cells.h5ad is damaged.") == "cells.h5ad is damaged."
     visits.end("page")
     assert not visit.folder.exists()
-    visits.close()

@@ -260,6 +260,8 @@ class RankedChunks(Sequence[RankedCells]):
         n_cells: Cells of the input.
         chunk_size: Cells of every chunk but the last, which has what is left.
         counts: What the values are read as: `"raw"`, `"normalized"` or `"log1p"`.
+        empty_cells: What becomes of a cell without any known gene: `"error"` or `"mark"`.
+        gene_column: The column of `var` that was asked for, if any.
     """
 
     def __init__(
@@ -272,10 +274,11 @@ class RankedChunks(Sequence[RankedCells]):
         counts: str,
         empty_cells: str,
         max_length: int,
+        gene_column: str | None,
     ):
         self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
         self._extractor, self._source = extractor, source
-        self.counts, self._empty_cells, self._max_length = counts, empty_cells, max_length
+        self.counts, self.empty_cells, self.gene_column, self._max_length = counts, empty_cells, gene_column, max_length
         self._of_columns = _Ranker(match.token_ids, extractor._median_of_id)
         self._of_genes = _Ranker(np.arange(extractor.cls_token_id), extractor._median_of_id)
 
@@ -308,7 +311,7 @@ class RankedChunks(Sequence[RankedCells]):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             groups = [group for block in pool.map(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
         ranked = RankedCells.concatenate(groups)
-        if self._empty_cells == "error" and ranked.without_genes.any():
+        if self.empty_cells == "error" and ranked.without_genes.any():
             empty = rows.start + np.flatnonzero(ranked.without_genes)
             raise InputError(
                 f"{len(empty)} cell(s) of {self.label} have no counts in known genes: "
@@ -570,7 +573,14 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             raise InputError(f"max_length={limit} leaves no room for genes: it counts <cls> too.")
         source, match = self.open(cells, gene_ids=gene_ids, layer=layer, use_raw=use_raw, gene_column=gene_column)
         return RankedChunks(
-            self, source, match, chunk_size=chunk_size, counts=counts, empty_cells=empty_cells, max_length=limit
+            self,
+            source,
+            match,
+            chunk_size=chunk_size,
+            counts=counts,
+            empty_cells=empty_cells,
+            max_length=limit,
+            gene_column=gene_column,
         )
 
     def open(

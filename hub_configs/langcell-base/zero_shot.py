@@ -260,4 +260,4 @@ def read_cells(
         yield np.array(done), found
 
 
-__all__ = ["DescriptionScorer", "Scored", "Shortlist", "read_cells"]
+__all__ = ["SHORTLIST", "DescriptionScorer", "Scored", "Shortlist", "read_cells"]
