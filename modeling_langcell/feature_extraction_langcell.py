@@ -38,6 +38,7 @@ _GROUP = 64  # Cells that are ranked together: what more of them need leaves the
 _HDF5 = re.compile(
     r"(?:Unable to|Can't|Special link)[^(]*\(([^:]+)\b.*\)"
 )  # What failed (why: addresses and the like).
+_LARGEST = 1e38  # About float32's; sums and ratios of such values are finite in float64.
 _WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
 
 
@@ -670,6 +671,7 @@ def _multiples(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     scaled, equal ones are equal again.
     """
     smallest = _by_cell(np.minimum, np.where(values > 0, values, np.inf), indptr, np.inf)
+    smallest = np.maximum(smallest, 1 / _LARGEST)  # Whatever is divided by it is finite.
     ratios = values / np.repeat(smallest, np.diff(indptr))
     whole = np.rint(ratios)
     return np.where(np.abs(ratios - whole) <= _WHOLE * whole, whole, ratios)
@@ -800,6 +802,8 @@ def _check_values(chunk: sp.csr_matrix, counts: str, source: _CountMatrix, start
         refuse(~np.isfinite(data), "values that are not finite", " Go back to the counts, or leave such cells out.")
     if low < 0:
         refuse(data < 0, "negative values", " Scaled data cannot be ranked: go back to the counts.")
+    if high > _LARGEST:
+        refuse(data > _LARGEST, "values larger than any count", " Go back to the counts.")
     if counts == "raw" and not whole:
         remedy = (
             " It looks log-transformed: pass counts='log1p' if so."

@@ -104,6 +104,16 @@ def test_any_matrix_is_ranked_or_refused(tiny_processor, drawn, counts, empty_ce
         assert set(ranked[cell][1:]) <= set(ids_of[row != 0]), "a gene that was not counted"
 
 
+@pytest.mark.parametrize("counts", ["raw", "normalized"])
+def test_values_as_far_apart_as_floats_can_be(tiny_processor, counts):
+    extractor, tiny = tiny_processor.feature_extractor, 1.0 if counts == "raw" else 5e-324
+    ranked = extractor.rank(np.array([[tiny, 1e38, 1e38]]), gene_ids=GENES[:3], counts=counts)
+    assert ranked[0].tolist() == [extractor.cls_token_id, 3, 4, 2]
+    assert ranked.matched_counts.tolist() == [1]
+    with pytest.raises(InputError, match=r"larger than any count \(1.7e\+308 in cell 0\)"):
+        extractor.rank(np.array([[1.7e308, 1.7e308]]), gene_ids=GENES[:2], counts=counts)
+
+
 @st.composite
 def counted(draw):
     """Whole counts of some of the genes, and an order of these."""
