@@ -23,6 +23,7 @@ test: .venv/test-installed  ## lint, types, and the whole test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy eval/*.py eval/tasks/*.py
+	$(BIN)/mypy space/*.py
 	$(BIN)/pytest -rs
 
 test-matrix: test-lowest test-newest  ## the test suite on the lowest and on the newest supported versions
