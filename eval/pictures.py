@@ -114,7 +114,7 @@ def picture_app(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
 ) -> None:
     """The app with its example annotated."""
-    with chromium() as browser, running_app() as address:
+    with running_app() as address, chromium() as browser:
         tab = browser.new_page(viewport={"width": 1100, "height": 1500})
         tab.goto(address)
         tab.get_by_role("button", name="Take the example").click()
