@@ -39,7 +39,10 @@ class Calibration:
     usual_novelty: float
     alpha: float
     fitted: dict[str, Any] = field(default_factory=dict)
-    wordings: Sequence[str] = WORDINGS
+    wordings: tuple[str, ...] = WORDINGS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wordings", tuple(self.wordings))  # A config's JSON has a list.
 
     def threshold(self, error_rate: float) -> float:
         """
