@@ -25,6 +25,7 @@ from .zero_shot import DescriptionScorer
 Method = Literal["gradient", "attention"]
 
 _STEPS = 8  # Of the path of integrated gradients.
+_LABELS = 12  # Of an annotation, as many as a page has room for.
 
 
 class Explainer:
@@ -178,16 +179,14 @@ def explain_annotated(
     annotated: ad.AnnData,
     *,
     cells_per_label: int = 10,
-    most_labels: int = 12,
     **cell_options: Any,
 ) -> pd.DataFrame | None:
     """
-    As `explain` (by the gradient), of cells whose labels were found before.
+    As `explain` (by the gradient), of cells whose labels were found before, and of the most frequent labels alone.
 
     Args:
         adata: The cells that were annotated, with their counts.
         annotated: What was found of them, as `LangCellAnnotator.annotate` or `read_annotation` gives it.
-        most_labels: Only the most frequent labels are explained.
         cells_per_label, cell_options: As of `explain`.
 
     Returns:
@@ -203,7 +202,7 @@ def explain_annotated(
     _require_cells(cells_per_label)
     best = annotated.obs[CELL_TYPE].cat.codes.to_numpy()
     sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
-    frequent = np.argsort(-sizes, kind="stable")[:most_labels]
+    frequent = np.argsort(-sizes, kind="stable")[:_LABELS]
     best = np.where(np.isin(best, frequent), best, -1)
     explainer, extractor = Explainer(annotator, descriptions), annotator.processor.feature_extractor
     return _explain_found(explainer, extractor, adata, best, cells_per_label, 0, **cell_options)

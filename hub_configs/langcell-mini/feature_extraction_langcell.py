@@ -35,9 +35,8 @@ _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?$")
 _GENOME_PREFIX = re.compile(r"^(hg19|hg38|GRCh37|GRCh38)_+")
 _BLOCK = 256  # Cells that a thread reads at a time; of a dense matrix, more of them would be much memory.
 _GROUP = 64  # Cells that are ranked together: what more of them need leaves the processor's cache.
-_HDF5 = re.compile(
-    r"(?:Unable to|Can't|Special link)[^(]*\(([^:]+)\b.*\)"
-)  # What failed (why: addresses and the like).
+#: What HDF5 failed at, and in brackets why: with addresses and the like.
+_HDF5 = re.compile(r"(?:Unable to|Can't|Special link)[^(]*\(([^:]+)\b.*\)")
 _LARGEST = 1e38  # About float32's; sums and ratios of such values are finite in float64.
 _WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
 
