@@ -23,6 +23,19 @@ UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226
 
 _TERM_ID = re.compile(r"^[A-Za-z]+:\d+$")
 
+#: How a name says that it is of some species but not of humans: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are
+#: vertebrates and primates.
+_OTHER_SPECIES = re.compile(r"\((Mmus|Mus musculus|sensu (?!Vertebrata).*)\)|, mouse$")
+
+#: What studies of the pancreas call the cells of its islets; the Cell Ontology has these names only with the organ's.
+_ISLET_CELLS = {
+    "alpha cell": "CL:0000171",
+    "beta cell": "CL:0000169",
+    "gamma cell": "CL:0002275",
+    "delta cell": "CL:0000173",
+    "epsilon cell": "CL:0005019",
+}
+
 
 @dataclass(frozen=True)
 class Term:
@@ -115,18 +128,25 @@ def _normalized(name: str) -> str:
 
 @cache
 def _names() -> dict[str, str]:
-    """Normalised names and unambiguous synonyms to term ids."""
+    """
+    Normalised names and unambiguous synonyms to term ids. A term of another species has those that say so: the bare
+    synonyms, such as "alpha cell" of a mouse's retina, mean something else where the cells are human.
+    """
     names = {_normalized(term.name): term.id for term in all_terms()}
     synonyms: dict[str, set[str]] = {}
     for term in all_terms():
+        of_humans = not _OTHER_SPECIES.search(term.name)
         for synonym in term.synonyms:
-            synonyms.setdefault(_normalized(synonym), set()).add(term.id)
-    return {name: next(iter(ids)) for name, ids in synonyms.items() if len(ids) == 1} | names
+            if of_humans or _OTHER_SPECIES.search(synonym):
+                synonyms.setdefault(_normalized(synonym), set()).add(term.id)
+    unambiguous = {name: next(iter(ids)) for name, ids in synonyms.items() if len(ids) == 1}
+    return _ISLET_CELLS | unambiguous | names
 
 
 def find_term(label: str) -> Term:
     """
-    The term that a `CL:` id, a name or a synonym means, whatever its case, hyphens and plural.
+    The term that a `CL:` id, a name or a synonym means, whatever its case, hyphens and plural. A name that does not
+    say its species is a human's.
 
     Raises:
         InputError: None is meant; the message names the closest.

@@ -2,6 +2,7 @@
 """Names, ids and free text to descriptions."""
 
 import itertools
+import re
 
 import anndata as ad
 import pytest
@@ -18,12 +19,15 @@ from modeling_langcell.ontology import (
     describe,
     find_term,
     get_term,
+    id_of,
     related,
     release,
     siblings,
     texts_of,
 )
 from modeling_langcell.processing_langcell import Text
+
+OTHER_SPECIES = re.compile(r"Mmus|Mus musculus|mouse|sensu (?!Vertebrata)")
 
 
 def test_every_living_term_of_the_ontology_is_there():
@@ -45,6 +49,65 @@ def test_every_living_term_of_the_ontology_is_there():
     ],
 )
 def test_names_synonyms_and_ids_find_their_term(label, term_id):
+    assert find_term(label).id == term_id
+
+
+@pytest.mark.parametrize(
+    ("label", "term_id"),
+    [
+        ("alpha cell", "CL:0000171"),
+        ("Beta cells", "CL:0000169"),
+        ("gamma cell", "CL:0002275"),
+        ("delta-cell", "CL:0000173"),
+        ("epsilon cell", "CL:0005019"),
+    ],
+)
+def test_bare_greek_letters_are_cells_of_pancreatic_islets(label, term_id):
+    assert find_term(label).id == term_id
+    assert id_of(label) == term_id
+    assert "CL:0008024" in ancestors(term_id), "it is a pancreatic endocrine cell"
+
+
+def test_only_a_name_that_says_its_species_is_of_another_species():
+    """Every synonym of every such term: none answers unless the species is in it, but names and ids do."""
+    of_others = [term for term in all_terms() if OTHER_SPECIES.search(term.name)]
+    assert len(of_others) > 200
+    answering = []
+    for term in of_others:
+        assert find_term(term.id) == find_term(term.name) == term
+        assert not term.name.endswith("(Homo sapiens)")
+        answering += [synonym for synonym in term.synonyms if id_of(synonym) == term.id]
+    assert "VLMC (Mus musculus)" in answering
+    assert all(OTHER_SPECIES.search(synonym) for synonym in answering)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "retinal ganglion cell A",
+        "neuroglioblast",
+        "NK1.1-positive NK cell",
+        "DB1 cone bipolar cell",
+        "334 Microglia NN",
+    ],
+)
+def test_a_name_that_only_another_species_has_is_refused(label):
+    with pytest.raises(InputError, match="does not know"):
+        find_term(label)
+
+
+@pytest.mark.parametrize(
+    ("label", "term_id"),
+    [
+        ("neuroblast", "CL:0000031"),
+        ("ILC2, human", "CL:0001081"),
+        ("non-classical monocyte, human", "CL:0002396"),
+        ("Chandelier PV (Homo sapiens)", "CL:4072046"),
+        ("murine MDP", "CL:0002011"),
+        ("club cell (zebrafish)", "CL:0007021"),
+    ],
+)
+def test_names_of_humans_and_of_vertebrates_at_large_are_found(label, term_id):
     assert find_term(label).id == term_id
 
 
