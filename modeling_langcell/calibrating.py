@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from .annotation import LangCellAnnotator, open_cells
 from .doubt import Calibration, LabelledScores, fit
 from .feature_extraction_langcell import InputError
-from .files import whole_folder
+from .files import require_free, whole_folder
 from .hub import fetch
 from .labelled_cells import rank_cells, read_labels
 from .modeling_langcell import LangCellModel
@@ -46,6 +46,7 @@ def calibrate(
     Raises:
         InputError: Files that cannot be read, types that the ontology does not know, or a folder that exists.
     """
+    output = require_free(output)
     annotator = LangCellAnnotator.from_pretrained(checkpoint, device=device)
     studies = {
         Path(path).stem: score_labelled(annotator, open_cells(path), label_key, **cell_options) for path in inputs

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .feature_extraction_langcell import InputError, reason_of
+from .files import require_apart, require_free, write_whole
 from .shipped import MINI, locate, name_of
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ def annotate(
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"--batch-tokens is a number of genes, not {batch_tokens}.")
     _require_picture(figure)
+    if model is None and adapter is None:
+        model = MINI
     if cells is None:
         adata = example_cells.load_example()
         columns = adata.obs.columns
@@ -187,10 +190,18 @@ def annotate(
             columns = opened.obs.columns
         if out is None:
             out = cells.with_name(f"{cells.stem}_langcell.h5ad")
+    require_apart(
+        [("--out", out), ("--report", report), ("--figure", figure)],
+        [
+            ("INPUT.h5ad", cells),
+            ("--labels", _labels_file(labels)),
+            *_files_of("--model", model),
+            *_files_of("--adapter", adapter),
+        ],
+        allowed=[("--out", "INPUT.h5ad")],  # A copy of it, with the annotation, takes its place.
+    )
     if reference is not None and reference not in columns:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, columns))}.")
-    if model is None and adapter is None:
-        model = MINI
     annotator = LangCellAnnotator.from_pretrained(
         model, adapter=adapter, device=device, dtype=dtype, revision=revision, batch_tokens=batch_tokens
     )
@@ -294,6 +305,11 @@ def embed(
     """Place every cell in the space that cells and texts share."""
     from .annotation import LangCellAnnotator, describe_input, open_cells, write_annotated
 
+    require_apart(
+        [("--out", out)],
+        [("INPUT.h5ad", cells), *_files_of("--model", model)],
+        allowed=[("--out", "INPUT.h5ad")],  # A copy of it, with the embeddings, takes its place.
+    )
     adata = open_cells(cells)
     options = _cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
     annotator = LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype, revision=revision)
@@ -353,9 +369,9 @@ def search(
     """Find the cells that a text describes best, the most similar first."""
     from .annotation import LangCellAnnotator, open_cells
     from .answers import EMBEDDING
-    from .files import write_whole
     from .search import search as search_cells
 
+    require_apart([("--out", out)], [("INPUT.h5ad", cells), *_files_of("--model", model)])
     adata = open_cells(cells)
     annotator = LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
     if EMBEDDING not in adata.obsm:
@@ -400,9 +416,12 @@ def explain(
     from .annotation import LangCellAnnotator, open_cells
     from .explaining import draw_genes
     from .explaining import explain as explain_cells
-    from .files import write_whole
 
     _require_picture(figure)
+    require_apart(
+        [("--out", out), ("--figure", figure)],
+        [("INPUT.h5ad", cells), ("--labels", _labels_file(labels)), *_files_of("--model", model)],
+    )
     adata = open_cells(cells)
     annotator = LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
     found = explain_cells(
@@ -464,7 +483,6 @@ def adapt(
     except ImportError as error:
         raise InputError('Adaptation needs peft: pip install "modeling-langcell[adapt]".') from error
     from .annotation import open_cells
-    from .files import require_free
     from .hub import require_leave
 
     require_free(out)
@@ -564,7 +582,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint, task by task, beside baselines; goes on where it was killed."""
     try:
-        from modeling_langcell.eval.figures import draw_task, write_html
+        from modeling_langcell.eval.figures import FIGURES, draw_task, write_html
         from modeling_langcell.eval.run import TASKS, find_task
         from modeling_langcell.eval.run import evaluate as evaluate_task
         from modeling_langcell.eval.studies import read_studies
@@ -573,6 +591,23 @@ def evaluate(
         raise InputError(f'No package {error.name}: pip install "modeling-langcell[adapt,eval]".') from error
 
     found = [find_task(name) for name in (TASKS if tasks == ["all"] else tasks)]
+    pictures = None
+    if figures is not None or report is not None:
+        pictures = out / "figures" if figures is None else figures
+    names = {task.name for task in found}
+    written = [("--out", out / f"{name}.{kind}") for name in sorted(names) for kind in ("json", "md")]
+    if pictures is not None:
+        written += [("--figures", pictures / f"{name}-{kind}.png") for name in sorted(names) for kind in FIGURES]
+    require_apart(
+        [*written, ("--report", report)],
+        [
+            *(("--studies", path) for path in studies or ()),
+            *(("--data", path) for folder in ("train", "validation", "genes") for path in data.glob(f"{folder}/*")),
+            ("--gene-sets", gene_sets),
+            *_files_of("--model", model),
+            *_files_of("--adapter", adapter),
+        ],
+    )
     bench = Bench(locate(model), adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device)
     if gene_sets is not None and not gene_sets.is_file():
         raise InputError(f"No file {gene_sets}.")
@@ -581,8 +616,8 @@ def evaluate(
         results.append(evaluate_task(task, bench, seeds=seeds, out=out, studies=study or (), methods=method or ()))
         typer.echo((out / f"{task.name}.md").read_text())
         typer.echo(f"Results: {out / f'{task.name}.json'}")
-        if figures is not None or report is not None:
-            drawn[task.name] = draw_task(results[-1], out / "figures" if figures is None else figures)
+        if pictures is not None:
+            drawn[task.name] = draw_task(results[-1], pictures)
             for path in drawn[task.name]:
                 typer.echo(f"Figure: {path}")
     if report is not None:
@@ -623,8 +658,10 @@ def card(
     ] = None,
 ) -> None:
     """Write the card of a checkpoint or an adapter: its README.md, from its own files and what an evaluation found."""
-    from .cards import Prose, write_card
+    from .cards import CARD, EVALUATION, Prose, write_card
 
+    evaluation = None if results is None else folder / EVALUATION
+    require_apart([("The card", folder / CARD), ("The evaluation", evaluation)], [("--about", about)])
     typer.echo(f"Card: {write_card(folder, results, None if about is None else Prose.read(about))}")
 
 
@@ -730,6 +767,14 @@ def _require_picture(figure: Path | None) -> None:
         raise InputError(f"The figure {figure} must end in .png, .pdf or .svg.")
 
 
+def _files_of(option: str, checkpoint: str | None) -> list[tuple[str, Path]]:
+    """What a checkpoint or an adapter in a folder here is read from, each beside the option that names the folder."""
+    if checkpoint is None or not (folder := Path(locate(checkpoint))).is_dir():
+        return []
+    kinds = (".json", ".safetensors", ".bin", ".txt", ".py")  # Pages, figures and tables may lie there too.
+    return [(option, path) for path in sorted(folder.iterdir()) if path.suffix in kinds]
+
+
 def _cell_options(layer: str | None, use_raw: bool, gene_column: str | None, counts: str) -> dict:
     return {"layer": layer, "use_raw": use_raw, "gene_column": gene_column, "counts": counts}
 
@@ -772,11 +817,16 @@ def _candidates(labels: str | None, ontology_root: str | None) -> list[str] | di
     from .ontology import descendants
 
     if labels is not None and ontology_root is None:
-        is_file = Path(labels).suffix in (".json", ".tsv", ".txt")
-        return _read_labels(Path(labels)) if is_file else _split(labels)
+        file = _labels_file(labels)
+        return _split(labels) if file is None else _read_labels(file)
     if ontology_root is not None and labels is None:
         return [term.name for term in descendants(ontology_root)]
     raise InputError("Name the candidates with --labels or with --ontology-root, one of the two.")
+
+
+def _labels_file(labels: str | None) -> Path | None:
+    """The file that --labels names, if it names one and not the labels themselves."""
+    return Path(labels) if labels is not None and Path(labels).suffix in (".json", ".tsv", ".txt") else None
 
 
 def _split(labels: str) -> list[str]:

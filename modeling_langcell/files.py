@@ -3,7 +3,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EEXIST, EISDIR, ENOTDIR
 from pathlib import Path
@@ -26,6 +26,47 @@ def require_place(path: str | Path) -> None:
         raise FileExistsError(EEXIST, "it is no file, and is not replaced by one", str(path))
     if not (there := nearest_parent(path)).is_dir():
         raise NotADirectoryError(ENOTDIR, f"{there} is a file, not a folder", str(path))
+
+
+def require_apart(
+    outputs: Iterable[tuple[str, Path | None]],
+    inputs: Iterable[tuple[str, Path | None]],
+    *,
+    allowed: Collection[tuple[str, str]] = (),
+) -> None:
+    """
+    Checks that no output is written over an input or over another output, by whatever names: relative ones, symbolic
+    links and hard links are seen through, and an output need not be there yet.
+
+    Args:
+        outputs: What the user calls each file that is to be written, and its path; `None` for one that is not asked
+            for.
+        inputs: The same of each file that is read.
+        allowed: Names of an output and an input that may be the same file.
+
+    Raises:
+        InputError: Two that must not be are the same file.
+    """
+    others = [(name, path) for name, path in inputs if path is not None]
+    for name, path in outputs:
+        if path is None:
+            continue
+        for other, its_path in others:
+            if (name, other) not in allowed and _is_same(path, its_path):
+                raise InputError(
+                    f"{name} {path} is the same file as {other} ({its_path}), which it would overwrite: choose another "
+                    f"path for {name}."
+                )
+        others.append((name, path))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # Hard links, and names that differ in case where that does not matter.
+    except OSError:
+        return False  # One of them is not there yet.
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -95,4 +136,4 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 
-__all__ = ["require_free", "require_place", "whole_folder", "write_whole"]
+__all__ = ["require_apart", "require_free", "require_place", "whole_folder", "write_whole"]

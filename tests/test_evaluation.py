@@ -229,6 +229,28 @@ class TestTheCommand:
         assert done.exit_code == 2, done.output
         assert said in " ".join(done.stderr.split())
 
+    @pytest.mark.parametrize(
+        ("report", "other"),
+        [
+            ("studies.yaml", "--studies"),
+            ("sets.gmt", "--gene-sets"),
+            ("data/validation/cells.h5ad", "--data"),
+            ("out/zero-shot.json", "--out"),
+            ("figures/zero-shot-scores.png", "--figures"),
+        ],
+    )
+    def test_a_page_is_written_over_nothing_else(self, report, other, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for path in map(Path, ("studies.yaml", "sets.gmt", "data/validation/cells.h5ad")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("mine")
+        read = ["--studies", "studies.yaml", "--gene-sets", "sets.gmt", "--data", "data"]
+        written = ["--out", "out", "--figures", "figures", "--report", report]
+        done = CliRunner().invoke(app, ["evaluate", "zero-shot", *read, *written])
+        assert done.exit_code == 2, done.output
+        assert f"--report {report} is the same file as {other} ({report})" in " ".join(done.stderr.split())
+        assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"mine"}
+
     def test_it_fills_table_and_figures(self, tmp_path):
         options = ["--study", "pbmc68k_reduced", "--method", "langcell", "--method", "random_weights"]
         places = ["--out", str(tmp_path / "out"), "--figures", str(tmp_path / "figures")]
