@@ -145,9 +145,10 @@ def require_modest(cells: Path) -> None:
 
     def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
-            sizes["all"] += item.size * item.dtype.itemsize
+            size = (item.size or 0) * item.dtype.itemsize  # A null dataset, which is what None becomes, has no size.
+            sizes["all"] += size
             if name.startswith(("obs/", "var/", "raw/var/")) or name in ("obs", "var"):
-                sizes["tables"] += item.size * item.dtype.itemsize
+                sizes["tables"] += size
 
     with reading_h5ad(cells) as path, h5py.File(path) as file:
         file.visititems(add)

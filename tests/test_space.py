@@ -10,6 +10,7 @@ import anndata as ad
 import h5py
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 
 from modeling_langcell import LangCellAnnotator
@@ -132,6 +133,25 @@ def test_the_example(visit):
     page = annotate(tab)
     page.get_by_text("700 cells; raw.X read as log1p values").wait_for()
     page.get_by_text("Few genes: only").wait_for()
+
+
+def test_a_file_with_values_that_have_no_size(visit, blood, tmp_path):
+    """What scanpy's `log1p` notes of its base is None, a dataset without a shape; others are single values."""
+    cells = ad.read_h5ad(blood)
+    cells.X.data = np.log1p(cells.X.data)
+    cells.uns = {"log1p": {"base": None}, "title": "blood", "n": 3, "none": np.empty(0), "names": np.array(["a", "b"])}
+    cells.obs["empty"] = pd.Categorical([None] * cells.n_obs)
+    cells.write_h5ad(tmp_path / "logarithms.h5ad")
+    tab = visit()
+    drop(tab, tmp_path / "logarithms.h5ad")
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.get_by_label("Its values are").click()
+    tab.get_by_role("option", name="their logarithms").click()
+    annotate(tab).get_by_text("150 cells; X read as log1p values").wait_for()
+    with tab.expect_download() as started:
+        tab.get_by_role("link", name="Download the annotated .h5ad").click()
+    started.value.save_as(tmp_path / "annotated.h5ad")
+    assert ad.read_h5ad(tmp_path / "annotated.h5ad").uns["log1p"].get("base") is None
 
 
 def test_errors_are_kind(visit, blood, tmp_path):
