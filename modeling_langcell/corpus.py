@@ -10,6 +10,7 @@ they run, or how often they are killed: the corpus is the same to the last byte.
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,8 +38,11 @@ FORMAT = 1
 GENEFORMER = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name_id_dict.pkl")
 MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
 SHARDS, UNFINISHED = "shards", "unfinished"
+_UNFIT = "unfit.json"
 #: What a corpus was begun with; until this is gone the making of it is not over.
 PLAN = Path(UNFINISHED, "plan.json")
+#: How `write_whole` calls a file until it is whole. A hidden name alone says nothing: a source may have one.
+_HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,13 @@ class _Making:
             "sources": self.inspected,
             "unfit": self.unfit,
         }
+        chunks = self._chunks()
+        #: The names of all that is written, by folder.
+        self.names = {
+            self.output: {MANIFEST, GENES, PANELS},
+            self.output / SHARDS: {f"{chunk.file_name}.arrow" for chunk in chunks},
+            self.output / UNFINISHED: {PLAN.name, _UNFIT, *(f"{chunk.file_name}.npz" for chunk in chunks)},
+        }
         path = self.output / PLAN
         try:
             if path.exists():
@@ -166,7 +177,7 @@ class _Making:
 
     def write_vocabulary(self) -> None:
         """The genes and their medians, merged of the chunks' sketches or taken from another corpus."""
-        found_unfit = self.output / UNFINISHED / "unfit.json"
+        found_unfit = self.output / UNFINISHED / _UNFIT
         vocabulary = self.vocabulary
         if vocabulary is None and found_unfit.exists():
             self._leave_out(json.loads(found_unfit.read_text()))
@@ -230,8 +241,11 @@ class _Making:
             "unfit": self.unfit,
             "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
-        for half_written in self.output.rglob(".*"):
-            half_written.unlink()  # Of processes that were killed.
+        _require_shards(self.output, manifest["shards"])
+        for folder, names in self.names.items():
+            for path in folder.iterdir():  # What processes that were killed have left behind.
+                if (half_written := _HALF_WRITTEN.fullmatch(path.name)) and half_written[1] in names:
+                    path.unlink(missing_ok=True)
         write_whole(self.output / MANIFEST, _json(manifest))
 
     def clear_up(self) -> None:
@@ -402,6 +416,16 @@ def _describe_shard(path: Path) -> dict[str, Any]:
     }
 
 
+def _require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
+    """
+    Raises:
+        InputError: A shard of the manifest is not there.
+    """
+    for shard in shards:
+        if not (folder / SHARDS / shard["file"]).is_file():
+            raise InputError(f"{folder} lacks its shard {shard['file']}: make the corpus anew.")
+
+
 def _arrow(table: pa.Table) -> bytes:
     """As `datasets` reads it from disk."""
     sink = pa.BufferOutputStream()
@@ -466,7 +490,13 @@ class Corpus:
 
     @cached_property
     def cells(self) -> Dataset:
-        """`token_ids`, `length`, `study` and a term id for each aspect, of every cell; they stay on disk."""
+        """
+        `token_ids`, `length`, `study` and a term id for each aspect, of every cell; they stay on disk.
+
+        Raises:
+            InputError: A shard is missing.
+        """
+        _require_shards(self.folder, self.manifest["shards"])
         shards = [self.folder / SHARDS / shard["file"] for shard in self.manifest["shards"] if shard["cells"]]
         return concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
 

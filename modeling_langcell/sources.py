@@ -2,6 +2,7 @@
 """Where a corpus's cells come from: `.h5ad` files and TileDB-SOMA experiments, read in slices of cells."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -33,6 +34,8 @@ UNKNOWN = "unknown"
 ORIGIN = ("title", "citation", "source", "licence", "license")
 _STUDY, _PRIMARY = "dataset_id", "is_primary_data"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY)
+#: Files are named after their source, which file systems allow 255 bytes for: this many are left for the rest.
+_LONGEST_NAME = 200
 
 
 class Source(ABC):
@@ -53,7 +56,7 @@ class Source(ABC):
     @property
     def name(self) -> str:
         """What its study is called where `obs` has no `dataset_id`."""
-        return Path(self.location).stem
+        return Path(os.path.abspath(self.location)).stem  # "." is called as its folder is.
 
     @property
     @abstractmethod
@@ -210,7 +213,7 @@ def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source
     Sources of `.h5ad` files, folders of them, and SOMA experiments (folders, or URIs), ordered by name.
 
     Raises:
-        InputError: Nothing there, or two sources of one name.
+        InputError: Nothing there, two sources of one name, or a name that no study can have.
     """
     found: list[Source] = []
     for location in inputs:
@@ -222,11 +225,25 @@ def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source
             raise InputError(f"{location} is no .h5ad file, no folder of them, and no SOMA experiment.")
         else:
             found += [H5adFile(str(file), where) for file in files]
+    for source in found:
+        if len(os.fsencode(source.name)) > _LONGEST_NAME or not _is_text(source.name):
+            raise InputError(
+                f"{source.location} has a name that is no text in UTF-8, or longer than {_LONGEST_NAME} bytes: "
+                "rename it."
+            )
     found.sort(key=lambda source: source.name)
     for one, other in pairwise(found):
         if one.name == other.name:
             raise InputError(f"{one.location} and {other.location} are both called {one.name!r}: rename one.")
     return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Bytes on disk that are no UTF-8
+        return False
+    return True
 
 
 __all__ = ["ASPECTS", "UNKNOWN", "H5adFile", "SomaExperiment", "Source", "facts_of", "find_sources"]

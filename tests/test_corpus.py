@@ -3,6 +3,7 @@
 
 import filecmp
 import gzip
+import os
 import pickle
 import random
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import anndata as ad
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 import scipy.sparse as sp
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
-from modeling_langcell.corpus import GENEFORMER, Corpus, CorpusSettings, make_corpus
+from modeling_langcell.corpus import GENEFORMER, Corpus, CorpusSettings, _Making, make_corpus
 from modeling_langcell.files import write_whole
 from modeling_langcell.gene_vocabulary import MedianSketch, every_gene, read_gene_info
 from modeling_langcell.gene_vocabulary import gene_vocabulary as merged
@@ -159,6 +161,48 @@ class TestContent:
         corpus = make(studies, tmp_path / "corpus", gene_info, vocabulary=str(folder))
         assert corpus.gene_vocabulary["ensembl_ids"] == GENES[::-1]
         assert set(corpus.gene_vocabulary["medians"]) == {2.0}
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            ".x",
+            "..x",
+            "a.b, c",
+            "细胞 å",
+            "first line\nsecond",
+            "[ab]*?",
+            "manifest.json",
+            "plan.json",
+            ".plan.json." + 32 * "0",
+            ".first-000000.arrow." + 32 * "0",
+            "x" * 200,
+        ],
+    )
+    def test_a_corpus_has_the_cells_of_a_source_whatever_it_is_called(self, studies, tmp_path, gene_info, name):
+        expected = make(studies, tmp_path / "expected", gene_info)
+        (studies / "second.h5ad").rename(studies / f"{name}.h5ad")
+        corpus = make(studies, tmp_path / "corpus", gene_info)
+        assert len(corpus.cells) == len(corpus) == len(expected)
+        assert corpus.facts["study"].value_counts().to_dict() == {"first": 47, name: 29}
+        assert not (corpus.folder / "unfinished").exists()
+        alone = make(studies / f"{name}.h5ad", tmp_path / "alone", gene_info)
+        assert len(alone.cells) == 29
+
+    @pytest.mark.parametrize("name", [b"latin-\xe9", b"x" * 201])
+    def test_one_that_no_study_can_have_is_refused(self, studies, name):
+        odd = os.fsencode(studies) + b"/" + name + b".h5ad"
+        os.rename(studies / "second.h5ad", odd)
+        with pytest.raises(InputError, match="rename it"):
+            find_sources([str(studies)])
+        with pytest.raises(InputError, match="rename it"):
+            find_sources([os.fsdecode(odd)])
+
+    def test_the_folder_that_one_is_in(self, tmp_path, monkeypatch):
+        (tmp_path / "atlas" / "__group").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "atlas")
+        assert [source.name for source in find_sources(["."])] == ["atlas"]
 
 
 class TestMedians:
@@ -310,7 +354,7 @@ class TestFolders:
                 if len(written) == last:
                     path = Path(path)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.with_name(f".{path.name}.killed").write_bytes(content[:5])
+                    path.with_name(f".{path.name}.{uuid4().hex}").write_bytes(content[:5])
                     raise KeyboardInterrupt
                 written.append(path)
                 write_whole(path, content)
@@ -364,6 +408,25 @@ class TestFolders:
         extractor = LangCellFeatureExtractor(anew.gene_vocabulary, max_length=2048)
         first = ad.read_h5ad(studies / "first.h5ad")
         assert anew.token_ids([0])[0].tolist() == extractor.rank(first, empty_cells="mark")[2].tolist()
+
+    @pytest.mark.parametrize("step", ["write_panels", "write_manifest"])
+    def test_shards_that_are_gone(self, studies, tmp_path, gene_info, monkeypatch, step):
+        """Whether while the corpus is made or later: it is no corpus without cells."""
+        whole = make(studies, tmp_path / "whole", gene_info)
+        shutil.rmtree(whole.folder / "shards")
+        with pytest.raises(InputError, match="lacks its shard first-000000"):
+            _ = Corpus(whole.folder).facts
+        going_on = getattr(_Making, step)
+
+        def lose_shards(making):
+            for shard in (making.output / "shards").iterdir():
+                shard.unlink()
+            going_on(making)
+
+        monkeypatch.setattr(_Making, step, lose_shards)
+        with pytest.raises(InputError, match="lacks its shard first-000000"):
+            make(studies, tmp_path / "corpus", gene_info)
+        assert not (tmp_path / "corpus" / "manifest.json").exists()
 
     def test_no_corpus(self, tmp_path):
         with pytest.raises(InputError, match="holds no corpus"):
