@@ -11,10 +11,9 @@ they run, or how often they are killed: the corpus is the same to the last byte.
 import hashlib
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
@@ -148,7 +147,12 @@ class _Making:
             )
 
     def claim_folder(self) -> None:
-        """A folder begun with other sources, genes or settings is not gone on with."""
+        """
+        Begins with a folder that is empty or not there, or goes on with one that holds nothing but this corpus.
+
+        Raises:
+            InputError: It was begun with other sources, genes or settings, or something of others is in it.
+        """
         plan = {
             "format": FORMAT,
             "settings": asdict(self.settings),
@@ -157,39 +161,54 @@ class _Making:
             "unfit": self.unfit,
         }
         chunks = self._chunks()
+        self.unfinished = self.output / UNFINISHED
         #: The names of all that is written, by folder.
         self.names = {
             self.output: {MANIFEST, GENES, PANELS},
             self.output / SHARDS: {f"{chunk.file_name}.arrow" for chunk in chunks},
-            self.output / UNFINISHED: {PLAN.name, _UNFIT, *(f"{chunk.file_name}.npz" for chunk in chunks)},
+            self.unfinished: {PLAN.name, _UNFIT, *(f"{chunk.file_name}.npz" for chunk in chunks)},
         }
-        path = self.output / PLAN
         try:
-            if path.exists():
-                if json.loads(path.read_text()) != plan:
-                    raise InputError(f"{self.output} was begun with other sources or settings: choose a new folder.")
-            elif self.output.exists() and any(found.name != UNFINISHED for found in self.output.iterdir()):
-                raise InputError(f"{self.output} is not empty: choose a new folder.")
-            else:
-                write_whole(path, _json(plan))
+            self.is_new = not self.output.exists()
+            begun_with = _read_plan(self.output / PLAN)
+            if begun_with is None:
+                if not self.is_new and not self._is_free():
+                    raise InputError(f"{self.output} is not empty: choose a new folder.")
+                write_whole(self.output / PLAN, _json(plan))
+            elif begun_with != plan:
+                raise InputError(f"{self.output} was begun with other sources or settings: choose a new folder.")
+            elif of_others := [path for path in self._found() if self._own_name(path) is None]:
+                raise InputError(
+                    f"{min(of_others)} is not of the corpus that {self.output} was begun for: move it away."
+                )
         except OSError as error:
             raise InputError(f"{self.output} cannot be written: {error}") from error
 
+    def _is_free(self) -> bool:
+        """Whether nothing is in the folder but what a process leaves that is killed as it begins."""
+        free = all(path == self.unfinished for path in self.output.iterdir())
+        return free and all(self._own_name(path) == PLAN.name != path.name for path in self._found())
+
     def write_vocabulary(self) -> None:
         """The genes and their medians, merged of the chunks' sketches or taken from another corpus."""
-        found_unfit = self.output / UNFINISHED / _UNFIT
+        found_unfit = self.unfinished / _UNFIT
         vocabulary = self.vocabulary
         if vocabulary is None and found_unfit.exists():
             self._leave_out(json.loads(found_unfit.read_text()))
             return
         if vocabulary is None:
             chunks = self._chunks()
-            folder = self.output / UNFINISHED
-            tasks = [(chunk, self.gene_info, str(folder / f"{chunk.file_name}.npz")) for chunk in chunks]
+            tasks = [(chunk, self.gene_info, str(self.unfinished / f"{chunk.file_name}.npz")) for chunk in chunks]
             done = self._fit([chunk.source for chunk in chunks], self.work.share("Medians", _sketch, tasks))
             sketches = (path for _, path in done)
             genes, _ = _known_genes(self.gene_info)
             vocabulary = gene_vocabulary(map(MedianSketch.load, sketches), genes, self.settings.min_cells)
+            if not vocabulary["ensembl_ids"]:
+                self._undo()
+                least = self.settings.min_cells
+                raise InputError(
+                    f"No gene is counted in {least} cells of primary data: lower min_cells, or add sources."
+                )
         write_whole(self.output / GENES, _json(vocabulary))
         write_whole(found_unfit, _json(self.unfit))
 
@@ -208,7 +227,7 @@ class _Making:
 
         if not any(shard["cells"] for shard in self.shards):
             left_out = sum((Counter(shard["left_out"]) for shard in self.shards), Counter())
-            shutil.rmtree(self.output)  # It was begun for this corpus.
+            self._undo()
             raise InputError(f"No cell can be kept: {', '.join(f'{n:,} {why}' for why, n in left_out.items())}.")
 
     def write_panels(self) -> None:
@@ -242,19 +261,43 @@ class _Making:
             "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
         _require_shards(self.output, manifest["shards"])
-        for folder, names in self.names.items():
-            for path in folder.iterdir():  # What processes that were killed have left behind.
-                if (half_written := _HALF_WRITTEN.fullmatch(path.name)) and half_written[1] in names:
-                    path.unlink(missing_ok=True)
+        for path in self._found():
+            if self._own_name(path) not in (None, path.name):
+                path.unlink(missing_ok=True)  # A process that was killed has left it half-written.
         write_whole(self.output / MANIFEST, _json(manifest))
 
     def clear_up(self) -> None:
         """Removes what only the making needed; the plan last, so that being killed here too can be gone on from."""
-        for path in (self.output / UNFINISHED).iterdir():
-            if path.name != PLAN.name:
+        for path in self._found():
+            if path.parent == self.unfinished and path.name != PLAN.name and self._own_name(path):
                 path.unlink()
         (self.output / PLAN).unlink()
-        (self.output / UNFINISHED).rmdir()
+        with suppress(OSError):  # Something was put there meanwhile: it stays.
+            self.unfinished.rmdir()
+
+    def _undo(self) -> None:
+        """Removes all that was made, of a corpus that there cannot be."""
+        for path in self._found():
+            if path.parent != self.unfinished and self._own_name(path):
+                path.unlink()
+        with suppress(OSError):
+            (self.output / SHARDS).rmdir()
+        self.clear_up()
+        if self.is_new:
+            with suppress(OSError):
+                self.output.rmdir()
+
+    def _found(self) -> Iterator[Path]:
+        """What is in the folder, and in those that a corpus has in it; these themselves left out."""
+        for folder in self.names:
+            if folder == self.output or _is_folder(folder):
+                yield from (path for path in [*folder.iterdir()] if path not in self.names or not _is_folder(path))
+
+    def _own_name(self, path: Path) -> str | None:
+        """The name of the corpus's file that this is or, half-written, was to be; `None` of what it did not make."""
+        half_written = _HALF_WRITTEN.fullmatch(path.name)
+        name = half_written[1] if half_written else path.name
+        return name if name in self.names[path.parent] and path.is_file() and not path.is_symlink() else None
 
     def _checksums(self) -> dict[str, str | None]:
         """Of what the settings name besides the sources."""
@@ -432,6 +475,22 @@ def _arrow(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one, and not a link to one elsewhere."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _read_plan(path: Path) -> Any:
+    """What a corpus was begun with; `None` where no corpus was."""
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        plan = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return plan if isinstance(plan, dict) and "format" in plan else None
 
 
 def _read_vocabulary(source: str) -> dict[str, list]:

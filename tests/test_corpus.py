@@ -30,6 +30,8 @@ from modeling_langcell.sources import ASPECTS, H5adFile, find_sources
 from .conftest import GENES, SYMBOLS
 
 TYPES = np.array(["CL:0000236", "CL:0000623", "CL:0000576", "unknown"])
+#: The end of a name that `write_whole` gives to a file until it is whole.
+HALF = "0123456789abcdef" * 2
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,19 @@ def same_folders(one: Path, other: Path) -> bool:
     files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
     whole = [name for name in files[0] if (one / name).is_file()]
     return files[0] == files[1] and not any(filecmp.cmpfiles(one, other, whole, shallow=False)[1:])
+
+
+def lay(path: Path) -> Path:
+    """A file that no corpus has made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[]")
+    return path
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """The files in a folder, hidden ones too, and what is in them."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text("latin-1") for path in files}
 
 
 class TestContent:
@@ -175,8 +190,8 @@ class TestNames:
             "[ab]*?",
             "manifest.json",
             "plan.json",
-            ".plan.json." + 32 * "0",
-            ".first-000000.arrow." + 32 * "0",
+            f".plan.json.{HALF}",
+            f".first-000000.arrow.{HALF}",
             "x" * 200,
         ],
     )
@@ -408,6 +423,137 @@ class TestFolders:
         extractor = LangCellFeatureExtractor(anew.gene_vocabulary, max_length=2048)
         first = ad.read_h5ad(studies / "first.h5ad")
         assert anew.token_ids([0])[0].tolist() == extractor.rank(first, empty_cells="mark")[2].tolist()
+
+    @pytest.mark.parametrize(
+        "file",
+        [
+            "unfinished/notes.txt",
+            "unfinished/.hidden",
+            "unfinished/nested/notes.txt",
+            "unfinished/plan.json",
+            "unfinished/unfit.json",
+            "unfinished/first-000000.npz",
+            "unfinished/.plan.json.swp",
+            f"unfinished/.plan.json.{HALF}/notes.txt",
+            f".plan.json.{HALF}",
+            "shards/first-000000.arrow",
+        ],
+    )
+    def test_a_folder_of_others_is_left_as_it_is(self, studies, tmp_path, gene_info, file):
+        output = tmp_path / "corpus"
+        lay(output / file)
+        with pytest.raises(InputError, match="is not empty: choose a new folder"):
+            make(studies, output, gene_info)
+        assert content_of(output) == {file: "[]"}
+
+    def test_so_is_what_a_link_leads_to(self, studies, tmp_path, gene_info, monkeypatch):
+        output = tmp_path / "corpus"
+        output.mkdir()
+        elsewhere = lay(tmp_path / "elsewhere" / "notes.txt").parent
+        (output / "unfinished").symlink_to(elsewhere)
+        with pytest.raises(InputError, match="is not empty"):
+            make(studies, output, gene_info)
+        with monkeypatch.context() as cut:
+            cut.setattr(_Making, "write_panels", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                make(studies, tmp_path / "begun", gene_info)
+        for folder in ("unfinished", "shards"):
+            (tmp_path / "begun" / folder).rename(tmp_path / folder)
+            (tmp_path / "begun" / folder).symlink_to(tmp_path / folder)
+            before = content_of(tmp_path / folder)
+            with pytest.raises(InputError, match=rf"not empty|{folder} is not of the corpus"):
+                make(studies, tmp_path / "begun", gene_info)
+            assert content_of(tmp_path / folder) == before
+            (tmp_path / "begun" / folder).unlink()
+            (tmp_path / folder).rename(tmp_path / "begun" / folder)
+        assert content_of(elsewhere) == {"notes.txt": "[]"}
+        assert len(make(studies, tmp_path / "begun", gene_info)) == 76
+
+    def test_a_link_to_an_empty_folder_is_written_through(self, studies, tmp_path, gene_info):
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "corpus").symlink_to(tmp_path / "elsewhere")
+        make(studies, tmp_path / "corpus", gene_info)
+        assert len(Corpus(tmp_path / "elsewhere").cells) == 76
+
+    OF_OTHERS = (
+        "notes.txt",
+        ".hidden",
+        ".git/config",
+        "unfinished/notes.npz",
+        "unfinished/nested/first-000000.npz",
+        "shards/.first-000000.arrow.swp",
+        "shards/first-000000.arrow.bak",
+        "shards/first-000099.arrow",
+        "shards/third-000000.arrow",
+        f"shards/.third-000000.arrow.{HALF}",
+        f"shards/.first-000000.arrow.{HALF.upper()}",
+        f"unfinished/.first-000000.arrow.{HALF}",
+    )
+
+    def test_a_begun_one_that_others_use_too_is_gone_on_with_when_they_have_left(
+        self, studies, tmp_path, gene_info, monkeypatch
+    ):
+        whole = make(studies, tmp_path / "whole", gene_info).folder
+        output = tmp_path / "corpus"
+        with monkeypatch.context() as cut:
+            cut.setattr(_Making, "write_panels", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                make(studies, output, gene_info)
+        for file in self.OF_OTHERS:
+            lay(output / file)
+            before = content_of(output)
+            with pytest.raises(InputError, match="move it away"):
+                make(studies, output, gene_info)
+            assert content_of(output) == before
+            (output / file).unlink()
+            if (output / file).parent.name in ("nested", ".git"):
+                (output / file).parent.rmdir()
+        lay(output / "shards" / f".first-000000.arrow.{HALF}")
+        assert same_folders(make(studies, output, gene_info).folder, whole)
+
+    def test_what_others_put_in_meanwhile_stays(self, studies, tmp_path, gene_info, monkeypatch):
+        write_panels = _Making.write_panels
+
+        def beside_others(making):
+            for file in self.OF_OTHERS:
+                lay(making.output / file)
+            write_panels(making)
+
+        monkeypatch.setattr(_Making, "write_panels", beside_others)
+        corpus = make(studies, tmp_path / "corpus", gene_info)
+        assert len(corpus.cells) == 76
+        held = content_of(corpus.folder)
+        assert all(held.pop(file) == "[]" for file in self.OF_OTHERS)
+        monkeypatch.undo()
+        assert held.keys() == content_of(make(studies, tmp_path / "whole", gene_info).folder).keys()
+
+    @pytest.mark.parametrize(
+        ("changes", "step", "says"),
+        [({"min_cells": 1000}, "write_vocabulary", "in 1000 cells"), ({}, "write_shards", "No cell can be kept")],
+    )
+    def test_so_it_does_where_there_can_be_no_corpus(
+        self, studies, tmp_path, gene_info, monkeypatch, changes, step, says
+    ):
+        if step == "write_shards":
+            changes = {"vocabulary": str(make(studies, tmp_path / "other", gene_info).folder)}
+            for path in studies.glob("*.h5ad"):
+                adata = ad.read_h5ad(path)
+                adata.obs["is_primary_data"] = False
+                adata.write_h5ad(path)
+        (tmp_path / "empty").mkdir()
+        for output, is_left in (("new", False), ("empty", True)):
+            with pytest.raises(InputError, match=says):
+                make(studies, tmp_path / output, gene_info, **changes)
+            assert (tmp_path / output).exists() == is_left
+        going_on = getattr(_Making, step)
+        monkeypatch.setattr(_Making, step, lambda making: (lay(making.output / "shards" / ".mine"), going_on(making)))
+        with pytest.raises(InputError, match=says):
+            make(studies, tmp_path / "used", gene_info, **changes)
+        assert content_of(tmp_path / "used") == {"shards/.mine": "[]"}
+
+    def test_one_called_as_the_folder_in_it(self, studies, tmp_path, gene_info):
+        corpus = make(studies, tmp_path / "unfinished", gene_info)
+        assert same_folders(corpus.folder, make(studies, tmp_path / "corpus", gene_info).folder)
 
     @pytest.mark.parametrize("step", ["write_panels", "write_manifest"])
     def test_shards_that_are_gone(self, studies, tmp_path, gene_info, monkeypatch, step):
