@@ -8,13 +8,14 @@ It serves on port 7860 of this machine alone; in a Space of Hugging Face, of eve
 otherwise, `MODEL` which checkpoint.
 """
 
+import json
 import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ import h5py
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from visits import Visit, Visits
 
 from modeling_langcell import InputError, LangCellAnnotator
@@ -66,14 +69,102 @@ def kindly(act: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return act(*given, **more)
         except InputError as error:
-            said = visits.without_paths(str(error))
-            raise gr.Error(said, duration=None, title="This does not work", print_exception=False) from error
+            raise refusal(error) from error
         except Exception as error:
             log.exception("%s failed", act.__name__)
             said = "Something went wrong here that is not your fault. Your file is deleted when you leave the page."
             raise gr.Error(said, duration=None, title="Sorry", print_exception=False) from error
 
     return acting
+
+
+def refusal(error: InputError) -> gr.Error:
+    """Message to a visitor about an error of the visitor's own."""
+    said = visits.without_paths(str(error))
+    return gr.Error(said, duration=None, title="This does not work", print_exception=False)
+
+
+# ---------------------------------------------------------------------- what a page may name
+
+_PAGE = "x-langcell-page"  # The header in which a page gives its name.
+#: Run in the browser: each page gives itself a random name, and tells it to the server alone.
+_NAME_PAGE = """<script>
+(() => {
+    const bytes = crypto.getRandomValues(new Uint8Array(32));
+    const page = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const fetch = window.fetch;
+    window.fetch = (asked, more = {}) => {
+        if (!/\\/gradio_api\\/(upload|queue\\/join)([?]|$)/.test(asked)) return fetch(asked, more);
+        const headers = new Headers(more.headers);
+        headers.set("HEADER", page);
+        return fetch(asked, { ...more, headers });
+    };
+})();
+</script>""".replace("HEADER", _PAGE)
+
+
+class NotedUploads:
+    """
+    Middleware around Gradio's upload route: notes which page sent which file.
+
+    Args:
+        app: The app that takes the upload.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        page = Headers(scope=scope).get(_PAGE) if scope["type"] == "http" else None
+        if not page or scope["path"] != "/gradio_api/upload":
+            return await self._app(scope, receive, send)
+        status, answer = 0, b""
+
+        async def noting(message: Message) -> None:
+            nonlocal status, answer
+            status = message.get("status", status)
+            answer += message.get("body", b"")
+            if status == 200 and message["type"] == "http.response.body" and not message.get("more_body"):
+                for path in json.loads(answer):
+                    visits.note(page, Path(path))
+            await send(message)
+
+        await self._app(scope, receive, noting)
+
+
+class Page(gr.Blocks):
+    """
+    Blocks that refuse an event which names a file that its page did not upload.
+
+    Before Gradio calls an event's function it hashes and copies every file that the event names, whichever input names
+    it. It checks that the file is an upload only in an app that it launches itself, and not in one that is mounted.
+    """
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *given: Any, **more: Any) -> dict[str, Any]:
+        """
+        Processes an event as Gradio does, if the files that it names are its page's own.
+
+        Raises:
+            gr.Error: A file is gone, or its page did not upload it.
+        """
+        request = more.get("request")
+        page = request.headers.get(_PAGE, "") if isinstance(request, gr.Request) else ""
+        if not all(visits.take(page, Path(path)) for path in named_files(inputs)):
+            raise refusal(InputError("The file did not arrive whole, or not from this page: drop it again."))
+        return await super().process_api(block_fn, inputs, *given, **more)
+
+
+def named_files(inputs: Any) -> Iterator[str]:
+    """Paths in an event's inputs, however deep: all that Gradio would take for files, and more."""
+    left = [inputs]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                yield value["path"]
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
 
 
 # ---------------------------------------------------------------------- what a visitor does
@@ -236,7 +327,7 @@ _STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-co
 def build() -> gr.Blocks:
     """The page."""
     rates = [round(100 * float(rate)) for rate in calibration.thresholds] if calibration else [0]
-    with gr.Blocks(title="LangCell") as page:
+    with Page(title="LangCell") as page:
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column():
@@ -290,9 +381,10 @@ def serve() -> FastAPI:
         return FileResponse(path, filename=name, headers=headers, content_disposition_type="inline")
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(
-        api, build(), path="/", max_file_size=f"{MOST_MEGABYTES}mb", theme=theme, css=_STYLE, footer_links=[]
-    )
+    looks: dict[str, Any] = {"theme": theme, "css": _STYLE, "head": _NAME_PAGE, "footer_links": []}
+    gr.mount_gradio_app(api, build(), path="/", max_file_size=f"{MOST_MEGABYTES}mb", **looks)
+    api.add_middleware(NotedUploads)
+    return api
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Visits:
         self._root = Path(tempfile.mkdtemp(prefix="langcell-visits-"))  # For this user's eyes alone.
         self._keep, self._uploads, self._clock = keep, uploads, clock
         self._visits: dict[str, Visit] = {}
+        self._brought: dict[Path, set[str]] = {}  # The same content lies at one path, whichever pages sent it.
         self._lock, self._closed = threading.RLock(), threading.Event()
         threading.Thread(target=self._look_after, daemon=True).start()
 
@@ -59,6 +60,21 @@ class Visits:
             visit = self._visits[session]
             visit.seen = self._clock()
             return visit
+
+    def note(self, page: str, path: Path) -> None:
+        """Notes that a page has uploaded a file."""
+        with self._lock:
+            self._brought.setdefault(path, set()).add(page)
+
+    def take(self, page: str, path: Path) -> bool:
+        """Says whether a page has uploaded a file that is still there, and forgets it: a page names a file once."""
+        with self._lock:
+            pages = self._brought.get(path, set())
+            brought = page in pages
+            pages.discard(page)
+            if not pages:
+                self._brought.pop(path, None)
+        return brought and path.is_file() and not path.is_symlink()
 
     @contextmanager
     def working(self, session: str) -> Iterator[Visit]:
@@ -105,6 +121,8 @@ class Visits:
             with suppress(OSError):  # It was taken meanwhile, or the folder is not empty.
                 if path.stat().st_mtime < old:
                     path.rmdir() if path.is_dir() else path.unlink()
+        with self._lock:
+            self._brought = {path: pages for path, pages in self._brought.items() if path.exists()}
 
     def close(self) -> None:
         """Deletes all."""

@@ -1,6 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The app, in a browser, as its visitors meet it: in a process of its own, with real cells and langcell-mini."""
 
+import json
+import os
+import re
+import secrets
 import shutil
 import sys
 import time
@@ -203,6 +207,88 @@ def test_a_file_that_asks_for_others_of_the_server(visit, blood, tmp_path):
     assert "obs/leak read from another file" in said_in_error(tab)
 
 
+def send(address: str, event: dict, data: list, page: str | None = None) -> str:
+    """Sends an event as a program would, whatever a page would send: the error it ends in, or nothing."""
+    session = secrets.token_hex(8)
+    body = {"data": data, "fn_index": event["id"], "session_hash": session}
+    headers = {} if page is None else {"x-langcell-page": page}
+    httpx.post(f"{address}/gradio_api/queue/join", json=body, headers=headers, timeout=60).raise_for_status()
+    at = f"{address}/gradio_api/queue/data?session_hash={session}"
+    with httpx.stream("GET", at, timeout=60) as answer:
+        for line in answer.iter_lines():
+            message = json.loads(line.removeprefix("data:") or "{}")
+            if message.get("msg") == "process_completed":
+                return "" if message["success"] else message["output"]["error"]
+    raise AssertionError("no answer")
+
+
+def events(address: str) -> list[dict]:
+    """What a page may ask for, with the ids of its inputs."""
+    return httpx.get(f"{address}/config").json()["dependencies"]
+
+
+def of_a_file(path) -> dict:
+    """A file as an event names it."""
+    return {"path": str(path), "orig_name": "cells.h5ad", "meta": {"_type": "gradio.FileData"}}
+
+
+def takes_a_file(address: str) -> dict:
+    """The event that follows an upload."""
+    return next(event for event in events(address) if [name for _, name in event["targets"]] == ["upload"])
+
+
+@pytest.mark.parametrize("what", ["file", "link", "folder", "device", "address", "passed by"])
+def test_an_event_that_names_what_its_page_did_not_upload(address, temporary, blood, tmp_path, what):
+    (uploads,) = temporary.glob("langcell-uploads-*")
+    own = tmp_path / "of the server.h5ad"
+    shutil.copy(blood, own)
+    link = uploads / "link.h5ad"
+    link.symlink_to(own)
+    places = {
+        "file": own,
+        "link": link,
+        "folder": uploads,
+        "device": "/dev/zero",
+        "address": f"{address}/theme.css",
+        "passed by": f"{uploads}/{os.path.relpath(own, uploads)}",
+    }
+    named = of_a_file(places[what])
+    before = set(temporary.rglob("*"))
+    try:
+        for event in events(address):
+            for place in range(len(event["inputs"])):
+                for value in (named, [named], {"value": {"deep": [named]}}):
+                    data = [value if number == place else None for number in range(len(event["inputs"]))]
+                    assert "not from this page" in send(address, event, data), (event["targets"], place)
+                    assert "not from this page" in send(address, event, data, "a page of its own")
+        direct = {"data": [named], "fn_index": takes_a_file(address)["id"], "session_hash": "direct"}
+        assert httpx.post(f"{address}/gradio_api/run/receive", json=direct, timeout=60).status_code >= 400
+        assert own.read_bytes() == blood.read_bytes()
+        assert not set(temporary.rglob("*")) - before, "nothing was copied"
+    finally:
+        link.unlink()
+
+
+def test_an_event_that_names_what_another_page_uploaded(visit, address, blood):
+    event = takes_a_file(address)
+    tab = visit()
+    tab.route("**/queue/join*", lambda route: route.abort())  # It is not said yet that the file has arrived.
+    with (
+        tab.expect_response(re.compile(r"/gradio_api/upload(\?|$)")) as arrived,
+        tab.expect_request("**/queue/join*") as asked,
+    ):
+        drop(tab, blood)
+    (upload,) = arrived.value.json()
+    page = asked.value.headers.get("x-langcell-page")
+    for other in (None, "", "a page of its own"):
+        assert "not from this page" in send(address, event, [of_a_file(upload)], other)
+    assert Path(upload).read_bytes() == blood.read_bytes()
+    assert "not from this page" in send(address, event, [of_a_file(Path(upload).parent)], page)
+    assert send(address, event, [of_a_file(upload)], page) == ""
+    assert not Path(upload).exists()
+    assert "not from this page" in send(address, event, [of_a_file(upload)], page), "once"
+
+
 def test_a_small_file_that_unpacks_to_much(visit, blood, tmp_path):
     shutil.copy(blood, tmp_path / "bomb.h5ad")
     with h5py.File(tmp_path / "bomb.h5ad", "r+") as file:
@@ -332,6 +418,30 @@ def test_others_that_delete_uploads_do_not_stop_the_sweep(visits, clock, tmp_pat
     monkeypatch.setattr(Path, "rglob", lambda *_: [gone])
     clock.now += 10_000
     visits.sweep()
+
+
+def test_a_file_is_taken_once_by_the_pages_that_uploaded_it(visits, tmp_path):
+    upload = tmp_path / "uploads" / "cells.h5ad"
+    upload.touch()
+    assert not visits.take("page", upload)
+    visits.note("page", upload)
+    visits.note("another page", upload)
+    assert visits.take("page", upload)
+    assert not visits.take("page", upload)
+    upload.unlink()
+    assert not visits.take("another page", upload), "it is gone"
+
+    for no_file in (tmp_path / "uploads", tmp_path / "uploads" / "link"):
+        visits.note("page", no_file)
+    (tmp_path / "secret").touch()
+    (tmp_path / "uploads" / "link").symlink_to(tmp_path / "secret")
+    assert not visits.take("page", tmp_path / "uploads" / "link")
+    assert not visits.take("page", tmp_path / "uploads")
+
+    visits.note("page", upload)
+    visits.sweep()
+    upload.touch()
+    assert not visits.take("page", upload), "it was gone, and what came since is another's"
 
 
 def test_a_visit_is_found_by_its_token_alone(visits):
