@@ -5,7 +5,7 @@ import anndata as ad
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from .answers import CELL_TYPE
+from .answers import CELL_TYPE, candidates_of
 from .feature_extraction_langcell import InputError
 
 
@@ -36,7 +36,7 @@ def compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
     if reference == CELL_TYPE:
         raise InputError(f"obs[{CELL_TYPE!r}] is what was found: there is nothing to compare it with.")
-    candidates = set(adata.obs[CELL_TYPE].cat.categories)
+    candidates = set(candidates_of(adata))
     both = adata.obs[[reference, CELL_TYPE]].dropna()
     both = both[both[reference].isin(candidates)].astype(str)
     if both.empty:

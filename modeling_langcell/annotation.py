@@ -153,11 +153,12 @@ class LangCellAnnotator:
                 reads the cells. Cells marked by `empty_cells="mark"` get no label and missing values.
 
         Returns:
-            The AnnData, with `obs["langcell_cell_type"]` (categorical), `obs["langcell_score"]` (the winner's score),
-            of several labels `obs["langcell_second"]` (the next), `obs["langcell_margin"]` (by how much the winner is
-            ahead of it), `obs["langcell_novelty"]` (1 minus the cosine with the most similar description),
-            `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column a label, with `|` for
-            `/` in its name) and `uns["langcell"]` (what is needed to repeat the run).
+            The AnnData, with `obs["langcell_cell_type"]` (categorical; its categories are the labels that a cell has),
+            `obs["langcell_score"]` (the winner's score), of several labels `obs["langcell_second"]` (the next),
+            `obs["langcell_margin"]` (by how much the winner is ahead of it), `obs["langcell_novelty"]` (1 minus the
+            cosine with the most similar description), `obsm["X_langcell"]` (float32 embeddings),
+            `obsm["langcell_probabilities"]` (a column a label, with `|` for `/` in its name) and `uns["langcell"]`
+            (what is needed to repeat the run).
 
             Where the checkpoint is calibrated for this alpha and its wordings the scores are probabilities, and there
             are `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or

@@ -1,10 +1,11 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """What is answered of cells, how sure it is, and where an annotated AnnData says so."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -169,10 +170,10 @@ class Judge:
         for name in _OPTIONAL:
             if name in obs:
                 del obs[name]
-        obs[CELL_TYPE] = pd.Categorical.from_codes(answers.best.tolist(), pd.Index(self.labels))
+        obs[CELL_TYPE] = found_among(self.labels, answers.best)
         obs[SCORE], obs[MARGIN] = answers.score, answers.margin
         if len(self.labels) > 1:
-            obs[SECOND] = pd.Categorical.from_codes(answers.second.tolist(), pd.Index(self.labels))
+            obs[SECOND] = found_among(self.labels, answers.second)
         if not np.isnan(answers.novelty).all():
             obs[NOVELTY] = answers.novelty
         if self.back_off is not None:
@@ -180,6 +181,24 @@ class Judge:
             obs[ANSWER_PROBABILITY] = answers.sure
         if self.shortlisted:
             obs[PROVEN] = answers.proven
+
+
+def found_among(labels: Sequence[str], numbers: np.ndarray) -> "pd.Categorical[str]":
+    """
+    Labels by their `(cells,)` numbers, missing for -1. The categories are those that a cell has, in the order of the
+    labels: scanpy's tests and plots fail on a category without a cell.
+    """
+    return pd.Categorical.from_codes(numbers.tolist(), pd.Index(labels)).remove_unused_categories()
+
+
+def candidates_of(annotated: ad.AnnData) -> list[str]:
+    """The labels that an annotation chose from, in order, whether or not a cell has them."""
+    return [str(label) for label in annotated.uns[RUN]["labels"]]
+
+
+def best_of(annotated: ad.AnnData) -> pd.Series:
+    """The label found for each cell, with all the candidates as categories: its codes are their numbers."""
+    return annotated.obs[CELL_TYPE].cat.set_categories(candidates_of(annotated))
 
 
 def named(lineages: Lineages, rungs: np.ndarray, known: np.ndarray) -> tuple[pd.Categorical, pd.Categorical]:
@@ -240,8 +259,11 @@ __all__ = [
     "Answers",
     "BackOff",
     "Judge",
+    "best_of",
+    "candidates_of",
     "count_answers",
     "facts_of",
+    "found_among",
     "named",
     "probability_columns",
 ]

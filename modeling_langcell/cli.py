@@ -159,7 +159,7 @@ def annotate(
     from . import example as example_cells
     from .agreement import agreement
     from .annotation import LangCellAnnotator, describe_input, write_annotated
-    from .answers import CELL_TYPE, RUN, count_answers
+    from .answers import RUN, best_of, count_answers
     from .consensus import count_clusters
     from .drawing import draw, lay_out
     from .explaining import explain_annotated
@@ -245,7 +245,7 @@ def annotate(
             adata, report, layout, quality=quality, genes=genes, reference=reference, command=command
         )
 
-    found = adata.obs[CELL_TYPE].value_counts()
+    found = best_of(adata).value_counts()
     run = adata.uns[RUN]
     answers = count_answers(adata.obs)
     clusters = count_clusters(adata.obs, str(run["cluster_key"])) if cluster_key is not None else {}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .answers import AGREEMENT, CONSENSUS, CONSENSUS_ID, Answers, Judge, named
+from .answers import AGREEMENT, CONSENSUS, CONSENSUS_ID, Answers, Judge, found_among, named
 from .feature_extraction_langcell import InputError
 
 
@@ -48,7 +48,7 @@ class Consensus:
         names: Any
         if back_off is None:
             said = np.where(there, means.argmax(axis=1), -1)
-            names = pd.Categorical.from_codes(said.tolist(), pd.Index(self.judge.labels))
+            names = found_among(self.judge.labels, said)
             agreeing = said[self.clusters] == answers.best
         else:
             said, _ = back_off(means)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedConfig
 
 from .annotation import LangCellAnnotator, texts_read
-from .answers import CELL_TYPE, RUN, Judge
+from .answers import RUN, Judge, best_of
 from .feature_extraction_langcell import InputError, LangCellFeatureExtractor, RankedCells
 from .labelled_cells import rank_cells
 from .modeling_langcell import LangCellModel
@@ -200,7 +200,7 @@ def explain_annotated(
         return None
     descriptions = texts_read(run)
     _require_cells(cells_per_label)
-    best = annotated.obs[CELL_TYPE].cat.codes.to_numpy()
+    best = best_of(annotated).cat.codes.to_numpy()
     sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
     frequent = np.argsort(-sizes, kind="stable")[:_LABELS]
     best = np.where(np.isin(best, frequent), best, -1)

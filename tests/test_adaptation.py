@@ -264,7 +264,7 @@ class TestAdapt:
     def test_an_adapted_checkpoint_still_takes_other_candidates(self, labelled, tiny_checkpoint):
         adapted = adapt(tiny_checkpoint, labelled, "type", config=AdaptationConfig(epochs=1, matching=False))
         found = adapted.annotator().annotate(labelled.copy(), ["T cell", "monocyte"])
-        assert list(found.obs["langcell_cell_type"].cat.categories) == ["T cell", "monocyte"]
+        assert list(found.obsm["langcell_probabilities"].columns) == ["T cell", "monocyte"]
 
     def test_what_lora_changes_is_what_it_says(self, labelled, tiny_checkpoint):
         config = AdaptationConfig(epochs=1, matching=False, adapt_texts=True)

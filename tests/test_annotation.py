@@ -2,14 +2,21 @@
 """Annotation of AnnData: the contract's fields, the published scores, and memory that does not grow with the file."""
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 import torch
 
 from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.agreement import agreement
 from modeling_langcell.annotation import describe_input, open_cells, write_annotated
+from modeling_langcell.answers import best_of
+from modeling_langcell.example import CELL_OPTIONS, load_example
+from modeling_langcell.explaining import explain, explain_annotated
+from modeling_langcell.file_annotation import annotate_file
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]
 
@@ -24,7 +31,7 @@ def test_annotate_writes_the_fields_and_returns_the_anndata(annotator, cells):
     assert annotated is cells
     labels, scores = cells.obs["langcell_cell_type"], cells.obsm["langcell_probabilities"]
     assert isinstance(labels.dtype, pd.CategoricalDtype)
-    assert list(labels.cat.categories) == LABELS
+    assert list(labels.cat.categories) == [label for label in LABELS if (labels == label).any()]
     assert list(scores.columns) == LABELS
     assert scores.index.equals(cells.obs_names)
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
@@ -33,6 +40,75 @@ def test_annotate_writes_the_fields_and_returns_the_anndata(annotator, cells):
     assert cells.obsm["X_langcell"].dtype == np.float32
     assert cells.obsm["X_langcell"].shape == (cells.n_obs, annotator.model.config.projection_dim)
     np.testing.assert_allclose(np.linalg.norm(cells.obsm["X_langcell"], axis=1), 1, atol=1e-5)
+
+
+class TestCandidatesWithoutACell:
+    """They are not among the categories, on which scanpy would fail; what is recorded of the run has them."""
+
+    CANDIDATES = ("neuron", "natural killer cell", "B cell", "CD14-positive monocyte", "oligodendrocyte")
+    FOUND = CANDIDATES[1:-1]
+
+    @pytest.fixture
+    def blood(self):
+        return load_example()[::4].copy()
+
+    def annotate(self, cells):
+        annotator = LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+        return annotator, annotator.annotate(cells.copy(), self.CANDIDATES, **CELL_OPTIONS)
+
+    @pytest.fixture(params=["in memory", "a file"])
+    def annotated(self, blood, tmp_path, request):
+        if request.param == "in memory":
+            return self.annotate(blood)[1]
+        blood.write_h5ad(tmp_path / "cells.h5ad")
+        annotator = LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+        files = tmp_path / "cells.h5ad", tmp_path / "o.h5ad"
+        return ad.read_h5ad(annotate_file(annotator, *files, self.CANDIDATES, **CELL_OPTIONS))
+
+    def test_categories_are_what_cells_have_in_the_order_of_candidates(self, annotated):
+        for column in ("langcell_cell_type", "langcell_second"):
+            values = annotated.obs[column]
+            assert list(values.cat.categories) == [label for label in self.CANDIDATES if (values == label).any()]
+        assert tuple(annotated.obs["langcell_cell_type"].cat.categories) == self.FOUND
+        assert tuple(annotated.uns["langcell"]["labels"]) == self.CANDIDATES
+        assert tuple(annotated.obsm["langcell_probabilities"].columns) == self.CANDIDATES
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # What others say of one another.
+    def test_scanpy_compares_and_plots_the_types(self, annotated):
+        sc.tl.rank_genes_groups(annotated, "langcell_cell_type")
+        assert annotated.uns["rank_genes_groups"]["names"].dtype.names == self.FOUND
+        sc.pl.rank_genes_groups_dotplot(annotated, n_genes=2, show=False)
+        for column in ("langcell_cell_type", "langcell_second"):
+            sc.pl.dotplot(annotated, ["CD3D", "CD79A", "LYZ"], groupby=column, show=False)
+        plt.close("all")
+
+    def test_so_it_is_of_what_clusters_say(self, annotator, cells):
+        cells.obs["cluster"] = ["a", "b"] * 6
+        said = annotator.annotate(cells, LABELS, cluster_key="cluster").obs["langcell_consensus"]
+        assert list(said.cat.categories) == [label for label in LABELS if (said == label).any()]
+
+    def test_what_is_read_of_an_annotation_knows_all_candidates(self, blood):
+        """So it does where all of them are categories, as earlier files have it."""
+        annotator, new = self.annotate(blood)
+        new.obs["known"] = ["neuron"] * 100 + ["B cell"] * 75
+        old = new.copy()
+        for column in ("langcell_cell_type", "langcell_second"):
+            old.obs[column] = old.obs[column].cat.set_categories(self.CANDIDATES)
+        expected = explain(annotator, blood, self.CANDIDATES, cells_per_label=2, **CELL_OPTIONS)
+        assert tuple(expected["label"].unique()) == self.FOUND
+        sizes = new.obs["langcell_cell_type"].value_counts()
+        for annotated in (new, old):
+            found = explain_annotated(annotator, blood, annotated, cells_per_label=2, **CELL_OPTIONS)
+            pd.testing.assert_frame_equal(found, expected)
+            assert best_of(annotated).value_counts().to_dict() == {name: sizes.get(name, 0) for name in self.CANDIDATES}
+            assert agreement(annotated, "known")["cells"] == 175, "neurons too, which no cell was found to be"
+
+    def test_cells_without_any_label_are_written_and_read(self, annotator, cells, tmp_path):
+        cells.X = sp.csr_matrix(cells.shape, dtype=np.float32)
+        annotator.annotate(cells, LABELS, empty_cells="mark")
+        for annotated in (cells, ad.read_h5ad(write_annotated(cells, tmp_path / "o.h5ad"))):
+            assert isinstance(annotated.obs["langcell_cell_type"].dtype, pd.CategoricalDtype)
+            assert best_of(annotated).value_counts().to_dict() == dict.fromkeys(LABELS, 0)
 
 
 def test_the_run_can_be_repeated_from_what_is_recorded(annotator, cells, tiny_checkpoint):
