@@ -8,8 +8,8 @@ import sys
 from typing import TextIO
 
 from modeling_langcell import InputError
-from modeling_langcell.pretraining import TrainingStopped, pretrain
-from modeling_langcell.pretraining_config import PretrainingConfig
+from modeling_langcell.pretraining.config import PretrainingConfig
+from modeling_langcell.pretraining.run import TrainingStopped, pretrain
 
 TERMINATED = 128 + 15  #: Exit status of what SIGTERM ended.
 

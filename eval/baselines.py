@@ -24,8 +24,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler, normalize
 
-from modeling_langcell.feature_extraction_langcell import InputError, LangCellFeatureExtractor
-from modeling_langcell.gene_vocabulary import read_gene_info
+from modeling_langcell.corpus.genes import read_gene_info
+from modeling_langcell.model.errors import InputError
+from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 from modeling_langcell.ontology import find_term
 
 TARGET_COUNTS = 1e4

@@ -18,12 +18,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modeling_langcell.cards import in_words
-from modeling_langcell.drawing import render
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
-from modeling_langcell.feature_extraction_langcell import InputError
-from modeling_langcell.files import write_whole
-from modeling_langcell.web_page import inline_image, write_page
+from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.model.errors import InputError
+from modeling_langcell.publishing.cards import in_words
+from modeling_langcell.report.html import inline_image, write_page
+from modeling_langcell.report.plots import render
 
 Cells = list[Mapping[str, Any]]
 

@@ -19,12 +19,12 @@ import numpy as np
 import psutil
 from rich.console import Console
 
+from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import Bench, Cell, Task
-from modeling_langcell.feature_extraction_langcell import InputError, reason_of
-from modeling_langcell.files import write_whole
-from modeling_langcell.fingerprints import fingerprint
+from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.model.errors import InputError, reason_of
 
 #: Tasks by name, and the file of each.
 TASKS = {

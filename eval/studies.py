@@ -17,9 +17,10 @@ import pandas as pd
 import pooch
 import yaml
 
-from modeling_langcell.annotation import open_cells
-from modeling_langcell.example import CELL_OPTIONS, LABEL_COLUMN, load_example
-from modeling_langcell.feature_extraction_langcell import InputError, LangCellFeatureExtractor, reason_of
+from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
+from modeling_langcell.io.h5ad import open_cells
+from modeling_langcell.model.errors import InputError, reason_of
+from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 
 REGISTRY = Path(__file__).with_name("studies.yaml")
 UNKNOWN = "unknown"

@@ -16,11 +16,11 @@ import scipy.sparse as sp
 import torch
 
 from modeling_langcell import LangCellAnnotator, LangCellModel
-from modeling_langcell.calibrating import score_labelled
-from modeling_langcell.doubt import LabelledScores
+from modeling_langcell.annotation.calibrate import score_labelled
+from modeling_langcell.annotation.calibration import LabelledScores
 from modeling_langcell.eval.baselines import baselines, counts_by_gene
 from modeling_langcell.eval.studies import UNKNOWN, Study, read_studies
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.model.errors import InputError
 
 METRICS = Path(__file__).with_name("metrics")
 LANGCELL, RANDOM = "langcell", "random_weights"

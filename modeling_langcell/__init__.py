@@ -25,9 +25,10 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_langcell import PIPELINE_TASK, LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from .feature_extraction_langcell import InputError, LangCellFeatureExtractor
-from .modeling_langcell import (
+from .model.configuration_langcell import PIPELINE_TASK, LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from .model.errors import InputError
+from .model.feature_extraction_langcell import LangCellFeatureExtractor
+from .model.modeling_langcell import (
     LangCellCellModel,
     LangCellForMaskedLM,
     LangCellForPreTraining,
@@ -35,11 +36,11 @@ from .modeling_langcell import (
     LangCellModel,
     LangCellTextModel,
 )
-from .pipeline_langcell import ZeroShotCellAnnotationPipeline
-from .processing_langcell import LangCellProcessor
+from .model.pipeline_langcell import ZeroShotCellAnnotationPipeline
+from .model.processing_langcell import LangCellProcessor
 
 if TYPE_CHECKING:
-    from .annotation import LangCellAnnotator
+    from .annotation.annotator import LangCellAnnotator
 
 __version__ = "0.1.0"
 

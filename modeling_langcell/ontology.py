@@ -13,8 +13,8 @@ from functools import cache
 from cellxgene_ontology_guide.ontology_parser import OntologyParser
 from rapidfuzz import fuzz, process
 
-from .feature_extraction_langcell import InputError
-from .processing_langcell import WORDINGS, Text, as_texts, word
+from .model.errors import InputError
+from .model.processing_langcell import WORDINGS, Text, as_texts, word
 
 DESCRIPTION_PREFIX = "cell type:"
 

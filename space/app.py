@@ -34,15 +34,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from visits import Visit, Visits
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.annotation import reading_h5ad
-from modeling_langcell.answers import Judge
-from modeling_langcell.drawing import lay_out
-from modeling_langcell.example import CELL_OPTIONS, CELL_TYPES, load_example
-from modeling_langcell.explaining import explain_annotated
-from modeling_langcell.file_annotation import annotate_file, open_lightly, read_annotation
-from modeling_langcell.input_quality import examine
+from modeling_langcell.annotation.explain import explain_annotated
+from modeling_langcell.annotation.large_files import annotate_file
+from modeling_langcell.annotation.predictions import Judge
+from modeling_langcell.annotation.quality import examine
+from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES, load_example
+from modeling_langcell.io.h5ad import open_lightly, read_annotation, reading_h5ad
 from modeling_langcell.ontology import all_terms
-from modeling_langcell.report import write_report
+from modeling_langcell.report.page import write_report
+from modeling_langcell.report.plots import lay_out
 
 MOST_MEGABYTES, MOST_CELLS, MOST_GENES, MOST_CANDIDATES = 200, 20_000, 100_000, 100
 #: What a file may hold when it is unpacked: in its tables, which are read whole, and in all.

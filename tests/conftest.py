@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from .hub_stand_in import TOKEN, HubStandIn
+from tests.support.hub_stand_in import TOKEN, HubStandIn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def shared() -> Path:
 def chromium():
     """A browser without a window; its absence skips, or fails where it must be there."""
     from modeling_langcell import InputError
-    from modeling_langcell.eval.pictures import chromium as start
+    from modeling_langcell.eval.experiments.pictures import chromium as start
 
     try:
         with start() as browser:
@@ -122,8 +122,8 @@ def tiny_studies(tmp_path_factory):
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    from modeling_langcell.corpus import CorpusSettings, make_corpus
-    from modeling_langcell.sources import find_sources
+    from modeling_langcell.corpus.build import CorpusSettings, make_corpus
+    from modeling_langcell.corpus.sources import find_sources
 
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
@@ -186,9 +186,9 @@ def settings(tiny_studies, tmp_path):
 
 def started(settings):
     """The model and processor that a run would train."""
-    from modeling_langcell.corpus import Corpus
-    from modeling_langcell.pretraining_config import PretrainingConfig
-    from modeling_langcell.tower_starts import start_model
+    from modeling_langcell.corpus.corpus import Corpus
+    from modeling_langcell.pretraining.config import PretrainingConfig
+    from modeling_langcell.pretraining.initialization import start_model
 
     return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
 

@@ -25,12 +25,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from modeling_langcell.cli import app
-from modeling_langcell.conversion import read_gene_vocabulary
+from modeling_langcell.cli.main import app
+from modeling_langcell.conversion.published import read_gene_vocabulary
 from modeling_langcell.ontology import kinds_below
-
-from .conftest import REPOSITORY
-from .hub_stand_in import HubStandIn
+from tests.conftest import REPOSITORY
+from tests.support.hub_stand_in import HubStandIn
 
 GUIDE = REPOSITORY / "docs"
 PAGES = {"README.md": REPOSITORY / "README.md"}

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.files import require_apart
+from modeling_langcell.io.atomic import require_apart
 
 
 @pytest.fixture

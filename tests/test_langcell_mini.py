@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from modeling_langcell import LangCellAnnotator, LangCellModel
-
-from .conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 MINI = REPOSITORY / "hub_configs" / "langcell-mini"
 ACCURACY = 0.5

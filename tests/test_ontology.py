@@ -9,6 +9,7 @@ import pytest
 from cellxgene_ontology_guide.ontology_parser import OntologyParser
 
 from modeling_langcell import InputError
+from modeling_langcell.model.processing_langcell import Text
 from modeling_langcell.ontology import (
     UNINFORMATIVE,
     agreement,
@@ -25,7 +26,6 @@ from modeling_langcell.ontology import (
     siblings,
     texts_of,
 )
-from modeling_langcell.processing_langcell import Text
 
 OTHER_SPECIES = re.compile(r"Mmus|Mus musculus|mouse|sensu (?!Vertebrata)")
 

@@ -18,9 +18,8 @@ import pytest
 import scipy.sparse as sp
 
 import modeling_langcell
-from modeling_langcell.example import LABEL_COLUMN, load_example
-
-from .conftest import REPOSITORY
+from modeling_langcell.io.example import LABEL_COLUMN, load_example
+from tests.conftest import REPOSITORY
 
 VERSION = modeling_langcell.__version__
 PROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
@@ -166,7 +165,7 @@ class TestContent:
             ),
             *("tests/conftest.py", "docs/index.md", "docs/demo.png", "constraints/lowest.txt", ".ci/run"),
             *("hub_configs/pretraining/mini-stage1.yaml", "hub_configs/accelerate/ddp.yaml", "model_cards/template.md"),
-            *("eval/throughput.py", "eval/studies.yaml", "eval/results/zero-shot.json"),
+            *("eval/benchmarks/throughput.py", "eval/studies.yaml", "eval/results/zero-shot.json"),
         ):
             assert (unpacked / name).is_file(), name
         assert not (unpacked / "eval" / "results" / "cells").exists()

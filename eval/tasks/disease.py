@@ -6,13 +6,13 @@ types of these very cells were seen, though never their tissue or disease.
 
 import numpy as np
 
-from modeling_langcell.adaptation import AdaptationConfig, adapt
-from modeling_langcell.adapters import Head
-from modeling_langcell.answers import PROBABILITIES, RUN
+from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
+from modeling_langcell.checkpoint.adaptation_record import Head
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, judge
-from modeling_langcell.feature_extraction_langcell import InputError
-from modeling_langcell.labelled_cells import read_labels
+from modeling_langcell.io.columns import PROBABILITIES, RUN
+from modeling_langcell.io.labels import read_labels
+from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import get_term, is_term
 
 SHOTS = 9

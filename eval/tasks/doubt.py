@@ -3,9 +3,9 @@
 
 import numpy as np
 
-from modeling_langcell.doubt import ERROR_RATE, LabelledScores, calibrated, calibration_error, fit
+from modeling_langcell.annotation.calibration import ERROR_RATE, LabelledScores, calibrated, calibration_error, fit
+from modeling_langcell.annotation.ontology_backoff import Lineages
 from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, metric
-from modeling_langcell.lineages import Lineages
 from modeling_langcell.ontology import depth, find_term
 
 _STUDIES = ("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc")

@@ -3,10 +3,10 @@
 
 import numpy as np
 
-from modeling_langcell.answers import EMBEDDING
+from modeling_langcell.annotation.explain import Explainer
 from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, bootstrap
-from modeling_langcell.explaining import Explainer
-from modeling_langcell.labelled_cells import rank_cells
+from modeling_langcell.io.columns import EMBEDDING
+from modeling_langcell.io.labels import rank_cells
 
 TASK = Task(
     name="explanations",

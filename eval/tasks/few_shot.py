@@ -5,12 +5,12 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 
-from modeling_langcell.adaptation import AdaptationConfig, adapt
-from modeling_langcell.answers import PROBABILITIES, RUN
+from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
-from modeling_langcell.feature_extraction_langcell import InputError
-from modeling_langcell.labelled_cells import rank_cells
+from modeling_langcell.io.columns import PROBABILITIES, RUN
+from modeling_langcell.io.labels import rank_cells
+from modeling_langcell.model.errors import InputError
 
 MOST = 9
 #: Of a type with few cells, so much at most is learnt from: the rest is what it is judged by.

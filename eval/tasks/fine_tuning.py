@@ -4,11 +4,11 @@
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
-from modeling_langcell.answers import PROBABILITIES, RUN
+from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.io.columns import PROBABILITIES, RUN
+from modeling_langcell.model.errors import InputError
 
 JUDGED_SHARE = 1 / 3
 EPOCHS = 15

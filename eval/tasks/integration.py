@@ -10,10 +10,10 @@ from scib_metrics.nearest_neighbors import NeighborsResults
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.io.columns import EMBEDDING
+from modeling_langcell.model.errors import InputError
 
 scib.settings.verbosity = logging.WARNING  # It tells of every label that is of one batch alone.
 

@@ -8,9 +8,9 @@ from transformers.utils import logging
 
 from modeling_langcell import LangCellForMaskedLM
 from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, bootstrap
-from modeling_langcell.feature_extraction_langcell import InputError
-from modeling_langcell.labelled_cells import rank_cells
-from modeling_langcell.objectives import IGNORED, MaskedGeneModelling
+from modeling_langcell.io.labels import rank_cells
+from modeling_langcell.model.errors import InputError
+from modeling_langcell.model.objectives import IGNORED, MaskedGeneModelling
 
 MOST_CELLS = 300
 FREQUENT = "most_frequent"

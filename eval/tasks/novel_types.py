@@ -4,10 +4,10 @@
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
 from modeling_langcell.eval.tasks.zero_shot import learnt_elsewhere
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.io.columns import EMBEDDING
+from modeling_langcell.model.errors import InputError
 
 TASK = Task(
     name="novel-types",

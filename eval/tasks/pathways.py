@@ -11,11 +11,11 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.multiclass import OneVsRestClassifier
 
-from modeling_langcell.adaptation import AdaptationConfig, Method, adapt
-from modeling_langcell.answers import PROBABILITIES
+from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.io.columns import PROBABILITIES
+from modeling_langcell.model.errors import InputError
 
 EXAMPLE = Path(__file__).with_name("example_pathways.gmt")
 PATHWAYS = "pathways"

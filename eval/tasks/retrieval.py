@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from modeling_langcell.answers import EMBEDDING
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
+from modeling_langcell.io.columns import EMBEDDING
 
 TASK = Task(
     name="retrieval",

@@ -3,9 +3,9 @@
 
 import numpy as np
 
-from modeling_langcell.answers import EMBEDDING, PROBABILITIES
 from modeling_langcell.eval.baselines import CELLTYPIST, counts_by_gene, has_celltypist, only_genes
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells, judge
+from modeling_langcell.io.columns import EMBEDDING, PROBABILITIES
 
 TASK = Task(
     name="zero-shot",

@@ -52,7 +52,7 @@ def word(wordings: Iterable[str], name: str, definition: str = "", synonyms: Seq
         One text or more, in the order of the wordings and the synonyms.
 
     ```python
-    >>> from modeling_langcell.processing_langcell import word
+    >>> from modeling_langcell.model.processing_langcell import word
     >>> texts = word(["{name}: {definition}", "a {synonym}"], "B cell", synonyms=["B-cell", "B lymphocyte"])
     >>> [text.text for text in texts]
     ['a B-cell', 'a B lymphocyte']

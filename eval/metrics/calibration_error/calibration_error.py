@@ -5,7 +5,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.model.errors import InputError
 
 _DESCRIPTION = """
 Predictions are put into bins of equal width by their confidence; in each, mean confidence is compared with the share

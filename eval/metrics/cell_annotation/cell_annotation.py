@@ -5,7 +5,7 @@ import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.model.errors import InputError
 
 _DESCRIPTION = """
 Accuracy over cells, and means over types in which a rare type counts as much as a common one. The types are those that

@@ -5,7 +5,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.model.errors import InputError
 
 _DESCRIPTION = """
 From cells to texts: a cell's rank is that of its own text among all texts, by similarity. From texts to cells: the rank

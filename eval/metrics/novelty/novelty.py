@@ -6,7 +6,7 @@ import evaluate
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.model.errors import InputError
 
 _POINTS = 100  # As many of the curve as a figure shows.
 

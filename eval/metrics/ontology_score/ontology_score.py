@@ -5,7 +5,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_langcell.feature_extraction_langcell import InputError
+from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import agreement
 
 _DESCRIPTION = """

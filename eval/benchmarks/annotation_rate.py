@@ -1,0 +1,424 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+How fast annotation goes beside the naive procedure: the same weights, the same real cells, one after the other in each
+round. The base geometry with random weights: what is computed does not depend on them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from transformers import AutoProcessor
+
+from modeling_langcell import LangCellConfig, LangCellFeatureExtractor, LangCellModel, LangCellProcessor
+from modeling_langcell.annotation.annotator import LangCellAnnotator
+from modeling_langcell.checkpoint.builtin import MINI, locate
+from modeling_langcell.eval.benchmarks.naive import BATCH, NaiveProcedure
+from modeling_langcell.eval.benchmarks.operations import matrix_rate, operations_of_cells, operations_of_pairs, time_of
+from modeling_langcell.io.h5ad import open_cells
+from modeling_langcell.model.feature_extraction_langcell import RankedCells
+from modeling_langcell.model.packed_langcell import PackedSequences
+from modeling_langcell.model.zero_shot import DescriptionScorer, read_cells
+from modeling_langcell.ontology import all_terms
+
+ALPHA = 0.1  # As in the public notebook.
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    One way to annotate.
+
+    Args:
+        candidates: Number of descriptions.
+        shortlist: Of which the matching reads so many of each cell; all by default.
+        precision: `float32` or `bfloat16`.
+        cells: Of a naive batch, how many are annotated.
+    """
+
+    candidates: int
+    shortlist: int | None
+    precision: str
+    cells: int
+
+    @property
+    def way(self) -> str:
+        """What it is called, whatever the number of candidates."""
+        return self.precision if self.shortlist is None else f"{self.precision}, shortlist of {self.shortlist}"
+
+
+class Bench:
+    """
+    A model of the base geometry with random weights, and real cells ranked for it.
+
+    Args:
+        cells: An `.h5ad` file.
+        device: Where to compute.
+        seed: Of weights, cells and candidates.
+        geometry: Another than the base one; its vocabularies are set to fit.
+    """
+
+    def __init__(self, cells: Path, device: torch.device, seed: int, geometry: LangCellConfig | None = None):
+        shipped = AutoProcessor.from_pretrained(locate(MINI))
+        extractor = LangCellFeatureExtractor(shipped.feature_extractor.gene_vocabulary)
+        tokenizer = shipped.tokenizer
+        self.config = LangCellConfig() if geometry is None else geometry
+        self.config.cell_config.vocab_size = len(extractor)
+        tokenizer.model_max_length = self.config.text_config.max_position_embeddings
+        self.processor = LangCellProcessor(extractor, tokenizer)
+        self.device, self.rng = device, np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        self.model = LangCellModel(self.config).to(device).eval()
+        self.models = {"float32": self.model}
+        self._scorers: dict[tuple[int, str], DescriptionScorer] = {}
+        self.ranked: RankedCells = extractor.rank(open_cells(cells), empty_cells="mark")
+        terms = all_terms()
+        order = self.rng.permutation(len(terms))
+        self.descriptions = [terms[number].description for number in order]
+
+    def model_in(self, precision: str) -> LangCellModel:
+        """The model with its weights in a precision."""
+        if precision not in self.models:
+            copied = LangCellModel(self.config)
+            copied.load_state_dict(self.model.state_dict())
+            self.models[precision] = copied.to(self.device, getattr(torch, precision)).eval()
+        return self.models[precision]
+
+    def scorer(self, setting: Setting) -> DescriptionScorer:
+        """What annotates in this way; ways that differ in the shortlist share their encoded texts."""
+        key = setting.candidates, setting.precision
+        if key not in self._scorers:
+            chosen = {str(number): text for number, text in enumerate(self.descriptions[: setting.candidates])}
+            model = self.model_in(setting.precision)
+            self._scorers[key] = DescriptionScorer(model, self.processor, chosen, ALPHA, None)
+        return self._scorers[key].reading(setting.shortlist)
+
+    def texts(self, candidates: int) -> list[list[int]]:
+        """Ids of the first descriptions."""
+        return self.processor(text=self.descriptions[:candidates], text_kwargs={"padding": False})["input_ids"]
+
+    def batch(self) -> np.ndarray:
+        """Rows of as many cells as the public loop reads at once, shortest first."""
+        rows = self.rng.choice(np.flatnonzero(~self.ranked.without_genes), BATCH, replace=False)
+        return rows[np.argsort(self.ranked.lengths[rows], kind="stable")]
+
+    def some(self, rows: np.ndarray, cells: int) -> np.ndarray:
+        """So many of a batch: the middle ones of as many equal parts by length, so that they are like the others."""
+        return rows[((np.arange(cells) + 0.5) * len(rows) / cells).astype(int)]
+
+    def pad(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask as the naive procedure takes them."""
+        ids, mask = (torch.from_numpy(array).to(self.device) for array in self.ranked.pad(rows))
+        return ids, mask
+
+
+class NaiveSeconds:
+    """
+    What the naive procedure takes on a batch. Its texts come one at a time, each at a cost that grows with its length
+    alone: a few texts, from the shortest to the longest, tell the cost of any number.
+
+    Args:
+        bench: Model and cells.
+        rows: The batch.
+        lengths: Of all texts.
+        timed: How many texts are timed.
+    """
+
+    def __init__(self, bench: Bench, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
+        self.lengths = np.array([len(text) for text in texts])
+        order = np.argsort(self.lengths, kind="stable")
+        sample = np.unique(order[np.linspace(0, len(order) - 1, min(timed, len(order))).astype(int)])
+        sample = sample[np.argsort(self.lengths[sample], kind="stable")]
+        naive = NaiveProcedure(bench.model, [texts[text] for text in sample], ALPHA)
+        ids, mask = bench.pad(rows)
+        found: dict[str, torch.Tensor] = {}
+
+        def encode() -> None:
+            found["states"], _ = naive.encode_cells(ids, mask)
+
+        if bench.device.type == "cuda":  # Whose first calls of a size cost more than the others.
+            encode()
+            naive.match(found["states"], mask, -1)
+        self.cells = len(rows)
+        self.encoding = time_of(encode, bench.device)
+        self.matching = [
+            time_of(lambda text=text: naive.match(found["states"], mask, text), bench.device)
+            for text in range(len(sample))
+        ]
+        self._known = self.lengths[sample]
+
+    def match(self, candidates: int) -> float:
+        """Seconds a cell for the matching with so many texts."""
+        return float(np.interp(self.lengths[:candidates], self._known, self.matching).sum()) / self.cells
+
+    def annotate(self, candidates: int) -> float:
+        """Seconds a cell for so many candidates."""
+        return self.encoding / self.cells + self.match(candidates)
+
+
+def measure_annotation(
+    bench: Bench, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """
+    Rounds of the naive procedure and of every setting on the same cells. Encoding the candidates, once a run for both,
+    is not in it.
+
+    Returns:
+        `ways`, of every setting: `cells_per_second` and `ratio` to the naive procedure, medians of the rounds, and
+        where all candidates are read `share_of_floor` (what part of the time the device needs for the least operations
+        that are known) and `same_answer`, the share of cells whose best candidate is that of single precision; and of
+        the naive procedure `naive_cells_per_second` by candidates.
+    """
+    scorers = {setting: bench.scorer(setting) for setting in settings}
+    most = max(setting.candidates for setting in settings)
+    texts = bench.texts(most)
+    # What the first call of all costs is no part of the rate; on a GPU that is memory for a whole batch too.
+    gpu = bench.device.type == "cuda"
+    for setting, scorer in scorers.items():
+        _annotate(bench, scorer, bench.batch()[: BATCH if gpu else 1])
+        say(f"ready: {setting.candidates} candidates, {setting.way}")
+    found: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
+    naive: dict[int, list[float]] = {setting.candidates: [] for setting in settings}
+    for number in range(rounds):
+        rows = bench.batch()
+        seconds = NaiveSeconds(bench, rows, texts, timed_texts)
+        for candidates, times in naive.items():
+            times.append(seconds.annotate(candidates))
+        best: dict[tuple[int, int], int] = {}  # Of a number of candidates and a cell, as exact single precision has it.
+        for setting, scorer in scorers.items():
+            chosen = bench.some(rows, setting.cells)
+            answers: list[int] = []
+            taken = time_of(lambda c=chosen, s=scorer, a=answers: a.extend(_annotate(bench, s, c)), bench.device)
+            if setting.way == "float32":
+                best |= {(setting.candidates, row): answer for row, answer in zip(chosen, answers, strict=True)}
+            same = [
+                best[setting.candidates, row] == answer
+                for row, answer in zip(chosen, answers, strict=True)
+                if (setting.candidates, row) in best
+            ]
+            lengths = bench.ranked.lengths[chosen].tolist()
+            least = operations_of_cells(bench.config, lengths)
+            least += operations_of_pairs(bench.config, lengths, scorer.lengths)
+            rate = matrix_rate(bench.device, getattr(torch, setting.precision))
+            found[setting].append(
+                {
+                    "genes_a_cell": float(np.mean(lengths)),
+                    "seconds_a_cell": taken / len(chosen),
+                    "ratio": naive[setting.candidates][-1] / (taken / len(chosen)),
+                    "share_of_floor": least / rate / taken,
+                    "same_answer": float(np.mean(same)) if same else float("nan"),
+                }
+            )
+            say(f"round {number + 1}: {setting.candidates} candidates, {setting.way}: "
+                f"{found[setting][-1]['ratio']:.1f} times the naive rate")  # fmt: skip
+    return {
+        "naive_cells_per_second": {number: 1 / float(np.median(times)) for number, times in naive.items()},
+        "ways": [_summary(setting, of_rounds) for setting, of_rounds in found.items()],
+    }
+
+
+def _summary(setting: Setting, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    def median(name: str) -> float:
+        return float(np.median([one[name] for one in rounds]))
+
+    summary = {
+        "candidates": setting.candidates,
+        "way": setting.way,
+        "precision": setting.precision,
+        "shortlist": setting.shortlist,
+        "cells_a_round": setting.cells,
+        "genes_a_cell": float(np.mean([one["genes_a_cell"] for one in rounds])),
+        "cells_per_second": 1 / median("seconds_a_cell"),
+        "ratio": median("ratio"),
+        "ratio_by_round": [one["ratio"] for one in rounds],
+    }
+    if setting.shortlist is None:
+        # Of a shortlist neither says anything here: which texts are read is not known, and weights that are random make
+        # texts too much alike for their order by similarity to survive rounding.
+        summary |= {"share_of_floor": median("share_of_floor"), "same_answer": median("same_answer")}
+    return summary
+
+
+def _annotate(bench: Bench, scorer: DescriptionScorer, rows: np.ndarray) -> list[int]:
+    """The best candidate of each cell."""
+    best = dict[int, int]()
+    for done, found in read_cells(bench.ranked, scorer, scorer.budget, bench.device, rows):
+        best |= zip(done.tolist(), found.scores.argmax(dim=1).tolist(), strict=True)
+    return [best[row] for row in rows.tolist()]
+
+
+def largest_difference(bench: Bench, candidates: int, cells: int) -> float:
+    """Between the scores of the naive procedure and the exact ones in single precision, of a few cells."""
+    rows = bench.some(bench.batch(), cells)
+    naive = NaiveProcedure(bench.model, bench.texts(candidates), ALPHA)(*bench.pad(rows))
+    scorer = bench.scorer(Setting(candidates, None, "float32", cells))
+    place = {row: number for number, row in enumerate(rows.tolist())}
+    difference = 0.0
+    for done, found in read_cells(bench.ranked, scorer, scorer.budget, bench.device, rows):
+        expected = naive[[place[row] for row in done.tolist()]]
+        difference = max(difference, float((found.scores - expected).abs().max()))
+    return difference
+
+
+def agreement_of_mini(
+    cells: Path, candidates: int, shortlist: int, n_cells: int, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """
+    How often langcell-mini, whose weights are trained, gives the answer of exact single precision: with a shortlist,
+    and in half precision. The candidates are the types of the cells and others of the Cell Ontology; `alpha` is 0.1, so
+    that the matching has its say.
+    """
+    rng = np.random.default_rng(seed)
+    adata = open_cells(cells)
+    types = set(adata.obs["cell_type"].astype(str))
+    own = [term for term in all_terms() if term.name in types]
+    others = [term for term in all_terms() if term.name not in types]
+    chosen = own + [others[number] for number in rng.permutation(len(others))[: candidates - len(own)]]
+    descriptions = {term.name: term.description for term in chosen}
+    answers: dict[str, np.ndarray] = {}
+    proven = np.zeros(0)
+    for precision in ("float32", "bfloat16"):
+        annotator = LangCellAnnotator.from_pretrained(MINI, device=device, dtype=precision)
+        ranked = annotator.processor.feature_extractor.rank(adata, empty_cells="mark")
+        rows = np.random.default_rng(seed).permutation(np.flatnonzero(~ranked.without_genes))[:n_cells]
+        exact = DescriptionScorer(annotator.model, annotator.processor, descriptions, ALPHA, None)
+        for way, scorer in ((precision, exact), (f"{precision}, shortlist", exact.reading(shortlist))):
+            best = np.full(len(ranked), -1)
+            sure = np.zeros(len(ranked), dtype=bool)
+            for done, found in read_cells(ranked, scorer, scorer.budget, annotator.device, rows):
+                best[done], sure[done] = found.scores.argmax(dim=1).cpu().numpy(), found.proven.numpy()
+            answers[way] = best[rows]
+            proven = sure[rows] if way == "float32, shortlist" else proven
+    same = {way: float((found == answers["float32"]).mean()) for way, found in answers.items() if way != "float32"}
+    right = (answers["float32, shortlist"] == answers["float32"])[proven]
+    return {
+        "candidates": candidates,
+        "shortlist": shortlist,
+        "cells": len(rows),
+        "alpha": ALPHA,
+        "same_answer": same,
+        "proven": float(proven.mean()),
+        "same_answer_where_proven": float(right.mean()) if len(right) else None,
+    }
+
+
+def measure_matching(bench: Bench, candidates: int, rounds: int, timed_texts: int, cells: int) -> dict[str, Any]:
+    """Rounds of the matching alone, of cells that were encoded before: pairs a second, medians, and their ratio."""
+    texts = bench.texts(candidates)
+    ways = {precision: bench.scorer(Setting(candidates, None, precision, cells)) for precision in precisions(bench)}
+    chosen = torch.arange(candidates).expand(cells, -1)
+    rates: dict[str, list[float]] = {"naive": [], **{way: [] for way in ways}}
+    for _ in range(rounds):
+        rows = bench.batch()
+        rates["naive"].append(candidates / NaiveSeconds(bench, rows, texts, timed_texts).match(candidates))
+        rows = bench.some(rows, cells)
+        ids = torch.from_numpy(np.concatenate([bench.ranked[row] for row in rows]).astype(np.int64)).to(bench.device)
+        packed = PackedSequences(bench.ranked.lengths[rows].tolist(), bench.device)
+        for way, scorer in ways.items():
+            with torch.inference_mode():
+                states, _ = scorer.model.cell_model.read_packed(ids, packed)
+                taken = time_of(lambda s=scorer, t=states, p=packed: s.match(t, p, chosen), bench.device)
+            rates[way].append(cells * candidates / taken)
+    ratios = {way: [ours / theirs for ours, theirs in zip(rates[way], rates["naive"], strict=True)] for way in ways}
+    return {
+        "candidates": candidates,
+        "cells_a_round": cells,
+        "pairs_per_second": {way: float(np.median(rate)) for way, rate in rates.items()},
+        "ratios": {way: float(np.median(ratio)) for way, ratio in ratios.items()},
+        "ratio": float(np.median(ratios["float32"])),
+        "ratio_by_round": ratios,
+    }
+
+
+def measure_cell_tower(bench: Bench, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """
+    Rounds of the cell tower alone on cells of so many random genes: cells a second of the naive procedure and of each
+    precision, their ratio, and the share of the device's matrix rate that is reached, medians.
+    """
+    at_once = 65_536 if bench.device.type == "cuda" else 4_096
+    measured = []
+    for length in lengths:
+        cells = max(1, at_once // length)
+        ids = torch.randint(2, bench.config.cell_config.vocab_size - 1, (cells, length), device=bench.device)
+        mask, packed = torch.ones_like(ids), PackedSequences([length] * cells, bench.device)
+        naive = NaiveProcedure(bench.model, bench.texts(1), ALPHA)
+        operations = operations_of_cells(bench.config, [length] * cells)
+        rates: dict[str, list[float]] = {"naive": []}
+        shares: dict[str, list[float]] = {}
+        for number in range(rounds + 1):
+            taken = {"naive": time_of(lambda n=naive, i=ids, m=mask: n.encode_cells(i, m), bench.device)}
+            for precision in precisions(bench):
+                tower = bench.model_in(precision).cell_model
+                with torch.inference_mode():
+                    taken[precision] = time_of(
+                        lambda t=tower, i=ids, p=packed: t.read_packed(i.flatten(), p), bench.device
+                    )
+                if number:
+                    rate = matrix_rate(bench.device, getattr(torch, precision))
+                    shares.setdefault(precision, []).append(operations / taken[precision] / rate)
+            if number:  # The first round is for what first calls cost.
+                for way, seconds in taken.items():
+                    rates.setdefault(way, []).append(cells / seconds)
+        measured.append(
+            {
+                "length": length,
+                "cells": cells,
+                "cells_per_second": {way: float(np.median(rate)) for way, rate in rates.items()},
+                "share_of_matrix_rate": {way: float(np.median(share)) for way, share in shares.items()},
+            }
+        )
+    return measured
+
+
+def precisions(bench: Bench) -> Iterator[str]:
+    """Those that the device computes fast in."""
+    yield "float32"
+    if bench.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        yield "bfloat16"
+
+
+def draw(figures: dict[str, Any]) -> Figure:
+    """Cells a second by the number of candidates, and those of the cell tower by the length of the cells."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    by_candidates, by_length = figure.subplots(1, 2)
+    naive = figures["naive_cells_per_second"]
+    by_candidates.plot([int(n) for n in naive], list(naive.values()), "k--o", label="naive procedure, float32")
+    ways: dict[str, list[tuple[int, float]]] = {}
+    for one in figures["ways"]:
+        ways.setdefault(one["way"], []).append((one["candidates"], one["cells_per_second"]))
+    for look, (way, points) in zip(("C0-o", "C1-v", "C2-s", "C3-^"), ways.items(), strict=False):
+        by_candidates.plot(*zip(*sorted(points), strict=True), look, label=way)
+    by_candidates.set(xlabel="candidates", title="annotation")
+    for way, look in {"naive": "k--o", "float32": "C0-o", "bfloat16": "C2-s"}.items():
+        points = [(one["length"], one["cells_per_second"].get(way)) for one in figures["cell_tower"]]
+        if all(rate for _, rate in points) and points:
+            label = "naive procedure, float32" if way == "naive" else way
+            by_length.plot(*zip(*points, strict=True), look, label=label)
+    by_length.set(xlabel="genes of a cell", title="cell tower alone")
+    by_length.set_xscale("log", base=2)
+    by_candidates.set_xscale("log")
+    for axes in (by_candidates, by_length):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=12))
+        axes.set_ylabel("cells / s")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+__all__ = [
+    "Bench",
+    "Setting",
+    "agreement_of_mini",
+    "draw",
+    "largest_difference",
+    "measure_annotation",
+    "measure_cell_tower",
+    "measure_matching",
+    "precisions",
+]

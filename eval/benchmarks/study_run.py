@@ -1,0 +1,101 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What it takes to annotate a file as large as a study: by the command, killed on the way and given again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import sparse_dataset, write_elem
+
+from modeling_langcell.annotation.annotator import _CHUNK
+from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb
+from modeling_langcell.io.columns import CELL_TYPE
+from modeling_langcell.io.h5ad import open_cells, read_annotation
+
+
+def annotate_study(cells: Path, n_cells: int, labels: list[str], kill_at: float) -> dict[str, Any]:
+    """
+    Annotates `n_cells` cells, those of a file over and over, with langcell-mini.
+
+    Args:
+        cells: An `.h5ad` file of raw counts.
+        n_cells: Cells of the study.
+        labels: Candidates.
+        kill_at: The first process gets SIGKILL when this share of the cells is done.
+
+    Returns:
+        Of each of the two runs its `seconds`, the cells that were done when it ended, and the most memory that was
+        resident (`peak_gb`); `cells_done_before` as the second one says; size of the file; and whether equal cells got
+        equal answers, wherever they stand in the file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        study, output = Path(folder) / "study.h5ad", Path(folder) / "annotated.h5ad"
+        once = tile(cells, n_cells, study)
+        command = [sys.executable, "-m", "modeling_langcell.cli", "annotate", str(study), "--out", str(output)]
+        command += ["--labels", "; ".join(labels), "--json"]
+        unfinished = output.with_name(f".{output.name}.unfinished")
+        runs = []
+        for share in (kill_at, None):
+            start, peak = time.perf_counter(), 0.0
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+                while process.poll() is None:
+                    peak = max(peak, peak_gb(process.pid) or 0.0)
+                    if share is not None and _cells_done(unfinished) >= share * n_cells:
+                        os.kill(process.pid, signal.SIGKILL)
+                    time.sleep(0.05)
+                said = process.stdout.read() if process.stdout else ""
+            runs.append(
+                {
+                    "ended_by": "SIGKILL" if process.returncode == -signal.SIGKILL else process.returncode,
+                    "seconds": time.perf_counter() - start,
+                    "cells_done": n_cells if output.exists() else _cells_done(unfinished),
+                    "peak_gb": peak,
+                }
+            )
+        result = json.loads(said)
+        answers = read_annotation(output).obs[CELL_TYPE].astype(str).to_numpy()
+        return {
+            "cells": n_cells,
+            "file_gb": study.stat().st_size / GIGABYTE,
+            "candidates": len(labels),
+            "runs": runs,
+            "cells_done_before": result["cells_done_before"],
+            "labels": result["labels"],
+            "equal_cells_get_equal_answers": float((answers == answers[np.arange(n_cells) % once]).mean()),
+            "nothing_left": not unfinished.exists(),
+        }
+
+
+def tile(cells: Path, n_cells: int, output: Path) -> int:
+    """Writes a file of as many cells, those of another over and over; returns how many there are in one round."""
+    adata = open_cells(cells).to_memory()
+    once = sp.csr_matrix(adata.X)
+    with h5py.File(output, "w") as file:
+        file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
+        write_elem(file, "X", once[:0])
+        matrix = sparse_dataset(file["X"])
+        for first in range(0, n_cells, adata.n_obs):
+            matrix.append(once[: n_cells - first])
+        write_elem(file, "obs", pd.DataFrame(index=[f"cell{number}" for number in range(n_cells)]))
+        write_elem(file, "var", adata.var)
+        for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+            write_elem(file, name, {})
+    return adata.n_obs
+
+
+def _cells_done(unfinished: Path) -> int:
+    """By the chunks that are there, all of one size."""
+    return _CHUNK * len(list(unfinished.glob("[0-9]*.safetensors"))) if unfinished.is_dir() else 0
+
+
+__all__ = ["annotate_study", "tile"]

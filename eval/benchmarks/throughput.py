@@ -1,0 +1,453 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+Speed and memory beside the published procedures, both measured in one run on the same cells.
+
+    python eval/benchmarks/throughput.py tokenize --json eval/results/throughput_tokenize.json
+
+and the memory that making a corpus takes, by the number of its cells:
+
+    python eval/benchmarks/throughput.py corpus --json eval/results/throughput_corpus.json
+
+and how fast annotation, and its matching alone, go beside the public loop, on real cells:
+
+    python eval/benchmarks/throughput.py annotate --json eval/results/throughput_annotate.json --figure docs/throughput.png
+    python eval/benchmarks/throughput.py match --json eval/results/throughput_match.json
+
+and what the towers could be computed with instead:
+
+    python eval/benchmarks/throughput.py kernels --json eval/results/throughput_kernels.json
+
+and what annotating a large file takes, by the command, killed on the way and given again:
+
+    python eval/benchmarks/throughput.py study --json eval/results/throughput_study.json
+
+and how fast pre-training goes, and how long the paper's run would take at that rate:
+
+    python eval/benchmarks/throughput.py train --json eval/results/throughput_train.json
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import anndata as ad
+import datasets
+import numpy as np
+import scipy.sparse as sp
+import torch
+import typer
+
+from modeling_langcell import LangCellFeatureExtractor
+from modeling_langcell.annotation.annotator import find_device
+from modeling_langcell.corpus.build import CorpusSettings, make_corpus
+from modeling_langcell.corpus.sources import find_sources
+from modeling_langcell.eval.benchmarks import annotation_rate as rate
+from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
+from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
+from modeling_langcell.eval.benchmarks.study_run import annotate_study
+from modeling_langcell.eval.benchmarks.tokenizing_rate import (
+    MAX_LENGTH,
+    disagreements,
+    memory_of_backed_file,
+    published_tokenize,
+    synthetic_counts,
+    synthetic_vocabulary,
+)
+from modeling_langcell.eval.benchmarks.training_rate import (
+    PAPER_A100_DAYS,
+    PAPER_CELLS,
+    STAGES,
+    Workload,
+    days,
+    measure,
+)
+from modeling_langcell.eval.record import write_record
+from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.io.h5ad import open_cells
+from modeling_langcell.model.errors import InputError
+from modeling_langcell.model.feature_extraction_langcell import RankedCells
+from modeling_langcell.report.plots import render
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def main() -> None:
+    """Speed and memory beside the published procedures."""
+
+
+# ---------------------------------------------------------------------- tokenize
+
+
+@app.command()
+def tokenize(
+    quick: Annotated[bool, typer.Option(help="A small run: says that it works, not how fast.")] = False,
+    n_cells: Annotated[int | None, typer.Option("--cells", help="Cells; 20,000, or 300 when quick.")] = None,
+    n_genes: Annotated[int | None, typer.Option("--genes", help="Genes; 20,000, or 1,000 when quick.")] = None,
+    dense_cells: Annotated[int | None, typer.Option(help="Cells a round for the published procedure.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of both; 7, or 2 when quick.")] = None,
+    files: Annotated[list[int] | None, typer.Option("--file", help="Cells of a backed file, for its memory.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Counts to ranked gene ids: cells a second beside the published dense procedure, and peak memory."""
+    n_cells, n_genes = n_cells or (300 if quick else 20_000), n_genes or (1_000 if quick else 20_000)
+    dense_cells, rounds = dense_cells or (100 if quick else 2_000), rounds or (2 if quick else 7)
+    datasets.disable_progress_bars()
+
+    vocabulary, counts = synthetic_vocabulary(n_genes, seed), synthetic_counts(n_cells, n_genes, seed)
+    # The matrix's columns are not in the vocabulary's order.
+    order = np.random.default_rng(seed).permutation(n_genes)
+    gene_ids = [vocabulary["ensembl_ids"][gene] for gene in order]
+    extractor = LangCellFeatureExtractor(vocabulary, max_length=MAX_LENGTH)
+    token_ids, medians, cls = order + 2, np.array(vocabulary["medians"])[order], n_genes + 2
+
+    def encode(part: sp.csr_matrix) -> list[RankedCells]:
+        return list(extractor.stream(part, gene_ids=gene_ids))
+
+    def encode_in_one_thread(part: sp.csr_matrix) -> list[RankedCells]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        ranked = encode(part)
+        torch.set_num_threads(threads)
+        return ranked
+
+    def publish(part: sp.csr_matrix) -> datasets.Dataset:
+        return published_tokenize(part, token_ids, medians, cls)
+
+    for procedure in (encode, encode_in_one_thread, publish):
+        procedure(counts[:100])  # what the first call of all costs is no part of the rate
+    rates: dict[str, list[float]] = {"extractor": [], "extractor_one_thread": [], "published": []}
+    compared = differing = wrong = 0
+    for first in np.arange(rounds) * dense_cells % max(1, n_cells - dense_cells + 1):
+        part = counts[first : first + dense_cells]
+        published, rate = _rate(publish, part)
+        rates["published"].append(rate)
+        _, rate = _rate(encode_in_one_thread, counts)
+        rates["extractor_one_thread"].append(rate)
+        ranked, rate = _rate(encode, counts)
+        rates["extractor"].append(rate)
+        typer.echo("  ".join(f"{name} {rate[-1]:.0f} cells/s" for name, rate in rates.items()))
+
+        both = RankedCells.concatenate(ranked)
+        values = sp.csr_matrix((part.data / medians[part.indices], token_ids[part.indices], part.indptr))
+        values.resize(part.shape[0], cls + 1)
+        differ, fail = disagreements([both[int(first) + cell] for cell in range(part.shape[0])], published, values)
+        compared, differing, wrong = compared + part.shape[0], differing + differ, wrong + fail
+
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(rates[name], rates["published"], strict=True)]
+        for name in ("extractor", "extractor_one_thread")
+    }
+    figures = {
+        "cells": n_cells,
+        "genes": n_genes,
+        "density": counts.nnz / (n_cells * n_genes),
+        "published_cells_per_round": min(dense_cells, n_cells),
+        "cells_per_second": {name: float(np.median(rate)) for name, rate in rates.items()},
+        "cells_per_second_by_round": rates,
+        "ratio": float(np.median(ratios["extractor"])),
+        "ratio_one_thread": float(np.median(ratios["extractor_one_thread"])),
+        "ratio_by_round": ratios,
+        "cells_compared": compared,
+        "cells_with_ties_in_another_order": differing - wrong,
+        "cells_that_differ": wrong,
+        "input_gb": (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / GIGABYTE,
+        "peak_gb_above_input": _peak_memory(counts, n_genes, gene_ids, seed),
+    }
+    if files:
+        figures["backed_files"] = [memory_of_backed_file(cells, n_genes, seed) for cells in files]
+        for file in figures["backed_files"]:
+            typer.echo(f"backed file of {file['cells']:,} cells, {file['file_gb']:.2f} GB: peak GB {file['peak_gb']}")
+    typer.echo(
+        f"{figures['ratio']:.1f} times the published rate ({figures['ratio_one_thread']:.1f} in one thread); "
+        f"{wrong} of {compared} cells differ; "
+        f"peak GB above the input: {figures['peak_gb_above_input']}"
+    )
+    write_record(json_file, {"seed": seed, **figures})
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _rate(procedure: Callable[[sp.csr_matrix], Any], cells: sp.csr_matrix) -> tuple[Any, float]:
+    """What the procedure makes of the cells, and how many of them it does in a second."""
+    start = time.perf_counter()
+    result = procedure(cells)
+    return result, cells.shape[0] / (time.perf_counter() - start)
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def _peak_memory(counts: sp.csr_matrix, n_genes: int, gene_ids: list[str], seed: int) -> dict[str, float] | None:
+    """Peak GB above the input of encoding it in a fresh process; None where the system does not tell."""
+    if resident("VmHWM") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("data", "indices", "indptr"):
+            np.save(Path(folder) / f"{name}.npy", getattr(counts, name))
+        (Path(folder) / "gene_ids.json").write_text(json.dumps(gene_ids))
+        child = [sys.executable, str(Path(__file__)), "memory", folder, str(n_genes), str(seed)]
+        return json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+@app.command(hidden=True)
+def memory(folder: Path, n_genes: int, seed: int) -> None:
+    """What a fresh process needs above its input to encode it: streamed, then as one padded batch (the larger)."""
+    data, indices, indptr = (np.load(folder / f"{name}.npy") for name in ("data", "indices", "indptr"))
+    counts = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
+    gene_ids = json.loads((folder / "gene_ids.json").read_text())
+    extractor = LangCellFeatureExtractor(synthetic_vocabulary(n_genes, seed), max_length=MAX_LENGTH)
+    before = resident("VmRSS")
+    peak = {}
+    ranked = list(extractor.stream(counts, gene_ids=gene_ids))
+    peak["stream"] = (resident("VmHWM") - before) / GIGABYTE
+    del ranked
+    extractor(counts, gene_ids=gene_ids, return_tensors="np")
+    peak["batch"] = (resident("VmHWM") - before) / GIGABYTE
+    typer.echo(json.dumps(peak))
+
+
+# ---------------------------------------------------------------------- corpus
+
+
+@app.command()
+def corpus(
+    cells: Annotated[list[int] | None, typer.Option(help="Numbers of cells; 5,000, 15,000 and 50,000.")] = None,
+    n_genes: Annotated[int, typer.Option("--genes", help="Genes.")] = 20_000,
+    chunk_cells: Annotated[int, typer.Option(help="Cells of a shard.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Peak memory of `langcell corpus` in one process, on synthetic cells, each time in a fresh one."""
+    peaks, seconds = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        gene_info = Path(folder) / "gene_info.tsv"
+        lines = ["Symbol\tSynonyms\tdbXrefs\tdescription"]
+        lines += [f"GENE{gene}\t-\tEnsembl:ENSG{gene:011d}\tgene {gene}" for gene in range(n_genes)]
+        gene_info.write_text("\n".join(lines) + "\n")
+        for n_cells in cells or (5_000, 15_000, 50_000):
+            adata = ad.AnnData(synthetic_counts(n_cells, n_genes, seed))
+            adata.var_names = [f"ENSG{gene:011d}" for gene in range(n_genes)]
+            adata.write_h5ad(Path(folder) / "cells.h5ad")
+            del adata
+            out = str(Path(folder) / f"corpus{n_cells}")
+            child = [
+                sys.executable,
+                str(Path(__file__)),
+                "corpus-memory",
+                folder,
+                str(gene_info),
+                out,
+                str(chunk_cells),
+            ]
+            start = time.perf_counter()
+            peaks[n_cells] = float(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            seconds[n_cells] = time.perf_counter() - start
+            typer.echo(f"{n_cells:,} cells: peak {peaks[n_cells]:.2f} GB, {seconds[n_cells]:.0f} s")
+    figures = {"genes": n_genes, "chunk_cells": chunk_cells, "peak_gb": peaks, "seconds": seconds}
+    write_record(json_file, {"seed": seed, **figures})
+
+
+@app.command(hidden=True)
+def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) -> None:
+    """Makes a corpus of `cells.h5ad` and says the peak memory of this process in GB."""
+    make_corpus(find_sources([str(sources / "cells.h5ad")]), out, CorpusSettings(gene_info, chunk_cells=chunk_cells))
+    typer.echo(resident("VmHWM") / GIGABYTE)
+
+
+# ---------------------------------------------------------------------- annotate, match
+
+Cells = Annotated[Path, typer.Option("--cells", help="An .h5ad file of real cells.")]
+PBMC = Path("../shared/data/validation/pbmc_kang_ctrl.h5ad")
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of all, one after the other.")]
+
+
+@app.command()
+def annotate(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="8 and 128 candidates (1,024 with a shortlist), in minutes.")
+    ] = False,
+    cells_file: Cells = PBMC,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of all; 3, or 2 when quick.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    figure_file: Annotated[Path | None, typer.Option("--figure", help="Where the figure goes.")] = None,
+) -> None:
+    """Cells a second beside the public loop, by the number of candidates and the length of the cells."""
+    bench = _bench(cells_file, device, seed)
+    gpu = bench.device.type == "cuda"
+    every, rounds = len(bench.descriptions), rounds or (2 if quick else 3)
+    # Candidates, and cells a round: fewer where each has more pairs.
+    exact = {8: 16, 128: 2} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
+    short = {128: 8, 1024: 8} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
+    if gpu:  # Which takes them all.
+        exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
+    settings = [
+        rate.Setting(candidates, shortlist, precision, cells)
+        for precision in rate.precisions(bench)
+        for shortlist, sizes in ((None, exact), (16, short))
+        for candidates, cells in sizes.items()
+        if not (quick and precision != "float32" and candidates == 1024)
+    ]
+    figures: dict[str, Any] = {
+        "cells": cells_file.name,
+        "genes_of_a_cell": {"mean": float(bench.ranked.lengths.mean()), "longest": int(bench.ranked.lengths.max())},
+        "tokens_of_a_text": float(np.mean([len(text) for text in bench.texts(128)])),
+        "device": _device_name(bench.device),
+        "largest_difference": {n: rate.largest_difference(bench, n, 2) for n in ((8,) if quick else (8, 128))},
+    }
+    figures |= rate.measure_annotation(bench, settings, rounds, 3 if quick else 5, typer.echo)
+    lengths = (512, 2048) if quick else (128, 256, 512, 1024, 2048)
+    figures["cell_tower"] = rate.measure_cell_tower(bench, lengths, 1 if quick else rounds)
+    figures["ratio"] = next(
+        way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
+    )
+    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed, bench.device)
+    figures["peak_gb"] = _peak_gb(bench.device)
+    for way in figures["ways"]:
+        more = ""
+        if way["shortlist"] is None:
+            more = f", {way['share_of_floor']:.0%} of the floor; same answer for {way['same_answer']:.1%}"
+        typer.echo(
+            f"{way['candidates']:>6,} candidates, {way['way']:<26} {way['cells_per_second']:8.3g} cells/s, "
+            f"{way['ratio']:6.1f} times the naive rate{more}"
+        )
+    for way, same in figures["mini"]["same_answer"].items():
+        typer.echo(f"langcell-mini, 128 candidates, {way}: the answer of exact single precision for {same:.1%}")
+    if not gpu:
+        typer.echo("No GPU here: on one, this reads 32 cells a round in every way, and 65,536 genes in the cell tower.")
+    typer.echo(f"Largest difference from the naive scores, by candidates: {figures['largest_difference']}")
+    write_record(json_file, {"seed": seed, **figures})
+    if figure_file is not None:
+        write_whole(figure_file, render(rate.draw(figures), 110))
+
+
+@app.command()
+def match(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs.")] = False,
+    cells_file: Cells = PBMC,
+    candidates: Annotated[int, typer.Option(help="Descriptions.")] = 32,
+    rounds: Rounds = 3,
+    seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """The matching alone: pairs of a cell and a text a second, beside the public loop."""
+    bench = _bench(cells_file, device, seed)
+    figures = rate.measure_matching(bench, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
+    for way, ratio in figures["ratios"].items():
+        typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
+    figures |= {"device": _device_name(bench.device), "peak_gb": _peak_gb(bench.device)}
+    write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures})
+
+
+@app.command()
+def kernels(
+    cells_file: Cells = PBMC,
+    length: Annotated[int, typer.Option(help="Genes of a cell.")] = 512,
+    rounds: Rounds = 5,
+    seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """The cell tower compiled, in half precision, with int8 weights: what the defaults were chosen from."""
+    figures = measure_choices(_bench(cells_file, device, seed), length, rounds)
+    for way, one in figures["ways"].items():
+        typer.echo(f"{way:<22} {one['ratio']:5.2f} times the naive rate, cosine at least {one['cosine']:.4f}")
+    write_record(json_file, {"seed": seed, **figures})
+
+
+def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:
+    try:
+        return rate.Bench(cells, find_device(device), seed)
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _device_name(device: torch.device) -> str | None:
+    """A GPU's; a processor's is in every record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def _peak_gb(device: torch.device) -> float | None:
+    """Of the device's own memory."""
+    return torch.cuda.max_memory_allocated(device) / GIGABYTE if device.type == "cuda" else peak_gb()
+
+
+# ---------------------------------------------------------------------- study
+
+
+@app.command()
+def study(
+    quick: Annotated[bool, typer.Option("--quick", help="20,000 cells.")] = False,
+    cells_file: Cells = Path("../shared/data/train/pbmc_facs_zheng.h5ad"),
+    n_cells: Annotated[int | None, typer.Option("--number", help="Cells, those of the file over and over.")] = None,
+    kill_at: Annotated[float, typer.Option(help="Share of the cells after which the first run is killed.")] = 0.5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """A study of 100,000 cells annotated with langcell-mini by the command, killed once and given again."""
+    labels = sorted(
+        {label for label in open_cells(cells_file).obs["cell_type"].astype(str).unique() if label != "unknown"}
+    )
+    figures = annotate_study(cells_file, n_cells or (20_000 if quick else 100_000), labels, kill_at)
+    for number, run in enumerate(figures["runs"], 1):
+        typer.echo(
+            f"run {number}: {run['seconds']:.0f} s, then {run['cells_done']:,} of {figures['cells']:,} cells done, "
+            f"peak {run['peak_gb']:.2f} GB, ended by {run['ended_by']}"
+        )
+    typer.echo(f"equal cells got equal answers: {figures['equal_cells_get_equal_answers']:.2%}")
+    write_record(json_file, {"source": cells_file.name, **figures})
+
+
+# ---------------------------------------------------------------------- train
+
+
+@app.command()
+def train(
+    quick: Annotated[bool, typer.Option(help="Short cells and few of them: says that it works, not how fast.")] = False,
+    geometry: Annotated[list[str] | None, typer.Option(help="mini or base; can be repeated. Both by default.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Steps measured; 3, or 2 when quick.")] = None,
+    compile_towers: Annotated[bool, typer.Option("--compile", help="Compile the towers.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Pre-training steps of both stages at the mini and the base geometry: rates, and days for the paper's run."""
+    gpu = torch.cuda.is_available()
+    sizes = {"mini": (64, 512, 32, 64), "base": (2, 2048, 2, 128)}
+    if gpu:  # More at once keep it busy: these fill most of 80 GB, and of less memory they take their share.
+        share = min(1.0, torch.cuda.get_device_properties(0).total_memory / 72e9)
+        cells, of_mini = int(32 * share), int(512 * share)
+        sizes = {"mini": (of_mini, 512, of_mini // 2, 64), "base": (cells, 2048, cells, 128)}
+    if quick:
+        sizes = {"mini": (8, 64, 4, 16), "base": (2, 64, 2, 16)}
+    figures: dict[str, Any] = {"geometries": {}, "paper": {"cells": PAPER_CELLS, "a100_days": PAPER_A100_DAYS}}
+    for name in geometry or sizes:
+        found = {}
+        for stage in STAGES:
+            workload = Workload(name, *sizes[name])
+            found[stage] = measure(workload, stage, rounds or (2 if quick else 3), seed, compile_towers)
+            typer.echo(
+                f"{name} {stage}: {found[stage]['cells_per_second']:.3g} cells/s, "
+                f"{found[stage]['genes_per_second']:.3g} genes/s, utilisation {found[stage]['utilisation']:.0%} of "
+                f"{found[stage]['machine_teraflops']:.3g} TFLOP/s"
+            )
+        paper_days = days({stage: figure["cells_per_second"] for stage, figure in found.items()})
+        figures["geometries"][name] = {"stages": found, "days_for_the_papers_cells": paper_days}
+        typer.echo(
+            f"{name}: {PAPER_CELLS:,} cells, once through each stage, would take {paper_days:.3g} days on this "
+            f"machine; the paper's run took {PAPER_A100_DAYS} A100-days"
+        )
+    figures["device"] = torch.cuda.get_device_name() if gpu else None
+    write_record(json_file, {"seed": seed, **figures})
+
+
+if __name__ == "__main__":
+    app()

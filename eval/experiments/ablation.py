@@ -1,0 +1,144 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+What each choice in langcell-mini's recipe is worth: its second stage as it is, and with one choice made otherwise, each
+from several seeds, measured on the validation studies by similarity alone when the run ends.
+
+    python eval/experiments/ablation.py --json eval/results/ablation_mini.json
+
+Runs that are finished are not run again; one that was killed goes on. What a run starts from is the same for all seeds:
+reading the genes' names takes as long as the training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+
+from modeling_langcell.eval.record import write_record
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+RECIPE = REPOSITORY / "hub_configs" / "pretraining" / "mini-stage2.yaml"
+
+#: What is made otherwise, one choice at a time.
+CHOICES: dict[str, dict[str, object]] = {
+    "the recipe": {},
+    "after the first stage": {"start": "runs/mini-stage1"},
+    "half of the texts are names": {"name_only_share": 0.5},
+    "other aspects too": {"aspect_share": 0.25},
+    "never described by an ancestor": {"ancestor_share": 0.0},
+    "texts cut after 64 tokens": {"max_tokens": 64},
+    "components of the texts as they are": {"text_whitening": 0.0},
+    "no other study's genes": {"panel_share": 0.0},
+    "no genes left out": {"gene_dropout": 0.0},
+    "no sibling texts": {"sibling_texts": 0},
+    "cells drawn as they come": {"balance": 1.0},
+    "the last weights, not their average": {"averaging": 0.0},
+    "text projection trained": {"train_text_projection": True},
+    "genes start at random": {"gene_names_from": None},
+    "last layer starts at random": {"gene_average_start": False},
+}
+
+#: Of the choices, what is over when the training begins.
+OF_THE_START = ("gene_names_from", "gene_average_start", "text_whitening")
+
+
+@dataclass(frozen=True)
+class Trials:
+    """
+    The runs, each a process of its own.
+
+    Args:
+        folder: Where they are kept.
+        threads: Of each.
+        steps: Of each, in place of the recipe's.
+    """
+
+    folder: Path
+    threads: int
+    steps: int | None
+
+    def start(self, choice: str) -> Path:
+        """Where the checkpoint is that a run starts from."""
+        return self.folder / "-".join(["start", *_of_the_start(CHOICES[choice])])
+
+    def make_start(self, choice: str) -> None:
+        """Makes it, unless it was: the start of the recipe, or one that is made otherwise."""
+        self._train(self.start(choice), _read_recipe() | _of_the_start(CHOICES[choice]) | {"steps": 0})
+
+    def measure(self, choice: str, seed: int) -> dict[str, float]:
+        """The last measurement of a run, which is trained unless it was."""
+        output = self.folder / f"{choice.replace(' ', '-').replace(',', '')}-seed{seed}"
+        changes = {"start": str(self.start(choice))} | CHOICES[choice] | {"seed": seed}
+        changes |= {"held_out_cells": 1_000_000, "evaluate_every": 1_000_000}
+        changes |= {} if self.steps is None else {"steps": self.steps}
+        changes = {name: value for name, value in changes.items() if name not in OF_THE_START}
+        self._train(output, _read_recipe() | changes)
+        *_, last = (output / "held_out.jsonl").read_text().splitlines()
+        return json.loads(last)
+
+    def _train(self, output: Path, settings: dict[str, object]) -> None:
+        path, content = output.with_suffix(".yaml"), yaml.safe_dump(settings | {"output": str(output)})
+        if (output / "training.json").exists():
+            if path.read_text() != content:
+                raise RuntimeError(f"{output.name} was run by another recipe: choose another folder, or remove it.")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        command = [sys.executable, "train.py", str(path)]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{output.name}: {done.stderr[-2000:]}")
+
+
+def _of_the_start(changes: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in changes.items() if name in OF_THE_START}
+
+
+def _read_recipe() -> dict[str, object]:
+    return yaml.safe_load(RECIPE.read_text())
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="How many seeds each.")] = 3,
+    choice: Annotated[list[str] | None, typer.Option(help="Only this; can be repeated.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = REPOSITORY / "runs" / "ablation",
+    num_proc: Annotated[int, typer.Option(help="Runs at once.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Steps of each, in place of the recipe's.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """What each choice in langcell-mini's recipe is worth."""
+    chosen = choice or list(CHOICES)
+    # Seed by seed: what is there early says something of every choice.
+    jobs = [(name, seed) for seed in range(seeds) for name in chosen]
+    trials = Trials(folder.resolve(), threads, steps)
+    with ThreadPoolExecutor(num_proc) as pool:
+        ours = [name for name in chosen if "start" not in CHOICES[name]]
+        list(pool.map(trials.make_start, {trials.start(name): name for name in ours}.values()))  # Many share one.
+        found = dict(zip(jobs, pool.map(lambda job: trials.measure(*job), jobs), strict=True))
+    rows: dict[str, dict[str, Any]] = {}
+    for name in chosen:
+        by_seed = [found[name, seed] for seed in range(seeds)]
+        measured = [key for key in by_seed[0] if key != "step"]
+        rows[name] = {
+            "changes": CHOICES[name],
+            "mean": {key: float(np.mean([one[key] for one in by_seed])) for key in measured},
+            "by_seed": {key: [one[key] for one in by_seed] for key in measured},
+        }
+        typer.echo(f"{name:40} " + "  ".join(f"{key} {value:.3f}" for key, value in rows[name]["mean"].items()))
+    write_record(
+        json_file, {"recipe": RECIPE.name, "seeds": seeds, "steps": steps, "threads": threads, "results": rows}
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

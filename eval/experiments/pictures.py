@@ -1,0 +1,129 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+The report and the app as a browser shows them: pictures for the guide, of a page that is there already or of the app as
+it annotates.
+
+    langcell annotate --example --report demo/report.html
+    python eval/experiments/pictures.py report demo/report.html docs/report.png
+    python eval/experiments/pictures.py app docs/app.png
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modeling_langcell.model.errors import InputError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+#: Chromium asks its makers for updates otherwise, and a container has no sandbox for it.
+_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+_REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """
+    The system's Chromium, without a window.
+
+    Raises:
+        InputError: There is none, or no package playwright, which drives it.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError as error:
+        raise InputError('No package playwright: pip install "modeling-langcell[dev]".') from error
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        raise InputError("There is no Chromium here: apt-get install chromium, for instance.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=list(_OPTIONS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def running_app(**environment: str) -> Iterator[str]:
+    """
+    The app of `space/` in a process of its own: the address it answers at.
+
+    Args:
+        environment: What is set for it besides.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    around = {**os.environ, "PYTHONPATH": str(_REPOSITORY), "HOST": "127.0.0.1", "PORT": str(port), **environment}
+    process = subprocess.Popen([sys.executable, str(_REPOSITORY / "space" / "app.py")], env=around)
+    try:
+        while process.poll() is None:
+            with socket.socket() as asked:
+                if asked.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        else:
+            raise InputError(f"The app did not start: exit code {process.returncode}.")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@app.command()
+def report(
+    page: Annotated[Path, typer.Argument(metavar="REPORT.html", help="What 'langcell annotate --report' wrote.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
+) -> None:
+    """The first screen of a report, light on the left and dark on the right."""
+    from PIL import Image
+
+    width, height = 1000, 1100
+    with chromium() as browser:
+        halves = []
+        for scheme in ("light", "dark"):
+            tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+            tab.goto(page.resolve().as_uri())
+            if scheme == "dark":
+                tab.get_by_label("Coloured by").select_option("doubt")
+            halves.append(picture.with_name(f".{scheme}.png"))
+            tab.screenshot(path=halves[-1])
+    both = Image.new("RGB", (2 * width, height))
+    for place, half in enumerate(halves):
+        both.paste(Image.open(half), (place * width, 0))
+        half.unlink()
+    both.quantize(256).save(picture, optimize=True)
+    typer.echo(f"Picture: {picture}")
+
+
+@app.command("app")
+def picture_app(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
+) -> None:
+    """The app with its example annotated."""
+    with running_app() as address, chromium() as browser:
+        tab = browser.new_page(viewport={"width": 1100, "height": 1500})
+        tab.goto(address)
+        tab.get_by_role("button", name="Take the example").click()
+        tab.get_by_text("700 cells x 765 genes").wait_for()
+        tab.get_by_role("button", name="Annotate").click()
+        tab.frame_locator("iframe").get_by_text("Coloured by").wait_for(timeout=300_000)
+        tab.screenshot(path=picture)
+    typer.echo(f"Picture: {picture}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,43 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+Zero-shot annotation by checkpoints that differ by the seed of their training, and the mean of their scores.
+
+    python eval/experiments/seeds.py runs/seed0 runs/seed1 runs/seed2 --alpha 1 --json eval/results/zero_shot_seeds.json
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from modeling_langcell.eval.record import write_record
+from modeling_langcell.eval.run import evaluate, find_task
+from modeling_langcell.eval.task import LANGCELL, Bench
+
+
+def main(
+    models: Annotated[list[str], typer.Argument(help="The checkpoints.")],
+    data: Annotated[Path, typer.Option(help="Folder with train/ and validation/.")] = Path("../shared/data"),
+    alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; the checkpoints' own.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results of each.")] = Path("runs/seeds"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Zero-shot scores of several checkpoints, and their mean."""
+    task = find_task("zero-shot")
+    by_study: dict[str, list[dict[str, float]]] = {}
+    for number, model in enumerate(models):
+        bench = Bench(model, None, data, alpha=alpha)
+        for cell in evaluate(task, bench, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
+            by_study.setdefault(cell["study"], []).append(cell["scores"])
+    means = {
+        study: {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+        for study, scores in by_study.items()
+    }
+    for study, mean in means.items():
+        typer.echo(f"{study:24} " + "  ".join(f"{name} {value:.3f}" for name, value in mean.items()))
+    write_record(json_file, {"models": models, "alpha": alpha, "means": means, "by_model": by_study})
+
+
+if __name__ == "__main__":
+    typer.run(main)

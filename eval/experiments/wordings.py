@@ -1,0 +1,149 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+What it is worth to word a type of cell otherwise, or in several ways at once: ensembles of wordings, decided upon
+before they were measured, on the validation studies by similarity alone.
+
+    python eval/experiments/wordings.py --json eval/results/wordings.json
+
+To tell a gain over the one wording from chance, cells are drawn again with replacement within each study, the same
+cells for all ensembles.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from modeling_langcell.checkpoint.builtin import MINI, locate
+from modeling_langcell.eval.record import write_record
+from modeling_langcell.eval.studies import Study
+from modeling_langcell.eval.task import Bench, scores_of_rows
+from modeling_langcell.eval.tasks.retrieval import TASK as RETRIEVAL
+from modeling_langcell.eval.tasks.zero_shot import TASK as ZERO_SHOT
+from modeling_langcell.io.columns import EMBEDDING
+from modeling_langcell.model.processing_langcell import WORDINGS
+
+ONE = "name and definition"
+ENSEMBLES: dict[str, tuple[str, ...]] = {
+    ONE: WORDINGS,
+    "name": ("cell type: {name}.",),
+    "bare name": ("{name}",),
+    "definition": ("cell type: {definition}",),
+    "name with and without definition": (*WORDINGS, "cell type: {name}."),
+    "names and synonyms, with definition": (*WORDINGS, "cell type: {synonym}. {definition}"),
+    "names and synonyms, with and without": (
+        *(*WORDINGS, "cell type: {name}."),
+        *("cell type: {synonym}. {definition}", "cell type: {synonym}."),
+    ),
+    "all": (
+        *(*WORDINGS, "cell type: {name}.", "{name}", "{name}. {definition}", "cell type: {definition}"),
+        *("cell type: {synonym}. {definition}", "cell type: {synonym}.", "{synonym}"),
+    ),
+}
+
+#: What of drawn rows of a study's cells an ensemble is worth, by metric.
+Measure = Callable[[np.ndarray], dict[str, float]]
+
+
+def measures(bench: Bench, study: Study, all_types: list[str]) -> dict[str, Measure]:
+    """Of each ensemble: zero-shot annotation among the study's types and, where all types are given, R@1 among them."""
+    adata = bench.cells(study)
+    truth = adata.obs[study.label_key].astype(str).to_numpy()
+    cells = bench.annotator.embed(adata.copy(), **study.read).obsm[EMBEDDING]
+    own = np.unique(truth)
+    return {name: _measure(bench, wordings, cells, truth, own, all_types) for name, wordings in ENSEMBLES.items()}
+
+
+def _measure(
+    bench: Bench, wordings: tuple[str, ...], cells: np.ndarray, truth: np.ndarray, own: np.ndarray, all_types: list[str]
+) -> Measure:
+    def nearest(types: Any) -> np.ndarray:
+        bench.annotator.processor.wordings = wordings
+        texts = bench.annotator.embed_texts(bench.annotator.texts_of(types).values())
+        return np.array(types)[(cells @ texts.T).argmax(axis=1)]
+
+    annotation = scores_of_rows(truth, nearest(own))
+    if not all_types:
+        return annotation
+    first = nearest(all_types) == truth
+    return lambda rows: annotation(rows) | {"cell_to_text_r1": float(first[rows].mean())}
+
+
+def compare(of_studies: dict[str, dict[str, Measure]], cells: dict[str, int], seed: int, draws: int) -> dict[str, Any]:
+    """
+    By study and for their mean, by ensemble and metric: the score, its gain over the one wording, and the gain's 95%
+    interval by bootstrap.
+
+    Args:
+        of_studies: As `measures` gives them.
+        cells: Of each study, how many.
+        seed, draws: Of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    # The first are the cells themselves.
+    rows = [{study: np.arange(number) for study, number in cells.items()}]
+    rows += [{study: rng.integers(0, number, number) for study, number in cells.items()} for _ in range(draws)]
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for study, ensembles in of_studies.items():
+        found[study] = {}
+        for name, measure in ensembles.items():
+            drawn = [measure(one[study]) for one in rows]
+            found[study][name] = {metric: np.array([one[metric] for one in drawn]) for metric in drawn[0]}
+    found["mean"] = {
+        name: {
+            metric: np.mean([found[study][name][metric] for study in RETRIEVAL.studies], axis=0)
+            for metric in found[RETRIEVAL.studies[0]][name]
+        }
+        for name in ENSEMBLES
+    }
+    return {
+        study: {
+            name: {metric: _gain(values, ensembles[ONE][metric]) for metric, values in scores.items()}
+            for name, scores in ensembles.items()
+        }
+        for study, ensembles in found.items()
+    }
+
+
+def _gain(values: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    """Of a metric: of all cells first, then of those drawn."""
+    gains = values - before
+    interval = np.quantile(gains[1:], [0.025, 0.975]).tolist()
+    return {"score": float(values[0]), "gain": float(gains[0]), "interval": interval}
+
+
+def _say(gain: dict[str, Any]) -> str:
+    low, high = gain["interval"]
+    return f"{gain['score']:.3f} ({gain['gain']:+.3f}, {low:+.3f} to {high:+.3f})"
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")] = MINI,
+    data: Annotated[Path, typer.Option(help="Folder with validation/.")] = Path("../shared/data"),
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    draws: Annotated[int, typer.Option(help="Of the bootstrap.", min=1)] = 1000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+) -> None:
+    """Zero-shot annotation and R@1 by ensembles of wordings, beside the one wording."""
+    bench = Bench(locate(model), None, data)
+    studies = [bench.study(name) for name in ZERO_SHOT.studies]
+    types = {
+        study.name: bench.cells(study).obs[study.label_key].astype(str)
+        for study in studies
+        if study.name in RETRIEVAL.studies
+    }
+    all_types = sorted({one for of_study in types.values() for one in of_study})
+    of_studies = {study.name: measures(bench, study, all_types if study.name in types else []) for study in studies}
+    found = compare(of_studies, {study.name: bench.cells(study).n_obs for study in studies}, seed, draws)
+    for study, ensembles in found.items():
+        typer.echo(study)
+        for name, scores in ensembles.items():
+            typer.echo(f"  {name:37} " + "  ".join(f"{metric} {_say(one)}" for metric, one in scores.items()))
+    figures = {"model": model, "seed": seed, "draws": draws, "studies_of_mean": RETRIEVAL.studies}
+    write_record(json_file, figures | {"ensembles": ENSEMBLES, "results": found})
+
+
+if __name__ == "__main__":
+    typer.run(main)

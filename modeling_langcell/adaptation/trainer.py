@@ -1,0 +1,198 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Learning from labelled cells: the losses of LangCell's few-shot script and of LangCell-CE, and the loop over them."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BatchEncoding, get_scheduler
+
+from ..io.progress import progress_bar
+from ..model.errors import InputError
+from ..model.feature_extraction_langcell import RankedCells
+from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
+
+
+class DescriptionLoss(nn.Module):
+    """
+    Cross-entropy over the labels of the similarity to their descriptions and, with `matching`, also of the matching
+    probabilities, which the published script takes as logits.
+
+    Args:
+        model: With or without adapters inside.
+        texts: The labels' descriptions as the tokenizer gives them.
+        temperature: Divides the cosine. At the checkpoint's own a few cells are soon told apart, and nothing is learnt
+            from then on; a higher one asks for wider margins.
+        matching: Whether the matching is learnt too.
+        adapt_texts: Whether the text tower learns; if not, it reads the descriptions here, once.
+    """
+
+    def __init__(
+        self, model: LangCellModel, texts: BatchEncoding, *, temperature: float, matching: bool, adapt_texts: bool
+    ):
+        super().__init__()
+        self.model, self.texts = model, texts.to(model.device)
+        self.temperature, self.matching = temperature, matching
+        self.pooled_texts: torch.Tensor | None = None
+        if not adapt_texts:
+            with torch.no_grad():
+                model.eval()
+                self.pooled_texts = model.text_model(**self.texts, pooled_only=True, return_dict=True).pooler_output
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The mean loss of `(cells, genes)` ids and mask whose labels are `truth`, `(cells,)`."""
+        model, texts = self.model, self.texts
+        cells = model.cell_model(ids, mask, pooled_only=not self.matching, return_dict=True)
+        if self.pooled_texts is None:
+            text_embeds = model.get_text_features(**texts)
+        else:
+            text_embeds = model.project_texts(self.pooled_texts)
+        similarity = model.project_cells(cells.pooler_output) @ text_embeds.T / self.temperature
+        loss = F.cross_entropy(similarity.float(), truth)
+        if self.matching:
+            pairs = model.get_matching_logits(
+                cells.last_hidden_state, mask, texts["input_ids"], texts["attention_mask"]
+            )
+            loss = loss + F.cross_entropy(pairs.float().softmax(dim=-1)[..., 1], truth)
+        return loss
+
+
+class ClassLoss(nn.Module):
+    """
+    Cross-entropy of the classification head; of each label by itself where a cell may have several.
+
+    Args:
+        model: With or without adapters inside.
+        truth: Labels of all the cells that are learnt from.
+        balanced: Whether each label counts as much as any other: a cell the less, the more there are of its label.
+    """
+
+    def __init__(self, model: LangCellForSequenceClassification, truth: np.ndarray, balanced: bool):
+        super().__init__()
+        self.model, self.several = model, truth.ndim == 2
+        self.weights: torch.Tensor | None = None
+        if balanced:
+            labels = truth.shape[1] if self.several else model.config.num_labels
+            sizes = truth.sum(axis=0) if self.several else np.bincount(truth, minlength=labels)
+            sizes = np.maximum(sizes, 1)
+            weights = (len(truth) - sizes) / sizes if self.several else len(truth) / (labels * sizes)
+            self.weights = torch.tensor(weights, dtype=torch.float32, device=model.device)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """As `DescriptionLoss`; `truth` is `(cells, labels)` where a cell may have several."""
+        model = self.model
+        pooled = model.cell_model(ids, mask, pooled_only=True, return_dict=True).pooler_output
+        logits = model.classifier(model.dropout(pooled)).float()
+        if self.several:
+            return F.binary_cross_entropy_with_logits(logits, truth.float(), pos_weight=self.weights)
+        return F.cross_entropy(logits, truth, weight=self.weights)
+
+
+class CellBatches:
+    """
+    Labelled cells, a few at a time.
+
+    Args:
+        ranked, truth: The cells and their labels.
+        size: Cells of a batch.
+        device: Where they go.
+    """
+
+    def __init__(self, ranked: RankedCells, truth: np.ndarray, size: int, device: torch.device):
+        self.ranked, self.truth, self.size, self.device = ranked, truth, size, device
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.ranked) / self.size)
+
+    def drawn(self, rng: np.random.Generator, gene_dropout: float) -> Iterator[tuple[torch.Tensor, ...]]:
+        """All cells in random order, each without a random share of its genes, up to this one."""
+        for rows in np.array_split(rng.permutation(len(self.ranked)), len(self)):
+            yield self._batch(rows, lambda cell: self._without_some(cell, rng, gene_dropout))
+
+    def whole(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """All cells in order, as they are."""
+        for rows in np.array_split(np.arange(len(self.ranked)), len(self)):
+            yield self._batch(rows, lambda cell: cell)
+
+    def _batch(self, rows: np.ndarray, show: Callable[[np.ndarray], np.ndarray]) -> tuple[torch.Tensor, ...]:
+        shown = [show(self.ranked[row]) for row in rows]
+        offsets = np.cumsum([0, *map(len, shown)])
+        cells = RankedCells(np.concatenate(shown), offsets, self.ranked.matched_counts[rows])
+        return tuple(torch.from_numpy(array).to(self.device) for array in (*cells.pad(), self.truth[rows]))
+
+    @staticmethod
+    def _without_some(cell: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+        left = rng.random(len(cell)) >= share * rng.random()
+        left[0] = True  # <cls>
+        return cell[left]
+
+
+def fit(
+    loss_of: nn.Module,
+    learnt: CellBatches,
+    watched: CellBatches | None,
+    *,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    gene_dropout: float,
+    patience: int,
+    seed: int,
+) -> tuple[float, ...]:
+    """
+    Trains what of a loss's model wants gradients: AdamW, a short warm-up and cosine decay. With cells to watch, the
+    weights of the epoch that did best on them are kept, and `patience` epochs without a better one end it.
+
+    Returns:
+        The mean loss of each epoch, on the cells that are watched if there are any.
+
+    Raises:
+        InputError: A loss that is no number any more.
+    """
+    trained = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    steps = epochs * len(learnt)
+    schedule = get_scheduler("cosine", optimizer, min(10, steps // 10), steps)
+    rng = np.random.default_rng(seed)
+    losses: list[float] = []
+    best: list[torch.Tensor] = []
+    with progress_bar() as show:
+        task = show.add_task("Epochs", total=epochs)
+        for epoch in range(epochs):
+            loss_of.train()
+            total = 0.0
+            for ids, mask, truth in learnt.drawn(rng, gene_dropout):
+                loss = loss_of(ids, mask, truth)
+                loss.backward()
+                nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                total += loss.item() * len(ids)
+            losses.append(total / len(learnt.ranked) if watched is None else _mean_loss(loss_of, watched))
+            if not math.isfinite(losses[-1]):
+                raise InputError(f"The loss of epoch {epoch + 1} is no number: take a lower learning_rate.")
+            if watched is not None and losses[-1] == min(losses):
+                best = [parameter.detach().clone() for parameter in trained]
+            show.advance(task)
+            if watched is not None and epoch - int(np.argmin(losses)) >= patience:
+                break
+    if best:
+        with torch.no_grad():
+            for parameter, value in zip(trained, best, strict=True):
+                parameter.copy_(value)
+    loss_of.eval()
+    return tuple(losses)
+
+
+@torch.inference_mode()
+def _mean_loss(loss_of: nn.Module, watched: CellBatches) -> float:
+    loss_of.eval()
+    totals = [loss_of(ids, mask, truth).item() * len(ids) for ids, mask, truth in watched.whole()]
+    return sum(totals) / len(watched.ranked)
+
+
+__all__ = ["CellBatches", "ClassLoss", "DescriptionLoss", "fit"]

@@ -1,0 +1,48 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""How far an annotation agrees with labels that are known."""
+
+import anndata as ad
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from ..io.columns import CELL_TYPE
+from ..model.errors import InputError
+from .predictions import candidates_of
+
+
+def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
+    """
+    How far an annotation agrees with labels in `obs`: accuracy, balanced accuracy and macro-F1 over the labelled
+    cells.
+
+    Raises:
+        InputError: No such column, the column is the annotation itself, or none of its labels is a candidate.
+    """
+    truth, predicted = compared(adata, reference)
+    over_types = {"average": "macro", "labels": np.unique(truth), "zero_division": 0}
+    return {
+        "cells": len(truth),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(recall_score(truth, predicted, **over_types)),
+        "macro_f1": float(f1_score(truth, predicted, **over_types)),
+    }
+
+
+def compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]:
+    """
+    `(labelled cells,)` each: the labels that are known and are candidates, and those that were found; errors as for
+    `agreement`.
+    """
+    if reference not in adata.obs:
+        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
+    if reference == CELL_TYPE:
+        raise InputError(f"obs[{CELL_TYPE!r}] is what was found: there is nothing to compare it with.")
+    candidates = set(candidates_of(adata))
+    both = adata.obs[[reference, CELL_TYPE]].dropna()
+    both = both[both[reference].isin(candidates)].astype(str)
+    if both.empty:
+        raise InputError(f"None of the labels in obs[{reference!r}] is a candidate: {', '.join(sorted(candidates))}.")
+    return both[reference].to_numpy(), both[CELL_TYPE].to_numpy()
+
+
+__all__ = ["agreement", "compared"]

@@ -1,0 +1,150 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Cells from .h5ad files and back: opened without loading the matrix, written whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+
+from ..model.errors import InputError, reason_of
+from .atomic import require_place
+from .columns import EMBEDDING, RUN
+
+
+def open_cells(path: str | Path) -> ad.AnnData:
+    """
+    Opens an `.h5ad` file backed: its matrix stays on disk.
+
+    Raises:
+        InputError: No such file, or one that anndata cannot read.
+    """
+    with reading_h5ad(path) as whole:
+        return ad.read_h5ad(whole, backed="r")
+
+
+@contextmanager
+def reading_h5ad(path: str | Path) -> Iterator[Path]:
+    """
+    A `.h5ad` file about to be opened: whatever a damaged one makes anndata and h5py stumble over is said of it.
+
+    Raises:
+        InputError: No such file, or one that cannot be read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise InputError(f"No file {path}.")
+        if not h5py.is_hdf5(path):
+            raise InputError(f"{path} is no .h5ad file: it is not HDF5, or its beginning is lost.")
+        _require_self_contained(path)
+        yield path
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read as .h5ad: {reason_of(error)}. Take a whole copy, or write it anew with anndata."
+        ) from error
+
+
+def _require_self_contained(path: Path) -> None:
+    """
+    Raises:
+        InputError: Something of the file is read from other files: whoever made it would choose which.
+    """
+
+    def leads_elsewhere(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+        if isinstance(item, h5py.Dataset):
+            return name if item.external or item.is_virtual else None
+        links = ((key, item.get(key, getlink=True)) for key in item)
+        return next((f"{name}/{key}" for key, link in links if isinstance(link, h5py.ExternalLink)), None)
+
+    with h5py.File(path) as file:
+        found = leads_elsewhere("", file) or file.visititems(leads_elsewhere)
+    if found is not None:
+        raise InputError(
+            f"{path} has {found.lstrip('/')} read from another file, which is not done: write it anew with all of it "
+            "inside."
+        )
+
+
+def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
+    """
+    Writes an annotated AnnData; a backed one as a copy of its file with the annotations added, so that the matrix
+    never passes through memory. The file appears whole or not at all.
+
+    Raises:
+        InputError: The folder cannot be written to, or is full.
+    """
+    output = Path(output)
+    aside = None
+    try:
+        require_place(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        os.close(descriptor)
+        aside = Path(name)
+        if adata.isbacked:
+            shutil.copyfile(adata.filename, aside)
+            with h5py.File(aside, "r+") as file:
+                for group, element in (("obs", adata.obs), ("obsm", dict(adata.obsm)), ("uns", dict(adata.uns))):
+                    ad.io.write_elem(file, group, element)
+        else:
+            adata.write_h5ad(aside)
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # mkstemp's files are private; a result is an ordinary file.
+        aside.replace(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+    return output
+
+
+def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
+    """
+    What an annotated file says of its cells: `obs` and `uns["langcell"]`, with `embeds` also `obsm["X_langcell"]`; of
+    its matrix and its scores nothing is read.
+    """
+    with h5py.File(path) as file:
+        obsm = {EMBEDDING: file["obsm"][EMBEDDING][:]} if embeds else {}
+        uns = {RUN: ad.io.read_elem(file["uns"][RUN])}
+        return ad.AnnData(obs=ad.io.read_elem(file["obs"]), obsm=obsm, uns=uns)
+
+
+@contextmanager
+def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
+    """
+    A file of cells, open: an AnnData that is backed by it and has its `obs`, its `var`, its `raw` and its layers, which
+    stay on disk as `X` does. Nothing else of the file is read: that may be as much as an earlier annotation's scores.
+
+    Raises:
+        InputError: As for `open_cells`.
+    """
+    with ExitStack() as opened:
+        with reading_h5ad(path) as whole:
+            file = opened.enter_context(h5py.File(whole))
+            if isinstance(file["obs"], h5py.Dataset):  # Written before anndata 0.7.
+                adata = open_cells(whole)
+            else:
+                elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
+                if "raw" in file:
+                    elements["raw"] = {"var": ad.io.read_elem(file["raw/var"])}
+                elements["layers"] = {name: _on_disk(layer) for name, layer in file.get("layers", {}).items()}
+                adata = ad.AnnData(filename=whole, filemode="r", **elements)
+            opened.callback(adata.file.close)
+        yield adata
+
+
+def _on_disk(layer: h5py.Group | h5py.Dataset) -> Any:
+    return ad.io.sparse_dataset(layer) if isinstance(layer, h5py.Group) else layer
+
+
+__all__ = ["open_cells", "open_lightly", "read_annotation", "reading_h5ad", "write_annotated"]

@@ -1,0 +1,1126 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+The networks of LangCell (Zhao et al., ICML 2024, arXiv 2405.06708): a cell encoder over ranked genes, a text encoder
+with cross-attention to the cell, their shared space, and the matching head.
+
+Parameter names inside the towers are those of `transformers.BertModel`, so that BERT and Geneformer weights fit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from .objectives import IGNORED, CellCellContrast, CellTextContrast, CellTextMatching, MaskedGeneModelling, gather_rows
+from .packed_langcell import PackedSequences, attend, dense
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention that returns its weights; takes additive or boolean masks."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class LangCellEmbeddings(nn.Module):
+    """Word (or gene) plus absolute position, normalised."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequences: PackedSequences | None = None,
+    ) -> torch.Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        length = hidden_states.shape[1] if sequences is None else max(sequences.lengths)
+        if length > self.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"A sequence of {length} is longer than max_position_embeddings "
+                f"({self.position_embeddings.num_embeddings}): cut it with max_length in the processor."
+            )
+        places = slice(length) if sequences is None else sequences.positions
+        hidden_states = hidden_states + self.position_embeddings.weight[places]
+        return self.dropout(self.LayerNorm(hidden_states))
+
+
+class LangCellMultiHeadAttention(nn.Module):
+    """Queries, keys and values, and how they attend: through transformers' attention interface."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig, key_value_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.is_causal = False
+        key_value_size = key_value_size or config.hidden_size
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(key_value_size, config.hidden_size)
+        self.value = nn.Linear(key_value_size, config.hidden_size)
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(rows, tokens, width)` to `(rows, heads, tokens, width / heads)`."""
+        return self.packed_heads(states).transpose(1, 2)
+
+    def packed_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(tokens, width)` to `(tokens, heads, width / heads)`."""
+        return states.unflatten(-1, (-1, self.head_size))
+
+    def attend(self, implementation, query, key, value, attention_mask, **kwargs):
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        states, weights = attention(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
+        )
+        return states.flatten(2), weights
+
+    def attend_unevenly(self, query, key, value, padding_mask, **kwargs):
+        """
+        As `attend`, for queries that are not as many as the keys; `padding_mask` is `(rows, keys)`, 1 for tokens.
+
+        transformers' flash kernels un-pad queries with the keys' mask, and a flex block mask is bound to one query
+        length: both are wrong here, so anything but eager runs on sdpa, with one mask row for all queries.
+        """
+        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
+        mask = None if padding_mask is None else padding_mask[:, None, None, :].bool()
+        return self.attend(implementation, query, key, value, mask, **kwargs)
+
+
+class LangCellSelfAttention(LangCellMultiHeadAttention):
+    """Attention of a sequence, or of its first token alone, to the whole of it."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        first_only: bool = False,
+        sequences: PackedSequences | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if sequences is not None:
+            return self.attend_packed(hidden_states, sequences, first_only), None
+        # Adapters put something else in a projection's place, which only calling it does justice to.
+        if first_only and type(self.key) is type(self.value) is nn.Linear:
+            return self.attend_from_first(hidden_states, attention_mask)
+        key, value = self.heads(dense(self.key, hidden_states)), self.heads(dense(self.value, hidden_states))
+        if first_only:
+            query = self.heads(dense(self.query, hidden_states[:, :1]))
+            return self.attend_unevenly(query, key, value, attention_mask, **kwargs)
+        query = self.heads(dense(self.query, hidden_states))
+        return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
+
+    def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, first_only: bool) -> torch.Tensor:
+        """As `forward`, of `(tokens, width)` states of sequences laid end to end."""
+        # Run by run is for a processor, which gains by every operation saved; a GPU would wait between the runs.
+        if first_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
+            runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
+            return torch.cat(runs)
+        asking, queries = states, sequences
+        if first_only:
+            asking, queries = states[sequences.first], PackedSequences([1] * len(sequences), states.device)
+        query, key, value = (
+            self.packed_heads(dense(part, asked))
+            for part, asked in ((self.query, asking), (self.key, states), (self.value, states))
+        )
+        return attend(query, key, value, queries, sequences).flatten(1)
+
+    def attend_from_first(
+        self, states: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The first token's attention without keys and values, of which a long sequence has many: each head's query goes
+        back through the weights of the keys and meets the states as they are, and what a head takes of them goes
+        through the weights of the values. The same up to rounding, for `heads / width` of the work.
+        """
+        query = self.query(states[:, 0]).unflatten(-1, (-1, self.head_size)) * self.scaling
+        (to_key, key_bias), (to_value, value_bias) = (
+            (part.weight.unflatten(0, (-1, self.head_size)), part.bias.unflatten(0, (-1, self.head_size)))
+            for part in (self.key, self.value)
+        )
+        asked = torch.einsum("rhd,hdw->rhw", query, to_key)
+        scores = torch.einsum("rhw,rtw->rht", asked, states) + (query * key_bias).sum(dim=-1, keepdim=True)
+        if padding_mask is not None:
+            scores = scores.masked_fill(~padding_mask[:, None].bool(), torch.finfo(scores.dtype).min)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        weights = F.dropout(scores.softmax(dim=-1), p=dropout)
+        taken = torch.einsum("rht,rtw->rhw", weights, states)
+        attended = torch.einsum("rhw,hdw->rhd", taken, to_value) + weights.sum(dim=-1, keepdim=True) * value_bias
+        return attended.flatten(1).unsqueeze(1), weights.unsqueeze(2)
+
+
+class LangCellCrossAttention(LangCellMultiHeadAttention):
+    """
+    Attention of texts to cells. Keys and values are computed once a cell, whatever the number of its texts: the
+    queries of all the texts of a cell are laid end to end and attend in one call.
+    """
+
+    def __init__(self, config: LangCellTextConfig):
+        super().__init__(config, key_value_size=config.cell_hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cell_hidden_states: torch.Tensor,
+        cell_attention_mask: torch.Tensor | None,
+        texts_per_cell: int,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Rows are texts that all the cells share, or one block of texts after another, a block a cell.
+        cells, length = len(cell_hidden_states), hidden_states.shape[1]
+        blocks = dense(self.query, hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
+        query = self.heads(blocks).expand(cells, -1, -1, -1)
+        key, value = (self.heads(dense(p, cell_hidden_states)) for p in (self.key, self.value))
+        states, weights = self.attend_unevenly(query, key, value, cell_attention_mask, **kwargs)
+        return states.unflatten(1, (texts_per_cell, length)).flatten(0, 1), weights
+
+    def attend_packed(
+        self,
+        hidden_states: torch.Tensor,
+        cell_hidden_states: torch.Tensor,
+        texts: PackedSequences,
+        cells: PackedSequences,
+        copies: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        As `forward`, of sequences laid end to end.
+
+        Args:
+            hidden_states: `(tokens, width)` of texts.
+            cell_hidden_states: `(genes, cell width)` of cells.
+            texts: As many sequences as there are cells, each of all the tokens of a cell's texts.
+            cells: The cells.
+            copies: `(tokens of all cells' texts,)` rows of the hidden states, where cells share texts.
+        """
+        query = self.packed_heads(dense(self.query, hidden_states))
+        query = query if copies is None else query[copies]
+        key, value = (self.packed_heads(dense(part, cell_hidden_states)) for part in (self.key, self.value))
+        return attend(query, key, value, texts, cells).flatten(1)
+
+
+class LangCellResidual(nn.Module):
+    """Dense, dropout, and the normalised sum with what came before."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig, input_size: int):
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(dense(self.dense, hidden_states, plus=residual))
+
+
+class LangCellAttention(nn.Module):
+    """Self-attention and its residual."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig):
+        super().__init__()
+        self.self = LangCellSelfAttention(config)
+        self.output = LangCellResidual(config, config.hidden_size)
+
+    def forward(self, hidden_states, attention_mask, first_only=False, sequences=None, **kwargs):
+        attended, _ = self.self(hidden_states, attention_mask, first_only, sequences, **kwargs)
+        if first_only:
+            hidden_states = hidden_states[:, :1] if sequences is None else hidden_states[sequences.first]
+        return self.output(attended, hidden_states)
+
+
+class LangCellAttentionToCell(nn.Module):
+    """Cross-attention and its residual; texts shared by all cells become one copy a cell here, and not before."""
+
+    def __init__(self, config: LangCellTextConfig):
+        super().__init__()
+        self.self = LangCellCrossAttention(config)
+        self.output = LangCellResidual(config, config.hidden_size)
+
+    def forward(self, hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs):
+        attended, _ = self.self(hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs)
+        if len(hidden_states) != len(attended):
+            hidden_states = hidden_states.repeat(len(cell_hidden_states), 1, 1)
+        return self.output(attended, hidden_states)
+
+    def read_packed(self, hidden_states, cell_hidden_states, texts, cells, copies=None):
+        """As `LangCellCrossAttention.attend_packed`."""
+        attended = self.self.attend_packed(hidden_states, cell_hidden_states, texts, cells, copies)
+        return self.output(attended, hidden_states if copies is None else hidden_states[copies])
+
+
+class LangCellIntermediate(nn.Module):
+    """The widening half of the feed-forward network."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return dense(self.dense, hidden_states, self.act)
+
+
+class LangCellCellLayer(GradientCheckpointingLayer):
+    """Self-attention, feed-forward."""
+
+    def __init__(self, config: LangCellCellConfig):
+        super().__init__()
+        self.attention = LangCellAttention(config)
+        self.intermediate = LangCellIntermediate(config)
+        self.output = LangCellResidual(config, config.intermediate_size)
+
+    def forward(self, hidden_states, attention_mask=None, first_only=False, **kwargs):
+        hidden_states = self.attention(hidden_states, attention_mask, first_only, **kwargs)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class LangCellTextLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention when there are cells, feed-forward."""
+
+    def __init__(self, config: LangCellTextConfig):
+        super().__init__()
+        self.attention = LangCellAttention(config)
+        self.crossattention = LangCellAttentionToCell(config)
+        self.intermediate = LangCellIntermediate(config)
+        self.output = LangCellResidual(config, config.intermediate_size)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        cell_hidden_states=None,
+        cell_attention_mask=None,
+        texts_per_cell=1,
+        first_only=False,
+        **kwargs,
+    ):
+        hidden_states = self.attention(hidden_states, attention_mask, first_only, **kwargs)
+        if cell_hidden_states is not None:
+            hidden_states = self.crossattention(
+                hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs
+            )
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+    def read_packed(self, hidden_states, sequences, first_only, *cells_and_texts):
+        """As `forward` with cells, of sequences laid end to end; what follows is for the cross-attention."""
+        hidden_states = self.attention(hidden_states, None, first_only, sequences)
+        hidden_states = self.crossattention.read_packed(hidden_states, *cells_and_texts)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class LangCellEncoder(nn.Module):
+    """The stack of a tower's layers; a holder, so that parameter names are BERT's."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig, layer_class: type[nn.Module]):
+        super().__init__()
+        self.layer = nn.ModuleList(layer_class(config) for _ in range(config.num_hidden_layers))
+
+
+class LangCellPreTrainedModel(PreTrainedModel):
+    """What the family supports."""
+
+    config: LangCellConfig
+    base_model_prefix = "langcell"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Losses are means over what they are given: Trainer must divide them itself when it accumulates gradients.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["LangCellEmbeddings", "LangCellCellLayer", "LangCellTextLayer"]
+
+
+#: Parts of a joint checkpoint that a tower, or a head on one, leaves alone when it loads its own.
+_OF_THE_OTHERS = r"^((cell|text)_(model|projection)|matching_head|lm_head|classifier)\."
+
+
+class LangCellTowerModel(LangCellPreTrainedModel):
+    """What both towers share: embeddings, a stack of layers, and access to the input embeddings."""
+
+    def __init__(self, config: LangCellCellConfig | LangCellTextConfig, layer_class: type[nn.Module]):
+        super().__init__(config)
+        self.embeddings = LangCellEmbeddings(config)
+        self.encoder = LangCellEncoder(config, layer_class)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+
+class LangCellCellModel(LangCellTowerModel):
+    """The cell tower: a BERT encoder over ranked gene ids; `AutoModel` for `langcell_cell`."""
+
+    config: LangCellCellConfig
+    base_model_prefix = "cell_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
+    main_input_name = "input_ids"
+    _can_record_outputs = {
+        "hidden_states": LangCellCellLayer,
+        "attentions": OutputRecorder(LangCellSelfAttention, index=1),
+    }
+
+    def __init__(self, config: LangCellCellConfig):
+        super().__init__(config, LangCellCellLayer)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pooled_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: `(cells, genes)` ids, `<cls>` first and the highest-ranked genes after it.
+            attention_mask: `(cells, genes)`, 1 for genes and 0 for padding; all ones when left out.
+            inputs_embeds: `(cells, genes, hidden_size)` in place of `input_ids`.
+            pooled_only: Whether `pooler_output` is all that is wanted: the last layer then computes the `<cls>` state
+                alone, which in a shallow tower saves much of the work.
+
+        Returns:
+            `last_hidden_state` `(cells, genes, hidden_size)`, or `(cells, 1, hidden_size)` if `pooled_only`, and
+            `pooler_output`, its `<cls>` state.
+        """
+        hidden_states = self.embeddings(input_ids, inputs_embeds)
+        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+        for layer in self.encoder.layer:
+            first_only = pooled_only and layer is self.encoder.layer[-1]
+            hidden_states = layer(hidden_states, attention_mask if first_only else mask, first_only, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+    def read_packed(
+        self, input_ids: torch.Tensor, cells: PackedSequences, pooled_only: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        As `forward`, of cells laid end to end.
+
+        Args:
+            input_ids: `(genes of all cells,)`.
+            cells: Where each cell is.
+            pooled_only: As for `forward`.
+
+        Returns:
+            Last hidden states `(genes of all cells, hidden_size)`, or `(cells, hidden_size)` if `pooled_only`; and the
+            `<cls>` states `(cells, hidden_size)`.
+        """
+        states = self.embeddings(input_ids, sequences=cells)
+        for layer in self.encoder.layer:
+            states = layer(states, first_only=pooled_only and layer is self.encoder.layer[-1], sequences=cells)
+        return states, states if pooled_only else states[cells.first]
+
+
+class LangCellTextModel(LangCellTowerModel):
+    """The text tower, in two modes on the same weights; `AutoModel` for `langcell_text`."""
+
+    config: LangCellTextConfig
+    base_model_prefix = "text_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
+    main_input_name = "input_ids"
+    _can_record_outputs = {
+        "hidden_states": LangCellTextLayer,
+        "attentions": OutputRecorder(LangCellSelfAttention, index=1, layer_name=".attention."),
+        "cross_attentions": OutputRecorder(LangCellCrossAttention, index=1, layer_name=".crossattention."),
+    }
+
+    def __init__(self, config: LangCellTextConfig):
+        super().__init__(config, LangCellTextLayer)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        texts_per_cell: int | None = None,
+        pooled_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """
+        Text-only without `encoder_hidden_states`, multimodal with them.
+
+        Args:
+            input_ids: `(texts, tokens)` word pieces.
+            attention_mask: `(texts, tokens)`, 1 for tokens and 0 for padding; all ones when left out.
+            inputs_embeds: `(texts, tokens, hidden_size)` in place of `input_ids`.
+            encoder_hidden_states: `(cells, genes, cell_hidden_size)` last hidden states of the cell tower.
+            encoder_attention_mask: `(cells, genes)` attention mask of the cells.
+            texts_per_cell: How texts and cells pair. By default `texts / cells`: each cell has its own texts, laid
+                block after block. Set to the number of texts, every text is read against every cell, and what depends
+                on the text alone is computed once a text.
+            pooled_only: Whether `pooler_output` is all that is wanted: where that is the `[CLS]` state, the last layer
+                computes no other.
+
+        Returns:
+            `last_hidden_state` `(texts, tokens, hidden_size)`, or `(cells * texts_per_cell, tokens, hidden_size)`,
+            cell by cell, in multimodal mode (of one token if only the `[CLS]` state was computed); `pooler_output` its
+            `[CLS]` state, or the mean over the tokens of a text when `config.pooling` is `"mean"` and there are no
+            cells. Cross-attentions are `(cells, heads, texts_per_cell * tokens, genes)`.
+
+        Raises:
+            ValueError: when the texts do not divide among the cells.
+        """
+        hidden_states = self.embeddings(input_ids, inputs_embeds)
+        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+        shared = False
+        if encoder_hidden_states is not None:
+            texts, cells = len(hidden_states), len(encoder_hidden_states)
+            texts_per_cell = texts // cells if texts_per_cell is None else texts_per_cell
+            shared = texts == texts_per_cell and cells > 1
+            if not shared and texts != cells * texts_per_cell:
+                raise ValueError(
+                    f"{texts} texts do not pair with {cells} cells at {texts_per_cell} texts a cell: give a multiple "
+                    "of the cells, or texts_per_cell equal to the number of texts to pair all with all."
+                )
+
+        takes_mean = self.config.pooling == "mean" and encoder_hidden_states is None
+        for layer in self.encoder.layer:
+            first_only = pooled_only and not takes_mean and layer is self.encoder.layer[-1]
+            hidden_states = layer(
+                hidden_states,
+                attention_mask if first_only else mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                texts_per_cell,
+                first_only,
+                **kwargs,
+            )
+            if shared:  # The first cross-attention has made pairs of the shared texts.
+                attention_mask = None if attention_mask is None else attention_mask.repeat(cells, 1)
+                mask = create_bidirectional_mask(
+                    self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+                )
+                shared = False
+
+        pooled = hidden_states[:, 0]
+        if takes_mean:
+            weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
+            weights = weights.to(hidden_states.dtype).unsqueeze(-1)
+            pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def read_packed(self, input_ids: torch.Tensor, texts: PackedSequences) -> torch.Tensor:
+        """`(texts, hidden_size)` pooled states of texts laid end to end, `(tokens of all texts,)`."""
+        states = self.embeddings(input_ids, sequences=texts)
+        takes_mean = self.config.pooling == "mean"
+        for layer in self.encoder.layer:
+            first_only = not takes_mean and layer is self.encoder.layer[-1]
+            states = layer(states, first_only=first_only, sequences=texts)
+        return texts.mean(states) if takes_mean else states
+
+    def read_packed_pairs(
+        self,
+        input_ids: torch.Tensor,
+        texts: PackedSequences,
+        cell_states: torch.Tensor,
+        cells: PackedSequences,
+        chosen: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """
+        Texts against cells, both laid end to end. What depends on the text alone is computed once a text, the cell's
+        keys and values once a cell, and the last layer for `[CLS]` alone.
+
+        Args:
+            input_ids, texts: As for `read_packed`.
+            cell_states, cells: `(genes of all cells, cell_hidden_size)` last hidden states of the cell tower, and where
+                each cell is.
+            chosen: For each cell, the texts that it is paired with.
+
+        Returns:
+            `(pairs, hidden_size)` `[CLS]` states, cell by cell.
+        """
+        flat = [text for of_cell in chosen for text in of_cell]
+        pairs = PackedSequences([texts.lengths[text] for text in flat], self.device)
+        copied = torch.tensor(flat, device=self.device)
+        # The queries of all the texts of a cell attend to it in one call.
+        asking = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], self.device)
+        asking_first = PackedSequences([len(of_cell) for of_cell in chosen], self.device)
+
+        states, sequences = self.embeddings(input_ids, sequences=texts), texts
+        for layer in self.encoder.layer:
+            last = layer is self.encoder.layer[-1]
+            copies = None
+            if sequences is texts:  # The first cross-attention makes pairs of the texts.
+                copies = copied if last else texts.first[copied].repeat_interleave(pairs.counts) + pairs.positions
+            asked = asking_first if last else asking
+            states = layer.read_packed(states, sequences, last, cell_states, asked, cells, copies)  # type: ignore[operator]
+            sequences = pairs
+        return states
+
+
+@dataclass
+class LangCellOutput(ModelOutput):
+    """
+    Output of `LangCellModel`.
+
+    Args:
+        loss: Cross-entropy of the similarity with the `labels`, plus that of the matching probabilities when they
+            were asked for; `None` without labels.
+        logits_per_cell: `(cells, texts)` cosine over temperature.
+        logits_per_text: Its transpose.
+        matching_logits: `(cells, texts, 2)`; index 1 is "match". `None` unless `return_matching`.
+        cell_embeds: `(cells, projection_dim)`, L2-normalised.
+        text_embeds: `(texts, projection_dim)`, L2-normalised.
+        cell_model_output: Output of the cell tower.
+        text_model_output: Output of the text tower on the texts alone.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_cell: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    matching_logits: torch.Tensor | None = None
+    cell_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    cell_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
+
+
+class LangCellModel(LangCellPreTrainedModel):
+    """Both towers, the shared space, and the matching head; `AutoModel` for `langcell`."""
+
+    main_input_name = "cell_input_ids"
+    # A checkpoint may have the head of the masked genes too, which is for `LangCellForMaskedLM`.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: LangCellConfig):
+        super().__init__(config)
+        self.cell_model = LangCellCellModel._from_config(config.cell_config)
+        self.text_model = LangCellTextModel._from_config(config.text_config)
+        self.cell_projection = nn.Linear(config.cell_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The gene embeddings."""
+        return self.cell_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.cell_model.set_input_embeddings(value)
+
+    def project_cells(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(cells, hidden_size)` pooled states of the cell tower to `(cells, projection_dim)`, L2-normalised."""
+        return F.normalize(self.cell_projection(pooled), dim=-1)
+
+    def project_texts(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(texts, hidden_size)` pooled states of the text tower to `(texts, projection_dim)`, L2-normalised."""
+        return F.normalize(self.text_projection(pooled), dim=-1)
+
+    def get_cell_features(
+        self,
+        cell_input_ids: torch.Tensor,
+        cell_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        `(cells, projection_dim)` L2-normalised embeddings of `(cells, genes)` ids: `cell_embeds` of `forward`.
+        """
+        cells = self.cell_model(cell_input_ids, cell_attention_mask, pooled_only=True, return_dict=True, **kwargs)
+        return self.project_cells(cells.pooler_output)
+
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        `(texts, projection_dim)` L2-normalised embeddings of `(texts, tokens)` ids: `text_embeds` of `forward`.
+        """
+        texts = self.text_model(input_ids, attention_mask, pooled_only=True, return_dict=True, **kwargs)
+        return self.project_texts(texts.pooler_output)
+
+    def get_similarity_logits(self, cell_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """`(cells, texts)` cosine over temperature."""
+        return cell_embeds @ text_embeds.T / self.config.temperature
+
+    def get_matching_logits(
+        self,
+        cell_hidden_states: torch.Tensor,
+        cell_attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        texts_per_cell: int | None = None,
+    ) -> torch.Tensor:
+        """
+        Logits of `(no match, match)` for texts read against cells.
+
+        Args:
+            cell_hidden_states: `(cells, genes, hidden_size)` last hidden states of the cell tower.
+            cell_attention_mask: `(cells, genes)` attention mask of the cells.
+            input_ids, attention_mask: `(texts, tokens)`.
+            texts_per_cell: The number of texts, to read every text against every cell (the default); less, when each
+                cell has texts of its own: see `LangCellTextModel.forward`.
+
+        Returns:
+            `(cells, texts_per_cell, 2)`.
+        """
+        texts_per_cell = len(input_ids) if texts_per_cell is None else texts_per_cell
+        pairs = self.text_model(
+            input_ids,
+            attention_mask,
+            encoder_hidden_states=cell_hidden_states,
+            encoder_attention_mask=cell_attention_mask,
+            texts_per_cell=texts_per_cell,
+            pooled_only=True,
+            return_dict=True,
+        )
+        return self.matching_head(pairs.pooler_output).unflatten(0, (-1, texts_per_cell))
+
+    def match_packed(
+        self,
+        cell_states: torch.Tensor,
+        cells: PackedSequences,
+        input_ids: torch.Tensor,
+        texts: PackedSequences,
+        chosen: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """`(pairs,)` float32 probabilities of a match; arguments as for `LangCellTextModel.read_packed_pairs`."""
+        pooled = self.text_model.read_packed_pairs(input_ids, texts, cell_states, cells, chosen)
+        return self.matching_head(pooled).float().softmax(dim=-1)[:, 1]
+
+    @can_return_tuple
+    def forward(
+        self,
+        cell_input_ids: torch.Tensor,
+        cell_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_matching: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LangCellOutput:
+        """
+        Compares every cell with every text.
+
+        Args:
+            cell_input_ids, cell_attention_mask: `(cells, genes)`.
+            input_ids, attention_mask: `(texts, tokens)`.
+            labels: `(cells,)` row of each cell's true text, for the adaptation loss of the paper's few-shot protocol.
+            return_matching: Whether to run the matching head on every pair, which costs a pass of the text tower a
+                pair.
+
+        Raises:
+            ValueError: No `input_ids`.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids is missing: this compares cells with texts; get_cell_features embeds cells.")
+        cells = self.cell_model(cell_input_ids, cell_attention_mask, return_dict=True, **kwargs)
+        texts = self.text_model(input_ids, attention_mask, return_dict=True, **kwargs)
+        cell_embeds = self.project_cells(cells.pooler_output)
+        text_embeds = self.project_texts(texts.pooler_output)
+        logits_per_cell = self.get_similarity_logits(cell_embeds, text_embeds)
+
+        matching_logits = None
+        if return_matching:
+            matching_logits = self.get_matching_logits(
+                cells.last_hidden_state, cell_attention_mask, input_ids, attention_mask
+            )
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits_per_cell.float(), labels)
+            if matching_logits is not None:
+                # The published script takes the matching probabilities themselves as the logits over candidates.
+                loss = loss + F.cross_entropy(matching_logits.float().softmax(dim=-1)[..., 1], labels)
+        return LangCellOutput(
+            loss=loss,
+            logits_per_cell=logits_per_cell,
+            logits_per_text=logits_per_cell.T,
+            matching_logits=matching_logits,
+            cell_embeds=cell_embeds,
+            text_embeds=text_embeds,
+            cell_model_output=cells,
+            text_model_output=texts,
+        )
+
+
+class LangCellMaskedGeneHead(nn.Module):
+    """From hidden states to scores of every gene, with the gene embeddings as output weights."""
+
+    def __init__(self, config: LangCellCellConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.LayerNorm(self.act(self.dense(hidden_states))))
+
+
+class LangCellForMaskedLM(LangCellPreTrainedModel):
+    """The cell tower with the masked-gene head; `AutoModelForMaskedLM` for `langcell_cell`."""
+
+    config: LangCellCellConfig
+    base_model_prefix = "cell_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
+    main_input_name = "input_ids"
+    _tied_weights_keys = {"lm_head.decoder.weight": "cell_model.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: LangCellCellConfig):
+        super().__init__(config)
+        self.cell_model = LangCellCellModel._from_config(config)
+        self.lm_head = LangCellMaskedGeneHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head.decoder = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            input_ids, attention_mask, inputs_embeds: As `LangCellCellModel.forward`, some genes masked.
+            labels: `(cells, genes)` true ids where asked, -100 elsewhere.
+
+        Returns:
+            `logits` `(cells, genes, vocab_size)`, and `loss` when there are labels.
+        """
+        outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class LangCellForSequenceClassification(LangCellPreTrainedModel):
+    """
+    LangCell-CE: the cell tower with a linear head on its `<cls>` state, for one label or several a cell;
+    `AutoModelForSequenceClassification` for `langcell_cell`.
+    """
+
+    config: LangCellCellConfig
+    base_model_prefix = "cell_model"
+    _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LangCellCellConfig):
+        super().__init__(config)
+        self.cell_model = LangCellCellModel._from_config(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask, inputs_embeds: As `LangCellCellModel.forward`.
+            labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels a cell; numbers of
+                shape `(cells,)` or `(cells, 1)` when `num_labels` is 1 (regression). `config.problem_type` decides,
+                and is set from the labels of the first call when it is `None`.
+
+        Returns:
+            `logits` `(cells, num_labels)`, and `loss` when there are labels.
+        """
+        outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            if labels.shape == logits.shape:  # Several labels a cell, or regression: numbers, not class ids.
+                labels = labels.to(logits.dtype)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@dataclass
+class LangCellForPreTrainingOutput(ModelOutput):
+    """
+    Output of `LangCellForPreTraining`.
+
+    Args:
+        loss: The weighted sum of the objectives.
+        masked_gene_loss, cell_cell_loss, cell_text_loss, matching_loss: The objectives, unweighted; `None` where the
+            weight is 0.
+        logits_per_cell: `(cells, texts)` cosine over temperature; `None` when no objective needs texts.
+    """
+
+    loss: torch.Tensor | None = None
+    masked_gene_loss: torch.Tensor | None = None
+    cell_cell_loss: torch.Tensor | None = None
+    cell_text_loss: torch.Tensor | None = None
+    matching_loss: torch.Tensor | None = None
+    logits_per_cell: torch.Tensor | None = None
+
+
+class LangCellForPreTraining(LangCellModel):
+    """
+    LangCell with its four objectives; `AutoModelForPreTraining` for `langcell`.
+
+    It is `LangCellModel` plus the masked-gene head, under the same parameter names: a checkpoint of one loads into
+    the other, and into the towers.
+    """
+
+    def __init__(self, config: LangCellConfig):
+        super().__init__(config)
+        cell_config = config.cell_config
+        self.lm_head = LangCellMaskedGeneHead(cell_config)
+        # Not on the class: LangCellModel's own post_init ties too, when there is no head yet.
+        self._tied_weights_keys = LangCellForMaskedLM._tied_weights_keys
+        self.masked_gene_modelling = MaskedGeneModelling(
+            cell_config.vocab_size, cell_config.mask_token_id, config.masked_gene_probability
+        )
+        self.cell_cell_contrast = CellCellContrast(config.cell_cell_temperature)
+        self.cell_text_contrast = CellTextContrast()
+        self.cell_text_matching = CellTextMatching()
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head.decoder = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        cell_input_ids: torch.Tensor,
+        cell_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        text_index: torch.Tensor | None = None,
+        neutral: torch.Tensor | None = None,
+        text_pooled: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        masked_gene_labels: torch.Tensor | None = None,
+        negative_draws: torch.Tensor | None = None,
+        passes: int = 1,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LangCellForPreTrainingOutput:
+        """
+        In several processes each has some of the batch's cells, and all get the losses of the whole batch: see
+        `objectives`. Of each text only one process makes the embedding.
+
+        Args:
+            cell_input_ids, cell_attention_mask: `(cells, genes)`.
+            input_ids, attention_mask: `(texts, tokens)` of the batch's distinct descriptions, in every process.
+            text_index: `(cells,)` row of each cell's description; of the cells of all processes.
+            neutral: `(cells, texts)` booleans, true where a text is true of a cell without being its description;
+                such pairs are neither positives nor negatives. Of the cells of all processes.
+            text_pooled: `(texts, hidden_size)` pooled states of the texts where the text tower is frozen and they are
+                known; `input_ids` are then needed for the matching alone.
+            masked_input_ids, masked_gene_labels: `(cells, genes)` as `MaskedGeneModelling.corrupt` gives them; drawn
+                here by default.
+            negative_draws: `(cells, 2)` numbers that decide the negatives of the matching, the same in every process;
+                drawn here by default, which is for one process only.
+            passes: In how many groups of similar length the cells are read, to pad less.
+        """
+        config = self.config
+        if config.masked_gene_weight and masked_input_ids is None:
+            masked_input_ids, masked_gene_labels = self.masked_gene_modelling.corrupt(cell_input_ids)
+        read = [
+            self._read_cells(rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_labels, **kwargs)
+            for rows in _by_length(cell_input_ids, cell_attention_mask, passes)
+        ]
+        back = torch.cat([group.rows for group in read]).argsort()
+
+        losses: dict[str, torch.Tensor] = {}
+        logits_per_cell = None
+        if config.masked_gene_weight:
+            scores, labels = (torch.cat(parts) for parts in zip(*(group.masked_genes for group in read), strict=True))
+            losses["masked_gene"] = self.masked_gene_modelling(scores, labels)
+        if config.cell_cell_weight:
+            views = (torch.cat([group.views[i] for group in read])[back] for i in range(2))
+            losses["cell_cell"] = self.cell_cell_contrast(*views)
+        if config.cell_text_weight or config.matching_weight:
+            if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
+                raise ValueError(
+                    "The objectives on texts need input_ids and text_index; set their weights to 0 without."
+                )
+            cell_embeds = self.project_cells(torch.cat([group.views[0] for group in read])[back])
+            text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
+            logits_per_cell = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
+            if config.cell_text_weight:
+                losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
+            if config.matching_weight:
+                negatives = self.cell_text_matching.draw_negatives(logits_per_cell, text_index, neutral, negative_draws)
+                losses["matching"] = self._matching_loss(read, input_ids, attention_mask, text_index, *negatives)
+        weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
+        return LangCellForPreTrainingOutput(
+            loss=torch.stack(weighted).sum() if weighted else None,
+            logits_per_cell=logits_per_cell,
+            **{f"{name}_loss": loss for name, loss in losses.items()},
+        )
+
+    def _read_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_labels, **kwargs):
+        """Some of the cells, in all the views that the objectives ask for, as one batch through the tower."""
+        config = self.config
+        mask = None if attention_mask is None else attention_mask[rows]
+        longest = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+        ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
+        # The cell itself, again under other dropout, and masked.
+        views = [ids]
+        if config.cell_cell_weight:
+            views.append(ids)
+        if config.masked_gene_weight:
+            views.append(masked_input_ids[rows, :longest])
+        encoded = self.cell_model(
+            torch.cat(views),
+            None if mask is None else mask.repeat(len(views), 1),
+            pooled_only=not (config.masked_gene_weight or config.matching_weight),
+            return_dict=True,
+            **kwargs,
+        )
+        states = encoded.last_hidden_state.split(len(rows))
+        masked_genes = None
+        if config.masked_gene_weight:
+            # Only the masked positions are scored: a score has as many numbers as the vocabulary has genes.
+            labels = masked_gene_labels[rows, :longest]
+            asked = labels != IGNORED
+            masked_genes = self.lm_head(states[-1][asked]), labels[asked]
+        return _ReadCells(rows, states[0], mask, encoded.pooler_output.split(len(rows)), masked_genes)
+
+    def _embed_texts(self, input_ids, attention_mask, pooled) -> torch.Tensor:
+        """`(texts, projection_dim)`; each process embeds its share of the texts, and all get all."""
+        if pooled is not None:
+            return self.project_texts(pooled)
+        process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        # Where there are fewer texts than processes, some texts are embedded twice.
+        places = torch.arange(max(len(input_ids), processes), device=input_ids.device)
+        share = places[process::processes] % len(input_ids)
+        embeds = self.get_text_features(input_ids[share], None if attention_mask is None else attention_mask[share])
+        dealt = torch.cat([places[other::processes] for other in range(processes)])
+        return gather_rows(embeds)[dealt.argsort()][: len(input_ids)]
+
+    def _matching_loss(
+        self, read, input_ids, attention_mask, text_index, wrong_text, wrong_cell, usable
+    ) -> torch.Tensor:
+        """
+        CTM on each cell with its own text and a wrong one, and on each text with a wrong cell. A pair is read by the
+        process that has its cell, and so is each cell by the group of cells it was read with.
+        """
+        counts = gather_rows(torch.tensor([sum(len(group.rows) for group in read)], device=text_index.device))
+        first = int(counts[: dist.get_rank()].sum()) if len(counts) > 1 else 0
+        negative = torch.zeros_like(text_index).masked_fill(~usable, IGNORED)
+        logits, labels = [], []
+
+        def read_pairs(states, mask, texts, texts_per_cell, expected):
+            text_mask = None if attention_mask is None else attention_mask[texts]
+            found = self.get_matching_logits(states, mask, input_ids[texts], text_mask, texts_per_cell)
+            logits.append(found.flatten(0, 1))
+            labels.append(expected)
+
+        for group in read:
+            cells = group.rows + first
+            own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
+            expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
+            read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
+            # The pairs of a text and a wrong cell whose cell is of this group. Where there is none, one that does not
+            # count is read: with FSDP all processes must read equally often.
+            pairs, places = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
+            expected = negative[pairs]
+            if not len(pairs):
+                pairs, places = cells[:1], torch.zeros_like(cells[:1])
+                expected = torch.full_like(pairs, IGNORED)
+            mask = None if group.mask is None else group.mask[places]
+            read_pairs(group.states[places], mask, text_index[pairs], 1, expected)
+        return self.cell_text_matching(torch.cat(logits), torch.cat(labels))
+
+
+@dataclass
+class _ReadCells:
+    """
+    Cells of similar length after the tower.
+
+    Args:
+        rows: `(cells,)` where they stand in the batch.
+        states, mask: `(cells, genes, hidden_size)` and `(cells, genes)`.
+        views: `(cells, hidden_size)` pooled states of every view.
+        masked_genes: Scores and labels of the masked genes, if any were asked for.
+    """
+
+    rows: torch.Tensor
+    states: torch.Tensor
+    mask: torch.Tensor | None
+    views: tuple[torch.Tensor, ...]
+    masked_genes: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, groups: int) -> tuple[torch.Tensor, ...]:
+    """The rows of a batch of cells in groups of similar length."""
+    if attention_mask is None or groups == 1:
+        return (torch.arange(len(input_ids), device=input_ids.device),)
+    return attention_mask.sum(dim=1).argsort(stable=True).tensor_split(min(groups, len(input_ids)))
+
+
+__all__ = [
+    "LangCellCellModel",
+    "LangCellForMaskedLM",
+    "LangCellForPreTraining",
+    "LangCellForSequenceClassification",
+    "LangCellModel",
+    "LangCellPreTrainedModel",
+    "LangCellTextModel",
+]

@@ -1,0 +1,128 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Zero-shot annotation in the manner of transformers' pipelines, as every checkpoint carries it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Pipeline
+
+from .errors import InputError
+from .processing_langcell import as_texts, word
+from .zero_shot import DescriptionScorer, read_cells
+
+
+class ZeroShotCellAnnotationPipeline(Pipeline):
+    """
+    Finds for every cell the candidate that fits it best, in the manner of transformers' zero-shot pipelines. With the
+    same descriptions its scores are those of `LangCellAnnotator`, which also knows the Cell Ontology and writes into
+    the AnnData; this needs transformers alone.
+
+    Called with an AnnData, in memory or backed, or several, and
+
+    - `candidate_labels`: names, or `{label: description}`, or `{label: [description, ...]}` to be judged by several;
+    - `hypothesis_template`: what makes a description of a name; by default those of the processor's wordings that a
+      name alone can fill, or where there are none, `"cell type: {}."`;
+    - `alpha`: weight of the similarity against the matching, the checkpoint's own by default;
+    - `shortlist`: how many of the candidates most similar to a cell the matching reads, as for `DescriptionScorer`;
+    - `top_k`: how many of a cell's candidates to give, all by default;
+    - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: as for `LangCellFeatureExtractor`.
+
+    It gives for every cell a list of `{"label": ..., "score": ...}`, the best first; an empty one for a cell without
+    known genes (`empty_cells="mark"`).
+
+    Raises:
+        InputError: No candidates, one given twice, an alpha outside 0 to 1, or cells that cannot be read.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> annotate = pipeline("zero-shot-cell-annotation", model="hub_configs/langcell-mini")  # doctest: +SKIP
+    >>> annotate(adata, candidate_labels=["B cell", "monocyte"], top_k=1)[0]  # doctest: +SKIP
+    [{'label': 'monocyte', 'score': 0.93}]
+
+    ```"""
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = False
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Saves model and processor; the config of a LangCell names its pipeline, whose code goes with them."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    def __call__(self, inputs, **kwargs):
+        """As the class says; cells go through the model by the number of their genes, whatever `batch_size` says."""
+        kwargs.pop("batch_size", None)
+        return super().__call__(inputs, batch_size=1, **kwargs)
+
+    def _sanitize_parameters(
+        self, candidate_labels=None, hypothesis_template=None, alpha=None, shortlist="auto", top_k=None, **cells
+    ):
+        if candidate_labels is not None and not isinstance(candidate_labels, (str, Mapping)):
+            candidate_labels = list(candidate_labels)
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise InputError(f"top_k={top_k!r} is no number of candidates.")
+        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
+            raise InputError(f"alpha={alpha!r} is not between 0 and 1.")
+        texts = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
+        texts = {name: value for name, value in texts.items() if value is not None}
+        how = {} if alpha is None else {"alpha": alpha}
+        how |= {} if shortlist == "auto" else {"shortlist": shortlist}
+        return texts | cells, how, {} if top_k is None else {"top_k": top_k}
+
+    def preprocess(self, cells, candidate_labels=(), hypothesis_template=None, **cell_options):
+        return {
+            "cells": cells,
+            "descriptions": _describe(candidate_labels, hypothesis_template, self.processor.wordings),
+            "cell_options": cell_options,
+        }
+
+    def _forward(self, given, alpha=None, shortlist="auto"):
+        """The scores of all cells, `(cells, labels)` float32, NaN for those without known genes; and the labels."""
+        model = self.model
+        alpha = model.config.alpha if alpha is None else alpha
+        scorer = DescriptionScorer(model.eval(), self.processor, given["descriptions"], alpha, shortlist)
+        parts = []
+        for ranked in self.processor.feature_extractor.stream(given["cells"], **given["cell_options"]):
+            parts.append(np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32))
+            for rows, found in read_cells(ranked, scorer, scorer.budget, model.device):
+                parts[-1][rows] = found.scores.cpu().numpy()
+        return {"scores": torch.from_numpy(np.concatenate(parts)), "labels": list(scorer.descriptions)}
+
+    def postprocess(self, found, top_k=None):
+        scores, labels = found["scores"].numpy(), found["labels"]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return [
+            [] if np.isnan(row[0]) else [{"label": labels[i], "score": float(row[i])} for i in order]
+            for row, order in zip(scores, best, strict=True)
+        ]
+
+
+def _describe(
+    candidates: Sequence[str] | Mapping[str, str | Sequence[str]], template: str | None, wordings: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    if isinstance(candidates, str):
+        raise InputError(f"candidate_labels must be several labels, not one text: [{candidates!r}, ...].")
+    if template is not None and (not isinstance(template, str) or "{}" not in template):
+        raise InputError(f"hypothesis_template {template!r} has no {{}} for the label.")
+    described: dict[str, tuple[str, ...]] = {}
+    for label in candidates:
+        if not isinstance(label, str):
+            raise InputError(f"Labels must be texts, not {label!r}.")
+        if label in described:
+            raise InputError(f"The label {label!r} was given twice.")
+        if isinstance(candidates, Mapping):
+            described[str(label)] = as_texts(label, candidates[label])
+        elif template is not None:
+            described[str(label)] = (template.replace("{}", label),)
+        else:
+            described[str(label)] = tuple(text.text for text in word(wordings, str(label)))
+    if not described:
+        raise InputError("No candidates: give candidate_labels, names or {label: description}.")
+    return described
+
+
+__all__ = ["ZeroShotCellAnnotationPipeline"]

@@ -1,0 +1,505 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Adaptation to labelled cells: what is learnt, what is saved, and that it comes back the same anywhere."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from transformers import AutoProcessor
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequenceClassification, LangCellModel
+from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
+from modeling_langcell.adaptation.trainer import CellBatches, ClassLoss, DescriptionLoss
+from modeling_langcell.cli.main import app
+from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
+from modeling_langcell.io.labels import rank_cells, read_labels
+from tests.conftest import GENES, REPOSITORY, TYPES, tiny_config
+
+MINI = REPOSITORY / "hub_configs" / "langcell-mini"
+#: Real cells that langcell-mini knows well, under each other's names: what it makes of these it has learnt.
+SWAPPED = {"B cell": "monocyte", "natural killer cell": "B cell", "CD14-positive monocyte": "natural killer cell"}
+#: Learns that in seconds.
+QUICK = {"epochs": 8, "learning_rate": 2e-3, "gene_dropout": 0.5, "batch_cells": 8}
+
+
+@pytest.fixture(scope="module")
+def labelled() -> ad.AnnData:
+    """Thirty cells of three types, each of which expresses genes of its own tenfold."""
+    rng = np.random.default_rng(0)
+    names = np.repeat(list(TYPES.values()), 10)
+    rates = np.full((30, len(GENES)), 0.5)
+    for number in range(3):
+        rates[10 * number : 10 * number + 10, 10 * number : 10 * number + 10] *= 10
+    obs = pd.DataFrame({"type": names}, index=[f"cell{row}" for row in range(30)])
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=pd.DataFrame(index=GENES))
+    has = np.column_stack([names == "B cell", names != "monocyte"])
+    adata.obsm["pathways"] = pd.DataFrame(has, index=adata.obs_names, columns=["first", "second"])
+    return adata
+
+
+@pytest.fixture(scope="module")
+def swapped() -> ad.AnnData:
+    """Fifteen blood cells of each of three types, whose names are swapped."""
+    cells = load_example()
+    cells = cells[cells.obs[LABEL_COLUMN].isin(SWAPPED)].copy()
+    cells.obs["swapped"] = cells.obs[LABEL_COLUMN].astype(str).map(SWAPPED)
+    cells = cells[read_labels(cells, "swapped").shots(15, seed=0).rows].copy()
+    has = {"first": cells.obs["swapped"] == "B cell", "second": cells.obs["swapped"] != "monocyte"}
+    cells.obsm["pathways"] = pd.DataFrame(has)
+    return cells
+
+
+def accuracy(adata: ad.AnnData) -> float:
+    return float((adata.obs["langcell_cell_type"].astype(str) == adata.obs["swapped"].astype(str)).mean())
+
+
+class TestLabels:
+    def test_shots_are_so_many_of_each_and_grow_by_adding(self, labelled):
+        labels = read_labels(labelled, "type")
+        one, three = labels.shots(1, seed=4), labels.shots(3, seed=4)
+        assert three.sizes() == dict.fromkeys(sorted(TYPES.values()), 3)
+        assert set(one.rows) < set(three.rows)
+        assert set(labels.shots(3, seed=5).rows) != set(three.rows)
+        names = np.array(labels.names)
+        assert (names[three.truth] == labelled.obs["type"].to_numpy()[three.rows]).all()
+
+    def test_cells_without_a_label_are_left_out_if_asked(self, labelled):
+        some = labelled.copy()
+        some.obs.loc[["cell3", "cell4"], "type"] = [None, " "]
+        labels = read_labels(some, "type", unlabelled="skip")
+        assert len(labels) == 28
+        assert not {3, 4} & set(labels.rows)
+
+    def test_held_out_cells_are_of_every_label(self, labelled):
+        learnt, watched = read_labels(labelled, "type").held_out(0.2, seed=0)
+        assert watched.sizes() == dict.fromkeys(sorted(TYPES.values()), 2)
+        assert not set(learnt.rows) & set(watched.rows)
+
+    def test_a_backed_file_is_read_the_same(self, labelled, tiny_processor, tmp_path):
+        labelled.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        rows = np.array([2, 11, 29])
+        ranked, expected = (rank_cells(adata, rows, tiny_processor.feature_extractor) for adata in (backed, labelled))
+        np.testing.assert_array_equal(ranked.token_ids, expected.token_ids)
+
+
+def test_a_label_is_described_by_the_first_wording_of_the_checkpoint(labelled, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint)
+    processor.wordings = ["a {name}", "{synonym}"]
+    processor.save_pretrained(tmp_path / "model")
+    adapted = adapt(
+        *(str(tmp_path / "model"), labelled, "type"),
+        descriptions={"B cell": "cell type : b ."},
+        config=AdaptationConfig(head="prototypes"),
+    )
+    expected = {name: f"a {name}" for name in sorted(TYPES.values())} | {"B cell": "cell type : b ."}
+    assert adapted.adaptation.labels == expected
+
+
+class TestLosses:
+    @pytest.fixture
+    def batch(self, labelled, tiny_processor):
+        labels = read_labels(labelled, "type")
+        rows = np.arange(0, 30, 3)
+        ranked = rank_cells(labelled, rows, tiny_processor.feature_extractor)
+        batches = CellBatches(ranked, labels.truth[rows], len(rows), torch.device("cpu"))
+        return next(batches.whole())
+
+    @pytest.mark.parametrize("matching", [False, True])
+    @pytest.mark.parametrize("adapt_texts", [False, True])
+    def test_the_loss_over_descriptions_is_the_models_own(self, batch, tiny_processor, matching, adapt_texts):
+        torch.manual_seed(0)
+        model = LangCellModel(tiny_config()).eval()
+        texts = tiny_processor(text=["b cell", "monocyte", "natural killer cell"], return_tensors="pt")
+        how = {"matching": matching, "adapt_texts": adapt_texts, "temperature": model.config.temperature}
+        loss = DescriptionLoss(model, texts, **how)(*batch)
+        ids, mask, truth = batch
+        expected = model(ids, mask, **texts, labels=truth, return_matching=matching).loss
+        torch.testing.assert_close(loss, expected)
+
+    def test_frozen_texts_are_read_once(self, batch, tiny_processor, monkeypatch):
+        model = LangCellModel(tiny_config())
+        texts = tiny_processor(text=["b", "t", "nk"], return_tensors="pt")
+        loss_of = DescriptionLoss(model, texts, temperature=0.2, matching=False, adapt_texts=False)
+        monkeypatch.setattr(type(model.text_model), "forward", lambda *_, **__: pytest.fail("texts were read again"))
+        loss_of(*batch)
+
+    def test_balanced_classes_count_alike(self, batch):
+        ids, mask, truth = batch
+        model = LangCellForSequenceClassification(tiny_config().cell_config).eval()
+        model.config.num_labels, model.classifier = 3, torch.nn.Linear(16, 3)
+        sizes = np.array([1, 2, 7])
+        learnt_from = np.repeat(np.arange(3), sizes)
+        loss = ClassLoss(model, learnt_from, balanced=True)(ids, mask, truth)
+        each = F.cross_entropy(model(ids, mask).logits, truth, reduction="none")
+        weights = torch.tensor(1 / sizes, dtype=torch.float32)[truth]
+        torch.testing.assert_close(loss, (each * weights).sum() / weights.sum())
+
+    def test_several_labels_are_judged_one_by_one(self, batch):
+        ids, mask, _ = batch
+        truth = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1], [1, 0]] * 2, dtype=torch.bool)
+        model = LangCellForSequenceClassification(tiny_config().cell_config).eval()
+        model.classifier = torch.nn.Linear(16, 2)
+        loss = ClassLoss(model, truth.numpy(), balanced=False)(ids, mask, truth)
+        said = model(ids, mask).logits.sigmoid()
+        expected = -torch.where(truth, said, 1 - said).log().mean()
+        torch.testing.assert_close(loss, expected)
+
+
+class TestGeneDropout:
+    def test_shown_cells_keep_cls_and_order(self, labelled, tiny_processor):
+        ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
+        batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
+        lengths = []
+        for ids, mask, truth in batches.drawn(np.random.default_rng(0), 0.9):
+            for shown, there, cell in zip(ids, mask, truth, strict=True):
+                genes = shown[there.bool()].numpy()
+                whole = ranked[int(cell)]
+                assert genes[0] == whole[0]
+                places = [np.flatnonzero(whole == gene)[0] for gene in genes]
+                assert places == sorted(places)
+                lengths.append(len(genes) / len(whole))
+        assert 0.3 < np.mean(lengths) < 0.8
+
+    def test_without_it_every_cell_is_shown_whole_once(self, labelled, tiny_processor):
+        ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
+        batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
+        seen = [int(cell) for *_, truth in batches.drawn(np.random.default_rng(0), 0.0) for cell in truth]
+        assert sorted(seen) == list(range(30))
+
+
+class TestAdapt:
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {},
+            {"adapt_texts": True},
+            {"method": "full", "learning_rate": 5e-4},
+            {"method": "frozen", "learning_rate": 1e-2},
+            {"head": "classes"},
+            {"head": "classes", "method": "full", "learning_rate": 5e-4},
+            {"head": "classes", "method": "frozen", "learning_rate": 2e-2},
+            {"head": "prototypes"},
+        ],
+        ids=str,
+    )
+    def test_it_learns_and_comes_back_from_its_folder(self, swapped, tmp_path, how):
+        adapted = adapt(MINI, swapped, "swapped", shots=8, config=AdaptationConfig(**{**QUICK, **how}), **CELL_OPTIONS)
+        expected = adapted.annotator().annotate(swapped.copy(), **CELL_OPTIONS)
+        assert accuracy(expected) > 0.9
+        folder = adapted.save(tmp_path / "new" / "adapted")
+        assert not list(folder.glob("*.bin")), "safetensors alone"
+        whole = (folder / "config.json").exists()
+        assert whole == (how.get("method") in ("full", "frozen"))
+        if not whole:
+            assert sum(path.stat().st_size for path in folder.rglob("*")) < 10e6
+            assert adapted.trained_share < 0.05
+        source = {"checkpoint": folder} if whole else {"adapter": folder}
+        again = LangCellAnnotator.from_pretrained(**source).annotate(swapped.copy(), **CELL_OPTIONS)
+        found, said = (adata.obsm["langcell_probabilities"] for adata in (again, expected))
+        np.testing.assert_allclose(found, said, atol=2e-4)
+        assert list(found.columns) == sorted(SWAPPED.values())
+        assert "natural killer cell" in (folder / "README.md").read_text()
+        np.testing.assert_allclose(again.obsm["X_langcell"], expected.obsm["X_langcell"], atol=1e-5)
+
+    def test_the_matching_is_learnt_where_asked(self, swapped, tmp_path):
+        config = AdaptationConfig(**{**QUICK, "matching": True, "epochs": 3, "gene_dropout": 0.0})
+        adapted = adapt(MINI, swapped, "swapped", shots=4, config=config, **CELL_OPTIONS)
+        assert adapted.losses[-1] < adapted.losses[0]
+        expected = adapted.annotator().annotate(swapped[::5].copy(), **CELL_OPTIONS)
+        assert expected.uns["langcell"]["alpha"] == 0.5
+        folder = adapted.save(tmp_path / "adapted")
+        again = LangCellAnnotator.from_pretrained(adapter=folder).annotate(swapped[::5].copy(), **CELL_OPTIONS)
+        found, said = (adata.obsm["langcell_probabilities"] for adata in (again, expected))
+        np.testing.assert_allclose(found, said, atol=2e-4)
+
+    def test_the_same_seed_gives_the_same_weights(self, labelled, tiny_checkpoint):
+        config = AdaptationConfig(epochs=2, gene_dropout=0.5, seed=3)
+        one, two = (adapt(tiny_checkpoint, labelled, "type", shots=2, config=config) for _ in range(2))
+        for (name, first), second in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
+            assert torch.equal(first, second), name
+
+    def test_the_best_weights_are_kept_and_training_ends_early(self, labelled, tiny_checkpoint):
+        config = AdaptationConfig(
+            head="classes", epochs=60, learning_rate=0.3, gene_dropout=0.0, held_out=0.3, patience=2
+        )
+        adapted = adapt(tiny_checkpoint, labelled, "type", config=config)
+        assert len(adapted.losses) < 60
+        assert len(adapted.losses) == int(np.argmin(adapted.losses)) + 3
+        _, watched = read_labels(labelled, "type").held_out(0.3, config.seed)
+        cells = adapted.annotator().annotate(labelled[watched.rows].copy())
+        said = cells.obsm["langcell_probabilities"].to_numpy()[np.arange(len(watched)), watched.truth]
+        assert -np.log(said).mean() == pytest.approx(min(adapted.losses), abs=1e-4)
+
+    def test_several_labels_a_cell(self, swapped, tmp_path):
+        config = AdaptationConfig(**{**QUICK, "head": "classes", "balanced": True})
+        adapt(MINI, swapped, "pathways", config=config, **CELL_OPTIONS).save(tmp_path / "adapted")
+        annotator = LangCellAnnotator.from_pretrained(adapter=tmp_path / "adapted")
+        said = annotator.annotate(swapped.copy(), **CELL_OPTIONS).obsm["langcell_probabilities"] > 0.5
+        assert (said.to_numpy() == swapped.obsm["pathways"].to_numpy()).mean() > 0.9
+
+    def test_own_descriptions_are_learnt_and_kept(self, labelled, tiny_checkpoint, tmp_path):
+        cells = labelled.copy()
+        cells.obs["mine"] = cells.obs["type"].astype(str).replace({"B cell": "cluster 7"})
+        config = AdaptationConfig(epochs=2, matching=False)
+        with pytest.raises(InputError, match="cluster 7"):
+            adapt(tiny_checkpoint, cells, "mine", config=config)
+        own = {"cluster 7": "cell type: a lymphocyte that is mine"}
+        adapt(tiny_checkpoint, cells, "mine", descriptions=own, config=config).save(tmp_path / "adapted")
+        run = LangCellAnnotator.from_pretrained(adapter=tmp_path / "adapted").annotate(cells).uns["langcell"]
+        assert own["cluster 7"] in run["descriptions"]
+        assert run["adapter"] == str(tmp_path / "adapted")
+
+    def test_an_adapted_checkpoint_still_takes_other_candidates(self, labelled, tiny_checkpoint):
+        adapted = adapt(tiny_checkpoint, labelled, "type", config=AdaptationConfig(epochs=1, matching=False))
+        found = adapted.annotator().annotate(labelled.copy(), ["T cell", "monocyte"])
+        assert list(found.obsm["langcell_probabilities"].columns) == ["T cell", "monocyte"]
+
+    def test_what_lora_changes_is_what_it_says(self, labelled, tiny_checkpoint):
+        config = AdaptationConfig(epochs=1, matching=False, adapt_texts=True)
+        adapted = adapt(tiny_checkpoint, labelled, "type", shots=1, config=config)
+        trained = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
+        for part in ("cell_model.embeddings.word_embeddings", "cell_projection", "text_projection"):
+            assert any(part in name for name in trained), part
+        for part in (
+            "cell_model.encoder.layer.1.attention.self.query",
+            "text_model.encoder.layer.2.attention.self.value",
+        ):
+            assert any(part in name for name in trained), part
+        assert not any("crossattention" in name or "matching_head" in name for name in trained), "no matching"
+
+
+#: A session with transformers and peft alone.
+SESSION = """
+import json, sys
+from pathlib import Path
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("modeling_langcell", "anndata", "cellxgene_ontology_guide"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+
+sys.meta_path.insert(0, NotInstalled())
+import scipy.sparse as sp
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor
+
+base, adapter, here = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+adaptation = json.loads((Path(adapter) / "adaptation.json").read_text())
+processor = AutoProcessor.from_pretrained(base, trust_remote_code=True)
+counts, genes = sp.load_npz(here / "counts.npz"), json.loads((here / "genes.json").read_text())
+if adaptation["head"] == "classes":
+    config = AutoConfig.from_pretrained(base, trust_remote_code=True).cell_config
+    config.num_labels = len(adaptation["labels"])
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, trust_remote_code=True)
+    batch = dict(processor.feature_extractor(counts, gene_ids=genes, return_tensors="pt"))
+    batch = {"input_ids": batch["cell_input_ids"], "attention_mask": batch["cell_attention_mask"]}
+else:
+    model = AutoModel.from_pretrained(base, trust_remote_code=True)
+    batch = processor(
+        cells=counts, gene_ids=genes, text=list(adaptation["labels"].values()), return_tensors="pt"
+    )
+model = PeftModel.from_pretrained(model, adapter).eval()
+with torch.no_grad():
+    out = model(**batch)
+logits = out.logits if adaptation["head"] == "classes" else out.logits_per_cell
+save_file({"probabilities": logits.softmax(dim=1)}, here / "found.safetensors")
+"""
+
+
+@pytest.mark.parametrize("head", ["descriptions", "classes"])
+def test_transformers_and_peft_alone_predict_the_same(labelled, tiny_checkpoint, tmp_path, head):
+    from safetensors.torch import load_file
+
+    config = AdaptationConfig(head=head, epochs=4, learning_rate=1e-2, matching=False)
+    adapted = adapt(tiny_checkpoint, labelled, "type", config=config)
+    adapted.save(tmp_path / "adapter")
+    expected = adapted.annotator().annotate(labelled.copy()).obsm["langcell_probabilities"].to_numpy()
+    sp.save_npz(tmp_path / "counts.npz", labelled.X)
+    (tmp_path / "genes.json").write_text(json.dumps(GENES))
+    command = [sys.executable, "-c", SESSION, str(tiny_checkpoint), str(tmp_path / "adapter"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "found.safetensors")["probabilities"].numpy()
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def change_labels(label_of_row):
+    def change(cells: ad.AnnData) -> None:
+        cells.obs["type"] = [label_of_row(row) for row in range(cells.n_obs)]
+
+    return change
+
+
+class TestBadInput:
+    @pytest.fixture
+    def run(self, labelled, tiny_checkpoint, tmp_path):
+        def invoke(change, *options):
+            cells = labelled.copy()
+            change(cells)
+            cells.write_h5ad(tmp_path / "cells.h5ad")
+            out = tmp_path / "out" / "adapter"
+            arguments = ["adapt", tmp_path / "cells.h5ad", "--model", tiny_checkpoint, "--out", out]
+            result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--epochs", "1", *options)])
+            return result, out
+
+        return invoke
+
+    @pytest.mark.parametrize(
+        ("change", "options", "said"),
+        [
+            (lambda cells: None, ("--label-key", "kind"), "No column 'kind' in obs"),
+            (
+                lambda cells: None,
+                ("--label-key", "type", "--shots", "11"),
+                "Fewer than 11 cells have the label 'B cell'",
+            ),
+            (change_labels(lambda row: "B cell"), ("--label-key", "type"), "holds 1 label"),
+            (
+                change_labels(lambda row: np.nan if row == 4 else f"t{row % 2}"),
+                ("--label-key", "type"),
+                "1 of 30 cells have no label",
+            ),
+            (change_labels(lambda row: f"cluster {row % 3}"), ("--label-key", "type"), "does not know 'cluster 0'"),
+            (lambda cells: None, ("--label-key", "pathways"), "needs the head 'classes'"),
+            (lambda cells: None, ("--label-key", "type", "--method", "some"), "method='some'"),
+            (lambda cells: None, ("--label-key", "type", "--held-out", "0.99"), "cannot be held out"),
+        ],
+    )
+    def test_one_clear_message_and_nothing_written(self, run, change, options, said):
+        result, out = run(change, *options)
+        assert result.exit_code == 2, result.output
+        assert said in " ".join(result.stderr.split())
+        assert "Traceback" not in result.output
+        assert not out.parent.exists()
+
+    def test_a_folder_in_use_is_left_alone(self, run, tmp_path):
+        out = tmp_path / "out" / "adapter"
+        out.mkdir(parents=True)
+        (out / "mine.txt").write_text("mine")
+        result, _ = run(lambda cells: None, "--label-key", "type")
+        assert result.exit_code == 2
+        assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--device", "nowhere"), "The device 'nowhere' cannot be used"),
+            (("--seed", "-1"), "must not be below 0"),
+            (("--learning-rate", "-1"), "must be above 0"),
+            (("--balanced",), "balanced is for the head 'classes'"),
+            (("--head", "classes", "--adapt-texts"), "adapt_texts is for the head 'descriptions'"),
+            (("--head", "prototypes", "--held-out", "0.5"), "prototypes are not"),
+        ],
+    )
+    def test_options_that_cannot_be_or_do_nothing(self, run, options, said):
+        result, out = run(lambda cells: None, "--label-key", "type", *options)
+        assert result.exit_code == 2, result.output
+        assert said in " ".join(result.stderr.split())
+        assert not out.parent.exists()
+
+    @pytest.mark.parametrize(
+        ("table", "said"),
+        [
+            ({"a": ["yes"] * 30, "b": ["no"] * 30}, "must say of each label true or false"),
+            ({"a": [True, False] * 15, "b": [False] * 30}, "no cell has 'b'"),
+            ({"a": [True, False] * 15, "b": [True] * 30}, "every cell has 'b'"),
+        ],
+    )
+    def test_tables_of_which_nothing_can_be_learnt(self, labelled, table, said):
+        labelled.obsm["sets"] = pd.DataFrame(table, index=labelled.obs_names)
+        with pytest.raises(InputError, match=said):
+            read_labels(labelled, "sets")
+
+    def test_two_names_of_one_type(self, run):
+        change = change_labels(lambda row: ("NK cell", "natural killer cell")[row % 2])
+        result, _ = run(change, "--label-key", "type")
+        assert result.exit_code == 2
+        assert "have the same description" in " ".join(result.stderr.split())
+
+    def test_a_place_that_cannot_be_written_is_known_before_the_training(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("modeling_langcell.adaptation.adapt.fit", lambda *_, **__: pytest.fail("it was trained"))
+        (tmp_path / "out").write_text("mine")
+        result, _ = run(lambda cells: None, "--label-key", "type")
+        assert result.exit_code == 2, result.output
+        assert "cannot be written" in " ".join(result.stderr.split())
+
+    @pytest.mark.parametrize("head", ["descriptions", "classes", "prototypes"])
+    def test_an_adapter_that_is_not_whole_or_not_its_own_is_refused(self, labelled, tiny_checkpoint, tmp_path, head):
+        adapted = adapt(tiny_checkpoint, labelled, "type", config=AdaptationConfig(head=head, epochs=1))
+        adapter = adapted.save(tmp_path / "adapter")
+        torch.manual_seed(9)
+        other = tmp_path / "other"
+        LangCellModel(tiny_config()).save_pretrained(other)
+        adapted.processor.save_pretrained(other)
+        with pytest.raises(InputError, match="has other weights"):
+            LangCellAnnotator.from_pretrained(other, adapter=adapter)
+        files = [path for path in adapter.iterdir() if path.suffix == ".safetensors" or "adapter_config" in path.name]
+        assert files
+        for path in files:
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            with pytest.raises(InputError, match=r"cannot be read|does not fit"):
+                LangCellAnnotator.from_pretrained(tiny_checkpoint, adapter=adapter)
+            path.unlink()
+            with pytest.raises(InputError, match=f"no {path.name}"):
+                LangCellAnnotator.from_pretrained(tiny_checkpoint, adapter=adapter)
+            path.write_bytes(whole)
+        LangCellAnnotator.from_pretrained(tiny_checkpoint, adapter=adapter)
+
+    def test_a_folder_that_is_no_adapter(self, labelled, tmp_path):
+        with pytest.raises(InputError, match=r"adaptation\.json"):
+            LangCellAnnotator.from_pretrained(adapter=tmp_path)
+
+
+def test_what_is_made_of_the_shipped_checkpoint_names_it_alike_everywhere(tmp_path):
+    """No path of this machine, and found again without one."""
+    adata = load_example()[:60].copy()
+    adata.obs["type"] = ["B cell", "T cell"] * 30
+    adapter = tmp_path / "adapter"
+    config = AdaptationConfig(epochs=1)
+    made = adapt(REPOSITORY / "hub_configs" / "langcell-mini", adata, "type", config=config, **CELL_OPTIONS)
+    made.save(adapter)
+    for path in adapter.iterdir():
+        assert str(REPOSITORY).encode() not in path.read_bytes(), path.name
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "langcell-mini"
+    expected, found = (
+        annotator.annotate(adata.copy(), **CELL_OPTIONS).obsm["langcell_probabilities"].to_numpy()
+        for annotator in (made.annotator(), LangCellAnnotator.from_pretrained(adapter=adapter))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_command_adapts_and_annotates(swapped, tmp_path):
+    cells, out = tmp_path / "cells.h5ad", tmp_path / "annotated.h5ad"
+    swapped.write_h5ad(cells)
+    reading = ("--use-raw", "--counts", "log1p")
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *reading)])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    learning = ("--shots", "8", "--epochs", "8", "--learning-rate", "2e-3")
+    said = run("adapt", cells, "--label-key", "swapped", *learning, "--out", tmp_path / "adapter")
+    assert "8  monocyte" in said
+    report = tmp_path / "report.html"
+    asked = ("--adapter", tmp_path / "adapter", "--out", out, "--reference", "swapped", "--report", report)
+    assert "Accuracy against swapped: 1.0" in run("annotate", cells, *asked)
+    assert accuracy(ad.read_h5ad(out)) > 0.9
+    assert str(tmp_path / "adapter") in report.read_text()

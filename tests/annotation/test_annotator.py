@@ -1,0 +1,275 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Annotation of AnnData: the contract's fields, the published scores, and memory that does not grow with the file."""
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.annotation.annotator import describe_input
+from modeling_langcell.annotation.explain import explain, explain_annotated
+from modeling_langcell.annotation.large_files import annotate_file
+from modeling_langcell.annotation.metrics import agreement
+from modeling_langcell.annotation.predictions import best_of
+from modeling_langcell.io.example import CELL_OPTIONS, load_example
+from modeling_langcell.io.h5ad import open_cells, write_annotated
+
+LABELS = ["B cell", "natural killer cell", "monocyte"]
+
+
+@pytest.fixture(scope="module")
+def annotator(tiny_checkpoint):
+    return LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+def test_annotate_writes_the_fields_and_returns_the_anndata(annotator, cells):
+    annotated = annotator.annotate(cells, LABELS)
+    assert annotated is cells
+    labels, scores = cells.obs["langcell_cell_type"], cells.obsm["langcell_probabilities"]
+    assert isinstance(labels.dtype, pd.CategoricalDtype)
+    assert list(labels.cat.categories) == [label for label in LABELS if (labels == label).any()]
+    assert list(scores.columns) == LABELS
+    assert scores.index.equals(cells.obs_names)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    assert (labels.astype(str) == scores.idxmax(axis=1)).all()
+    np.testing.assert_array_equal(cells.obs["langcell_score"], scores.max(axis=1))
+    assert cells.obsm["X_langcell"].dtype == np.float32
+    assert cells.obsm["X_langcell"].shape == (cells.n_obs, annotator.model.config.projection_dim)
+    np.testing.assert_allclose(np.linalg.norm(cells.obsm["X_langcell"], axis=1), 1, atol=1e-5)
+
+
+class TestCandidatesWithoutACell:
+    """They are not among the categories, on which scanpy would fail; what is recorded of the run has them."""
+
+    CANDIDATES = ("neuron", "natural killer cell", "B cell", "CD14-positive monocyte", "oligodendrocyte")
+    FOUND = CANDIDATES[1:-1]
+
+    @pytest.fixture
+    def blood(self):
+        return load_example()[::4].copy()
+
+    def annotate(self, cells):
+        annotator = LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+        return annotator, annotator.annotate(cells.copy(), self.CANDIDATES, **CELL_OPTIONS)
+
+    @pytest.fixture(params=["in memory", "a file"])
+    def annotated(self, blood, tmp_path, request):
+        if request.param == "in memory":
+            return self.annotate(blood)[1]
+        blood.write_h5ad(tmp_path / "cells.h5ad")
+        annotator = LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+        files = tmp_path / "cells.h5ad", tmp_path / "o.h5ad"
+        return ad.read_h5ad(annotate_file(annotator, *files, self.CANDIDATES, **CELL_OPTIONS))
+
+    def test_categories_are_what_cells_have_in_the_order_of_candidates(self, annotated):
+        for column in ("langcell_cell_type", "langcell_second"):
+            values = annotated.obs[column]
+            assert list(values.cat.categories) == [label for label in self.CANDIDATES if (values == label).any()]
+        assert tuple(annotated.obs["langcell_cell_type"].cat.categories) == self.FOUND
+        assert tuple(annotated.uns["langcell"]["labels"]) == self.CANDIDATES
+        assert tuple(annotated.obsm["langcell_probabilities"].columns) == self.CANDIDATES
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # What others say of one another.
+    def test_scanpy_compares_and_plots_the_types(self, annotated):
+        sc.tl.rank_genes_groups(annotated, "langcell_cell_type")
+        assert annotated.uns["rank_genes_groups"]["names"].dtype.names == self.FOUND
+        sc.pl.rank_genes_groups_dotplot(annotated, n_genes=2, show=False)
+        for column in ("langcell_cell_type", "langcell_second"):
+            sc.pl.dotplot(annotated, ["CD3D", "CD79A", "LYZ"], groupby=column, show=False)
+        plt.close("all")
+
+    def test_so_it_is_of_what_clusters_say(self, annotator, cells):
+        cells.obs["cluster"] = ["a", "b"] * 6
+        said = annotator.annotate(cells, LABELS, cluster_key="cluster").obs["langcell_consensus"]
+        assert list(said.cat.categories) == [label for label in LABELS if (said == label).any()]
+
+    def test_what_is_read_of_an_annotation_knows_all_candidates(self, blood):
+        """So it does where all of them are categories, as earlier files have it."""
+        annotator, new = self.annotate(blood)
+        new.obs["known"] = ["neuron"] * 100 + ["B cell"] * 75
+        old = new.copy()
+        for column in ("langcell_cell_type", "langcell_second"):
+            old.obs[column] = old.obs[column].cat.set_categories(self.CANDIDATES)
+        expected = explain(annotator, blood, self.CANDIDATES, cells_per_label=2, **CELL_OPTIONS)
+        assert tuple(expected["label"].unique()) == self.FOUND
+        sizes = new.obs["langcell_cell_type"].value_counts()
+        for annotated in (new, old):
+            found = explain_annotated(annotator, blood, annotated, cells_per_label=2, **CELL_OPTIONS)
+            pd.testing.assert_frame_equal(found, expected)
+            assert best_of(annotated).value_counts().to_dict() == {name: sizes.get(name, 0) for name in self.CANDIDATES}
+            assert agreement(annotated, "known")["cells"] == 175, "neurons too, which no cell was found to be"
+
+    def test_cells_without_any_label_are_written_and_read(self, annotator, cells, tmp_path):
+        cells.X = sp.csr_matrix(cells.shape, dtype=np.float32)
+        annotator.annotate(cells, LABELS, empty_cells="mark")
+        for annotated in (cells, ad.read_h5ad(write_annotated(cells, tmp_path / "o.h5ad"))):
+            assert isinstance(annotated.obs["langcell_cell_type"].dtype, pd.CategoricalDtype)
+            assert best_of(annotated).value_counts().to_dict() == dict.fromkeys(LABELS, 0)
+
+
+def test_the_run_can_be_repeated_from_what_is_recorded(annotator, cells, tiny_checkpoint):
+    annotator.annotate(cells, LABELS, alpha=0.3)
+    run = cells.uns["langcell"]
+    again = LangCellAnnotator.from_pretrained(run["checkpoint"]).annotate(
+        cells.copy(), dict(zip(run["labels"], run["descriptions"], strict=True)), alpha=run["alpha"]
+    )
+    pd.testing.assert_frame_equal(again.obsm["langcell_probabilities"], cells.obsm["langcell_probabilities"])
+    assert run["checkpoint"] == str(tiny_checkpoint)
+    assert run["input"]["array"] == "X"
+    assert {"modeling-langcell", "torch", "transformers"} <= set(run["versions"])
+    assert "40 of 40 genes known (40 by ensembl id)" in describe_input(cells)
+
+
+def test_scores_are_the_published_procedure_one_pair_at_a_time(annotator, cells):
+    alpha = 0.35
+    annotator.annotate(cells, LABELS, alpha=alpha)
+    descriptions = list(cells.uns["langcell"]["descriptions"])
+    model, processor = annotator.model, annotator.processor
+    for row in range(cells.n_obs):
+        similarity, match = [], []
+        for description in descriptions:
+            batch = processor(cells=cells[row], text=description, return_tensors="pt")
+            with torch.no_grad():
+                out = model(**batch, return_matching=True)
+            similarity.append(float(out.cell_embeds[0] @ out.text_embeds[0]) / 0.05)
+            match.append(float(out.matching_logits[0, 0].softmax(-1)[1]))
+        expected = alpha * torch.tensor(similarity).softmax(0) + (1 - alpha) * torch.tensor(match).softmax(0)
+        np.testing.assert_allclose(cells.obsm["langcell_probabilities"].iloc[row], expected, atol=1e-5)
+
+
+def test_batching_order_and_neighbours_change_nothing(tiny_checkpoint, cells):
+    whole = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells.copy(), LABELS)
+    one_by_one = LangCellAnnotator.from_pretrained(tiny_checkpoint, batch_tokens=1).annotate(cells.copy(), LABELS)
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    shuffled = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells[order].copy(), LABELS)
+    for other in (one_by_one, shuffled):
+        np.testing.assert_allclose(other[cells.obs_names].obsm["X_langcell"], whole.obsm["X_langcell"], atol=1e-5)
+        np.testing.assert_allclose(
+            other.obsm["langcell_probabilities"].loc[cells.obs_names],
+            whole.obsm["langcell_probabilities"],
+            atol=1e-5,
+        )
+
+
+def test_chunks_are_put_back_in_place(tiny_checkpoint, cells, monkeypatch):
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    whole = annotator.embed(cells.copy()).obsm["X_langcell"]
+    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 5)
+    np.testing.assert_allclose(annotator.embed(cells.copy()).obsm["X_langcell"], whole, atol=1e-6)
+
+
+def test_embed_equals_annotate_and_the_model(annotator, cells):
+    embedded = annotator.embed(cells.copy()).obsm["X_langcell"]
+    np.testing.assert_allclose(embedded, annotator.annotate(cells.copy(), LABELS).obsm["X_langcell"], atol=1e-6)
+    batch = annotator.processor(cells=cells, return_tensors="pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(embedded, annotator.model.get_cell_features(**batch), atol=1e-5)
+
+
+def test_alpha_one_leaves_the_matching_out(annotator, cells, monkeypatch):
+    with_matching = annotator.annotate(cells.copy(), LABELS, alpha=0.999999).obsm["langcell_probabilities"]
+    monkeypatch.setattr(type(annotator.model), "get_matching_logits", lambda *_: pytest.fail("matching was computed"))
+    without = annotator.annotate(cells.copy(), LABELS, alpha=1).obsm["langcell_probabilities"]
+    np.testing.assert_allclose(without, with_matching, atol=1e-4)
+
+
+def test_marked_cells_get_no_label(annotator, cells):
+    empty = sp.csr_matrix(([0.0], ([0], [0])), shape=(1, cells.n_vars))
+    cells.X = sp.vstack([cells.X[:3], empty, cells.X[4:]], format="csr")
+    with pytest.raises(InputError, match="'cell3'"):
+        annotator.annotate(cells, LABELS)
+    assert "langcell_cell_type" not in cells.obs, "nothing is written on an error"
+    annotator.annotate(cells, LABELS, empty_cells="mark")
+    missing = cells.obs["langcell_cell_type"].isna()
+    assert missing.tolist() == [row == 3 for row in range(cells.n_obs)]
+    assert cells.obs["langcell_score"].isna().equals(missing)
+    assert np.isnan(cells.obsm["X_langcell"][3]).all()
+    assert not np.isnan(np.delete(cells.obsm["X_langcell"], 3, axis=0)).any()
+
+
+def test_a_view_is_copied_and_not_touched(annotator, cells):
+    view = cells[2:6]
+    annotated = annotator.annotate(view, LABELS)
+    assert annotated.n_obs == 4
+    assert "langcell_cell_type" in annotated.obs
+    assert "langcell_cell_type" not in cells.obs
+
+
+def test_a_backed_file_round_trips_without_its_matrix(annotator, cells, tmp_path):
+    path, out = tmp_path / "cells.h5ad", tmp_path / "new" / "annotated.h5ad"
+    cells.layers["counts"] = cells.X.copy()
+    cells.write_h5ad(path)
+    expected = annotator.annotate(cells.copy(), LABELS)
+    backed = annotator.annotate(open_cells(path), LABELS)
+    assert backed.isbacked
+    write_annotated(backed, out)
+    assert [p.name for p in out.parent.iterdir()] == [out.name], "nothing is left beside the result"
+    written = ad.read_h5ad(out)
+    assert (written.X != cells.X).nnz == 0
+    assert (written.layers["counts"] != cells.X).nnz == 0
+    np.testing.assert_allclose(written.obsm["X_langcell"], expected.obsm["X_langcell"], atol=1e-6)
+    pd.testing.assert_frame_equal(
+        written.obsm["langcell_probabilities"], expected.obsm["langcell_probabilities"], atol=1e-6
+    )
+    assert written.obs["langcell_cell_type"].equals(expected.obs["langcell_cell_type"])
+    assert list(written.uns["langcell"]["labels"]) == LABELS
+    assert not ad.read_h5ad(path).obs.columns.tolist(), "the input is as it was"
+
+
+def test_the_input_can_be_replaced_by_its_annotated_self(annotator, cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    write_annotated(annotator.annotate(open_cells(path), LABELS), path)
+    assert "langcell_cell_type" in ad.read_h5ad(path).obs
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_clear_message(annotator, cells, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    annotator.annotate(cells, LABELS)
+    with pytest.raises(InputError, match=r"cannot be written"):
+        write_annotated(cells, tmp_path / "file" / "out.h5ad")
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_alpha_outside_its_range_is_refused(annotator, cells, alpha):
+    with pytest.raises(InputError, match="alpha"):
+        annotator.annotate(cells, LABELS, alpha=alpha)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, tiny_checkpoint):
+    with pytest.raises(InputError, match="No LangCell checkpoint"):
+        LangCellAnnotator.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="dtype"):
+        LangCellAnnotator.from_pretrained(tiny_checkpoint, dtype="int8")
+    with pytest.raises(InputError, match="device"):
+        LangCellAnnotator.from_pretrained(tiny_checkpoint, device="nonsense")
+
+
+@pytest.mark.parametrize("content", [b"", b"not hdf5 at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 64])
+def test_a_damaged_file_is_one_clear_message(tmp_path, content):
+    path = tmp_path / "damaged.h5ad"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged\.h5ad (cannot be read as|is no) \.h5ad"):
+        open_cells(path)
+
+
+def test_half_precision_stays_close(tiny_checkpoint, cells):
+    exact = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells.copy(), LABELS)
+    rough = LangCellAnnotator.from_pretrained(tiny_checkpoint, dtype="bfloat16").annotate(cells.copy(), LABELS)
+    assert rough.uns["langcell"]["dtype"] == "bfloat16"
+    assert rough.obsm["X_langcell"].dtype == np.float32
+    np.testing.assert_allclose(rough.obsm["X_langcell"], exact.obsm["X_langcell"], atol=0.05)
+
+
+def test_labels_with_a_slash_can_be_written(annotator, cells, tmp_path):
+    """An `.h5ad` would take it for a group's."""
+    annotator.annotate(cells, {"B/C": "b cell", "nk": "cell type : nk ."})
+    again = ad.read_h5ad(write_annotated(cells, tmp_path / "o.h5ad"))
+    assert list(again.obsm["langcell_probabilities"].columns) == ["B|C", "nk"]
+    assert list(again.uns["langcell"]["labels"]) == ["B/C", "nk"]
+    assert set(again.obs["langcell_cell_type"]) <= {"B/C", "nk"}

@@ -1,0 +1,85 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Calibration: temperatures that are known are found, and thresholds keep the rates they are for."""
+
+import numpy as np
+import pytest
+
+from modeling_langcell import InputError, LangCellConfig
+from modeling_langcell.annotation.calibration import Calibration, LabelledScores, calibrated, calibration_error, fit
+from modeling_langcell.annotation.ontology_backoff import Lineages
+
+LABELS = ("B cell", "CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "monocyte")
+
+
+def cells_of_known_doubt(cells, overconfidence, seed):
+    """Labels drawn from probabilities, and scores that are these to a power: too sure of themselves by as much."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(len(LABELS), 0.4), cells)
+    truth = (probabilities.cumsum(axis=1) > rng.random((cells, 1))).argmax(axis=1)
+    scores = probabilities**overconfidence
+    scores /= scores.sum(axis=1, keepdims=True)
+    return LabelledScores(LABELS, scores, rng.uniform(0, 1, cells), np.array(LABELS)[truth])
+
+
+def test_the_temperature_is_found():
+    found = fit({"study": cells_of_known_doubt(20_000, 2.5, 0)}, 1.0)
+    assert found.temperature == pytest.approx(2.5, rel=0.1)
+    assert found.fitted["error_after"] < 0.02 < found.fitted["error_before"]
+    assert found.fitted["cells"] == {"study": 20_000}
+    assert found.usual_novelty == pytest.approx(0.95, abs=0.01)
+
+
+def test_probabilities_add_up_to_1_and_keep_their_order():
+    scores = cells_of_known_doubt(50, 2.0, 1).scores
+    probabilities = calibrated(scores, 3.0)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_array_equal(probabilities.argsort(axis=1), scores.argsort(axis=1))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2])
+def test_answers_of_new_cells_are_wrong_as_often_as_said(rate):
+    found = fit({"study": cells_of_known_doubt(5_000, 2.0, 2)}, 1.0)
+    new = cells_of_known_doubt(20_000, 2.0, 3)
+    lineages = Lineages(LABELS)
+    probabilities = lineages.probabilities(calibrated(new.scores, found.temperature))
+    answers, _ = lineages.answer(probabilities, found.threshold(rate))
+    answered = answers >= 0
+    wrong = 1 - lineages.right(answers, new.truth.tolist())[answered].mean()
+    assert wrong == pytest.approx(rate, abs=0.02) or (wrong < rate and answered.all())
+    assert answered.mean() > 0.5
+
+
+def test_a_rate_that_cannot_be_kept_is_left_out():
+    rng = np.random.default_rng(0)
+    apart = ("B cell", "fibroblast", "hepatocyte", "neuron")  # All that they have in common is that they are cells.
+    guesses = LabelledScores(apart, rng.dirichlet(np.ones(4), 300), np.zeros(300), rng.choice(apart, 300))
+    found = fit({"study": guesses}, 1.0)
+    assert "0.01" not in found.thresholds
+    with pytest.raises(InputError, match=r"not of 0\.01"):
+        found.threshold(0.01)
+
+
+def test_no_cells():
+    with pytest.raises(InputError, match="no labelled cells"):
+        fit({}, 1.0)
+
+
+def test_calibration_error_by_hand():
+    sure, right = np.array([0.5, 0.5, 0.98, 1.0]), np.array([True, False, True, False])
+    assert calibration_error(sure, right) == pytest.approx((abs(1.0 - 1) + abs(1.98 - 1)) / 4)
+
+
+def test_the_config_holds_it(tmp_path):
+    calibration = Calibration(2.0, {"0.1": 0.6}, 0.4, 1.0, {"cells": {"study": 3}})
+    LangCellConfig(calibration=calibration.to_dict()).save_pretrained(tmp_path)
+    assert Calibration(**LangCellConfig.from_pretrained(tmp_path).calibration) == calibration
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0}, {"temperature": "2"}, {"thresholds": None}, {"thresholds": {"0.1": "x"}}, {"fitted": 3}],
+)
+def test_a_damaged_calibration_is_refused(change):
+    calibration = Calibration(2.0, {"0.1": 0.6}, 0.4, 1.0).to_dict() | change
+    with pytest.raises(Exception, match="calibration is not what langcell calibrate writes"):
+        LangCellConfig(calibration=calibration)

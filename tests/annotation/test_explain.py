@@ -1,0 +1,171 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Explanations: that they add up, that they find the genes that a match was made to hang on, and the tables of them."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.annotation.explain import Explainer, draw_genes, explain
+from modeling_langcell.cli.main import app
+from modeling_langcell.ontology import describe
+from tests.conftest import GENES, SYMBOLS
+
+LABELS = ["B cell", "natural killer cell", "monocyte"]
+TEXTS = {"b": "cell type : b", "nk": "a natural killer", "t": "cell type : t"}
+
+
+@pytest.fixture(scope="module")
+def annotator(tiny_checkpoint):
+    return LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def ranked(annotator, cells):
+    return annotator.processor.feature_extractor.rank(cells)
+
+
+@pytest.mark.parametrize("method", ["gradient", "attention"])
+def test_a_number_for_every_gene(annotator, ranked, method):
+    explainer = Explainer(annotator, TEXTS, method)
+    for cell in range(3):
+        found = explainer(ranked[cell], 1)
+        assert found.shape == (len(ranked[cell]) - 1,)
+        assert np.isfinite(found).all()
+        assert found.std() > 0
+
+
+def test_gradients_add_up_to_the_difference_from_average_genes(annotator, ranked):
+    explainer = Explainer(annotator, TEXTS)
+    ids = torch.from_numpy(ranked[0].astype(np.int64))[None]
+    tower = annotator.model.cell_model
+    embeds = tower.embeddings.word_embeddings(ids).detach()
+    embeds[0, 1:] = tower.embeddings.word_embeddings.weight[2:-1].mean(dim=0)
+    with torch.no_grad():
+        average = annotator.model.project_cells(tower(inputs_embeds=embeds, pooled_only=True).pooler_output)[0]
+    for label in range(3):
+        expected = explainer.match(ranked[0], label) - float(average @ explainer.text_embeds[label])
+        assert explainer(ranked[0], label).sum() == pytest.approx(expected, abs=0.1 * abs(expected) + 1e-3)
+
+
+def test_a_match_is_what_the_model_says(annotator, cells, ranked):
+    batch = annotator.processor(cells=cells[0], text=[*TEXTS.values()], return_tensors="pt")
+    with torch.no_grad():
+        out = annotator.model(**batch, return_matching=True, return_dict=True)
+    cosines = [Explainer(annotator, TEXTS).match(ranked[0], label) for label in range(3)]
+    odds = [Explainer(annotator, TEXTS, "attention").match(ranked[0], label) for label in range(3)]
+    similar, (no, yes) = out.logits_per_cell[0] * annotator.model.config.temperature, out.matching_logits[0].T
+    np.testing.assert_allclose(cosines, similar.numpy(), atol=1e-5)
+    np.testing.assert_allclose(odds, (yes - no).numpy(), atol=1e-4)
+
+
+def test_of_several_texts_the_similarity_is_to_all_and_the_matching_of_the_first(annotator, ranked):
+    several = TEXTS | {"nk": ["a natural killer", "nk", "t cell"]}
+    by_gradient, by_attention = (Explainer(annotator, several, method) for method in ("gradient", "attention"))
+    for label in range(3):
+        assert by_attention.match(ranked[0], label) == Explainer(annotator, TEXTS, "attention").match(ranked[0], label)
+    mean = annotator.embed_texts([several["nk"]])[0]
+    np.testing.assert_allclose(by_gradient.text_embeds[1], mean, atol=1e-6)
+    assert by_gradient.match(ranked[0], 1) != pytest.approx(Explainer(annotator, TEXTS).match(ranked[0], 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gradient", "attention"])
+def test_real_matches_fall_without_the_genes_that_drive_them(shared, method):
+    """The genes that contribute most, left out, against as many of those that contribute least in size."""
+    annotator = LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+    adata = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[::80]
+    explainer = Explainer(annotator, describe(["B cell"]), method)
+    ranked = annotator.processor.feature_extractor.rank(adata)
+    falls = []
+    for cell in range(len(ranked)):
+        genes = ranked[cell]
+        order = np.argsort(-explainer(genes, 0))
+        few = len(order) // 20
+        idle = np.argsort(np.abs(explainer(genes, 0)))[:few]
+        match = explainer.match(genes, 0)
+        falls.append([match - explainer.match(np.delete(genes, 1 + out), 0) for out in (order[:few], idle)])
+    driving, others = np.mean(falls, axis=0)
+    assert driving > 3 * abs(others)
+
+
+def test_the_model_stays_as_it_was(annotator, ranked):
+    before = annotator.model.text_model.config._attn_implementation
+    Explainer(annotator, TEXTS, "attention")(ranked[0], 0)
+    assert annotator.model.text_model.config._attn_implementation == before
+    assert all(parameter.grad is None for parameter in annotator.model.parameters())
+
+
+def test_tables_by_label(annotator, cells):
+    found = explain(annotator, cells, LABELS, cells_per_label=3)
+    annotator.annotate(cells, LABELS)
+    sizes = cells.obs["langcell_cell_type"].value_counts()
+    assert list(dict.fromkeys(found["label"])) == [label for label in LABELS if label in sizes]
+    for label, genes in found.groupby("label"):
+        assert (genes["cells"] == min(3, sizes[label])).all()
+        assert genes["contribution"].is_monotonic_decreasing
+        assert genes["cells_with_gene"].between(1, genes["cells"].iloc[0]).all()
+        assert genes["ensembl_id"].is_unique
+    symbols = dict(zip(GENES, SYMBOLS, strict=True))
+    assert found["gene"].tolist() == [symbols[gene] for gene in found["ensembl_id"]]
+    pd.testing.assert_frame_equal(found, explain(annotator, cells, LABELS, cells_per_label=3))
+    one = cells[cells.obs["langcell_cell_type"] == found["label"][0]][:1].copy()
+    (ranked,) = annotator.processor.feature_extractor.stream(one)
+    alone = explain(annotator, one, LABELS).set_index("ensembl_id")["contribution"]
+    by_hand = Explainer(annotator, annotator.scorer(LABELS).descriptions)(ranked[0], LABELS.index(found["label"][0]))
+    np.testing.assert_allclose(alone[[GENES[gene - 2] for gene in ranked[0][1:]]], by_hand, atol=1e-5)
+
+
+def test_cells_without_known_genes_are_passed_over(annotator, cells):
+    cells.X = cells.X.toarray()
+    cells.X[0] = 0
+    assert (
+        explain(annotator, cells, LABELS)["cells"].groupby(explain(annotator, cells, LABELS)["label"]).first().sum()
+        == 11
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"method": "shap"}, "not one of gradient, attention"), ({"cells_per_label": 0}, "no number")],
+)
+def test_bad_options(annotator, cells, options, message):
+    with pytest.raises(InputError, match=message):
+        explain(annotator, cells, LABELS, **options)
+
+
+def test_the_figure_has_a_panel_a_label(annotator, cells):
+    found = explain(annotator, cells, LABELS)
+    panels = [axes for axes in draw_genes(found, 5).axes if axes.get_visible()]
+    assert len(panels) == found["label"].nunique()
+    for axes, (_, genes) in zip(panels, found.groupby("label", sort=False), strict=True):
+        assert [text.get_text() for text in axes.get_yticklabels()][::-1] == genes["gene"].head(5).tolist()
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+
+    @pytest.fixture
+    def file(self, cells, tmp_path):
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        return tmp_path / "cells.h5ad"
+
+    def test_writes_table_and_figure(self, file, tiny_checkpoint, tmp_path):
+        out, figure = tmp_path / "genes.tsv", tmp_path / "genes.png"
+        labels = ";".join(LABELS)
+        result = self.run(file, "--labels", labels, "--model", tiny_checkpoint, "--out", out, "--figure", figure)
+        assert result.exit_code == 0, result.output
+        table = pd.read_csv(out, sep="\t")
+        assert f"{table['label'][0]} ({table['cells'][0]} cells): {table['gene'][0]}, " in result.stdout
+        assert figure.read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("bad", [["--method", "shap"], ["--figure", "genes.doc"], ["--ontology-root", "nowhere"]])
+    def test_bad_input_is_one_message(self, file, tiny_checkpoint, tmp_path, bad):
+        named = [] if "--ontology-root" in bad else ["--labels", "B cell;monocyte"]
+        result = self.run(file, *named, "--model", tiny_checkpoint, "--out", tmp_path / "genes.tsv", *bad)
+        assert result.exit_code == 2
+        assert "Error: " in result.output
+        assert not (tmp_path / "genes.tsv").exists()

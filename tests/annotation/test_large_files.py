@@ -1,0 +1,688 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Files annotated chunk by chunk: the same as in memory, whatever kills it, and however many processes share it."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequenceClassification
+from modeling_langcell.annotation.large_files import annotate_file
+from modeling_langcell.checkpoint.fingerprint import fingerprint
+from modeling_langcell.cli.main import app
+from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
+from tests.conftest import GENES, REPOSITORY, SYMBOLS, tiny_config
+
+CHUNK = 8
+LABELS = {
+    "B/C": "b cell",
+    "natural killer cell": "cell type : natural killer .",
+    "mono": "a monocyte",
+    "t": "t cell",
+}
+OPTIONS = {"alpha": 0.3, "shortlist": 2, "check": 7}
+
+#: The `langcell` command with small chunks; it notes each chunk that it annotates, and takes its time over it.
+DRIVER = f"""
+import os, sys, time
+from modeling_langcell import annotation
+from modeling_langcell.cli import main
+
+log, pause = sys.argv[1], float(sys.argv[2])
+del sys.argv[1:3]
+annotation._CHUNK = {CHUNK}
+annotate = annotation.LangCellAnnotator.annotate_cells
+
+def watched(self, *arguments):
+    found = annotate(self, *arguments)
+    time.sleep(pause)
+    with open(log, "a") as file:
+        file.write(os.environ.get("RANK", "0"))
+    return found
+
+annotation.LangCellAnnotator.annotate_cells = watched
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the processes have it that are compared with this one to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", CHUNK)
+    monkeypatch.setattr("modeling_langcell.annotation.chunk_store._POLL", 0.05)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def annotator(tiny_checkpoint):
+    return LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+def some_cells(number: int = 44) -> ad.AnnData:
+    """Cells of raw counts, with much beside them that is to be kept."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.5, 2.0, size=(number, len(GENES)))).astype(np.float32)
+    counts[:, 0] += 1
+    index = pd.Index([f"cell{row}" for row in range(number)], name="barcode")
+    obs = pd.DataFrame({"donor": pd.Categorical(["x", "y"] * (number // 2)), "depth": counts.sum(axis=1)}, index=index)
+    adata = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame({"ensembl_id": GENES}, index=SYMBOLS))
+    adata.obsm["X_pca"] = rng.normal(size=(number, 3))
+    adata.uns["source"] = {"study": "mine", "year": 2020}
+    return adata
+
+
+@pytest.fixture
+def cells_file(tmp_path):
+    path = tmp_path / "cells.h5ad"
+    some_cells().write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def expected(annotator, cells_file, tmp_path):
+    """The file that was annotated without an interruption, by a single process, in memory."""
+    return write_annotated(annotator.annotate(open_cells(cells_file), LABELS, **OPTIONS), tmp_path / "expected.h5ad")
+
+
+def assert_same_file(found, expected):
+    """The same groups, attributes, kinds and values, to the last bit; not the same layout."""
+
+    def contents(path):
+        entries = {}
+        with h5py.File(path) as file:
+
+            def visit(name, entry):
+                entries[name] = [{what: np.asarray(value).tolist() for what, value in entry.attrs.items()}]
+                if isinstance(entry, h5py.Dataset):
+                    entries[name] += [entry.dtype, entry.shape, np.asarray(entry[()]).tobytes()]
+                    if entry.dtype == object:
+                        entries[name][-1] = np.asarray(entry[()]).tolist()
+
+            file.visititems(visit)
+        return entries
+
+    ours, theirs = contents(found), contents(expected)
+    assert ours.keys() == theirs.keys()
+    for name, entry in theirs.items():
+        assert ours[name] == entry, name
+
+
+def unfinished(output):
+    return output.with_name(f".{output.name}.unfinished")
+
+
+def chunk_files(output):
+    folder = unfinished(output)
+    return sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+
+
+@contextmanager
+def counting(monkeypatch, fail_at: int | None = None):
+    """Counts the chunks that are annotated; at one of them the machine fails."""
+    annotated = []
+    annotate = LangCellAnnotator.annotate_cells
+
+    def watched(self, *arguments):
+        if len(annotated) == fail_at:
+            raise KeyboardInterrupt
+        annotated.append(len(arguments[0]))
+        return annotate(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LangCellAnnotator, "annotate_cells", watched)
+        yield annotated
+
+
+def interrupt(annotator, cells_file, output, monkeypatch, after: int = 3, **options):
+    """Annotates a few chunks, and no more."""
+    with counting(monkeypatch, fail_at=after), pytest.raises(KeyboardInterrupt):
+        annotate_file(annotator, cells_file, output, LABELS, **OPTIONS | options)
+    assert len(chunk_files(output)) == after
+    assert not output.exists()
+
+
+# ---------------------------------------------------------------------- what is written
+
+
+def test_a_file_is_what_annotate_makes_of_it(annotator, cells_file, expected, tmp_path):
+    out = tmp_path / "new" / "o.h5ad"
+    assert annotate_file(annotator, cells_file, out, LABELS, **OPTIONS) == out
+    assert_same_file(out, expected)
+    assert list(out.parent.iterdir()) == [out], "nothing is left beside the result"
+    assert out.stat().st_mode == cells_file.stat().st_mode
+    found, theirs = ad.read_h5ad(out), annotator.annotate(ad.read_h5ad(cells_file), LABELS, **OPTIONS)
+    pd.testing.assert_frame_equal(found.obs, theirs.obs)
+    pd.testing.assert_frame_equal(found.obsm["langcell_probabilities"], theirs.obsm["langcell_probabilities"])
+    np.testing.assert_array_equal(found.obsm["X_langcell"], theirs.obsm["X_langcell"])
+    np.testing.assert_array_equal(found.obsm["X_pca"], theirs.obsm["X_pca"])
+    assert (found.X != theirs.X).nnz == 0
+    assert found.uns["source"] == {"study": "mine", "year": 2020}
+    assert found.uns["langcell"]["checked"] == 7
+    assert found.uns["langcell"]["agreement"] == theirs.uns["langcell"]["agreement"]
+    light = read_annotation(out, embeds=True)
+    pd.testing.assert_frame_equal(light.obs, found.obs)
+    assert list(light.obsm) == ["X_langcell"]
+
+
+@pytest.mark.parametrize("storage", ["csc", "dense", "sparse layer", "dense layer", "raw", "log1p", "marked"])
+def test_whatever_the_counts_are_stored_as(annotator, tmp_path, storage):
+    adata, options = some_cells(20), {}
+    counts = adata.X
+    if storage == "csc":
+        adata.X = counts.tocsc()
+    elif storage == "dense":
+        adata.X = counts.toarray()
+    elif storage.endswith("layer"):
+        adata.layers["counts"] = counts if storage == "sparse layer" else counts.toarray()
+        adata.X, options = counts * 0.5, {"layer": "counts"}
+    elif storage == "raw":
+        adata.raw = adata.copy()
+        adata.X, options = counts * 0.5, {"use_raw": True}
+    elif storage == "log1p":
+        adata.X, options = counts.log1p(), {"counts": "log1p"}
+    else:
+        adata.X = sp.vstack([counts[:9], sp.csr_matrix((1, counts.shape[1]), dtype=np.float32), counts[10:]]).tocsr()
+        options = {"empty_cells": "mark"}
+    path, out = tmp_path / "cells.h5ad", tmp_path / "o.h5ad"
+    adata.write_h5ad(path)
+    annotate_file(annotator, path, out, LABELS, **OPTIONS, **options)
+    theirs = annotator.annotate(open_cells(path), LABELS, **OPTIONS, **options)
+    assert_same_file(out, write_annotated(theirs, tmp_path / "theirs.h5ad"))
+
+
+def test_layers_stay_on_disk_and_scores_are_not_read(annotator, cells_file, tmp_path):
+    adata = some_cells()
+    adata.layers["sparse"], adata.layers["dense"] = adata.X.copy(), adata.X.toarray()
+    adata.write_h5ad(cells_file)
+    with open_lightly(cells_file) as opened:
+        assert isinstance(opened.layers["dense"], h5py.Dataset)
+        assert not sp.issparse(opened.layers["sparse"])
+        assert not list(opened.obsm)
+        np.testing.assert_array_equal(opened.layers["sparse"][:2].toarray(), adata.X[:2].toarray())
+    adata.X = adata.X * 0.5
+    adata.write_h5ad(cells_file)
+    with pytest.raises(InputError, match=r"'dense'.*looks like counts"):
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS)
+
+
+def test_an_input_is_replaced_and_so_is_an_earlier_annotation(annotator, cells_file, expected):
+    first = {"other": "a cell", **LABELS, "another": "b cell"}
+    annotate_file(annotator, cells_file, cells_file, first, shortlist=3)
+    columns = ad.read_h5ad(cells_file).obs.columns
+    assert "langcell_proven" in columns
+    annotate_file(annotator, cells_file, cells_file, LABELS, **OPTIONS)
+    found, theirs = ad.read_h5ad(cells_file), ad.read_h5ad(expected)
+    pd.testing.assert_frame_equal(found.obs, theirs.obs)
+    pd.testing.assert_frame_equal(found.obsm["langcell_probabilities"], theirs.obsm["langcell_probabilities"])
+    assert found.uns["langcell"].keys() == theirs.uns["langcell"].keys()
+    assert [path.name for path in cells_file.parent.glob(".*")] == []
+    annotate_file(annotator, cells_file, cells_file, LABELS)
+    assert "langcell_proven" not in ad.read_h5ad(cells_file).obs, "that was of a shortlist"
+
+
+def test_many_columns_are_written_some_at_a_time(annotator, cells_file, tmp_path, monkeypatch):
+    labels = {f"type {number}/{number % 7}": f"b cell {number}" for number in range(4200)}
+    monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 1000 * 44 * 4)
+    started = time.monotonic()
+    annotate_file(annotator, cells_file, tmp_path / "o.h5ad", labels, alpha=1)
+    assert time.monotonic() - started < 30
+    found = ad.read_h5ad(tmp_path / "o.h5ad")
+    theirs = annotator.annotate(some_cells(), labels, alpha=1)
+    pd.testing.assert_frame_equal(found.obsm["langcell_probabilities"], theirs.obsm["langcell_probabilities"])
+    assert list(found.uns["langcell"]["labels"]) == list(labels)
+
+
+def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
+    cells, labels = 1600, {f"type {number}": "b cell" for number in range(1000)}
+    some_cells(cells).write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 100)
+    monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 400_000)
+    tracemalloc.start()
+    annotate_file(annotator, tmp_path / "cells.h5ad", tmp_path / "o.h5ad", labels, alpha=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < cells * len(labels) * 4 / 2
+    with h5py.File(tmp_path / "o.h5ad") as file:
+        assert len(file["obsm/langcell_probabilities"]) == len(labels) + 1
+
+
+def test_columns_that_no_file_can_hold_are_refused_at_once(annotator, cells_file, tmp_path):
+    for labels in ({"a/b": "b", "a|b": "t"}, {"barcode": "b"}, {".": "b", "t": "t"}):
+        with pytest.raises(InputError, match="No table can have a column"):
+            annotate_file(annotator, cells_file, tmp_path / "o.h5ad", labels)
+    assert list(tmp_path.iterdir()) == [cells_file]
+
+
+def test_a_classifier_annotates_files_too(tiny_processor, cells_file, tmp_path):
+    names = {0: "one", 1: "two", 2: "three"}
+    torch.manual_seed(0)
+    model = LangCellForSequenceClassification._from_config(tiny_config().cell_config)
+    model.config.id2label, model.classifier = names, torch.nn.Linear(16, 3)
+    classifier = LangCellAnnotator(model, tiny_processor, device="cpu")
+    annotate_file(classifier, cells_file, tmp_path / "o.h5ad")
+    theirs = write_annotated(classifier.annotate(open_cells(cells_file)), tmp_path / "theirs.h5ad")
+    assert_same_file(tmp_path / "o.h5ad", theirs)
+
+
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
+def test_a_file_of_an_anndata_before_0_7(annotator, cells_file, expected, tmp_path):
+    """`obs` was one array of records, and there was nothing else to say of it."""
+    with h5py.File(cells_file, "r+") as file:
+        for name in ("obs", "obsm", "uns", "var"):
+            del file[name]
+        for name, index in (("obs", some_cells().obs_names), ("var", GENES)):
+            file[name] = np.array([(entry.encode(),) for entry in index], dtype=[("index", "S20")])
+        for name in list(file.attrs):
+            del file.attrs[name]
+    annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS)
+    found, theirs = ad.read_h5ad(tmp_path / "o.h5ad"), ad.read_h5ad(expected)
+    np.testing.assert_array_equal(found.obsm["X_langcell"], theirs.obsm["X_langcell"])
+    assert found.obs["langcell_cell_type"].tolist() == theirs.obs["langcell_cell_type"].tolist()
+
+
+# ---------------------------------------------------------------------- interrupted
+
+
+def test_it_goes_on_where_it_was(annotator, cells_file, expected, tmp_path, monkeypatch):
+    out, told = tmp_path / "o.h5ad", []
+    interrupt(annotator, cells_file, out, monkeypatch)
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, out, LABELS, resumed=told.append, **OPTIONS)
+    assert annotated == [8, 8, 4]
+    assert told == [3 * CHUNK]
+    assert_same_file(out, expected)
+    assert not unfinished(out).exists()
+
+
+def test_an_interruption_before_anything_is_done_leaves_nothing(annotator, cells_file, tmp_path, monkeypatch):
+    with counting(monkeypatch, fail_at=0), pytest.raises(KeyboardInterrupt):
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS)
+    assert list(tmp_path.iterdir()) == [cells_file]
+
+
+@pytest.mark.parametrize("change", ["labels", "description", "alpha", "shortlist", "check", "cells", "input", "chunk"])
+def test_what_would_differ_is_thrown_away(annotator, cells_file, tmp_path, monkeypatch, change):
+    out, labels, options = tmp_path / "o.h5ad", dict(LABELS), dict(OPTIONS)
+    interrupt(annotator, cells_file, out, monkeypatch)
+    if change == "labels":
+        labels = dict(reversed(labels.items()))
+    elif change == "description":
+        labels["t"] = "t cell ."
+    elif change == "input":
+        adata = some_cells()
+        adata.X[0, 0] += 1
+        adata.write_h5ad(cells_file)
+    elif change == "chunk":
+        monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 9)
+    else:
+        options |= {"alpha": 0.4} if change == "alpha" else {}
+        options |= {"shortlist": 3} if change == "shortlist" else {"check": 8} if change == "check" else {}
+        options |= {"empty_cells": "mark"} if change == "cells" else {}
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, out, labels, **options)
+    assert sum(annotated) == 44
+    theirs = annotator.annotate(ad.read_h5ad(cells_file), labels, **options)
+    np.testing.assert_array_equal(
+        ad.read_h5ad(out).obsm["langcell_probabilities"], theirs.obsm["langcell_probabilities"]
+    )
+
+
+def test_another_model_begins_anew(annotator, cells_file, tmp_path, monkeypatch, tiny_checkpoint):
+    interrupt(annotator, cells_file, tmp_path / "o.h5ad", monkeypatch)
+    other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.1)
+    with counting(monkeypatch) as annotated:
+        annotate_file(other, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS)
+    assert sum(annotated) == 44
+
+
+def test_other_wordings_begin_anew(annotator, cells_file, tmp_path, monkeypatch, tiny_checkpoint):
+    """All texts of a label are in the plan, and in the record."""
+    several = LABELS | {"t": ["t cell", "a t cell"]}
+    interrupt(annotator, cells_file, tmp_path / "o.h5ad", monkeypatch)
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", several, **OPTIONS)
+    assert sum(annotated) == 44
+    expected = write_annotated(annotator.annotate(open_cells(cells_file), several, **OPTIONS), tmp_path / "e.h5ad")
+    assert_same_file(tmp_path / "o.h5ad", expected)
+    assert read_annotation(expected).uns["langcell"]["descriptions"].tolist()[-1] == "t cell\na t cell"
+    other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    before = fingerprint(other)
+    other.processor.wordings = ["{name}"]
+    assert fingerprint(other) != before
+
+
+def test_damaged_chunks_are_annotated_again(annotator, cells_file, expected, tmp_path, monkeypatch):
+    out = tmp_path / "o.h5ad"
+    interrupt(annotator, cells_file, out, monkeypatch, after=5)
+    first, second, third, *_ = chunk_files(out)
+    first.write_bytes(first.read_bytes()[:-5])
+    content = bytearray(second.read_bytes())
+    content[-20] ^= 1
+    second.write_bytes(content)
+    third.write_bytes(b"")
+    (unfinished(out) / f".00000005.safetensors.{'a' * 32}").write_bytes(b"half")
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+    assert annotated == [8, 8, 8, 4]
+    assert_same_file(out, expected)
+
+
+def test_a_damaged_plan_begins_anew(annotator, cells_file, expected, tmp_path, monkeypatch):
+    for content in (b"", b"\xff", b"[]", b'{"run": 1}'):
+        interrupt(annotator, cells_file, tmp_path / "o.h5ad", monkeypatch, after=2)
+        (unfinished(tmp_path / "o.h5ad") / "plan.json").write_bytes(content)
+        with counting(monkeypatch) as annotated:
+            annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS)
+        assert sum(annotated) == 44
+        (tmp_path / "o.h5ad").unlink()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "00000001.safetensors.bak", "folder"])
+def test_what_others_put_into_the_folder_is_not_touched(annotator, cells_file, tmp_path, monkeypatch, name):
+    out = tmp_path / "o.h5ad"
+    interrupt(annotator, cells_file, out, monkeypatch)
+    if name == "folder":
+        (unfinished(out) / name).mkdir()
+    else:
+        (unfinished(out) / name).write_text("mine")
+    before = sorted(unfinished(out).iterdir())
+    for labels in (LABELS, {"b": "b", "t": "t"}):
+        with pytest.raises(InputError, match=f"holds {name}"):
+            annotate_file(annotator, cells_file, out, labels, **OPTIONS)
+    assert sorted(unfinished(out).iterdir()) == before
+
+
+def test_cells_that_cannot_be_read_later_on(annotator, tmp_path):
+    path, out = tmp_path / "cells.h5ad", tmp_path / "o.h5ad"
+    for bad, kept in ((21, 2), (3, 0)):
+        adata = some_cells()
+        adata.X[bad, 0] = 0.5
+        adata.write_h5ad(path)
+        with pytest.raises(InputError, match=f"cell{bad}"):
+            annotate_file(annotator, path, out, LABELS)
+        assert len(chunk_files(out)) == kept
+        assert not out.exists()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_input_that_changes_meanwhile(annotator, cells_file, tmp_path, monkeypatch):
+    annotate = LangCellAnnotator.annotate_cells
+
+    def meanwhile(self, *arguments):
+        os.utime(cells_file)
+        return annotate(self, *arguments)
+
+    monkeypatch.setattr(LangCellAnnotator, "annotate_cells", meanwhile)
+    with pytest.raises(InputError, match="was changed"):
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS)
+    assert not (tmp_path / "o.h5ad").exists()
+
+
+def test_another_run_that_takes_the_folder_over(annotator, cells_file, tmp_path, monkeypatch):
+    out, annotate = tmp_path / "o.h5ad", LangCellAnnotator.annotate_cells
+
+    def meanwhile(self, *arguments):
+        (unfinished(out) / "plan.json").write_text("{}")
+        return annotate(self, *arguments)
+
+    monkeypatch.setattr(LangCellAnnotator, "annotate_cells", meanwhile)
+    with pytest.raises(InputError, match="taken away"):
+        annotate_file(annotator, cells_file, out, LABELS)
+    assert not chunk_files(out)
+
+
+# ---------------------------------------------------------------------- where nothing can be written
+
+
+@contextmanager
+def largest_file(size: int):
+    """The kernel refuses to write more, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("when", ["as it begins", "later"])
+def test_a_disk_that_is_full_while_chunks_are_kept(annotator, cells_file, expected, tmp_path, monkeypatch, when):
+    out, limited = tmp_path / "o.h5ad", largest_file(500)
+    interrupt(annotator, cells_file, out, monkeypatch)
+    annotate = LangCellAnnotator.annotate_cells
+
+    def full(self, *arguments):
+        limited.__enter__()
+        return annotate(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        if when == "later":
+            patched.setattr(LangCellAnnotator, "annotate_cells", full)
+        else:
+            limited.__enter__()
+        with pytest.raises(InputError, match=r"o\.h5ad cannot be written.*the same command goes on"):
+            annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+        limited.__exit__(None, None, None)
+    assert not out.exists()
+    assert len(chunk_files(out)) == 3
+    assert not list(unfinished(out).glob(".*")), "nothing half-written"
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+    assert sum(annotated) == 44 - 3 * CHUNK
+    assert_same_file(out, expected)
+
+
+def test_room_is_reserved_for_all_that_is_written(annotator, cells_file, tmp_path, monkeypatch):
+    """HDF5 itself never finds the disk full."""
+    out, reserve, reserved = tmp_path / "o.h5ad", os.posix_fallocate, []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", lambda file, start, size: reserved.append(size))
+        labels = {f"type {number}": "b cell " * 20 for number in range(300)}
+        annotate_file(annotator, cells_file, out, labels, alpha=1)
+    assert out.stat().st_size < reserved[0]
+    annotate_file(annotator, cells_file, out, LABELS)
+    whole = out.stat().st_size
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", lambda file, start, size: reserve(file, start, 3 * size))
+        annotate_file(annotator, cells_file, out, LABELS)
+    assert out.stat().st_size == whole, "what is not needed is given back"
+
+
+@pytest.mark.parametrize("beyond", [-1000, 1, 3000, 20_000])
+def test_a_disk_that_is_full_while_the_output_is_made(annotator, cells_file, expected, tmp_path, monkeypatch, beyond):
+    out = tmp_path / "o.h5ad"
+    with (
+        largest_file(cells_file.stat().st_size + beyond),
+        pytest.raises(InputError, match=r"o\.h5ad cannot be written") as failed,
+    ):
+        annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+    assert "\n" not in str(failed.value)
+    assert not out.exists()
+    assert {path.suffix for path in unfinished(out).iterdir()} == {".safetensors", ".json"}
+    assert len(chunk_files(out)) == 6
+    with counting(monkeypatch) as annotated:  # No chunk is left to annotate.
+        annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+    assert annotated == []
+    assert_same_file(out, expected)
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_work(annotator, cells_file, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    with counting(monkeypatch) as annotated:
+        for output in ("folder", "file/o.h5ad", "/proc/langcell/o.h5ad"):
+            with pytest.raises(InputError, match="cannot be written"):
+                annotate_file(annotator, cells_file, tmp_path / output, LABELS)
+        if os.geteuid() != 0:  # Nothing is read-only to root.
+            (tmp_path / "folder").chmod(0o500)
+            with pytest.raises(InputError, match="cannot be written"):
+                annotate_file(annotator, cells_file, tmp_path / "folder" / "o.h5ad", LABELS)
+    assert not annotated
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file", "cells.h5ad"}
+
+
+# ---------------------------------------------------------------------- processes
+
+
+class Command:
+    """`langcell annotate` in a process, or in several."""
+
+    def __init__(
+        self, tmp_path, checkpoint, cells, *, pause=0.0, launcher=(), module=False, largest=None, **environment
+    ):
+        def limit():
+            if largest is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+        self.log = tmp_path / "log"
+        self.log.touch()
+        driver = tmp_path / "driver.py"
+        driver.write_text(DRIVER)
+        labels = tmp_path / "labels.json"
+        labels.write_text(json.dumps(LABELS))
+        self.output = tmp_path / "o.h5ad"
+        self.arguments = ["annotate", cells, "--model", checkpoint, "--labels", labels, "--out", self.output, "--json"]
+        self.arguments += ["--alpha", 0.3, "--shortlist", 2, "--check-shortlist", 7, "--device", "cpu"]
+        self.arguments = list(map(str, self.arguments))
+        command = [sys.executable, *launcher]
+        command += ["-m", "modeling_langcell.cli"] if module else [driver, self.log, pause]
+        self.process = subprocess.Popen(
+            [*map(str, command), *self.arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=limit,
+        )  # fmt: skip
+
+    def annotated(self) -> str:
+        """For every chunk that was annotated so far, which process did it."""
+        return self.log.read_text()
+
+    def wait_for(self, condition) -> None:
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.002)
+
+    def wait(self) -> tuple[int, str, str]:
+        said, errors = self.process.communicate(timeout=120)
+        return self.process.returncode, said, errors
+
+    def result(self) -> dict:
+        code, said, errors = self.wait()
+        assert code == 0, said + errors
+        (line,) = [line for line in said.splitlines() if line]
+        return json.loads(line)
+
+
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", REPOSITORY / "hub_configs/accelerate/ddp.yaml"]
+LAUNCH += ["--num_processes=2", "--main_process_port=0"]
+
+
+def test_sigkill_and_on(tiny_checkpoint, cells_file, expected, tmp_path, monkeypatch):
+    killed = Command(tmp_path, tiny_checkpoint, cells_file, pause=0.15)
+    killed.wait_for(lambda: len(chunk_files(killed.output)) == 2)
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    assert killed.wait()[0] == -signal.SIGKILL
+    done = len(chunk_files(killed.output))
+    assert 2 <= done < 6
+    assert not killed.output.exists()
+    with counting(monkeypatch) as annotated:
+        resumed = CliRunner().invoke(app, killed.arguments)
+    assert resumed.exit_code == 0, resumed.output
+    assert len(annotated) == 6 - done, "what was done is not done again"
+    assert json.loads(resumed.stdout)["cells_done_before"] == CHUNK * done
+    assert_same_file(killed.output, expected)
+    assert not unfinished(killed.output).exists()
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(tiny_checkpoint, cells_file, tmp_path):
+    code, said, errors = Command(tmp_path, tiny_checkpoint, cells_file, largest=cells_file.stat().st_size + 5000).wait()
+    assert (code, said, errors.count("\n")) == (2, "", 1), errors
+    assert "o.h5ad cannot be written: File too large." in errors
+    assert not (tmp_path / "o.h5ad").exists()
+    assert len(chunk_files(tmp_path / "o.h5ad")) == 6
+
+
+def test_one_of_two_is_killed_and_one_goes_on(annotator, tiny_checkpoint, cells_file, expected, tmp_path, monkeypatch):
+    pair = Command(tmp_path, tiny_checkpoint, cells_file, pause=0.3, launcher=LAUNCH)
+    pair.wait_for(lambda: set(pair.annotated()) == {"0", "1"})
+    found = subprocess.run(["pgrep", "-f", pair.log], capture_output=True, text=True).stdout.split()
+    (second,) = [pid for pid in found if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(second), signal.SIGKILL)
+    assert pair.wait()[0] != 0, "the launcher ends them all"
+    assert not pair.output.exists()
+    done = len(chunk_files(pair.output))
+    assert 1 <= done < 6
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, pair.output, LABELS, **OPTIONS)
+    assert len(annotated) == 6 - done
+    assert_same_file(pair.output, expected)
+
+
+def test_two_processes_share_a_file(annotator, tiny_checkpoint, tmp_path, monkeypatch):
+    """As the command is launched, with chunks as they are: two of them."""
+    cells = tmp_path / "cells.h5ad"
+    some_cells(4200).write_h5ad(cells)
+    pair = Command(tmp_path, tiny_checkpoint, cells, launcher=[*LAUNCH], module=True)
+    said = pair.result()
+    assert said["cells"] == sum(said["labels"].values()) == 4200
+    assert said["shortlist"]["checked"] == 7
+    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 4096)
+    theirs = annotator.annotate(open_cells(cells), LABELS, **OPTIONS)
+    assert_same_file(pair.output, write_annotated(theirs, tmp_path / "theirs.h5ad"))
+    assert not unfinished(pair.output).exists()
+
+
+@pytest.mark.parametrize("late", ["the first", "the second"])
+def test_no_process_waits_for_one_that_has_been(annotator, tiny_checkpoint, tmp_path, monkeypatch, late):
+    """An earlier run left nothing to do but the output, which replaces the input, and the processes start apart."""
+    cells = tmp_path / "o.h5ad"
+    some_cells().write_h5ad(cells)
+    with monkeypatch.context() as patched:
+        patched.setattr("modeling_langcell.annotation.large_files.shutil.copyfile", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            annotate_file(annotator, cells, cells, LABELS, **OPTIONS)
+    plan = (unfinished(cells) / "plan.json").read_bytes()
+    first = Command(tmp_path, tiny_checkpoint, cells, RANK="0", WORLD_SIZE="2")
+    while late == "the second" and (unfinished(cells) / "plan.json").read_bytes() == plan:
+        time.sleep(0.01)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert annotate_file(annotator, cells, cells, LABELS, **OPTIONS) is None
+    assert first.result()["cells_done_before"] == 44
+    assert first.annotated() == ""
+    assert "langcell_cell_type" in read_annotation(cells).obs
+    assert not unfinished(cells).exists()
+
+
+def test_processes_without_a_chunk_go_home(annotator, cells_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "6")
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    assert annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS) is None
+    assert list(tmp_path.iterdir()) == [cells_file]

@@ -1,0 +1,123 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What is odd of an input: real cells that are as they should be, and the same after what people do to them."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from modeling_langcell import LangCellAnnotator
+from modeling_langcell.annotation.quality import ambient_share, examine
+from tests.conftest import REPOSITORY
+
+LABELS = ["B cell", "CD14-positive monocyte", "natural killer cell", "CD4-positive, alpha-beta T cell"]
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    return LangCellAnnotator.from_pretrained(REPOSITORY / "hub_configs" / "langcell-mini")
+
+
+@pytest.fixture(scope="module")
+def blood(shared):
+    return ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")
+
+
+def cautions(annotator, cells, **options) -> str:
+    annotated = annotator.annotate(cells.copy(), LABELS, empty_cells="mark", **options)
+    options.pop("counts", None)
+    return " ".join(examine(annotator.processor.feature_extractor, cells, annotated, **options).cautions)
+
+
+def with_ambient(cells: ad.AnnData, share: float) -> sp.csr_matrix:
+    """So many of a cell's counts drawn anew from the mixture of all cells."""
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(cells.X).astype(int)
+    mixture = np.asarray(counts.sum(axis=0)).ravel() / counts.sum()
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    counts.data = rng.binomial(counts.data, 1 - share)
+    drawn = np.array([rng.multinomial(round(total * share), mixture) for total in totals])
+    return sp.csr_matrix(counts + sp.csr_matrix(drawn)).astype(np.float32)
+
+
+def test_cells_as_they_should_be(annotator, blood):
+    annotated = annotator.annotate(blood.copy(), LABELS)
+    found = examine(annotator.processor.feature_extractor, blood, annotated)
+    assert found.cautions == ()
+    assert found.cells == blood.n_obs
+    assert found.genes == np.median(blood.X.getnnz(axis=1))
+    assert found.counts == np.median(np.asarray(blood.X.sum(axis=1)))
+    assert found.ambient < 0.1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4])
+def test_the_share_of_ambient_rna(blood, share):
+    labels = blood.obs["cell_type"].cat.codes.to_numpy()
+    assert ambient_share(sp.csr_matrix(blood.X), labels) < 0.02
+    assert 0.6 * share < ambient_share(with_ambient(blood, share), labels) < 1.1 * share
+
+
+def test_ambient_rna_is_said_with_the_labels_that_were_found(annotator, blood):
+    soiled = blood.copy()
+    soiled.X = with_ambient(blood, 0.4)
+    assert "Ambient RNA: about" in cautions(annotator, soiled)
+
+
+def test_of_one_label_nothing_is_said_of_ambient_rna(blood):
+    assert ambient_share(sp.csr_matrix(blood.X), np.zeros(blood.n_obs, dtype=int)) is None
+    assert ambient_share(sp.csr_matrix(blood.X), np.full(blood.n_obs, -1)) is None
+
+
+def test_low_depth(annotator, blood):
+    shallow = blood.copy()
+    shallow.X.data = np.random.default_rng(0).binomial(blood.X.data.astype(int), 0.05).astype(np.float32)
+    assert "Low depth: " in cautions(annotator, shallow)
+
+
+def test_few_genes(annotator, blood):
+    assert "Few genes: only " in cautions(annotator, blood[:, :2000].copy())
+
+
+def test_unmatched_genes(annotator, blood):
+    """Most of the counts are in genes whose names nobody knows."""
+    renamed = blood.copy()
+    often = np.argsort(-np.asarray(blood.X.sum(axis=0)).ravel())[:1000]
+    names, ids = (
+        renamed.var_names.to_numpy(dtype=object).copy(),
+        renamed.var["ensembl_id"].to_numpy(dtype=object).copy(),
+    )
+    names[often] = ids[often] = [f"contig{number}" for number in range(1000)]
+    renamed.var_names, renamed.var["ensembl_id"] = names, ids
+    renamed.var["symbol"] = names
+    assert "Unmatched genes: the known ones have only " in cautions(annotator, renamed)
+
+
+def test_values_that_were_changed(annotator, blood):
+    scaled = blood.copy()
+    totals = np.asarray(blood.X.sum(axis=1)).ravel()
+    scaled.X = sp.csr_matrix(sp.diags(10_000 / totals) @ blood.X)
+    logarithms = scaled.copy()
+    logarithms.X.data = np.log1p(logarithms.X.data)
+    rounded = scaled.copy()
+    rounded.X.data = np.rint(rounded.X.data)
+    binary = blood.copy()
+    binary.X.data = np.ones_like(binary.X.data)
+    assert "Probably logarithms" in cautions(annotator, logarithms, counts="normalized")
+    assert "Probably normalised and rounded" in cautions(annotator, rounded)
+    assert "Probably no counts" in cautions(annotator, binary)
+    assert "Probably" not in cautions(annotator, scaled, counts="normalized")
+    assert "Probably" not in cautions(annotator, logarithms, counts="log1p")
+
+
+def test_cells_unlike_the_candidates(annotator, shared):
+    tumour = ad.read_h5ad(shared / "data" / "validation" / "pdac_moncada_card.h5ad")[::4].copy()
+    annotated = annotator.annotate(tumour.copy(), ["B cell", "natural killer cell"], empty_cells="mark")
+    found = examine(annotator.processor.feature_extractor, tumour, annotated)
+    assert any(caution.startswith("Unlike the candidates: ") for caution in found.cautions)
+
+
+def test_only_some_of_many_cells_are_read(annotator, blood):
+    many = ad.concat([blood] * 9, index_unique="-")
+    many.var = blood.var
+    annotated = annotator.annotate(many.copy(), LABELS)
+    assert examine(annotator.processor.feature_extractor, many, annotated).cells == 4096

@@ -1,0 +1,150 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Cells by a text and texts by a cell: the nearest are the nearest, exactly, and by the index nearly always."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.annotation import search as searching
+from modeling_langcell.annotation.search import Neighbours, nearest_texts, search
+from modeling_langcell.cli.main import app
+from modeling_langcell.ontology import find_term
+
+
+def unit(rows, width=32, seed=0):
+    drawn = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def annotator(tiny_checkpoint):
+    return LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def embedded(annotator, cells):
+    return annotator.embed(cells)
+
+
+class TestNeighbours:
+    @pytest.mark.parametrize("block", [2**26, 700])
+    def test_are_the_most_similar_by_hand(self, block, monkeypatch):
+        monkeypatch.setattr(searching, "_BLOCK", block)
+        embeds, queries = unit(200), unit(7, seed=1)
+        embeds[13] = np.nan
+        places, cosines = Neighbours(embeds)(queries, 5)
+        by_hand = np.nan_to_num(queries @ embeds.T, nan=-2)
+        np.testing.assert_array_equal(places, np.argsort(-by_hand, axis=1)[:, :5])
+        np.testing.assert_allclose(cosines, -np.sort(-by_hand, axis=1)[:, :5], atol=1e-5)
+
+    def test_all_where_there_are_fewer(self):
+        places, _ = Neighbours(unit(3))(unit(1), 10)
+        assert sorted(places[0]) == [0, 1, 2]
+
+    def test_the_index_finds_nearly_all_of_them(self):
+        pytest.importorskip("usearch")
+        embeds, queries = unit(20_000), unit(50, seed=1)
+        embeds[7] = np.nan
+        exact, _ = Neighbours(embeds)(queries, 10)
+        found, cosines = Neighbours(embeds, exact=False)(queries, 10)
+        recall = np.mean([len({*a} & {*b}) / 10 for a, b in zip(exact, found, strict=True)])
+        assert recall > 0.9
+        np.testing.assert_allclose(cosines[:, 0], (queries * embeds[found[:, 0]]).sum(axis=1), atol=1e-5)
+        assert (np.diff(cosines, axis=1) <= 1e-6).all()
+
+    def test_more_than_a_million_take_the_index(self, monkeypatch):
+        monkeypatch.setattr(searching, "EXACT", 10)
+        monkeypatch.setitem(sys.modules, "usearch.index", None)
+        Neighbours(unit(10))
+        with pytest.raises(InputError, match=r"modeling-langcell\[search\]"):
+            Neighbours(unit(11))
+
+
+def test_cells_by_a_text(annotator, embedded):
+    found = search(annotator, embedded, "a lymphocyte that is nk", 4)
+    cosines = embedded.obsm["X_langcell"] @ annotator.embed_texts(["a lymphocyte that is nk"])[0]
+    assert found["row"].tolist() == np.argsort(-cosines)[:4].tolist()
+    assert found.index.tolist() == embedded.obs_names[found["row"]].tolist()
+    np.testing.assert_allclose(found["similarity"], np.sort(cosines)[::-1][:4], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["NK cells", "CL:0000623"])
+def test_a_name_of_the_ontology_is_its_description(annotator, embedded, name):
+    expected = search(annotator, embedded, find_term("natural killer cell").description)
+    pd.testing.assert_frame_equal(search(annotator, embedded, name), expected)
+
+
+def test_a_name_is_as_the_checkpoint_words_it(annotator, embedded, monkeypatch):
+    monkeypatch.setitem(vars(annotator.processor), "wordings", ("a {name}", "{synonym}"))
+    both = annotator.embed_texts([("a natural killer cell", "NK cell")])[0]
+    found = search(annotator, embedded, "NK cells")
+    np.testing.assert_allclose(found["similarity"], embedded.obsm["X_langcell"][found["row"]] @ both, atol=1e-5)
+    assert nearest_texts(annotator, embedded[:1], n=2)["similarity"].is_monotonic_decreasing
+    (nearest,) = nearest_texts(annotator, embedded[:1], ["NK cells"], 1)["similarity"]
+    np.testing.assert_allclose(nearest, embedded.obsm["X_langcell"][0] @ both, atol=1e-5)
+
+
+def test_texts_by_a_cell(annotator, embedded):
+    embedded.obsm["X_langcell"][2] = np.nan
+    texts = {"b": "cell type : b", "t": "cell type : t", "nk": "a natural killer"}
+    found = nearest_texts(annotator, embedded, texts, 2)
+    cosines = embedded.obsm["X_langcell"] @ annotator.embed_texts(texts.values()).T
+    for cell, row in zip(embedded.obs_names, cosines, strict=True):
+        if np.isnan(row[0]):
+            assert cell not in found.index.get_level_values("cell")
+            continue
+        order = np.argsort(-row)[:2]
+        assert found.loc[cell, "label"].tolist() == [list(texts)[place] for place in order]
+        assert found.loc[cell].index.tolist() == [1, 2]
+
+
+def test_all_of_the_ontology_by_default(annotator, embedded):
+    found = nearest_texts(annotator, embedded[:2], n=1)
+    assert find_term(found["label"].iloc[0]).name == found["label"].iloc[0]
+
+
+def test_what_cannot_be_searched(annotator, embedded, cells):
+    with pytest.raises(InputError, match="the text is empty"):
+        search(annotator, embedded, " ")
+    with pytest.raises(InputError, match="no number of results"):
+        search(annotator, embedded, "a lymphocyte", 0)
+    with pytest.raises(InputError, match="no term of an ontology"):
+        search(annotator, embedded, "CL:1")
+    embedded.uns["langcell"]["checkpoint"] = "another"
+    with pytest.raises(InputError, match="embedded by another, not by"):
+        search(annotator, embedded, "a lymphocyte")
+    del cells.obsm["X_langcell"]
+    with pytest.raises(InputError, match="embed or annotate them first"):
+        search(annotator, cells, "a lymphocyte")
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return CliRunner().invoke(app, ["search", *map(str, arguments)])
+
+    def test_embeds_where_need_be(self, annotator, cells, tiny_checkpoint, tmp_path):
+        cells.write_h5ad(tmp_path / "raw.h5ad")
+        annotator.embed(cells).write_h5ad(tmp_path / "embedded.h5ad")
+        said = [
+            self.run(
+                tmp_path / name, "NK cell", "--model", tiny_checkpoint, "--top", 3, "--out", tmp_path / "found.tsv"
+            )
+            for name in ("raw.h5ad", "embedded.h5ad")
+        ]
+        assert said[0].exit_code == 0, said[0].output
+        assert said[0].stdout == said[1].stdout
+        table = pd.read_csv(tmp_path / "found.tsv", sep="\t")
+        assert table.columns.tolist() == ["cell", "row", "similarity"]
+        assert len(table) == 3
+        assert table["cell"][0] in said[0].stdout
+
+    def test_bad_input_is_one_message(self, cells, tiny_checkpoint, tmp_path):
+        cells.write_h5ad(tmp_path / "raw.h5ad")
+        result = self.run(tmp_path / "raw.h5ad", "CL:1", "--model", tiny_checkpoint, "--out", tmp_path / "found.tsv")
+        assert result.exit_code == 2
+        assert "Error: 'CL:1' is no term" in result.output
+        assert not (tmp_path / "found.tsv").exists()

@@ -1,0 +1,193 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The throughput script runs, at a tiny size, and what it writes is whole; nothing is said of speed."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from datasets import Dataset
+
+from modeling_langcell import LangCellConfig
+from modeling_langcell.eval.benchmarks import annotation_rate
+from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
+from modeling_langcell.eval.benchmarks.naive import NaiveProcedure
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("throughput") / "figures.json"
+    options = ["--quick", "--cells", "60", "--genes", "300", "--dense-cells", "30", "--seed", "3", "--json", str(file)]
+    subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "tokenize", *options], cwd=REPOSITORY, check=True)
+    return json.loads(file.read_text())
+
+
+def test_both_procedures_give_the_same_ids(report):
+    assert report["cells_compared"] == 60
+    assert report["cells_that_differ"] == 0
+
+
+def test_the_figures_are_there(report):
+    assert (report["cells"], report["genes"], report["published_cells_per_round"]) == (60, 300, 30)
+    assert 0.05 < report["density"] < 0.12
+    for procedure in ("extractor", "extractor_one_thread", "published"):
+        assert len(report["cells_per_second_by_round"][procedure]) == 2
+        assert report["cells_per_second"][procedure] > 0
+    for ratio, procedure in (("ratio", "extractor"), ("ratio_one_thread", "extractor_one_thread")):
+        pairs = zip(*(report["cells_per_second_by_round"][name] for name in (procedure, "published")), strict=True)
+        assert report["ratio_by_round"][procedure] == pytest.approx([ours / theirs for ours, theirs in pairs])
+        assert report[ratio] == pytest.approx(np.median(report["ratio_by_round"][procedure]))
+    assert 0 < report["peak_gb_above_input"]["stream"] <= report["peak_gb_above_input"]["batch"]
+
+
+def test_the_run_can_be_repeated_from_the_record(report):
+    assert report["command"].startswith("python eval/benchmarks/throughput.py tokenize --quick --cells 60")
+    assert report["seed"] == 3
+    assert {"python", "numpy", "scipy", "torch", "transformers", "datasets"} <= set(report["versions"])
+    assert report["machine"]["cpus"] >= report["machine"]["threads"] >= 1
+    assert report["machine"]["cpu"]
+
+
+def test_a_disagreement_is_found(monkeypatch):
+    """Equal values in another order are none; another gene, or another order of unequal values, is one."""
+    monkeypatch.syspath_prepend(REPOSITORY / "eval")
+    disagreements = import_module("throughput").disagreements
+    values = sp.csr_matrix(np.array([[0, 0, 5.0, 3.0, 3.0, 0, 0]] * 5))
+    published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
+    ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
+    assert disagreements(ranked, published, values) == (4, 3)
+
+
+@pytest.fixture(scope="module")
+def bench(shared):
+    """Real cells, and a model of hardly any layers."""
+    small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    small |= {"initializer_range": 0.5}
+    geometry = LangCellConfig(cell_config=small, text_config=small | {"num_hidden_layers": 3}, initializer_range=0.5)
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    return annotation_rate.Bench(cells, torch.device("cpu"), seed=0, geometry=geometry)
+
+
+@torch.no_grad()
+def test_the_naive_procedure_is_the_published_one(bench):
+    """By the model's own forward, which the recorded run of the public code is compared with."""
+    ids, mask = bench.pad(bench.batch()[:6])
+    texts = bench.processor(text=bench.descriptions[:5], return_tensors="pt")
+    out = bench.model(ids, mask, **texts, return_matching=True)
+    match = out.matching_logits.softmax(dim=-1)[..., 1]
+    assert match.std() > 0.01
+    expected = 0.1 * out.logits_per_cell.softmax(dim=-1) + 0.9 * match.softmax(dim=-1)
+    found = NaiveProcedure(bench.model, bench.texts(5), 0.1)(ids, mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_rate_of_annotation(bench):
+    ways = [
+        annotation_rate.Setting(candidates, shortlist, precision, 4)
+        for precision in annotation_rate.precisions(bench)
+        for candidates, shortlist in ((3, None), (40, None), (40, 2))
+    ]
+    said = []
+    figures = annotation_rate.measure_annotation(bench, ways, 2, 2, said.append)
+    assert len(said) == 3 * len(ways), "each is ready, and then measured twice"
+    assert figures["naive_cells_per_second"].keys() == {3, 40}
+    for way, one in zip(ways, figures["ways"], strict=True):
+        assert (one["candidates"], one["way"]) == (way.candidates, way.way)
+        assert ("share_of_floor" in one) == (way.shortlist is None)
+        assert 0 < one.get("share_of_floor", 1) < 1.5
+        assert one["ratio"] == pytest.approx(np.median(one["ratio_by_round"]))
+        assert min(one["cells_per_second"], *one["ratio_by_round"]) > 0
+        if way.way == "float32":
+            assert one["same_answer"] == 1
+    assert annotation_rate.largest_difference(bench, 4, 2) < 1e-5
+    figures["cell_tower"] = annotation_rate.measure_cell_tower(bench, (16, 32), 1)
+    assert [one["length"] for one in figures["cell_tower"]] == [16, 32]
+    left, right = annotation_rate.draw(figures).axes
+    assert len(left.lines) == 1 + len({way.way for way in ways})
+    assert len(right.lines) == 1 + len([*annotation_rate.precisions(bench)])
+
+
+def test_the_cost_of_a_text_is_that_of_its_length(bench):
+    seconds = annotation_rate.NaiveSeconds(bench, bench.batch(), bench.texts(6), 2)
+    seconds.matching = [32.0, 64.0]
+    seconds._known = np.array([10, 20])
+    seconds.lengths = np.array([10, 15, 20])
+    assert seconds.match(3) == pytest.approx((32 + 48 + 64) / 32)
+    assert seconds.match(1) == pytest.approx(1)
+    assert seconds.annotate(1) == pytest.approx(1 + seconds.encoding / 32)
+
+
+def test_the_rate_of_matching(bench):
+    figures = annotation_rate.measure_matching(bench, 5, 2, 2, 3)
+    assert figures["ratio"] == figures["ratios"]["float32"] == np.median(figures["ratio_by_round"]["float32"])
+    assert all(rate > 0 for rate in figures["pairs_per_second"].values())
+
+
+def test_other_kernels_give_the_same(bench, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda tower, **_: tower)  # It takes half a minute, and a compiler.
+    torch.manual_seed(0)
+    figures = measure_choices(bench, 32, 2)
+    assert {"naive", "float32", "float32, compiled", "int8 weights"} <= figures["ways"].keys()
+    assert figures["ways"]["naive"]["ratio"] == 1
+    for way, one in figures["ways"].items():
+        # Weights drawn this wide leave little to int8.
+        assert one["cosine"] > (0.99999 if way.startswith(("naive", "float32")) else 0.5), way
+
+
+def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
+    file = tmp_path / "figures.json"
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    options = ["--cells", str(cells), "--number", "9000", "--kill-at", "0.4", "--json", str(file)]
+    subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "study", *options], cwd=REPOSITORY, check=True)
+    report = json.loads(file.read_text())
+    killed, finished = report["runs"]
+    assert (killed["ended_by"], finished["ended_by"]) == ("SIGKILL", 0)
+    assert killed["cells_done"] == report["cells_done_before"] >= 4096
+    assert finished["cells_done"] == report["cells"] == sum(report["labels"].values()) == 9000
+    assert report["equal_cells_get_equal_answers"] == 1
+    assert report["nothing_left"]
+
+
+def test_the_rate_of_training(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ["--quick", "--geometry", "mini", "--json", str(file)]
+    command = [sys.executable, "eval/benchmarks/throughput.py", "train", *options]
+    run = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    assert "days" in run.stdout
+    report = json.loads(file.read_text())
+    (mini,) = report["geometries"].values()
+    for figures in mini["stages"].values():
+        assert 0 < figures["utilisation"] < 1.5
+        assert figures["genes_per_second"] == pytest.approx(64 * figures["cells_per_second"])
+    rates = [figures["cells_per_second"] for figures in mini["stages"].values()]
+    assert mini["days_for_the_papers_cells"] == pytest.approx(sum(27.5e6 / rate for rate in rates) / 86400)
+
+
+def test_attention_is_counted_on_a_cpu_too(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "eval")
+    training_rate = import_module("training_rate")
+    workload = training_rate.Workload("mini", 2, 200, 2, 8)
+    model = workload.model("stage 1").eval()
+    batch = workload.batch(model.config, torch.device("cpu"), seed=0)
+    labels = batch["cell_input_ids"].where(torch.arange(200) % 7 == 1, -100)
+    batch |= {"masked_input_ids": batch["cell_input_ids"], "masked_gene_labels": labels}
+    counts = []
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        counts.append(training_rate.operations_of_a_step(model, batch))
+    assert counts[0] < counts[1] < 1.05 * counts[0], "sdpa's way back computes the scores again"
+
+
+def test_the_memory_of_a_corpus(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ["--cells", "40", "--cells", "80", "--genes", "200", "--chunk-cells", "16", "--json", str(file)]
+    subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "corpus", *options], cwd=REPOSITORY, check=True)
+    report = json.loads(file.read_text())
+    assert list(report["peak_gb"]) == list(report["seconds"]) == ["40", "80"]
+    assert all(peak > 0 for peak in report["peak_gb"].values())
+    assert report["command"].startswith("python eval/benchmarks/throughput.py corpus --cells 40")

@@ -1,0 +1,348 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The table of results: what fills it, that it is filled once, and the tasks on real cells."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellForMaskedLM, LangCellModel
+from modeling_langcell.cli.main import app
+from modeling_langcell.eval import run
+from modeling_langcell.eval.studies import read_studies
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Bench, Cell, Found, Task, intervals, judge
+from modeling_langcell.eval.tasks import masked_genes
+from modeling_langcell.eval.tasks.few_shot import draw
+from modeling_langcell.ontology import find_term
+from tests.conftest import REPOSITORY
+
+MINI = str(REPOSITORY / "hub_configs" / "langcell-mini")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """langcell-mini, and scanpy's blood cells, of which there is no training data."""
+    return Bench(MINI, None, Path("nowhere"))
+
+
+@pytest.fixture
+def task():
+    """Counts how often it is asked; its score is the number of the seed."""
+    asked = []
+
+    def measure(cell: Cell) -> Found:
+        asked.append((cell.study.name, cell.method, dict(cell.setting), cell.seed))
+        return Found({"macro_f1": cell.seed / 10, "accuracy": 0.5}, {"accuracy": [0.4, 0.6]})
+
+    made = Task(
+        name="zero-shot",
+        question="What?",
+        studies=("pbmc68k_reduced",),
+        methods=(LANGCELL, "majority"),
+        metrics=("accuracy", "macro_f1"),
+        main_score="macro_f1",
+        measure=measure,
+        settings=({"shots": 0}, {"shots": 3}),
+        drawn=(LANGCELL,),
+        has=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
+    )
+    return made, asked
+
+
+class TestTheTable:
+    def test_each_cell_is_filled_once(self, bench, task, tmp_path):
+        made, asked = task
+        result = run.evaluate(made, bench, seeds=2, out=tmp_path)
+        expected = [(LANGCELL, 0, 0), (LANGCELL, 0, 1), (LANGCELL, 3, 0), (LANGCELL, 3, 1), ("majority", 3, 0)]
+        assert [(method, setting["shots"], seed) for _, method, setting, seed in asked] == expected
+        again = run.evaluate(made, bench, seeds=2, out=tmp_path)
+        assert len(asked) == 5
+        assert again["cells"] == result["cells"]
+        run.evaluate(made, bench, seeds=3, out=tmp_path)
+        assert asked[5:] == [("pbmc68k_reduced", LANGCELL, {"shots": shots}, 2) for shots in (0, 3)]
+
+    def test_a_run_that_died_goes_on(self, bench, task, tmp_path):
+        made, asked = task
+
+        def dies(cell: Cell) -> Found:
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return made.measure(cell)
+
+        with pytest.raises(KeyboardInterrupt):
+            run.evaluate(replace(made, measure=dies), bench, seeds=2, out=tmp_path)
+        assert not (tmp_path / "zero-shot.json").exists()
+        run.evaluate(made, bench, seeds=2, out=tmp_path)
+        assert len(asked) == len({json.dumps(one) for one in asked}) == 5
+
+    def test_another_model_has_cells_of_its_own(self, bench, task, tiny_checkpoint, tmp_path):
+        made, asked = task
+        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(made, Bench(str(tiny_checkpoint), None, Path()), seeds=1, out=tmp_path, methods=["majority"])
+        assert len(asked) == 2
+
+    def test_what_was_found_before_stays_in_the_table(self, bench, task, tmp_path):
+        """And needs nothing but the table: a copy of it is gone on with elsewhere."""
+        made, asked = task
+        whole = run.evaluate(made, bench, seeds=2, out=tmp_path)
+        part = run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        assert part["cells"] == whole["cells"]
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "zero-shot.json").rename(tmp_path / "copy" / "zero-shot.json")
+        assert run.evaluate(made, bench, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
+        assert len(asked) == 5
+
+    @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"read": {"counts": "raw"}}])
+    def test_another_entry_of_the_same_name_has_cells_of_its_own(self, bench, task, tmp_path, changes):
+        made, asked = task
+        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        other = replace(bench.study("pbmc68k_reduced"), **changes)
+        run.evaluate(made, replace(bench, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
+        assert len(asked) == 2
+
+    def test_another_version_of_the_task_is_measured_anew(self, bench, task, tmp_path):
+        made, asked = task
+        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(replace(made, version=2), bench, seeds=1, out=tmp_path, methods=["majority"])
+        assert len(asked) == 2
+
+    def test_an_adapter_has_no_part_in_what_adapts(self, bench, task, tmp_path):
+        made, _ = task
+        with pytest.raises(InputError, match="leave out the adapter"):
+            run.evaluate(replace(made, adapts=True), replace(bench, adapter="mine"), seeds=1, out=tmp_path)
+
+    def test_damaged_results_and_places_that_cannot_be_written(self, bench, task, tmp_path):
+        made, _ = task
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(InputError, match="cannot be written"):
+            run.evaluate(made, bench, seeds=1, out=tmp_path / "file" / "out")
+        run.evaluate(made, bench, seeds=1, out=tmp_path)
+        (tmp_path / "zero-shot.json").unlink()
+        next((tmp_path / "cells").iterdir()).write_text("{")
+        with pytest.raises(InputError, match="is damaged"):
+            run.evaluate(made, bench, seeds=1, out=tmp_path)
+        (tmp_path / "zero-shot.json").write_text("[]")
+        with pytest.raises(InputError, match="no table of results"):
+            run.evaluate(made, bench, seeds=1, out=tmp_path)
+
+    def test_means_spreads_and_intervals(self, bench, task, tmp_path):
+        made, _ = task
+        run.evaluate(made, bench, seeds=3, out=tmp_path)
+        lines = (tmp_path / "zero-shot.md").read_text().splitlines()
+        assert "| study | method | shots | macro f1 | accuracy |" in lines
+        assert "| pbmc68k_reduced | langcell | 3 | 0.100 ± 0.100 | 0.500 ± 0.000 |" in lines
+        assert "| pbmc68k_reduced | majority | 3 | 0.000 | 0.500 (0.400 to 0.600) |" in lines
+        assert lines[-1].startswith("- **pbmc68k_reduced**: Blood")
+        assert lines[-1].endswith("It was not trained on.")
+
+    def test_the_record_says_how_to_repeat_it(self, bench, task, tmp_path):
+        made, _ = task
+        run.evaluate(made, bench, seeds=1, out=tmp_path)
+        said = json.loads((tmp_path / "zero-shot.json").read_text())
+        assert {"command", "versions", "machine", "task", "model", "studies", "seeds", "cells"} <= set(said)
+        assert said["studies"]["pbmc68k_reduced"]["citation"]
+        assert {"seconds", "peak_gb", "version"} <= set(said["cells"][0])
+        assert "/" not in said["command"].split()[0]
+
+    def test_all_tasks_have_their_metadata(self):
+        for name in run.TASKS:
+            found = run.find_task(name)
+            assert found.name == name
+            assert found.question.endswith("?")
+            assert found.main_score in found.metrics
+            assert set(found.studies) <= set(read_studies())
+            assert set(found.drawn) <= set(found.methods)
+
+
+class TestJudging:
+    def test_scores_intervals_and_drawings(self):
+        truth = np.array(["B cell", "B cell", "T cell", "monocyte"])
+        labels = np.array(["B cell", "T cell", "monocyte"])
+        said = np.array([[0.9, 0.1, 0], [0.2, 0.7, 0.1], [0.3, 0.6, 0.1], [0.5, 0.4, 0.1]])
+        found = judge(truth, labels, said)
+        assert found.scores["accuracy"] == 0.5
+        assert found.scores["balanced_accuracy"] == pytest.approx(0.5)
+        # B cells and T cells are kinds of lymphocyte: to take one for the other is half right.
+        assert 0.5 < found.scores["ontology_score"] < 1
+        assert found.drawings["confusion"]["cells"] == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+        low, high = found.intervals["accuracy"]
+        assert 0 <= low < 0.5 < high <= 1
+
+    def test_intervals_are_those_of_cells_drawn_again(self):
+        rng = np.random.default_rng(1)
+        truth = rng.choice(["a", "b", "c"], 60)
+        said = np.where(rng.random(60) < 0.7, truth, rng.choice(["a", "d"], 60))
+        found = intervals(truth, said, seed=5, draws=40)
+        rng = np.random.default_rng(5)
+        values = []
+        for _ in range(40):
+            rows = rng.integers(0, 60, 60)
+            names = np.unique(truth[rows])
+            f1 = f1_score(truth[rows], said[rows], labels=names, average="macro", zero_division=0)
+            values.append((f1, balanced_accuracy_score(truth[rows], said[rows])))
+        expected = np.quantile(values, [0.025, 0.975], axis=0).T
+        np.testing.assert_allclose([found["macro_f1"], found["balanced_accuracy"]], expected)
+
+
+class TestFewShot:
+    def test_the_same_cells_judge_all_shots(self):
+        truth = np.repeat(["a", "b", "c"], [40, 15, 5])
+        seen = []
+        for shots in (1, 3, 9):
+            learnt, judged = draw(truth, shots, seed=2)
+            assert not set(learnt) & set(judged)
+            seen.append((set(learnt), judged.tolist()))
+            names, sizes = np.unique(truth[learnt], return_counts=True)
+            assert dict(zip(names, sizes, strict=True)) == {"a": shots, "b": shots, "c": min(shots, 3)}
+        assert seen[0][0] < seen[1][0] < seen[2][0]
+        assert seen[0][1] == seen[1][1] == seen[2][1]
+
+    def test_it_runs_on_real_cells(self, bench):
+        made = run.find_task("few-shot")
+        scores = {}
+        for method, shots in ((LANGCELL, 0), ("prototypes", 3), (RANDOM, 3), ("majority", 3)):
+            study = bench.study("pbmc68k_reduced")
+            scores[method] = made.measure(Cell(bench, study, method, {"shots": shots}, 0)).scores["macro_f1"]
+        assert scores["prototypes"] > scores[RANDOM] > scores["majority"]
+        assert scores[LANGCELL] > scores["majority"]
+
+
+class TestTheCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("some-task",), "No task 'some-task'"),
+            (("zero-shot", "--study", "mine"), "No study 'mine'"),
+            (("zero-shot", "--method", "mine"), "no method 'mine'"),
+            (("zero-shot", "--studies", "nowhere.yaml"), "nowhere.yaml"),
+            (("zero-shot", "--data", "nowhere", "--method", "langcell"), "no file nowhere"),
+        ],
+    )
+    def test_bad_input_is_one_message(self, arguments, said, tmp_path):
+        done = CliRunner().invoke(app, ["evaluate", *arguments, "--out", str(tmp_path / "out")])
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.stderr.split())
+
+    @pytest.mark.parametrize(
+        ("report", "other"),
+        [
+            ("studies.yaml", "--studies"),
+            ("sets.gmt", "--gene-sets"),
+            ("data/validation/cells.h5ad", "--data"),
+            ("out/zero-shot.json", "--out"),
+            ("figures/zero-shot-scores.png", "--figures"),
+        ],
+    )
+    def test_a_page_is_written_over_nothing_else(self, report, other, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for path in map(Path, ("studies.yaml", "sets.gmt", "data/validation/cells.h5ad")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("mine")
+        read = ["--studies", "studies.yaml", "--gene-sets", "sets.gmt", "--data", "data"]
+        written = ["--out", "out", "--figures", "figures", "--report", report]
+        done = CliRunner().invoke(app, ["evaluate", "zero-shot", *read, *written])
+        assert done.exit_code == 2, done.output
+        assert f"--report {report} is the same file as {other} ({report})" in " ".join(done.stderr.split())
+        assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"mine"}
+
+    def test_it_fills_table_and_figures(self, tmp_path):
+        options = ["--study", "pbmc68k_reduced", "--method", "langcell", "--method", "random_weights"]
+        places = ["--out", str(tmp_path / "out"), "--figures", str(tmp_path / "figures")]
+        done = CliRunner().invoke(app, ["evaluate", "zero-shot", *options, *places])
+        assert done.exit_code == 0, done.output
+        assert "| pbmc68k_reduced | langcell |" in done.stdout
+        assert list((tmp_path / "figures").glob("zero-shot-*.png"))
+
+
+def few(bench, monkeypatch, sizes):
+    """The example's cells, so many of each type."""
+    study = bench.study("pbmc68k_reduced")
+    cells = bench.cells(study)
+    truth = cells.obs[study.label_key].astype(str).to_numpy()
+    rows = np.concatenate([np.flatnonzero(truth == name)[:size] for name, size in sizes.items()])
+    monkeypatch.setattr(Bench, "cells", lambda *_: cells[np.sort(rows)].copy())
+    return study
+
+
+@pytest.mark.parametrize("task", ["few-shot", "fine-tuning"])
+def test_a_type_of_which_nothing_can_be_held_back_is_named(bench, monkeypatch, task):
+    study = few(bench, monkeypatch, {"B cell": 9, "dendritic cell": 1})
+    with pytest.raises(InputError, match="cells of each: 'dendritic cell'"):
+        run.find_task(task).measure(Cell(bench, study, "majority", {"shots": 3}, 0))
+
+
+def test_fine_tuning_tells_few_types_apart(bench, monkeypatch):
+    study = few(bench, monkeypatch, {"B cell": 24, "CD14-positive monocyte": 24})
+    found = run.find_task("fine-tuning").measure(Cell(bench, study, "head_alone", {}, 0))
+    assert found.scores["macro_f1"] > 0.9
+
+
+def test_random_weights_differ_by_the_seed(bench):
+    first, again, other = (bench.untrained(seed).model.cell_projection.weight for seed in (0, 0, 1))
+    assert first is again
+    assert not (first == other).any()
+
+
+class TestMaskedGenes:
+    def test_the_shipped_head_guesses_better_than_the_most_frequent_gene(self, bench, monkeypatch):
+        monkeypatch.setattr(masked_genes, "MOST_CELLS", 20)
+        study = bench.study("pbmc68k_reduced")
+        found = {
+            method: masked_genes.measure(Cell(bench, study, method, {}, 0)).scores["masked_gene_accuracy"]
+            for method in masked_genes.TASK.methods
+        }
+        assert found[LANGCELL] > found[masked_genes.FREQUENT]
+
+    def test_guesses_against_a_loop(self, tiny_checkpoint):
+        torch.manual_seed(0)
+        model = LangCellForMaskedLM(LangCellModel.from_pretrained(tiny_checkpoint).config.cell_config).eval()
+        pairs = []
+        for length in (7, 4):
+            shown = torch.randint(2, 40, (length,))
+            labels = torch.where(torch.arange(length) % 2 == 0, torch.randint(2, 40, (length,)), -100)
+            pairs.append((shown, labels))
+        right, losses = masked_genes.guesses(model, pairs)
+        for row, (shown, labels) in enumerate(pairs):
+            with torch.no_grad():
+                scores = model(shown[None]).logits[0].log_softmax(dim=-1)
+            asked = [(scores[i], int(label)) for i, label in enumerate(labels) if label != -100]
+            assert right[row] == sum(int(score.argmax()) == label for score, label in asked)
+            assert losses[row] == pytest.approx(-sum(score[label].item() for score, label in asked), abs=1e-4)
+
+    def test_a_checkpoint_without_a_head_is_refused(self, tiny_checkpoint):
+        with pytest.raises(InputError, match="no masked-gene head"):
+            masked_genes.load_head(str(tiny_checkpoint))
+
+
+def test_retrieval_against_a_loop(bench, monkeypatch):
+    study = few(bench, monkeypatch, {"B cell": 8, "CD14-positive monocyte": 8, "dendritic cell": 8})
+    cell = Cell(bench, study, LANGCELL, {}, 0)
+    found = run.find_task("retrieval").measure(cell)
+    names = sorted(set(cell.truth))
+    cells = bench.annotator.embed(cell.cells, **study.read).obsm["X_langcell"]
+    texts = bench.annotator.embed_texts([find_term(name).description for name in names])
+    nearest = [names[int(np.argmax([embed @ text for text in texts]))] for embed in cells]
+    share = np.mean([name == own for name, own in zip(nearest, cell.truth, strict=True)])
+    assert found.scores["cell_to_text_r1"] == pytest.approx(share)
+    low, high = found.intervals["cell_to_text_r1"]
+    assert low <= share <= high
+    assert found.scores["chance_cell_to_text_r1"] == pytest.approx(1 / 3)
+
+
+def test_novel_types_on_a_study_of_the_users_own(bench, monkeypatch):
+    study = bench.study("pbmc68k_reduced")
+    types = np.array(["B cell", "CD14-positive monocyte", "dendritic cell"])
+    monkeypatch.setattr(Bench, "training_cells", (None, types))
+    novel = run.find_task("novel-types").measure(Cell(bench, study, LANGCELL, {}, 0))
+    assert novel.scores["auroc"] > 0.6
+    low, high = novel.intervals["auroc"]
+    assert low < novel.scores["auroc"] < high
+    assert novel.drawings["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
+    monkeypatch.setattr(Bench, "training_cells", (None, np.array(["neuron"])))
+    with pytest.raises(InputError, match="pbmc68k_reduced"):
+        run.find_task("novel-types").measure(Cell(bench, study, LANGCELL, {}, 0))

@@ -1,0 +1,283 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Integration, disease and pathways: what is learnt from, what is judged by, and that what is planted is found."""
+
+import hashlib
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scib_metrics as scib
+import scipy.sparse as sp
+from scipy.spatial.distance import pdist
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.eval import run
+from modeling_langcell.eval.run import places
+from modeling_langcell.eval.studies import Study
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Bench, Cell
+from modeling_langcell.eval.tasks import disease, integration, pathways
+from modeling_langcell.io.example import load_example
+from tests.conftest import GENES, REPOSITORY, TYPES
+
+MINI = str(REPOSITORY / "hub_configs" / "langcell-mini")
+#: Genes of the example that no type of its cells has for its own.
+PLANTED = ["SSU72", "SRM", "HP1BP3", "EIF3I", "SFPQ", "PSMB2"]
+CLASS_II = ["HLA-DRA", "HLA-DRB1", "HLA-DPA1", "HLA-DPB1", "HLA-DQA1", "CD74"]
+#: Types of the example that present antigens.
+PRESENTING = {"CD14+ Monocyte", "CD19+ B", "CD34+", "Dendritic"}
+
+
+@pytest.fixture
+def bench_of(tmp_path):
+    """A bench whose one study, `mine`, is these cells."""
+
+    def make(model, adata, **fields):
+        adata.write_h5ad(tmp_path / "mine.h5ad")
+        digest = hashlib.sha256((tmp_path / "mine.h5ad").read_bytes()).hexdigest()
+        facts = {"what": "", "in_training": False, "licence": "", "citation": "", "sha256": digest}
+        return Bench(str(model), None, tmp_path, {"mine": Study("mine", path="mine.h5ad", **facts | fields)})
+
+    return make
+
+
+def cell_of(bench, method=LANGCELL, seed=0, **setting):
+    return Cell(bench, bench.study("mine"), method, setting, seed)
+
+
+def ask(task, bench, method, **setting):
+    return run.find_task(task.name).measure(cell_of(bench, method, **setting))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Names of the cells that models learn from, and of those that they annotate."""
+    names = {"learnt": set(), "judged": set()}
+
+    def watch(owner, attribute, what, place):
+        original = getattr(owner, attribute)
+
+        def watched(*args, **options):
+            names[what] |= set(args[place].obs_names)
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, attribute, watched)
+
+    for module in (disease, pathways):
+        watch(module, "adapt", "learnt", 1)
+    watch(LangCellAnnotator, "annotate", "judged", 1)
+    return names
+
+
+def tiny_cells(number=60):
+    """Cells of three types, each of which expresses ten genes tenfold; both batches have all types."""
+    rng = np.random.default_rng(0)
+    rates = np.full((number, len(GENES)), 0.5)
+    for row in range(number):
+        rates[row, 10 * (row % 3) : 10 * (row % 3) + 10] *= 10
+    obs = pd.DataFrame(index=[f"cell{row}" for row in range(number)])
+    obs["cell_type"] = [[*TYPES.values()][row % 3] for row in range(number)]
+    obs["donor"] = np.where(rng.random(number) < 0.5, "one", "other")
+    obs["disease"] = ["colorectal cancer" if row % 3 else "healthy" for row in range(number)]
+    obs["disease_ontology_term_id"] = ["MONDO:0005575" if row % 3 else "PATO:0000461" for row in range(number)]
+    return ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=pd.DataFrame(index=GENES))
+
+
+def test_the_untrained_checkpoint_is_the_untrained_model(bench_of):
+    cells = load_example()[:5].copy()
+    bench = bench_of(MINI, cells)
+    loaded = LangCellAnnotator.from_pretrained(bench.untrained_folder(3))
+    untrained, trained, embeds = (
+        annotator.embed(cells, use_raw=True, counts="log1p").obsm["X_langcell"].copy()
+        for annotator in (bench.untrained(3), bench.annotator, loaded)
+    )
+    np.testing.assert_allclose(embeds, untrained, atol=1e-6)
+    assert np.abs(embeds - trained).max() > 0.1
+
+
+class TestIntegration:
+    @pytest.fixture(autouse=True)
+    def quick_kbet(self, monkeypatch):
+        """kBET over all cells at once: that over labels first compiles for half a minute."""
+        monkeypatch.setattr(scib, "kbet_per_label", lambda near, batches, labels: scib.kbet(near, batches)[0])
+
+    def test_types_apart_and_batches_together_score_best(self):
+        rng = np.random.default_rng(0)
+        labels, batches = rng.integers(0, 2, 200).astype(str), rng.integers(0, 2, 200).astype(str)
+        perfect = 5 * np.eye(8)[labels.astype(int)] + rng.normal(size=(200, 8))
+        best = integration.judge_embeds(perfect, labels, batches)
+        batched = integration.judge_embeds(perfect + 9 * (batches == "1")[:, None] * np.eye(8)[7], labels, batches)
+        shuffled = integration.judge_embeds(rng.permutation(perfect), labels, batches)
+        assert best["total"] > max(batched["total"], shuffled["total"]) + 0.1
+        assert best["bio_conservation"] > shuffled["bio_conservation"] + 0.3
+        assert best["batch_correction"] > batched["batch_correction"] + 0.3
+        assert best["nmi"] > 0.95
+        assert batched["kbet"] == 0
+        assert best["total"] == pytest.approx(0.6 * best["bio_conservation"] + 0.4 * best["batch_correction"])
+
+    def test_components_are_of_genes_that_all_batches_have(self, cells, tiny_checkpoint, bench_of):
+        cells.X = cells.X.toarray() + 1
+        batches = np.array(["one", "other"] * 6)
+        cells.X[batches == "one", 3] = 0
+        cells.X[batches == "other", 3] = 500
+        cells.obs["cell_type"] = "B cell"
+        bench = bench_of(tiny_checkpoint, cells)
+        found = integration.principal_components(cell_of(bench, "pca"), cells, batches)
+        shared = np.delete(cells.X, 3, axis=1)
+        expected = np.log1p(1e4 * shared / shared.sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(pdist(found), pdist(expected), rtol=1e-5)
+
+    def test_measured(self, tiny_checkpoint, bench_of, monkeypatch):
+        monkeypatch.setattr(integration, "drawing_of_cells", lambda embeds, **columns: columns)
+        monkeypatch.setattr(integration, "MOST_CELLS", 50)
+        bench = bench_of(tiny_checkpoint, tiny_cells(), batch_key="donor")
+        found = ask(integration.TASK, bench, "pca")
+        assert set(found.scores) == set(integration.TASK.metrics)
+        assert np.isfinite([*found.scores.values()]).all()
+        assert found.scores["nmi"] > 0.9
+        drawn = found.drawings["umap"]
+        assert (set(drawn["label"]), set(drawn["batch"])) == (set(TYPES.values()), {"one", "other"})
+        assert len(drawn["label"]) == 50
+        judged = {}
+        for method in (LANGCELL, RANDOM):
+            monkeypatch.setattr(integration, "judge_embeds", lambda embeds, *_, of=method: judged.update({of: embeds}))
+            ask(integration.TASK, bench, method)
+            rows = np.sort(np.random.default_rng(0).permutation(60)[:50])
+            own = (
+                Cell(bench, bench.study("mine"), method, {}, 0)
+                .annotator.embed(bench.cells(bench.study("mine"))[rows].copy())
+                .obsm["X_langcell"]
+            )
+            np.testing.assert_allclose(judged[method], own, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("batch_key", "message"),
+        [(None, "mine has no batches to integrate"), ("cell_type", "No label of mine is in two batches")],
+    )
+    def test_what_has_no_batches_is_named(self, tiny_checkpoint, bench_of, batch_key, message):
+        bench = bench_of(tiny_checkpoint, tiny_cells(), batch_key=batch_key)
+        with pytest.raises(InputError, match=message):
+            ask(integration.TASK, bench, LANGCELL)
+
+
+class TestDisease:
+    def test_shots_are_never_judged_and_all_others_are(self, tiny_checkpoint, bench_of, seen):
+        cells = tiny_cells()
+        bench = bench_of(tiny_checkpoint, cells, label_key="disease")
+        shots = set(cells.obs_names[disease.draw(cell_of(bench))[0]])
+        assert len(shots) == 18
+        assert shots != set(cells.obs_names[disease.draw(cell_of(bench, seed=1))[0]])
+        for study, method, setting, seed in places(disease.TASK, [bench.study("mine")], disease.TASK.methods, 1):
+            seen["learnt"], seen["judged"] = set(), set()
+            found = disease.measure(Cell(bench, study, method, setting, seed))
+            assert np.sum(found.drawings["confusion"]["cells"]) == 42
+            if method not in disease.LEARNERS:
+                assert seen["judged"] == set(cells.obs_names) - shots
+                assert seen["learnt"] == (shots if setting["shots"] else set())
+        assert ask(disease.TASK, bench, "logistic_regression", shots=9).scores["macro_f1"] > 0.9
+
+    def test_what_is_said_of_labels(self, tiny_checkpoint, bench_of):
+        cells = tiny_cells()
+        bench = bench_of(tiny_checkpoint, cells, label_key="disease")
+        said = disease.describe_label(cell_of(bench), "colorectal cancer")
+        assert said.startswith("disease: colorectal cancer. A primary or metastatic malignant neoplasm that affects")
+        cells.obs.loc["cell1", "disease_ontology_term_id"] = "PATO:0000461"
+        bench = bench_of(tiny_checkpoint, cells, label_key="disease")
+        with pytest.raises(InputError, match=r"mine: the label 'colorectal cancer' needs one ontology term"):
+            ask(disease.TASK, bench, LANGCELL, shots=0)
+
+    def test_a_few_tumour_cells_tell_more_than_random_weights(self, shared):
+        bench = Bench(MINI, None, shared / "data")
+        study = bench.study("nsclc_zilionis_scgate_tissue")
+        found = [
+            disease.measure(Cell(bench, study, method, {"shots": 9}, 0)).scores["balanced_accuracy"]
+            for method in (disease.PROTOTYPES, RANDOM)
+        ]
+        assert found[0] > 0.7 > 0.6 > found[1]
+
+    def test_all_labels_of_the_registered_studies_are_described(self, shared):
+        bench = Bench(MINI, None, shared / "data")
+        for study in map(bench.study, disease.TASK.studies):
+            cell = Cell(bench, study, LANGCELL, {}, 0)
+            texts = {label: disease.describe_label(cell, label) for label in set(cell.truth)}
+            assert len(set(texts.values())) == 2
+            assert all(text.startswith(("disease: ", "tissue: ")) for text in texts.values())
+
+
+class TestPathways:
+    @pytest.fixture
+    def planted(self):
+        """The example's 700 cells, 100 of which have six genes in plenty; and the names of these cells."""
+        cells = load_example().raw.to_adata()
+        cells.obs["cell_type"] = "B cell"
+        chosen = np.sort(np.random.default_rng(0).permutation(700)[:100])
+        values = cells.X.toarray()
+        values[np.ix_(chosen, cells.var_names.get_indexer(PLANTED))] += 3
+        cells.X = sp.csr_matrix(values)
+        return cells, cells.obs_names[chosen]
+
+    @pytest.fixture
+    def bench(self, planted, bench_of, tmp_path):
+        bench = bench_of(MINI, planted[0], read={"counts": "log1p"})
+        bench.gene_sets = tmp_path / "sets.gmt"
+        sets = {"planted": PLANTED, "class II": CLASS_II, "few": [*PLANTED[:4], "none"]}
+        bench.gene_sets.write_text("\n".join("\t".join([name, "", *genes]) for name, genes in sets.items()))
+        return bench
+
+    def test_targets_are_the_cells_with_most_of_a_set(self, planted, bench):
+        targets = pathways.find_targets(cell_of(bench))
+        assert list(targets.columns) == ["planted", "class II"]
+        assert targets.loc[planted[1], "planted"].all()
+        assert targets.sum().between(100, 175).all()
+        types = load_example().obs["bulk_labels"]
+        assert types[targets["class II"].to_numpy()].isin(PRESENTING).mean() > 0.95
+
+    def test_cells_learnt_from_are_never_judged(self, planted, bench, seen, monkeypatch):
+        monkeypatch.setattr(pathways, "EPOCHS", 2)
+        found = {}
+        for method in pathways.TASK.methods:
+            seen["learnt"], seen["judged"] = set(), set()
+            found[method] = ask(pathways.TASK, bench, method)
+            assert set(found[method].scores) == set(pathways.TASK.metrics)
+            if method in pathways.HOW:
+                assert (len(seen["learnt"]), len(seen["judged"])) == (210, 490)
+                assert not seen["learnt"] & seen["judged"]
+        assert found["majority"].scores["macro_auroc"] == 0.5
+        assert found["logistic_regression"].per_class["planted"]["auroc"] > 0.9
+        assert found[LANGCELL].per_class["class II"]["auroc"] > found[RANDOM].per_class["class II"]["auroc"]
+        assert found[LANGCELL].per_class["class II"]["auroc"] > 0.9
+
+    def test_scores_against_loops(self):
+        rng = np.random.default_rng(0)
+        has, found = rng.random((40, 2)) < 0.4, rng.random((40, 2)).round(1)
+        judged = pathways.judge_sets(has, found, ["first", "second"])
+        for i, name in enumerate(("first", "second")):
+            yes, no = found[has[:, i], i], found[~has[:, i], i]
+            above = np.mean([(one > other) + (one == other) / 2 for one in yes for other in no])
+            right = sum(one >= 0.5 for one in yes)
+            f1 = 2 * right / (len(yes) + sum(one >= 0.5 for one in found[:, i]))
+            assert judged.per_class[name]["auroc"] == pytest.approx(above)
+            assert judged.per_class[name]["f1"] == pytest.approx(f1)
+        means = np.mean([[one[score] for score in ("auroc", "f1")] for one in judged.per_class.values()], axis=0)
+        assert [judged.scores["macro_auroc"], judged.scores["macro_f1"]] == pytest.approx(means.tolist())
+
+    def test_too_few_sets_are_refused(self, bench):
+        bench.gene_sets.write_text("planted\t\t" + "\t".join(PLANTED))
+        with pytest.raises(InputError, match=r"Fewer than two sets of \S+sets\.gmt have 5 genes and 10 cells in mine"):
+            ask(pathways.TASK, bench, LANGCELL)
+
+    def test_the_committed_sets(self):
+        sets = pathways.read_gene_sets(pathways.EXAMPLE)
+        assert 6 <= len(sets) <= 8
+        assert all(10 <= len(set(genes)) == len(genes) <= 25 for genes in sets.values())
+        extractor = LangCellAnnotator.from_pretrained(MINI).processor.feature_extractor
+        for name, genes in sets.items():
+            assert extractor.match_genes(genes).fraction > 0.85, name
+
+    @pytest.mark.parametrize("line", ["b", "b\tdescription", "b\tdescription\t", "\tx\tCD3E", "a\tx\tCD3E"])
+    def test_a_malformed_line_is_named(self, line, tmp_path):
+        (tmp_path / "own.gmt").write_text(f"a\tdescription\tCD3E\tCD3D\n\n{line}\n")
+        with pytest.raises(InputError, match=r"own\.gmt, line 3: "):
+            pathways.read_gene_sets(tmp_path / "own.gmt")
+        with pytest.raises(InputError, match=r"none\.gmt cannot be read"):
+            pathways.read_gene_sets(tmp_path / "none.gmt")

@@ -1,0 +1,195 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The processor: cells, texts or both to one batch that the model takes; saving; refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature
+
+from modeling_langcell import InputError, LangCellModel, LangCellProcessor
+from modeling_langcell.model.processing_langcell import SYNONYMS, WORDINGS, as_texts, word
+
+TEXTS = ["b cell", "natural killer cell", "cell type : monocyte . a cell that is a cell ."]
+CELL_INPUTS = ["cell_input_ids", "cell_attention_mask"]
+TEXT_INPUTS = ["input_ids", "attention_mask"]
+
+
+def as_lists(batch: BatchFeature) -> dict:
+    return {name: np.asarray(values).tolist() for name, values in batch.items()}
+
+
+def test_cells_and_texts_are_what_each_side_makes_of_them(tiny_processor, cells):
+    batch = tiny_processor(cells=cells, text=TEXTS, return_tensors="pt")
+    assert list(batch) == tiny_processor.model_input_names == CELL_INPUTS + TEXT_INPUTS
+    assert all(values.dtype == torch.int64 for values in batch.values())
+    assert as_lists(batch) == {
+        **tiny_processor.feature_extractor(cells),
+        **tiny_processor.tokenizer(TEXTS, padding=True, return_token_type_ids=False),
+    }
+    assert batch["input_ids"].shape[1] == 14  # the longest text, [CLS] and [SEP] with it
+    assert batch["attention_mask"].sum(dim=1).tolist() == [4, 5, 14]
+
+
+def test_either_side_alone(tiny_processor, cells):
+    both = tiny_processor(cells=cells, text=TEXTS)
+    only_cells, only_texts = tiny_processor(cells=cells), tiny_processor(text=TEXTS)
+    assert (list(only_cells), list(only_texts)) == (CELL_INPUTS, TEXT_INPUTS)
+    assert {**only_cells, **only_texts} == both
+    assert tiny_processor(cells) == only_cells, "cells come first"
+
+
+@pytest.mark.parametrize("texts", [("b cell", "t cell"), np.array(["b cell", "t cell"]), iter(["b cell", "t cell"])])
+def test_texts_in_any_sequence(tiny_processor, texts):
+    assert tiny_processor(text=texts) == tiny_processor(text=["b cell", "t cell"])
+
+
+def test_one_text_is_a_batch_of_one(tiny_processor):
+    assert tiny_processor(text="b cell") == tiny_processor(text=["b cell"])
+    assert tiny_processor(text="b cell", return_tensors="pt")["input_ids"].shape == (1, 4)
+
+
+@pytest.mark.parametrize(("kind", "array"), [(None, list), ("np", np.ndarray), ("pt", torch.Tensor)])
+def test_return_tensors(tiny_processor, cells, kind, array):
+    batch = tiny_processor(cells=cells, text=TEXTS, return_tensors=kind)
+    assert isinstance(batch, BatchFeature)
+    assert all(type(values) is array for values in batch.values())
+    assert as_lists(batch) == as_lists(tiny_processor(cells=cells, text=TEXTS))
+
+
+def test_options_reach_their_side(tiny_processor, cells):
+    cells.layers["counts"], cells.X = cells.X, cells.X * 0.5
+    expected = tiny_processor.feature_extractor(cells, layer="counts", max_length=9)
+    assert tiny_processor(cells=cells, layer="counts", cell_kwargs={"max_length": 9}) == expected
+    assert tiny_processor(cells=cells, layer="gone", cell_kwargs={"layer": "counts", "max_length": 9}) == expected
+    batch = tiny_processor(
+        cells=cells, text=TEXTS, layer="counts", max_length=9, text_kwargs={"max_length": 6, "padding": "max_length"}
+    )
+    assert {name: batch[name] for name in CELL_INPUTS} == expected
+    assert [len(ids) for ids in batch["input_ids"]] == [6] * 3
+    matrix = cells.layers["counts"]
+    assert tiny_processor(cells=matrix, gene_ids=list(cells.var["ensembl_id"]), max_length=9) == expected
+
+
+def test_long_texts_are_cut_at_what_the_text_tower_takes(tiny_processor):
+    batch = tiny_processor(text=["a cell " * 100, "b cell"], return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 32)
+    assert batch["input_ids"][0, -1] == tiny_processor.tokenizer.sep_token_id
+
+
+def test_the_model_takes_the_batch(tiny_processor, tiny_checkpoint, cells):
+    model = LangCellModel.from_pretrained(tiny_checkpoint)
+    with torch.inference_mode():
+        outputs = model(**tiny_processor(cells=cells, text=TEXTS, return_tensors="pt"), return_matching=True)
+    assert outputs.logits_per_cell.shape == (12, 3)
+    assert outputs.matching_logits.shape == (12, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "Give cells, text, or both."),
+        ({"text": []}, "text must be a string, or one or more strings."),
+        ({"text": ["b cell", None]}, "text must be a string, or one or more strings."),
+        ({"text": "b cell", "max_length": 8, "layer": "x"}, "No cells to use max_length, layer for; .* text_kwargs."),
+    ],
+)
+def test_inputs_that_do_not_fit(tiny_processor, inputs, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        tiny_processor(**inputs)
+
+
+def test_the_feature_extractors_refusals_pass_through(tiny_processor, cells):
+    with pytest.raises(InputError, match="No layer 'gone'"):
+        tiny_processor(cells=cells, text=TEXTS, layer="gone")
+
+
+def test_save_and_load(tiny_processor, cells, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    for load in (LangCellProcessor, AutoProcessor):
+        loaded = load.from_pretrained(tmp_path)
+        assert type(loaded) is LangCellProcessor
+        assert loaded.feature_extractor.to_dict() == tiny_processor.feature_extractor.to_dict()
+        assert loaded.tokenizer.get_vocab() == tiny_processor.tokenizer.get_vocab()
+        assert loaded(cells=cells, text=TEXTS) == tiny_processor(cells=cells, text=TEXTS)
+        assert loaded.tokenizer.model_max_length == 32
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"] == tiny_processor.tokenizer(TEXTS)["input_ids"]
+    written = json.loads((tmp_path / "processor_config.json").read_text())
+    assert written["processor_class"] == "LangCellProcessor"
+    assert written["auto_map"]["AutoProcessor"] == "processing_langcell.LangCellProcessor"
+
+
+def test_repr_is_short(tiny_processor):
+    """The gene vocabulary, 25,000 genes of it in practice, is not printed."""
+    assert "LangCellFeatureExtractor(40 genes, max_length=64)" in repr(tiny_processor)
+    assert len(repr(tiny_processor)) < 200
+
+
+class TestWord:
+    def texts(self, wordings, name="B cell", **said):
+        return [text.text for text in word(wordings, name, **said)]
+
+    def test_fills_every_wording_in_order(self):
+        found = word(["{name}: {definition}", "{synonym} ({name})"], "B cell", "It is.", ["B-cell", "b"])
+        assert [text.text for text in found] == ["B cell: It is.", "B-cell (B cell)", "b (B cell)"]
+        assert [text.origin for text in found] == [
+            *("name and definition", "synonym 'B-cell' and name", "synonym 'b' and name"),
+        ]
+        assert [text.wording for text in found] == ["{name}: {definition}", *["{synonym} ({name})"] * 2]
+
+    def test_leaves_out_what_nothing_fills_and_what_is_there(self):
+        wordings = ["{name}", "{name}: {definition}", "{synonym}", "cell: {name}"]
+        assert self.texts(wordings) == ["B cell", "cell: B cell"]
+        assert self.texts(wordings, synonyms=["B cell", "b"]) == ["B cell", "b", "cell: B cell"]
+
+    def test_there_is_always_one(self):
+        assert self.texts(WORDINGS) == self.texts(["{definition}", "{synonym}"]) == ["cell type: B cell."]
+
+    def test_synonyms_are_bounded(self):
+        many = [f"b{number}" for number in range(SYNONYMS + 5)]
+        assert self.texts(["{synonym}"], synonyms=many) == many[:SYNONYMS]
+
+    def test_braces_are_only_a_wordings(self):
+        assert self.texts(["{{{name}}}, {definition}"], "{name}", definition="{x}") == ["{{name}}, {x}"]
+
+
+@pytest.mark.parametrize("texts", [[], "", [""], None, 5, ["a", 5]])
+def test_no_texts(texts):
+    with pytest.raises(InputError, match="that of 'B cell' is "):
+        as_texts("B cell", texts)
+
+
+class TestWordings:
+    def test_are_one_unless_said(self, tiny_processor):
+        assert tiny_processor.wordings == WORDINGS == ("cell type: {name}. {definition}",)
+
+    def test_are_saved_and_loaded(self, tiny_processor, tmp_path):
+        wordings = ["{name}: {definition}", "a {synonym}"]
+        processor = LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings)
+        processor.save_pretrained(tmp_path / "given")
+        assert json.loads((tmp_path / "given" / "processor_config.json").read_text())["wordings"] == wordings
+        processor = AutoProcessor.from_pretrained(tmp_path / "given")
+        assert processor.wordings == tuple(wordings)
+        processor.wordings = ["{name}"]
+        processor.save_pretrained(tmp_path / "set")
+        assert AutoProcessor.from_pretrained(tmp_path / "set").wordings == ("{name}",)
+
+    def test_of_a_processor_that_was_saved_before_there_were_any(self, tiny_processor, tmp_path):
+        tiny_processor.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "processor_config.json").read_text())
+        del config["wordings"]
+        (tmp_path / "processor_config.json").write_text(json.dumps(config))
+        assert AutoProcessor.from_pretrained(tmp_path).wordings == WORDINGS
+
+    @pytest.mark.parametrize(
+        "wordings",
+        [[], "{name}", {"{name}"}, ["a cell"], ["{nme}"], ["{name} {}"], ["{name"], ["{name!r}"], ["{name:>9}"], [5]],
+    )
+    def test_that_cannot_be_filled(self, tiny_processor, wordings):
+        with pytest.raises(InputError, match=r"wordings must be a list|The wording .* must have"):
+            LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings)
+        before = tiny_processor.wordings
+        with pytest.raises(InputError):
+            tiny_processor.wordings = wordings
+        assert tiny_processor.wordings == before

@@ -1,0 +1,117 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""How much goes through a model at once: bounded by memory, less when it runs out, with nothing lost or done twice."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from modeling_langcell import InputError, LangCellModel
+from modeling_langcell.model.token_budget import TokenBudget
+from tests.conftest import REPOSITORY, tiny_config
+
+LENGTHS = [9, 7, 7, 5, 2, 1]
+
+
+def spend(budget, holds, error=None):
+    """Blocks that were read, by a device that holds so many positions; and how often it was asked."""
+    asked = []
+
+    def read(block):
+        asked.append(block)
+        if sum(LENGTHS[item] for item in block) > holds:
+            raise error or torch.OutOfMemoryError("CUDA out of memory.")
+        return [LENGTHS[item] for item in block]
+
+    found = list(budget.spend(range(len(LENGTHS)), LENGTHS.__getitem__, read))
+    return [block for block, _ in found], asked, [read for _, read in found]
+
+
+def test_blocks_are_as_many_as_fit_and_at_least_one():
+    assert list(TokenBudget(14).blocks(range(6), LENGTHS)) == [[0], [1, 2], [3, 4, 5]]
+    assert list(TokenBudget(1).blocks("abc", [5, 5, 5])) == [["a"], ["b"], ["c"]]
+    assert list(TokenBudget(1).blocks([], [])) == []
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(InputError, match="batch_tokens=0"):
+        TokenBudget(0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_and_goes_on(error):
+    budget = TokenBudget(1000)
+    blocks, asked, found = spend(budget, 16, error)
+    assert [item for block in blocks for item in block] == [0, 1, 2, 3, 4, 5], "all, in order, once"
+    assert found == [[LENGTHS[item] for item in block] for block in blocks]
+    assert budget.tokens == 15, "1000, 500, ..., 31 (holds all), 15"
+    assert len(asked) - len(blocks) == 6, "what was read is not read again"
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(RuntimeError, match="shapes"):
+        spend(TokenBudget(1000), 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_cell_too_many():
+    with pytest.raises(InputError, match="not enough memory"):
+        spend(TokenBudget(1000), 8)
+
+
+def test_is_chosen_from_free_memory(monkeypatch):
+    model = LangCellModel(tiny_config())
+    monkeypatch.setattr("modeling_langcell.model.token_budget._free_memory", lambda device: None)
+    enough = TokenBudget.for_model(model).tokens
+    for free, tokens in ((10**12, enough), (0, 64), (2 * 100 * 4 * (10 * 24 + 2 * 48), 100)):
+        monkeypatch.setattr("modeling_langcell.model.token_budget._free_memory", lambda device, free=free: free)
+        assert TokenBudget.for_model(model).tokens == tokens
+    assert TokenBudget.for_model(model.bfloat16()).tokens == 200
+
+
+#: Cells of a model wide enough for memory to matter, read where the kernel gives no more than 300 MB.
+SCARCE = """
+import resource, torch
+from pathlib import Path
+from tests.conftest import tiny_config
+from modeling_langcell import LangCellModel
+from modeling_langcell.packed_langcell import PackedSequences
+from modeling_langcell.token_budget import TokenBudget
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+wide = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
+model = LangCellModel(tiny_config(cell_config=wide)).eval().cell_model
+cells = torch.randint(2, 40, (3000, 50))
+
+def read(rows):
+    with torch.inference_mode():
+        return model.read_packed(cells[rows].flatten(), PackedSequences([50] * len(rows)), pooled_only=True)[1]
+
+def all_of(budget):
+    return torch.cat([found for _, found in budget.spend(range(3000), lambda row: 50, read)])
+
+expected = all_of(TokenBudget(2000))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
+scarce = TokenBudget(150_000)
+torch.testing.assert_close(all_of(scarce), expected, atol=1e-5, rtol=0)
+print(scarce.tokens)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are the kernel's")
+def test_memory_that_really_runs_out():
+    done = subprocess.run(
+        [sys.executable, "-c", SCARCE], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150_000

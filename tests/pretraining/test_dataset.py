@@ -1,0 +1,160 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What a step takes: which cells, how they are shown, and that neither what came before nor who shares it matters."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_langcell import InputError
+from modeling_langcell.corpus.corpus import Corpus
+from modeling_langcell.model.objectives import IGNORED
+from modeling_langcell.pretraining.config import PretrainingConfig
+from modeling_langcell.pretraining.dataset import PretrainingBatches
+from modeling_langcell.pretraining.initialization import start_model
+from tests.conftest import GENES, TYPES
+
+CLS = len(GENES) + 2
+
+
+@pytest.fixture
+def make(settings):
+    """Batches of the tiny studies; the keywords change the run's settings."""
+
+    def batches(process=0, processes=1, **overrides):
+        config = PretrainingConfig(**settings | overrides)
+        corpus = Corpus(config.corpus)
+        model, processor = start_model(config, corpus.gene_vocabulary, weights_follow=True)
+        return PretrainingBatches(corpus, processor, model, config, process, processes)
+
+    return batches
+
+
+def no_texts(settings):
+    return {"model": settings["model"] | {"cell_text_weight": 0, "matching_weight": 0}}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+def rows_of(batch, *names):
+    """Each cell's ids without padding, by the names of what is shown of it."""
+    real = batch["cell_attention_mask"].bool()
+    return [[batch[name][row][real[row]].tolist() for name in names] for row in range(len(real))]
+
+
+def test_cells_of_unknown_type_are_left_out_where_texts_are_needed(make, settings):
+    batches = make()
+    assert set(batches.corpus.facts["cell_type"].iloc[batches.rows]) == set(TYPES)
+    all_cells = make(**no_texts(settings))
+    assert len(batches.rows) < len(all_cells.rows) == len(batches.corpus)
+    assert "input_ids" not in all_cells[0]
+
+
+def test_only_what_the_objectives_need_is_made(make, settings):
+    batch = make(model=settings["model"] | {"masked_gene_weight": 0})[0]
+    assert "masked_input_ids" not in batch
+    assert {"masked_input_ids", "masked_gene_labels", "text_index", "negative_draws"} <= make()[0].keys()
+
+
+def test_a_step_depends_on_its_number_and_the_seed_alone(make):
+    batches = make()
+    for step in (3, 0, 7):
+        assert_same(batches[step], make()[step])
+    assert not torch.equal(batches[3]["text_index"], make(seed=1)[3]["text_index"])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_batch_of_one(make, processes):
+    """The same cells in the same views, each in one process; the same texts and draws in all."""
+    settings = {"gene_dropout": 0.5, "panel_share": 0.5}
+    alone = make(**settings)
+    parts = [make(process, processes, **settings) for process in range(processes)]
+    names = ("cell_input_ids", "masked_input_ids", "masked_gene_labels")
+    for step in range(5):
+        whole, shares = alone[step], [part[step] for part in parts]
+        together = [cell for share in shares for cell in rows_of(share, *names)]
+        order = [together.index(cell) for cell in rows_of(whole, *names)]
+        assert sorted(order) == list(range(len(together)))
+        for share in shares:
+            assert share["wordings"] == whole["wordings"]
+            assert torch.equal(share["text_index"][order], whole["text_index"])
+            assert torch.equal(share["neutral"][order], whole["neutral"])
+            assert torch.equal(share["negative_draws"], whole["negative_draws"])
+
+
+def test_a_share_has_cells_of_similar_length_and_equal_work(make):
+    parts = [make(process, 2, gene_dropout=0.8, batch_tokens=1500) for process in range(2)]
+    genes, longest = [], []
+    for step in range(10):
+        masks = [part[step]["cell_attention_mask"] for part in parts]
+        genes.append([int(mask.sum()) for mask in masks])
+        longest.append(masks[0].shape[1] - masks[1].sum(dim=1).min())
+        assert masks[0].sum(dim=1).max() <= masks[1].sum(dim=1).min()
+    few, many = np.mean(genes, axis=0)
+    assert few == pytest.approx(many, rel=0.1)
+
+
+def test_a_small_batch_is_read_in_fewer_passes(make):
+    assert make(passes=4, batch_tokens=400)[0]["passes"] == 4
+    parts = [make(process, 2, passes=4, batch_tokens=60)[0] for process in range(2)]
+    assert parts[0]["passes"] == parts[1]["passes"] == min(len(part["cell_input_ids"]) for part in parts) < 4
+
+
+def test_fewer_cells_than_processes_are_refused(make):
+    with pytest.raises(InputError, match="fewer than there are processes"):
+        make(0, 5, batch_tokens=40)[0]
+
+
+def test_a_cell_keeps_its_order_and_cls_first(make):
+    batches = make(gene_dropout=0.8, max_genes=20)
+    whole = {tuple(cell.tolist()) for cell in batches.corpus.token_ids(batches.rows)}
+    lengths = []
+    for step in range(3):
+        for (shown,) in rows_of(batches[step], "cell_input_ids"):
+            assert shown[0] == CLS
+            assert len(shown) <= 20
+            lengths.append(len(shown))
+
+            def comes_from(cell, shown=shown):
+                position = iter(cell)
+                return all(gene in position for gene in shown)
+
+            assert any(comes_from(cell) for cell in whole)
+    assert min(lengths) < 10
+
+
+def test_a_cell_on_another_panel_shows_only_its_genes(make):
+    batches = make(panel_share=1.0, gene_dropout=0.0, max_genes=64)
+    half = np.arange(2, 2 + len(GENES) // 2)
+    batches.measured = np.isin(np.arange(len(GENES) + 3), half)[None]
+    shown = [set(cell[1:]) for (cell,) in rows_of(batches[0], "cell_input_ids")]
+    assert not all(genes <= set(half.tolist()) for genes in shown), "too few genes left: shown whole"
+    batches.fewest_genes = 1
+    shown = [set(cell[1:]) for (cell,) in rows_of(batches[0], "cell_input_ids")]
+    assert all(genes <= set(half.tolist()) for genes in shown)
+    assert any(shown)
+
+
+def test_masked_genes_are_those_of_the_cell(make):
+    batch = make()[0]
+    real = batch["cell_attention_mask"].bool()
+    ids, masked, labels = (batch[name] for name in ("cell_input_ids", "masked_input_ids", "masked_gene_labels"))
+    asked = labels != IGNORED
+    assert 0.05 < asked[real].float().mean() < 0.25
+    assert not asked[~real].any()
+    assert torch.equal(labels[asked], ids[asked])
+    assert torch.equal(masked[~asked], ids[~asked])
+
+
+def test_texts_are_distinct_and_own_texts_never_neutral(make):
+    batches = make(sibling_texts=3)
+    for step in range(10):
+        batch = batches[step]
+        cells, texts = batch["neutral"].shape
+        assert cells == len(batch["cell_input_ids"]) == len(batch["text_index"])
+        assert texts == len(batch["input_ids"]) == len(batch["wordings"])
+        assert not batch["neutral"][torch.arange(cells), batch["text_index"]].any()

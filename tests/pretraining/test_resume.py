@@ -1,0 +1,156 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Runs that are killed or stopped, for real, and go on as if nothing had been."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from modeling_langcell import InputError
+from modeling_langcell.pretraining.config import PretrainingConfig
+from modeling_langcell.pretraining.run import pretrain
+from tests.conftest import REPOSITORY
+
+STEPS = 40
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "hub_configs/accelerate/ddp.yaml"]
+LAUNCH += ["--num_processes=2", "--main_process_port=0"]
+
+
+class Training:
+    """`train.py` on a configuration, in a group of processes of its own."""
+
+    def __init__(self, settings, *launcher):
+        self.output = Path(settings["output"])
+        path = self.output.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(settings))
+        self.errors = self.output.with_suffix(".err")
+        # Two processes want a GPU each, which NCCL insists on, or none.
+        environment = ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": ""} if launcher else {})
+        with open(self.errors, "w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher, "train.py", str(path)],
+                cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=240)
+
+    def signal_at(self, step: int, number: int) -> None:
+        """Signals all its processes once the step is logged, or soon after."""
+        while steps_logged(self.output) < step:
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.03))
+        os.killpg(self.process.pid, number)
+
+    def said(self) -> str:
+        return self.errors.read_text()
+
+
+def steps_logged(output: Path) -> int:
+    log = output / "losses.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def logged(output: Path, name="losses.jsonl"):
+    return [json.loads(line) for line in (output / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def long_settings(settings, tiny_studies):
+    """All objectives, dropout, an average and held-out cells: everything that has to be remembered."""
+    return settings | {
+        "steps": STEPS,
+        "warmup_steps": 5,
+        "averaging": 0.9,
+        "accumulation": 2,
+        "checkpoint_every": 3,
+        "held_out": str(tiny_studies / "corpus"),
+        "evaluate_every": 10,
+        "train_text_tower": False,
+    }
+
+
+def run_unbroken(settings, folder, *launcher):
+    training = Training(settings | {"output": str(folder / "unbroken")}, *launcher)
+    assert training.wait() == 0, training.said()
+    return training.output
+
+
+def assert_same_run(output, unbroken):
+    assert logged(output) == logged(unbroken)
+    assert [entry["step"] for entry in logged(output)] == list(range(1, STEPS + 1))
+    assert logged(output, "held_out.jsonl") == logged(unbroken, "held_out.jsonl")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (output, unbroken))
+    assert all((ours[name] == tensor).all() for name, tensor in theirs.items())
+    assert not (output / "checkpoints").exists()
+
+
+def test_three_kills_change_nothing(long_settings, tmp_path):
+    unbroken = run_unbroken(long_settings, tmp_path)
+    long_settings["workers"] = 1  # Batches do not depend on who prepares them.
+    rng = random.Random()
+    for step in sorted(rng.sample(range(1, STEPS), 3)):
+        training = Training(long_settings)
+        training.signal_at(step, signal.SIGKILL)
+        assert training.wait() == -signal.SIGKILL
+    training = Training(long_settings)
+    assert training.wait() == 0, training.said()
+    assert_same_run(training.output, unbroken)
+
+
+def test_two_processes_that_are_told_to_stop_go_on(long_settings, tmp_path):
+    unbroken = run_unbroken(long_settings, tmp_path, *LAUNCH)
+    settings = long_settings | {"checkpoint_every": 0}
+    training = Training(settings, *LAUNCH)
+    training.signal_at(STEPS // 2, signal.SIGTERM)
+    assert training.wait() != 0
+    assert "the same command goes on" in training.said()
+    (state,) = (training.output / "checkpoints").iterdir()
+    assert state.name == f"step-{steps_logged(training.output):08}"
+    training = Training(settings, *LAUNCH)
+    assert training.wait() == 0, training.said()
+    assert_same_run(training.output, unbroken)
+
+
+def test_a_stopped_run_ends_with_the_status_of_sigterm(long_settings):
+    training = Training(long_settings)
+    training.signal_at(2, signal.SIGTERM)
+    assert training.wait() == 128 + signal.SIGTERM
+    assert "Traceback" not in training.said()
+
+
+class TestFolders:
+    def test_a_half_written_state_is_never_gone_on_with(self, settings):
+        output = Path(settings["output"])
+        half = output / "checkpoints" / ".step-00000002"
+        half.mkdir(parents=True)
+        (half / "model.safetensors").write_bytes(b"half")
+        pretrain(PretrainingConfig(**settings))
+        assert [entry["step"] for entry in logged(output)] == [1, 2, 3, 4]
+
+    def test_a_finished_run_is_not_written_over(self, settings):
+        pretrain(PretrainingConfig(**settings))
+        with pytest.raises(InputError, match="finished run"):
+            pretrain(PretrainingConfig(**settings))
+
+    def test_other_settings_do_not_go_on(self, settings, monkeypatch):
+        def die(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr("modeling_langcell.pretraining.run._save", die)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(PretrainingConfig(**settings))
+        with pytest.raises(InputError, match=r"other settings.*learning_rate, steps"):
+            pretrain(PretrainingConfig(**settings | {"steps": 9, "learning_rate": 1.0}))
+        pretrain(PretrainingConfig(**settings | {"checkpoint_every": 1}))

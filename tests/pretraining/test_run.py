@@ -1,0 +1,390 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Pre-training from files to a checkpoint that annotates, on three tiny studies and a tiny sentence encoder."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from shutil import which
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.swa_utils import AveragedModel
+
+from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
+from modeling_langcell.corpus.genes import read_gene_info
+from modeling_langcell.pretraining.config import PretrainingConfig
+from modeling_langcell.pretraining.dataset import FrozenTexts
+from modeling_langcell.pretraining.run import pretrain
+from modeling_langcell.publishing.publish import check
+from tests.conftest import REPOSITORY, TYPES, started
+from tests.support.hub_stand_in import HubStandIn
+
+
+def test_gene_info_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "table.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(InputError, match="gene_info"):
+        read_gene_info(tmp_path / "table.tsv")
+    with pytest.raises(InputError, match="No gene_info"):
+        read_gene_info(tmp_path / "absent")
+
+
+def test_a_frozen_tower_reads_every_wording_once(settings):
+    model, processor = started(settings)
+    frozen = FrozenTexts(model.eval(), processor, max_tokens=16)
+    read = []
+    frozen.text_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    pooled = frozen(["b cell", "t cell"])
+    again = frozen(["t cell", "monocyte", "b cell"])
+    assert read == [1, 1, 1]
+    assert torch.equal(again[[2, 0]], pooled)
+    assert torch.equal(FrozenTexts(model, processor, max_tokens=16)(["t cell"])[0], pooled[1]), (
+        "whatever was read before"
+    )
+    batch = processor(text=["monocyte"], return_tensors="pt")
+    torch.testing.assert_close(again[1], model.text_model(**batch).pooler_output[0], atol=1e-5, rtol=0)
+
+
+def test_a_run_of_no_steps_saves_what_others_start_from(settings, tmp_path):
+    settings |= {"steps": 3, "train_text_projection": False}
+    begun = pretrain(PretrainingConfig(**settings | {"steps": 0, "output": str(tmp_path / "start")}))
+    losses = []
+    for start in (None, str(begun)):
+        output = pretrain(
+            PretrainingConfig(**settings | {"start": start, "output": str(tmp_path / f"from-{start is None}")})
+        )
+        losses.append((output / "losses.jsonl").read_text())
+    assert losses[0] == losses[1] != ""
+
+
+def test_what_is_saved_is_the_average(settings, monkeypatch):
+    seen = []
+    update = AveragedModel.update_parameters
+
+    def remember(averaged, model):
+        update(averaged, model)
+        seen.append(model.cell_projection.weight.detach().cpu().clone())
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", remember)
+    output = pretrain(PretrainingConfig(**settings | {"steps": 3, "averaging": 0.75}))
+    expected = seen[0]
+    for weight in seen[1:]:
+        expected = 0.75 * expected + 0.25 * weight
+    assert not torch.allclose(expected, seen[-1])
+    torch.testing.assert_close(LangCellModel.from_pretrained(output).cell_projection.weight.data, expected)
+
+
+def test_a_frozen_text_projection_stays(settings, tmp_path):
+    settings |= {"train_text_projection": False, "train_text_tower": False, "steps": 2}
+    first = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**settings)))
+    more = settings | {"learning_rate": 0.1, "output": str(tmp_path / "more")}
+    second = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**more)))
+    assert torch.equal(first.text_projection.weight, second.text_projection.weight)
+    assert not torch.equal(first.cell_projection.weight, second.cell_projection.weight)
+
+
+def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
+    settings |= {"steps": 300, "train_text_tower": False, "gene_dropout": 0.1, "ancestor_share": 0.0}
+    settings["saved_dtype"] = "float16"
+    settings["model"] |= {"masked_gene_weight": 0, "cell_cell_weight": 0, "matching_weight": 0}
+    output = pretrain(PretrainingConfig(**settings))
+    losses = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses] == list(range(1, 301))
+    text_loss = [entry["cell_text_loss"] for entry in losses]
+    assert np.mean(text_loss[-10:]) < 0.5 * np.mean(text_loss[:5])
+    (run,) = json.loads((output / "training.json").read_text())["runs"]
+    assert run["config"]["steps"] == 300
+    assert run["config"]["corpus"] == "corpus"  # And not where on this machine.
+    assert run["corpus"]["cells"] == 120
+    assert [source["kept"] for source in run["corpus"]["sources"]] == [40, 40, 40]
+    assert run["compute"]["seconds"] > 0
+    check(output)  # It could be published.
+
+    annotator = LangCellAnnotator.from_pretrained(output)
+    assert type(annotator.model) is LangCellModel
+    held_out = ad.read_h5ad(tiny_studies / "train" / "study0.h5ad")
+    held_out = held_out[held_out.obs["cell_type_ontology_term_id"].isin(list(TYPES)).to_numpy()].copy()
+    annotator.annotate(held_out, list(TYPES.values()), alpha=1.0)
+    truth = held_out.obs["cell_type_ontology_term_id"].map(TYPES).astype(str)
+    assert (held_out.obs["langcell_cell_type"].astype(str) == truth).mean() > 0.7
+
+
+def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
+    first = pretrain(PretrainingConfig(**settings))
+    more = settings | {"start": str(first), "output": str(tmp_path / "more"), "train_text_tower": False}
+    more |= {"train_cell_tower": False, "model": {"matching_weight": 0.5}}
+    second = pretrain(PretrainingConfig(**more))
+    before, after = LangCellModel.from_pretrained(first), LangCellModel.from_pretrained(second)
+    assert after.config.matching_weight == 0.5
+    runs = json.loads((second / "training.json").read_text())["runs"]
+    assert [run["config"]["start"] for run in runs] == [None, first.name]
+    changed = {
+        name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
+    }
+    assert changed, "something is trained"
+    assert not [name for name in changed if name.startswith("cell_model.")]
+    assert not [name for name in changed if name.startswith("text_model.") and ".crossattention." not in name]
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "says"),
+    [
+        ({"corpus": "x"}, [], "output must be set"),
+        ({"corpus": "x", "output": "y", "stepz": 3}, [], "unknown field"),
+        ({"corpus": "x", "output": "y", "steps": "many"}, [], "steps must be a whole number"),
+        ({"corpus": "x", "output": "y", "steps": 1.5}, [], "steps must be a whole number"),
+        ({"corpus": "x", "output": "y", "learning_rate": "fast"}, [], "learning_rate must be a number"),
+        ({"corpus": "x", "output": "y", "compile": 1}, [], "compile must be true or false"),
+        ({"corpus": "x", "output": "y", "schedule": "flat"}, [], "schedule must be one of cosine, linear"),
+        ({"corpus": "x", "output": "y", "accumulation": 0}, [], "accumulation must be at least 1"),
+        ({"corpus": "x", "output": "y", "weight_decay": -1}, [], "weight_decay must be at least 0"),
+        ({"corpus": "x", "output": "y", "panel_share": 1.5}, [], "panel_share must be between 0 and 1"),
+        ({"corpus": "x", "output": "y", "steps": math.inf}, [], "steps must be a whole number"),
+        ({"corpus": "x", "output": "y", "learning_rate": math.nan}, [], "learning_rate must be a number"),
+        ({"corpus": "x", "output": "y", "model": None}, [], "model must map settings to values"),
+        ({"corpus": 5, "output": "y"}, [], "corpus must be a text"),
+        ({"corpus": "x", "output": "y", "start": 3}, [], "start must be a text"),
+        (["corpus", "output"], [], "must map fields to values"),
+        ("corpus", [], "must map fields to values"),
+        ({"corpus": "x", "output": "y"}, ["steps"], "key=value"),
+        ({"corpus": "x", "output": "y"}, ["steps=[1"], "cannot be read as YAML"),
+        ({"corpus": "x", "output": "y", "steps": 4}, ["steps.x=3"], "steps holds a value"),
+        ({"corpus": "x", "output": "y"}, [], "holds no corpus"),
+    ],
+)
+def test_train_py_refuses_bad_configurations(tmp_path, values, overrides, says):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=says):
+        pretrain(PretrainingConfig.from_yaml(tmp_path / "c.yaml", overrides))
+
+
+def test_a_configuration_that_is_no_yaml_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("corpus: [a\noutput: b")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        PretrainingConfig.from_yaml(tmp_path / "c.yaml")
+
+
+def test_overrides_reach_into_the_model(tmp_path):
+    (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nmodel: {temperature: 0.1}\n")
+    config = PretrainingConfig.from_yaml(tmp_path / "c.yaml", ["steps=7.0", "model.temperature=0.07"])
+    assert (config.steps, config.model["temperature"]) == (7, 0.07)
+    assert type(config.steps) is int
+
+
+def test_a_rate_without_a_point_is_a_number(tmp_path):
+    (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nlearning_rate: 1e-3\n")
+    assert PretrainingConfig.from_yaml(tmp_path / "c.yaml").learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {f"{name}_weight": 0 for name in ("masked_gene", "cell_cell", "cell_text", "matching")}},
+        {"model": {"cell_text_weight": 0, "masked_gene_weight": 0, "matching_weight": 0}, "train_cell_tower": False},
+    ],
+)
+def test_where_nothing_is_trained_nothing_is_begun(settings, changes):
+    settings["model"] |= changes.pop("model")
+    with pytest.raises(InputError, match="Nothing would be trained"):
+        pretrain(PretrainingConfig(**settings | changes))
+    assert not (Path(settings["output"]) / "run.json").exists()
+
+
+def test_an_output_that_cannot_be_written(settings, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot be written"):
+        pretrain(PretrainingConfig(**settings | {"output": str(tmp_path / "file" / "run")}))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_train_py_as_a_process(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    script = str(REPOSITORY / "train.py")
+    run = subprocess.run([sys.executable, script, str(tmp_path / "c.yaml"), "steps=2"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"Checkpoint: {settings['output']}" in run.stdout
+    run = subprocess.run([sys.executable, script, str(tmp_path / "no.yaml")], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "No configuration" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"), [("mini", ["stage1", "stage2", "matching", "genes"]), ("base", ["stage1", "stage2"])]
+)
+def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model, stages):
+    """A step of each stage, on the tiny studies; from a random start, since the real ones are not here."""
+    small = {"corpus": settings["corpus"], "held_out": settings["corpus"], "text_tower": settings["text_tower"]}
+    small |= {"steps": 1, "batch_tokens": 400, "workers": 0, "precision": "no", "cell_tower": None, "max_tokens": 64}
+    if model == "mini":
+        small["gene_names_from"] = settings["gene_names_from"]
+    start = None
+    for stage in stages:
+        own = {"output": str(tmp_path / stage)} | ({"start": start, "text_tower": None} if start else {})
+        overrides = [f"{name}={yaml.safe_dump(value).split()[0]}" for name, value in (small | own).items()]
+        path = REPOSITORY / "hub_configs" / "pretraining" / f"{model}-{stage}.yaml"
+        start = str(pretrain(PretrainingConfig.from_yaml(path, overrides)))
+    trained = LangCellModel.from_pretrained(start)
+    assert trained.config.cell_config.num_hidden_layers == {"mini": 1, "base": 12}[model]
+    runs = json.loads((tmp_path / stages[-1] / "training.json").read_text())["runs"]
+    assert len(runs) == len(stages)
+
+
+def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with HubStandIn() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), "push_to=tester/tiny"]
+        run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        pushed = hub.repositories["tester/tiny"]
+        assert {
+            "config.json",
+            "model.safetensors",
+            "processor_config.json",
+            "training.json",
+            "README.md",
+        } <= pushed.keys()
+        assert not [name for name in pushed if name.endswith(".jsonl") or name.startswith(("checkpoints", "tensor"))]
+        check = "from modeling_langcell import LangCellAnnotator as A; print(A.from_pretrained('tester/tiny').model)"
+        pulled = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
+        assert pulled.returncode == 0, pulled.stderr
+        assert "LangCellModel" in pulled.stdout
+
+
+def test_a_run_that_was_killed_before_its_push_still_pushes(settings, tmp_path):
+    """And nothing but the checkpoint, whatever a killed process left beside it."""
+    output = Path(settings["output"])
+    kill = "import os, sys, modeling_langcell.pretraining.run as p; p._conclude = lambda _: os.kill(os.getpid(), 9)"
+    with HubStandIn() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
+        environment.pop("HF_HUB_OFFLINE", None)
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings | {"push_to": "tester/tiny", "checkpoint_every": 1}))
+        train = f"import train; sys.exit(train.main([{str(tmp_path / 'c.yaml')!r}]))"
+        killed = subprocess.run([sys.executable, "-c", f"{kill}; {train}"], env=environment, capture_output=True)
+        assert killed.returncode == -9
+        assert (output / "training.json").exists()
+        assert hub.repositories["tester/tiny"].keys() == {".gitattributes"}
+        (output / ".losses.jsonl.half").write_text("half")
+        weights = (output / "model.safetensors").stat().st_mtime_ns
+        again = subprocess.run([sys.executable, "-c", f"import sys; {train}"], env=environment, capture_output=True)
+        assert again.returncode == 0, again.stderr
+        assert (output / "model.safetensors").stat().st_mtime_ns == weights
+        pushed = hub.repositories["tester/tiny"]
+        assert {"model.safetensors", "processor_config.json", "training.json"} <= pushed.keys()
+        assert not [name for name in pushed if "jsonl" in name or name.startswith(("run", "checkpoints"))]
+    assert not (output / "checkpoints").exists()
+    assert not (output / "run.json").exists()
+
+
+def test_what_is_somebody_elses_is_not_trained_for(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with HubStandIn() as hub:
+        hub.of_others.add("somebody/tiny")
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), "push_to=somebody/tiny"]
+        run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert "push_to: somebody/tiny cannot be pushed to" in run.stderr
+    assert not (tmp_path / "run" / "losses.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["tester/tiny", "not a name"])
+def test_where_nothing_can_be_pushed_nothing_is_trained(settings, tmp_path, name):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_of_nobody"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), f"push_to={name}"]
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert f"push_to: {name} cannot be pushed to" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "run" / "losses.jsonl").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(settings):
+    with pytest.raises(InputError, match="lower learning_rate"):
+        pretrain(PretrainingConfig(**settings | {"learning_rate": 1e30, "max_gradient_norm": 1e30, "steps": 20}))
+
+
+def losses(settings, tmp_path, **changes):
+    """The losses of each step of a run with some settings changed."""
+    AcceleratorState._reset_state()  # A process keeps to the first precision that it was told.
+    output = pretrain(PretrainingConfig(**settings | {"output": str(tmp_path / "-".join(["run", *changes]))} | changes))
+    return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"gradient_checkpointing": True}, 1e-5),
+        ({"passes": 1}, 1e-4),
+        ({"workers": 1}, 0),
+        ({"precision": "bf16"}, 0.1),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_how_it_is_computed_changes_little(settings, tmp_path, changes, tolerance):
+    for tower in ("cell_config", "text_config"):  # What dropout draws depends on how the cells are grouped.
+        settings["model"][tower] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    expected = losses(settings, tmp_path)
+    assert losses(settings, tmp_path, **changes) == pytest.approx(expected, rel=tolerance)
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.skipif(not which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_towers_compute_the_same(settings, tmp_path):
+    settings |= {"steps": 2, "passes": 1}
+    settings["model"] |= {"cell_text_weight": 0, "matching_weight": 0}
+    settings["model"]["cell_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    expected = losses(settings, tmp_path)
+    assert losses(settings, tmp_path, compile=True) == pytest.approx(expected, rel=1e-4)
+
+
+def test_batches_are_accumulated(settings, tmp_path):
+    """A step of two batches has the mean of their losses, and moves on along the mean of their gradients."""
+    settings |= {"steps": 2, "learning_rate": 0.0}
+    settings["model"]["cell_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings["model"]["text_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    one, two = losses(settings, tmp_path)
+    both, _ = losses(settings, tmp_path, accumulation=2)
+    assert both == pytest.approx((one + two) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_learning_rate_warms_up_and_decays(settings, monkeypatch, schedule):
+    rates = []
+    step = AcceleratedOptimizer.step
+    monkeypatch.setattr(
+        AcceleratedOptimizer, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
+    )
+    pretrain(
+        PretrainingConfig(**settings | {"steps": 6, "warmup_steps": 2, "learning_rate": 0.1, "schedule": schedule})
+    )
+    assert rates[:3] == pytest.approx([0.0, 0.05, 0.1])
+    shares = {"linear": [1, 0.75, 0.5, 0.25], "cosine": [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]}
+    assert rates[2:] == pytest.approx([0.1 * share for share in shares[schedule]])
+
+
+def test_tensorboard_gets_the_losses(settings):
+    output = pretrain(PretrainingConfig(**settings | {"held_out": settings["corpus"], "evaluate_every": 2}))
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    (loss,) = [tag for tag in events.Tags()["scalars"] if tag == "losses/loss"]
+    written = [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
+    assert [event.value for event in events.Scalars(loss)] == pytest.approx(written)
+    assert [event.step for event in events.Scalars("held_out/cell_to_text_r1")] == [2, 4]

@@ -1,0 +1,272 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The report, in a browser: cells of a pancreatic tumour annotated by langcell-mini, and what a reader clicks on."""
+
+import html
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
+from modeling_langcell.annotation.explain import explain_annotated
+from modeling_langcell.cli.main import app
+from modeling_langcell.report.page import write_report
+from modeling_langcell.report.plots import lay_out
+
+LABELS = "malignant cell; pancreatic ductal cell; tuft cell; macrophage; lymphocyte; endothelial cell; fibroblast"
+
+
+@pytest.fixture(scope="module")
+def report(shared, tmp_path_factory):
+    """The page that the command writes of every third cell."""
+    folder = tmp_path_factory.mktemp("report")
+    cells = ad.read_h5ad(shared / "data" / "validation" / "pdac_moncada_card.h5ad")[::3].copy()
+    cells.obs_names = [f"<b>{name}</b>" for name in cells.obs_names]  # Names are no markup.
+    cells.write_h5ad(folder / "cells.h5ad")
+    arguments = ["annotate", str(folder / "cells.h5ad"), "--labels", LABELS, "--empty-cells", "mark"]
+    arguments += ["--reference", "cell_type", "--cluster-key", "batch", "--out", str(folder / "out.h5ad")]
+    arguments += ["--report", str(folder / "report.html"), "--report-genes", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["somewhere/langcell", *arguments])  # As the system gives it to the command.
+        assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    (folder / "command.txt").write_text(shlex.join(["langcell", *arguments]))
+    return folder / "report.html"
+
+
+@pytest.fixture
+def tab(chromium, report, request):
+    """The page, open with no network; whatever its script stumbles over fails the test."""
+    context = chromium.new_context(offline=True, **getattr(request, "param", {}))
+    tab, errors, asked = context.new_page(), [], []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(report.as_uri())
+    yield tab
+    context.close()
+    assert not errors
+    assert asked == [report.as_uri()], "the page needs nothing beside it"
+
+
+def colours(tab) -> set[tuple[int, int, int]]:
+    """Those that are often on the map."""
+    pixels = tab.evaluate(
+        "() => { const map = document.querySelector('canvas');"
+        "return [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]; }"
+    )
+    seen, sizes = np.unique(np.array(pixels).reshape(-1, 4), axis=0, return_counts=True)
+    return {
+        tuple(map(int, colour[:3])) for colour, size in zip(seen, sizes, strict=True) if colour[3] == 255 and size > 40
+    }
+
+
+def test_everything_is_said(tab):
+    said = tab.inner_text("body")
+    for part in ("cells; X read as raw values", "answered, at 10% expected errors", "unlike every candidate"):
+        assert part in said
+    for heading in ("The cells", "Labels found", "What can be answered", "By batch", "Against cell_type"):
+        assert tab.get_by_role("heading", name=heading).count() == 1
+    for heading in ("Doubtful cells", "Driving genes", "Candidates, as the model read them", "To repeat this run"):
+        assert tab.get_by_role("heading", name=heading).count() == 1
+    assert "Checkpoint\nlangcell-mini" in said
+    assert "median cell has" in said
+    assert "A lymphocyte is a leukocyte" in said
+    assert tab.locator("#doubtful-cells tbody tr").count() == 100
+    assert "<b>pdac_moncada_card:Cell" in said, "a name is shown as it is"
+    assert tab.locator(".genes > div").count() >= 5
+
+
+def test_links_lead_to_their_sections(tab):
+    for link in tab.locator("nav a").all():
+        link.click()
+        target = tab.url.partition("#")[2]
+        assert tab.locator(f"#{target}").is_visible()
+
+
+def test_the_map_is_coloured_by_what_is_chosen(tab):
+    by_label = colours(tab)
+    assert len(by_label) >= 4
+    legend = tab.locator(".legend button")
+    assert legend.count() >= 5
+    for view, first in (("answer", "button"), ("doubt", ".ramp"), ("novelty", ".ramp"), ("cell_type", "button")):
+        tab.get_by_label("Coloured by").select_option(view)
+        assert tab.locator(f".legend {first}").first.is_visible()
+        assert colours(tab) != by_label
+
+
+def test_a_name_in_the_legend_lights_its_cells_up(tab):
+    before = colours(tab)
+    name = tab.locator(".legend button").first
+    name.click()
+    assert tab.locator(".legend button[aria-pressed=true]").count() == 1
+    assert len(colours(tab)) < len(before)
+    tab.locator(".legend button").first.click()
+    assert colours(tab) == before
+
+
+def test_pointing_at_a_cell_says_what_it_is(tab):
+    tab.locator("canvas").scroll_into_view_if_needed()
+    box = tab.locator("canvas").bounding_box()
+    x, y = tab.evaluate("[cells.x[0], cells.y[0]]")
+    tab.mouse.move(box["x"] + 10 + x * (box["width"] - 20), box["y"] + 10 + (1 - y) * (box["height"] - 20))
+    said = tab.locator("#pointed").inner_text()
+    assert re.search(r"pdac_moncada_card:Cell\d+</b>; label: .+; answer: .+; doubt: 0\.\d+; novelty: ", said)
+
+
+def test_doubtful_cells_are_filtered_sorted_and_shown(tab):
+    rows = tab.locator("#doubtful-cells tbody tr")
+    scores = [float(text) for text in tab.locator("#doubtful-cells tbody td:nth-child(3)").all_inner_texts()]
+    assert scores == sorted(scores)
+    heading = tab.locator("#doubtful-cells th", has_text="score")
+    heading.click()
+    heading.click()
+    turned = [float(text) for text in tab.locator("#doubtful-cells tbody td:nth-child(3)").all_inner_texts()]
+    assert turned == sorted(scores, reverse=True)
+    name = rows.first.locator("td").first.inner_text()
+    tab.get_by_placeholder("a name, a type").fill(name)
+    assert [row.is_visible() for row in rows.all()].count(True) >= 1
+    assert rows.first.is_visible()
+    rows.first.click()
+    assert tab.locator("#pointed").inner_text().startswith(name)
+    tab.get_by_placeholder("a name, a type").fill("no cell has this name")
+    assert not rows.first.is_visible()
+
+
+@pytest.mark.parametrize("tab", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
+def test_it_is_light_or_dark_as_the_screen_is_or_as_is_chosen(tab):
+    def lightness() -> float:
+        found = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        return float(np.mean([int(part) for part in re.findall(r"\d+", found)[:3]]))
+
+    dark = tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (lightness() < 60) == dark
+    tab.get_by_title("Light or dark").click()
+    assert (lightness() < 60) != dark
+    tab.get_by_title("Light or dark").click()
+    assert (lightness() < 60) == dark
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 360, "height": 740}, "has_touch": True}], indirect=True)
+def test_it_fits_a_phone(tab):
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.locator("canvas").bounding_box()["width"] > 300
+    assert tab.locator(".legend").bounding_box()["y"] > tab.locator("canvas").bounding_box()["y"] + 200
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('p, td, dd')].map(one => parseFloat(getComputedStyle(one).fontSize))"
+    )
+    assert min(sizes) >= 12
+
+
+def test_the_command_can_be_copied(tab, report):
+    assert tab.locator("#code").inner_text() == report.with_name("command.txt").read_text()
+    tab.get_by_role("button", name="Copy").click()
+    tab.locator("#copy", has_text=re.compile("Copied|Selected")).wait_for()
+
+
+# ---------------------------------------------------------------------- pages of every kind
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    return LangCellAnnotator.from_pretrained("langcell-mini")
+
+
+def repeated(page: Path, cells: Path) -> ad.AnnData:
+    """What the code on a page gives."""
+    code = html.unescape(re.search(r'<pre id="code">(.*?)</pre>', page.read_text(), flags=re.DOTALL)[1])
+    names: dict = {}
+    code = code.replace('"cells.h5ad"', repr(str(cells))).replace("annotator.annotate(", "again = annotator.annotate(")
+    exec(code, names)
+    return names["again"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"error_rate": 0.2, "layer": "counts", "cluster_key": "cluster"},
+        {"alpha": 0.1234567, "shortlist": 2},
+        {"empty_cells": "mark", "gene_column": "called"},
+        {"use_raw": True, "counts": "log1p"},
+    ],
+    ids=lambda options: " ".join(options) or "as it is",
+)
+def test_what_repeats_a_run_gives_the_same(annotator, shared, tmp_path, options):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[:30].copy()
+    cells.layers["counts"] = cells.X.copy()
+    cells.obs["cluster"] = ["a", "b", "c"] * 10
+    cells.raw = ad.AnnData(cells.X.log1p(), var=cells.var.copy())
+    if "gene_column" in options:
+        cells.X[:3] = 0
+        cells.var["called"] = cells.var_names
+        cells.var = cells.var[["called"]].set_axis([f"x{number}" for number in range(cells.n_vars)])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    annotator.annotate(
+        cells, {"B cell": "", "mono": ["cell type: monocyte.", 'a "blood" cell'], "T cell": ""}, **options
+    )
+    again = repeated(write_report(cells, tmp_path / "report.html", lay_out(cells)), tmp_path / "cells.h5ad")
+    found = [column for column in cells.obs if column.startswith("langcell_")]
+    pd.testing.assert_frame_equal(again.obs[found], cells.obs[found])
+
+
+@pytest.mark.parametrize("head", ["classes", "prototypes"])
+def test_what_has_labels_of_its_own(head, shared, tmp_path):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+    config = AdaptationConfig(head=head, epochs=1)
+    adapt("langcell-mini", cells, "cell_type", shots=2, config=config).save(tmp_path / "adapter")
+    cells = cells[:40].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    annotator = LangCellAnnotator.from_pretrained(adapter=tmp_path / "adapter")
+    annotator.annotate(cells)
+    genes = explain_annotated(annotator, cells, cells)
+    assert genes is None
+    page = write_report(cells, tmp_path / "report.html", lay_out(cells), genes=genes)
+    assert "Genes were not looked at in this run." in page.read_text()
+    again = repeated(page, tmp_path / "cells.h5ad")
+    np.testing.assert_allclose(again.obs["langcell_score"], cells.obs["langcell_score"], atol=1e-6)
+
+
+def test_a_plain_model_has_a_page_too(cells, tiny_checkpoint, tmp_path):
+    """Not calibrated, two candidates, hardly any cells, no genes looked at."""
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    annotated = annotator.annotate(cells[:3].copy(), ["B cell", "monocyte"])
+    page = write_report(annotated, tmp_path / "new" / "report.html", lay_out(annotated)).read_text()
+    assert "median score, not calibrated" in page
+    assert "What can be answered" not in page
+    assert "Genes were not looked at in this run." in page
+
+
+def test_cells_without_known_genes(cells, tiny_checkpoint, tmp_path):
+    """All those of a cluster, and then all."""
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    cells.obs["cluster"] = ["full"] * 8 + ["empty"] * 4
+    cells.X[8:] = 0
+    some = annotator.annotate(cells.copy(), ["B cell", "monocyte"], empty_cells="mark", cluster_key="cluster")
+    page = write_report(some, tmp_path / "some.html", lay_out(some)).read_text()
+    assert "4 cells have no known gene and no label." in page
+    assert "<td>no known genes</td>" in page
+    assert "nan" not in page.lower().replace("nano", "")
+    cells.X[:] = 0
+    none = annotator.annotate(cells.copy(), ["B cell", "monocyte"], empty_cells="mark")
+    genes = explain_annotated(annotator, cells, none)
+    page = write_report(none, tmp_path / "none.html", lay_out(none), genes=genes).read_text()
+    assert "No cell has a label, so no gene drives one." in page
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(cells, tiny_checkpoint, tmp_path):
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    annotated = annotator.annotate(cells, ["B cell", "monocyte"])
+    for reference, said in (("nope", "No column 'nope' in obs"), ("langcell_cell_type", "nothing to compare it with")):
+        with pytest.raises(InputError, match=said):
+            write_report(annotated, tmp_path / "report.html", lay_out(annotated), reference=reference)
+    del annotated.obsm["X_langcell"]
+    with pytest.raises(InputError, match="annotate or embed the cells first"):
+        lay_out(annotated)
+    assert not (tmp_path / "report.html").exists()
