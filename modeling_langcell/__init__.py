@@ -9,84 +9,17 @@ LangCell: cells and natural language in one space. Importing registers the famil
 'LangCellConfig'
 
 ```
+
+The names that this module offers are in `__init__.pyi`. Each is imported when it is first asked for, so that importing
+the package costs next to nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    AutoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .model.configuration_langcell import PIPELINE_TASK, LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from .model.errors import InputError
-from .model.feature_extraction_langcell import LangCellFeatureExtractor
-from .model.modeling_langcell import (
-    LangCellCellModel,
-    LangCellForMaskedLM,
-    LangCellForPreTraining,
-    LangCellForSequenceClassification,
-    LangCellModel,
-    LangCellTextModel,
-)
-from .model.pipeline_langcell import ZeroShotCellAnnotationPipeline
-from .model.processing_langcell import LangCellProcessor
-
-if TYPE_CHECKING:
-    from .annotation.annotator import LangCellAnnotator
+from .registration import register
 
 __version__ = "0.1.0"
 
-for _config in (LangCellConfig, LangCellCellConfig, LangCellTextConfig):
-    AutoConfig.register(_config.model_type, _config)
-AutoFeatureExtractor.register(LangCellConfig, LangCellFeatureExtractor)
-AutoFeatureExtractor.register(LangCellCellConfig, LangCellFeatureExtractor)
-AutoProcessor.register(LangCellConfig, LangCellProcessor)
-for _auto, _model in (
-    (AutoModel, LangCellModel),
-    (AutoModel, LangCellCellModel),
-    (AutoModel, LangCellTextModel),
-    (AutoModelForMaskedLM, LangCellForMaskedLM),
-    (AutoModelForSequenceClassification, LangCellForSequenceClassification),
-    (AutoModelForPreTraining, LangCellForPreTraining),
-):
-    _auto.register(_model.config_class, _model)
-    # What is saved carries its code: it loads with trust_remote_code=True where this package is not installed.
-    _model.register_for_auto_class(_auto.__name__)
-for _config in (LangCellConfig, LangCellCellConfig, LangCellTextConfig):
-    _config.register_for_auto_class()
-LangCellFeatureExtractor.register_for_auto_class()
-LangCellProcessor.register_for_auto_class()
-PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, ZeroShotCellAnnotationPipeline, pt_model=AutoModel)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-
-def __getattr__(name: str):
-    # Annotation needs anndata and an ontology; models alone do not.
-    if name == "LangCellAnnotator":
-        return import_module(".annotation", __name__).LangCellAnnotator
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "InputError",
-    "LangCellAnnotator",
-    "LangCellCellConfig",
-    "LangCellCellModel",
-    "LangCellConfig",
-    "LangCellFeatureExtractor",
-    "LangCellForMaskedLM",
-    "LangCellForPreTraining",
-    "LangCellForSequenceClassification",
-    "LangCellModel",
-    "LangCellProcessor",
-    "LangCellTextConfig",
-    "LangCellTextModel",
-    "ZeroShotCellAnnotationPipeline",
-]
+register()

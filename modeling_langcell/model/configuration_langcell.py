@@ -32,6 +32,7 @@ _PIPELINE = {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": [
 class _PublishedConfig(PreTrainedConfig):
     """A config that writes its whole `auto_map`, whichever class of the family is being saved."""
 
+    _auto_class = "AutoConfig"  # What is saved carries its code, for where this package is not installed.
     _published_auto_map: ClassVar[dict[str, str]] = {}
 
     def to_dict(self):

@@ -353,6 +353,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
 
     ```"""
 
+    _auto_class = "AutoFeatureExtractor"
+
     model_input_names = ["cell_input_ids", "cell_attention_mask"]
 
     def __init__(

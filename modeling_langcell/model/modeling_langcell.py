@@ -394,6 +394,8 @@ class LangCellTowerModel(LangCellPreTrainedModel):
 class LangCellCellModel(LangCellTowerModel):
     """The cell tower: a BERT encoder over ranked gene ids; `AutoModel` for `langcell_cell`."""
 
+    _auto_class = "AutoModel"
+
     config: LangCellCellConfig
     base_model_prefix = "cell_model"
     _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
@@ -458,6 +460,8 @@ class LangCellCellModel(LangCellTowerModel):
 
 class LangCellTextModel(LangCellTowerModel):
     """The text tower, in two modes on the same weights; `AutoModel` for `langcell_text`."""
+
+    _auto_class = "AutoModel"
 
     config: LangCellTextConfig
     base_model_prefix = "text_model"
@@ -626,6 +630,8 @@ class LangCellOutput(ModelOutput):
 
 class LangCellModel(LangCellPreTrainedModel):
     """Both towers, the shared space, and the matching head; `AutoModel` for `langcell`."""
+
+    _auto_class = "AutoModel"
 
     main_input_name = "cell_input_ids"
     # A checkpoint may have the head of the masked genes too, which is for `LangCellForMaskedLM`.
@@ -800,6 +806,8 @@ class LangCellMaskedGeneHead(nn.Module):
 class LangCellForMaskedLM(LangCellPreTrainedModel):
     """The cell tower with the masked-gene head; `AutoModelForMaskedLM` for `langcell_cell`."""
 
+    _auto_class = "AutoModelForMaskedLM"
+
     config: LangCellCellConfig
     base_model_prefix = "cell_model"
     _keys_to_ignore_on_load_unexpected = [_OF_THE_OTHERS]
@@ -850,6 +858,8 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
     LangCell-CE: the cell tower with a linear head on its `<cls>` state, for one label or several a cell;
     `AutoModelForSequenceClassification` for `langcell_cell`.
     """
+
+    _auto_class = "AutoModelForSequenceClassification"
 
     config: LangCellCellConfig
     base_model_prefix = "cell_model"
@@ -922,6 +932,8 @@ class LangCellForPreTraining(LangCellModel):
     It is `LangCellModel` plus the masked-gene head, under the same parameter names: a checkpoint of one loads into
     the other, and into the towers.
     """
+
+    _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: LangCellConfig):
         super().__init__(config)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
+from .configuration_langcell import PIPELINE_TASK
 from .errors import InputError
 from .processing_langcell import as_texts, word
 from .zero_shot import DescriptionScorer, read_cells
@@ -45,6 +46,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
     ```"""
 
+    task_name = PIPELINE_TASK
     _load_processor = True
     _load_tokenizer = _load_feature_extractor = _load_image_processor = False
 

@@ -107,6 +107,8 @@ class LangCellProcessor(ProcessorMixin):
 
     ```"""
 
+    _auto_class = "AutoProcessor"
+
     def __init__(self, feature_extractor, tokenizer, wordings: Sequence[str] | None = None, **kwargs: Any):
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.wordings = WORDINGS if wordings is None else wordings
