@@ -904,5 +904,3 @@ def _write_picture(drawn: "Figure", path: Path) -> Path:
 def main() -> None:
     """Entry point of the `langcell` command."""
     app()
-
-

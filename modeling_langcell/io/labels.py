@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from ..model.errors import InputError
+from ..model.errors import InputError, Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor, RankedCells
 
 _CHUNK = 4096  # Cells read at a time.
@@ -139,8 +139,8 @@ def _check_known(known: np.ndarray, where: str, unlabelled: str) -> None:
     missing = int((~known).sum())
     if missing and unlabelled == "error":
         raise InputError(
-            f"{missing:,} of {len(known):,} cells have no label in {where}: name them, or leave them out with "
-            "unlabelled='skip' (--unlabelled skip)."
+            f"{missing:,} of {len(known):,} cells have no label in {where}:",
+            Remedy("name them, or leave them out with {option}.", "unlabelled", "skip"),
         )
 
 

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .errors import InputError, reason_of
+from .errors import InputError, Remedy, reason_of
 
 #: Columns of `var` that are looked at, besides its index, for the names of the genes.
 GENE_COLUMNS = (
@@ -131,7 +131,7 @@ class _CountMatrix:
     matrix: Any
     label: str
     cell_names: Sequence[str] | None = None
-    advice: Callable[[], str] = str  # What else to read, asked for only when this array is refused.
+    advice: Callable[[], Sequence[Remedy]] = tuple  # What else to read, asked for only when this array is refused.
     file: Any = None  # That it is read from.
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ class _CountMatrix:
 
     def _require_numbers(self, dtype: np.dtype | None) -> None:
         if dtype is not None and dtype.kind not in "fiub":
-            raise InputError(f"{self.label} holds {dtype} values: make them numbers.{self.advice()}")
+            raise InputError(f"{self.label} holds {dtype} values: make them numbers.", *self.advice())
 
     def cells(self, rows: np.ndarray) -> str:
         """The names of some cells, for a message."""
@@ -291,8 +291,8 @@ class RankedChunks(Sequence[RankedCells]):
         if self.empty_cells == "error" and ranked.without_genes.any():
             empty = rows.start + np.flatnonzero(ranked.without_genes)
             raise InputError(
-                f"{len(empty)} cell(s) of {self.label} have no counts in known genes: "
-                f"{self._source.cells(empty)}. Filter them out, or keep them unannotated with empty_cells='mark'."
+                f"{len(empty)} cell(s) of {self.label} have no counts in known genes: {self._source.cells(empty)}.",
+                Remedy("Filter them out, or keep them unannotated with {option}.", "empty_cells", "mark"),
             )
         return ranked
 
@@ -595,8 +595,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
                 f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} must be). Looked at {', '.join(names)}: "
-                f"{examples}, ... Human Ensembl ids or gene symbols are expected; name their column of var with "
-                "gene_column."
+                f"{examples}, ... Human Ensembl ids or gene symbols are expected;",
+                Remedy("name their column of var with {option}.", "gene_column"),
             )
         return source, match
 
@@ -690,7 +690,7 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
     if use_raw and layer is not None:
         raise InputError("Choose one of layer and use_raw.")
     if use_raw and adata.raw is None:
-        raise InputError("This AnnData has no raw: leave out use_raw.")
+        raise InputError("This AnnData has no raw:", Remedy("leave out {option}.", "use_raw"))
     if layer is not None and layer not in adata.layers:
         raise InputError(f"No layer {layer!r}; layers here: {_layer_names(adata) or 'none'}.")
     var = adata.raw.var if use_raw else adata.var
@@ -702,8 +702,11 @@ def _read_anndata(adata, layer, use_raw, gene_column) -> tuple[_CountMatrix, dic
         except KeyError:  # A file that has none, or a link to none.
             matrix = None
         if matrix is None:
-            where = f"pass layer; layers here: {layers}" if (layers := _layer_names(adata)) else "put the counts there"
-            raise InputError(f"{file or 'This AnnData'} has no {label}: {where}.")
+            if layers := _layer_names(adata):
+                remedy = Remedy(f"pass {{option}}; layers here: {layers}.", "layer")
+            else:
+                remedy = Remedy("put the counts there.")
+            raise InputError(f"{file or 'This AnnData'} has no {label}:", remedy)
         if tuple(matrix.shape) != (adata.n_obs, len(var)):
             named = f"the names are of {adata.n_obs} cells and {len(var)} genes"
             raise ValueError(f"its shape is {' x '.join(map(str, matrix.shape))}, and {named}")
@@ -743,56 +746,59 @@ def _by_rows(matrix):
     return matrix.tocsr()
 
 
-def _advice(adata, label: str) -> str:
-    """Which other array of the AnnData to take, said when the one at hand does not hold counts."""
+def _advice(adata, label: str) -> list[Remedy]:
+    """Which other array of the AnnData to read, for when the one at hand does not hold counts."""
     sample = adata if adata.isbacked else adata[:64]
-    arrays = {"X": (lambda: sample.X, f"leave out {'use_raw' if label == 'raw.X' else 'layer'}")}
+    option = "use_raw" if label == "raw.X" else "layer"
+    arrays = {"X": (lambda: sample.X, Remedy("X looks like counts: leave out {option}.", option))}
     if sample.raw is not None:
-        arrays["raw.X"] = lambda: sample.raw.X, "pass use_raw=True"
-    arrays |= {
-        f"layers[{name!r}]": (partial(sample.layers.get, name), f"pass layer={name!r}") for name in _layer_names(sample)
-    }
+        arrays["raw.X"] = lambda: sample.raw.X, Remedy("raw.X looks like counts: pass {option}.", "use_raw", True)
+    for layer in _layer_names(sample):
+        name = f"layers[{layer!r}]"
+        remedy = Remedy(f"{name} looks like counts: pass {{option}}.", "layer", layer)
+        arrays[name] = partial(sample.layers.get, layer), remedy
     for name, (read, remedy) in arrays.items():
         with suppress(InputError), _reading(name):
             if name == label or (matrix := read()) is None or matrix.dtype.kind not in "fiub":
                 continue
             values = _CountMatrix(matrix, name).rows(0, 64).data
             if len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all():
-                return f" {name} looks like counts: {remedy}."
-    return ""
+                return [remedy]
+    return []
 
 
 def _check_values(chunk: sp.csr_matrix, counts: str, source: _CountMatrix, start: int) -> None:
     """Refuses values that are not what `counts` says they are, naming the array and a cell."""
 
-    def refuse(wrong: np.ndarray, what: str, remedy: str = "") -> None:
+    def refuse(wrong: np.ndarray, what: str, remedy: str, value: str | None = None) -> None:
         if wrong.any():
             first = np.flatnonzero(wrong)[:1]
             cell = source.cells(start + np.searchsorted(chunk.indptr, first, side="right") - 1)
             raise InputError(
-                f"{source.label} holds {what} ({chunk.data[first[0]]} in cell {cell}).{remedy}{source.advice()}"
+                f"{source.label} holds {what} ({chunk.data[first[0]]} in cell {cell}).",
+                Remedy(remedy, "counts", value),
+                *source.advice(),
             )
 
     data = chunk.data
     low, high = data.min(initial=0), data.max(initial=0)  # Both NaN where any value is.
     whole = data.dtype.kind != "f" or bool((data == np.rint(data)).all())
     if not -np.inf < low <= high < np.inf:
-        refuse(~np.isfinite(data), "values that are not finite", " Go back to the counts, or leave such cells out.")
+        refuse(~np.isfinite(data), "values that are not finite", "Go back to the counts, or leave such cells out.")
     if low < 0:
-        refuse(data < 0, "negative values", " Scaled data cannot be ranked: go back to the counts.")
+        refuse(data < 0, "negative values", "Scaled data cannot be ranked: go back to the counts.")
     if high > _LARGEST:
-        refuse(data > _LARGEST, "values larger than any count", " Go back to the counts.")
+        refuse(data > _LARGEST, "values larger than any count", "Go back to the counts.")
     if counts == "raw" and not whole:
-        remedy = (
-            " It looks log-transformed: pass counts='log1p' if so."
-            if high < 16
-            else " Pass counts='normalized' if every cell was scaled by one factor."
-        )
-        refuse(data != np.rint(data), "values that are not whole, so not raw counts", remedy)
+        fractions, what = data != np.rint(data), "values that are not whole, so not raw counts"
+        if high < 16:
+            refuse(fractions, what, "It looks log-transformed: pass {option} if so.", "log1p")
+        refuse(fractions, what, "Pass {option} if every cell was scaled by one factor.", "normalized")
     if counts == "log1p" and high > 30:
-        refuse(data > 30, "values too large for logarithms", " Pass counts='normalized' if they are not logarithms.")
+        too_large = "values too large for logarithms"
+        refuse(data > 30, too_large, "Pass {option} if they are not logarithms.", "normalized")
     if counts == "log1p" and whole and high > 0:
-        refuse(data > 0, "whole numbers alone, so not logarithms", " Pass counts='raw' for counts.")
+        refuse(data > 0, "whole numbers alone, so not logarithms", "Pass {option} for counts.", "raw")
 
 
 __all__ = ["GeneMatch", "LangCellFeatureExtractor", "RankedCells", "RankedChunks"]
