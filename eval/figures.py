@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
-from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.publishing.cards import in_words
 from modeling_langcell.report.html import inline_image, write_page
@@ -55,7 +55,7 @@ def draw_task(result: Mapping[str, Any], folder: Path) -> list[Path]:
             continue
         path = folder / f"{result['task']['name']}-{kind}.png"
         try:
-            write_whole(path, render(figure, DPI))
+            atomic_write(path, render(figure, DPI))
         except OSError as error:
             raise InputError(f"The figure {path} cannot be written: {error}") from error
         written.append(path)

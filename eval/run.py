@@ -22,8 +22,8 @@ from rich.console import Console
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
-from modeling_langcell.eval.task import Bench, Cell, Task
-from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.eval.task import EvaluationContext, Run, Task
+from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError, reason_of
 
 #: Tasks by name, and the file of each.
@@ -62,7 +62,7 @@ def find_task(name: str) -> Task:
 
 def evaluate(
     task: Task,
-    bench: Bench,
+    context: EvaluationContext,
     *,
     seeds: int,
     out: Path,
@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         task: What is measured.
-        bench: By which model, on which data.
+        context: By which model, on which data.
         seeds: How often what is drawn is drawn.
         out: Folder for `<task>.json`, `<task>.md` and, until these are written, one file a cell in `cells/`.
         studies: Other studies than the task's own.
@@ -88,25 +88,25 @@ def evaluate(
         InputError: No such study or method, data that is not there, an adapter where the task adapts the checkpoint
             itself, or a folder that cannot be written.
     """
-    chosen = [bench.study(name) for name in studies or task.studies]
+    chosen = [context.study(name) for name in studies or task.studies]
     wanted = list(methods or task.methods)
     if unknown := sorted({*wanted} - {*task.methods}):
         raise InputError(f"{task.name} has no method {unknown[0]!r}; there are {', '.join(task.methods)}.")
-    if task.adapts and bench.adapter is not None:
+    if task.adapts and context.adapter is not None:
         raise InputError(f"{task.name} adapts the checkpoint itself: leave out the adapter.")
-    model = fingerprint(bench.annotator)
+    model = fingerprint(context.annotator)
     before = _read_table(out / f"{task.name}.json")
     say = Console(stderr=True)
     cells: dict[str, dict[str, Any]] = {}
     for study, method, setting, seed in places(task, chosen, wanted, seeds):
-        key = _key(task, bench, model, study, method, setting, seed)
+        key = _key(task, context, model, study, method, setting, seed)
         name = _hash(key)
         file = out / "cells" / f"{name}.json"
         filled = before.get(name) or _read_cell(file)
         if filled is None:
             assert task.measure is not None
             start = time.perf_counter()
-            found = task.measure(Cell(bench, study, method, setting, seed))
+            found = task.measure(Run(context, study, method, setting, seed))
             filled = key | asdict(found) | {"seconds": round(time.perf_counter() - start, 2), "peak_gb": peak_memory()}
             _write(file, json.dumps(filled))
         title = " ".join(map(str, (task.name, study.name, method, *setting.values(), f"seed {seed}")))
@@ -116,7 +116,7 @@ def evaluate(
     cells |= {
         name: cell
         for name, cell in before.items()
-        if name not in cells and cell["model"] == model and cell["study"] in bench.studies
+        if name not in cells and cell["model"] == model and cell["study"] in context.studies
     }
     ordered = _in_order(task, list(cells.values()))
     result = record(
@@ -127,19 +127,19 @@ def evaluate(
                 "metrics": task.metrics,
                 "main_score": task.main_score,
             },
-            "model": {"checkpoint": _named(bench.model), "adapter": _named(bench.adapter), "fingerprint": model},
-            "studies": {name: asdict(bench.study(name)) for name in dict.fromkeys(cell["study"] for cell in ordered)},
+            "model": {"checkpoint": _named(context.model), "adapter": _named(context.adapter), "fingerprint": model},
+            "studies": {name: asdict(context.study(name)) for name in dict.fromkeys(cell["study"] for cell in ordered)},
             "seeds": seeds,
             "cells": ordered,
         }
     )
     _write(out / f"{task.name}.json", _by_lines(result))
-    _write(out / f"{task.name}.md", table(task, ordered, bench.studies))
+    _write(out / f"{task.name}.md", table(task, ordered, context.studies))
     return result
 
 
 def _key(
-    task: Task, bench: Bench, model: str, study: Study, method: str, setting: Mapping[str, Any], seed: int
+    task: Task, context: EvaluationContext, model: str, study: Study, method: str, setting: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """What a cell of the table depends on: where this is the same, it was filled already."""
     key = {
@@ -152,13 +152,13 @@ def _key(
         "setting": dict(setting),
         "seed": seed,
         "model": model,
-        "alpha": bench.alpha,
+        "alpha": context.alpha,
     }
     if task.learns_elsewhere:
-        files = sorted((bench.data / "train").glob("*.h5ad"))
+        files = sorted((context.data / "train").glob("*.h5ad"))
         key["training"] = _hash([(file.name, file.stat().st_size) for file in files])
-    if bench.gene_sets is not None:
-        key["gene_sets"] = hashlib.sha256(bench.gene_sets.read_bytes()).hexdigest()
+    if context.gene_sets is not None:
+        key["gene_sets"] = hashlib.sha256(context.gene_sets.read_bytes()).hexdigest()
     return key
 
 
@@ -189,7 +189,7 @@ def _read_cell(file: Path) -> dict[str, Any] | None:
 
 def _write(file: Path, content: str) -> None:
     try:
-        write_whole(file, content.encode())
+        atomic_write(file, content.encode())
     except OSError as error:
         raise InputError(f"{file} cannot be written: {reason_of(error)}.") from error
 

@@ -61,11 +61,11 @@ class Task:
     adapts: bool = False
     learns_elsewhere: bool = False
     version: int = 1
-    measure: Callable[["Cell"], "Found"] | None = None
+    measure: Callable[["Run"], "Result"] | None = None
 
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """
     What a cell of the table holds.
 
@@ -83,7 +83,7 @@ class Found:
 
 
 @dataclass
-class Bench:
+class EvaluationContext:
     """
     What all cells of the table share: the model, the data, and what is expensive to have twice.
 
@@ -191,19 +191,19 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """
     A cell of the table.
 
     Args:
-        bench: What all share.
+        context: What all share.
         study: Whose cells.
         method: Which model or baseline.
         setting: What is varied.
         seed: Of what is drawn.
     """
 
-    bench: Bench
+    context: EvaluationContext
     study: Study
     method: str
     setting: Mapping[str, Any]
@@ -211,17 +211,17 @@ class Cell:
 
     @property
     def cells(self) -> ad.AnnData:
-        return self.bench.cells(self.study)
+        return self.context.cells(self.study)
 
     @property
     def annotator(self) -> LangCellAnnotator:
         """The model, or one with random weights, drawn by the seed."""
-        return self.bench.untrained(self.seed) if self.method == RANDOM else self.bench.annotator
+        return self.context.untrained(self.seed) if self.method == RANDOM else self.context.annotator
 
     @property
     def checkpoint(self) -> str:
         """As `annotator`, to be adapted."""
-        return self.bench.untrained_folder(self.seed) if self.method == RANDOM else self.bench.model
+        return self.context.untrained_folder(self.seed) if self.method == RANDOM else self.context.model
 
     @property
     def truth(self) -> np.ndarray:
@@ -234,7 +234,7 @@ def metric(name: str, **inputs: Any) -> dict[str, Any]:
     return evaluate.load(str(METRICS / name), keep_in_memory=True).compute(**inputs)
 
 
-def judge(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> Found:
+def judge(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> Result:
     """
     How well labels were found: accuracy, balanced accuracy, macro-F1 with bootstrap intervals, the ontology's score
     where all labels are its names, calibration, and what confusion and reliability are drawn of.
@@ -251,12 +251,12 @@ def judge(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed
     if (ids := ontology_ids({*truth, *found})) is not None:
         named = {"references": [ids[name] for name in truth], "predictions": [ids[name] for name in found]}
         scores |= metric("ontology_score", **named)
-    sure = probabilities.max(axis=1).clip(0, 1)
-    calibration = metric("calibration_error", references=truth == found, confidences=sure)
+    confidence = probabilities.max(axis=1).clip(0, 1)
+    calibration = metric("calibration_error", references=truth == found, confidences=confidence)
     scores["expected_calibration_error"] = calibration["expected_calibration_error"]
     names = sorted({*truth, *found})
     confusion = [[int(((truth == row) & (found == column)).sum()) for column in names] for row in names]
-    return Found(
+    return Result(
         scores,
         intervals(truth, found, seed),
         measured["per_class"],
@@ -327,9 +327,9 @@ __all__ = [
     "LANGCELL",
     "METRICS",
     "RANDOM",
-    "Bench",
-    "Cell",
-    "Found",
+    "EvaluationContext",
+    "Result",
+    "Run",
     "Task",
     "bootstrap",
     "drawing_of_cells",

@@ -14,7 +14,7 @@ from cellxgene_ontology_guide.ontology_parser import OntologyParser
 from rapidfuzz import fuzz, process
 
 from .model.errors import InputError
-from .model.processing_langcell import WORDINGS, Text, as_texts, word
+from .model.processing_langcell import PROMPT_TEMPLATES, Text, as_texts, word
 
 DESCRIPTION_PREFIX = "cell type:"
 
@@ -67,9 +67,9 @@ class Term:
         ```"""
         return self.texts()[0].text
 
-    def texts(self, wordings: Sequence[str] = WORDINGS) -> tuple[Text, ...]:
+    def texts(self, prompt_templates: Sequence[str] = PROMPT_TEMPLATES) -> tuple[Text, ...]:
         """All that a type of cell is judged by: as a processor's wordings have it, and where each text comes from."""
-        worded = word(wordings, self.name, self.definition, self.synonyms)
+        worded = word(prompt_templates, self.name, self.definition, self.synonyms)
         return tuple(text._replace(origin=f"{text.origin} in the Cell Ontology, {release()}") for text in worded)
 
 
@@ -194,7 +194,7 @@ class Candidate:
 
 
 def candidates(
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]], wordings: Sequence[str] = WORDINGS
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
 ) -> list[Candidate]:
     """
     Labels, what they mean, and the texts that they are judged by.
@@ -203,7 +203,7 @@ def candidates(
         labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which describe
             themselves; or a mapping from labels to descriptions, one or several each, taken as they are (an empty one
             asks the ontology).
-        wordings: How terms are put into texts, as of `LangCellProcessor`.
+        prompt_templates: How terms are put into texts, as of `LangCellProcessor`.
 
     Returns:
         Candidates, labels as given and in their order.
@@ -231,7 +231,7 @@ def candidates(
             description = label
         if description == "":
             term = find_term(label)
-            found[label] = Candidate(label, term, term.texts(wordings))
+            found[label] = Candidate(label, term, term.texts(prompt_templates))
         else:
             own = tuple(Text(text, "your own words") for text in as_texts(label, description))
             term_id = id_of(label)
@@ -242,10 +242,10 @@ def candidates(
 
 
 def texts_of(
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]], wordings: Sequence[str] = WORDINGS
+    labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
 ) -> dict[str, tuple[str, ...]]:
     """Labels to all the texts that they are judged by; arguments and errors as for `candidates`."""
-    found = candidates(labels, wordings)
+    found = candidates(labels, prompt_templates)
     return {candidate.label: tuple(text.text for text in candidate.texts) for candidate in found}
 
 

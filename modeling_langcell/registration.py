@@ -12,46 +12,70 @@ from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import modeling_langcell as langcell  # Its names are imported when they are asked for.
 
 
 def register() -> None:
     """Registers with those Auto classes that are imported already, and with the others as soon as they are."""
-    waiting = {name: action for name, action in _REGISTRATIONS.items() if name not in sys.modules}
-    sys.meta_path.insert(0, _ImportWatcher(waiting))
-    for name in _REGISTRATIONS.keys() - waiting.keys():
-        _REGISTRATIONS[name](sys.modules[name])
+    watcher = _ImportWatcher(_REGISTRATIONS)
+    sys.meta_path.insert(0, watcher)
+    watcher.register()
+
+
+class _Registration(NamedTuple):
+    """
+    What to register where.
+
+    Args:
+        auto: transformers' module with the Auto class.
+        ours: Our modules with what is registered.
+        act: Registers it, given the module `auto`.
+    """
+
+    auto: str
+    ours: tuple[str, ...]
+    act: Callable[[Any], None]
 
 
 class _ImportWatcher(MetaPathFinder):
-    """
-    Finds modules as the other finders do, and acts on some of them once they are imported.
+    """Leaves finding modules to the other finders, and registers as soon as the modules that it takes are imported."""
 
-    Args:
-        waiting: What to do with a module, by its full name.
-    """
+    def __init__(self, registrations: Sequence[_Registration]):
+        self.waiting = list(registrations)
+        self.watched = {name for registration in registrations for name in (registration.auto, *registration.ours)}
+        self.imported = self.watched & sys.modules.keys()
+        self.watched -= self.imported
 
-    def __init__(self, waiting: dict[str, Callable[[Any], None]]):
-        self.waiting = waiting
+    def register(self) -> None:
+        """
+        Carries out what can be. One of our modules that is only half imported asked for the Auto class itself, by way
+        of others: the registration then waits for it too.
+        """
+        for registration in [*self.waiting]:
+            half_imported = set(registration.ours) & sys.modules.keys() - self.imported
+            if registration.auto in self.imported and not half_imported and registration in self.waiting:
+                self.waiting.remove(registration)
+                registration.act(sys.modules[registration.auto])
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        action = self.waiting.pop(fullname, None)  # Taken out first: finding the module comes by here again.
-        if action is None:
+        if fullname not in self.watched:
             return None
+        self.watched.remove(fullname)  # First: finding the module comes by here again.
         spec = importlib.util.find_spec(fullname)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_act(module: ModuleType) -> None:
+        def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            action(module)
+            self.imported.add(fullname)
+            self.register()
 
-        setattr(spec.loader, "exec_module", execute_and_act)  # noqa: B010 - a method of this one loader
+        setattr(spec.loader, "exec_module", execute_and_register)  # noqa: B010 - a method of this one loader
         return spec
 
 
@@ -86,12 +110,15 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=pipelines.AutoModel)
 
 
-_REGISTRATIONS: dict[str, Callable[[Any], None]] = {
-    "transformers.models.auto.configuration_auto": _register_configs,
-    "transformers.models.auto.modeling_auto": _register_models,
-    "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
-    "transformers.models.auto.processing_auto": _register_processor,
-    "transformers.pipelines": _register_pipeline,
-}
+_CONFIGS, _MODELS = f"{__package__}.model.configuration_langcell", f"{__package__}.model.modeling_langcell"
+_CELLS, _TEXTS = f"{__package__}.model.feature_extraction_langcell", f"{__package__}.model.processing_langcell"
+_PIPELINE = f"{__package__}.model.pipeline_langcell"
+_REGISTRATIONS = (
+    _Registration("transformers.models.auto.configuration_auto", (_CONFIGS,), _register_configs),
+    _Registration("transformers.models.auto.modeling_auto", (_MODELS,), _register_models),
+    _Registration("transformers.models.auto.feature_extraction_auto", (_CONFIGS, _CELLS), _register_feature_extractor),
+    _Registration("transformers.models.auto.processing_auto", (_CONFIGS, _TEXTS), _register_processor),
+    _Registration("transformers.pipelines", (_PIPELINE,), _register_pipeline),
+)
 
 __all__ = ["register"]

@@ -36,7 +36,7 @@ from visits import Visit, Visits
 from modeling_langcell import InputError, LangCellAnnotator
 from modeling_langcell.annotation.explain import explain_annotated
 from modeling_langcell.annotation.large_files import annotate_file
-from modeling_langcell.annotation.predictions import Judge
+from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
 from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES, load_example
 from modeling_langcell.io.h5ad import open_lightly, read_annotation, reading_h5ad
@@ -57,7 +57,7 @@ BLOOD += ["CD8-positive, alpha-beta T cell", "dendritic cell", "megakaryocyte"]
 
 log = logging.getLogger("langcell.space")
 annotator = LangCellAnnotator.from_pretrained(os.environ.get("MODEL", "langcell-mini"))
-calibration = Judge(annotator.scorer(BLOOD)).calibration
+calibration = DecisionRule(annotator.scorer(BLOOD)).calibration
 visits = Visits(KEEP, Path(os.environ["GRADIO_TEMP_DIR"]))
 
 

@@ -188,9 +188,9 @@ def started(settings):
     """The model and processor that a run would train."""
     from modeling_langcell.corpus.corpus import Corpus
     from modeling_langcell.pretraining.config import PretrainingConfig
-    from modeling_langcell.pretraining.initialization import start_model
+    from modeling_langcell.pretraining.initialization import initialize_model
 
-    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
+    return initialize_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
 
 
 # ---------------------------------------------------------------------- processes and a Hub

@@ -269,7 +269,7 @@ class TestCandidates:
         assert by_name.term == find_term("natural killer cell")
         assert [text.text for text in by_name.texts] == [by_name.term.description]
         assert by_name.texts[0].origin == f"name and definition in the Cell Ontology, {release()}"
-        assert by_name.texts[0].wording == "cell type: {name}. {definition}"
+        assert by_name.texts[0].template == "cell type: {name}. {definition}"
         assert (own.term, own.texts) == (None, (Text("cell type: odd.", "your own words"),))
         assert itself.texts == (Text("cell type: other.", "your own words"),)
 
@@ -288,15 +288,15 @@ class TestCandidates:
             candidates(["odd"])
 
     def test_an_ensemble_of_wordings_in_order(self):
-        wordings = ["cell type: {name}. {definition}", "{name}", "{synonym}, a kind of {name}", "{name}"]
-        (found,) = candidates(["T cells"], wordings)
+        prompt_templates = ["cell type: {name}. {definition}", "{name}", "{synonym}, a kind of {name}", "{name}"]
+        (found,) = candidates(["T cells"], prompt_templates)
         term = find_term("T cell")
         assert len(term.synonyms) > 1
         synonyms = [f"{synonym}, a kind of T cell" for synonym in term.synonyms]
         assert [text.text for text in found.texts] == [term.description, "T cell", *synonyms]
         assert found.texts[2].origin == f"synonym {term.synonyms[0]!r} and name in the Cell Ontology, {release()}"
-        assert [text.wording for text in found.texts[:2]] == wordings[:2]
-        assert texts_of(["T cells"], wordings) == {"T cells": tuple(text.text for text in found.texts)}
+        assert [text.template for text in found.texts[:2]] == prompt_templates[:2]
+        assert texts_of(["T cells"], prompt_templates) == {"T cells": tuple(text.text for text in found.texts)}
 
     def test_every_term_is_one_text_by_default(self):
         """Its name and, where it has one, its definition: what checkpoints have read since the first."""

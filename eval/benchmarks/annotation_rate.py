@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 
 from modeling_langcell import LangCellConfig, LangCellFeatureExtractor, LangCellModel, LangCellProcessor
 from modeling_langcell.annotation.annotator import LangCellAnnotator
-from modeling_langcell.checkpoint.builtin import MINI, locate
+from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.eval.benchmarks.naive import BATCH, NaiveProcedure
 from modeling_langcell.eval.benchmarks.operations import matrix_rate, operations_of_cells, operations_of_pairs, time_of
 from modeling_langcell.io.h5ad import open_cells
@@ -52,7 +52,7 @@ class Setting:
         return self.precision if self.shortlist is None else f"{self.precision}, shortlist of {self.shortlist}"
 
 
-class Bench:
+class EvaluationContext:
     """
     A model of the base geometry with random weights, and real cells ranked for it.
 
@@ -64,7 +64,7 @@ class Bench:
     """
 
     def __init__(self, cells: Path, device: torch.device, seed: int, geometry: LangCellConfig | None = None):
-        shipped = AutoProcessor.from_pretrained(locate(MINI))
+        shipped = AutoProcessor.from_pretrained(resolve_checkpoint(MINI))
         extractor = LangCellFeatureExtractor(shipped.feature_extractor.gene_vocabulary)
         tokenizer = shipped.tokenizer
         self.config = LangCellConfig() if geometry is None else geometry
@@ -123,31 +123,31 @@ class NaiveSeconds:
     alone: a few texts, from the shortest to the longest, tell the cost of any number.
 
     Args:
-        bench: Model and cells.
+        context: Model and cells.
         rows: The batch.
         lengths: Of all texts.
         timed: How many texts are timed.
     """
 
-    def __init__(self, bench: Bench, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
+    def __init__(self, context: EvaluationContext, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
         self.lengths = np.array([len(text) for text in texts])
         order = np.argsort(self.lengths, kind="stable")
         sample = np.unique(order[np.linspace(0, len(order) - 1, min(timed, len(order))).astype(int)])
         sample = sample[np.argsort(self.lengths[sample], kind="stable")]
-        naive = NaiveProcedure(bench.model, [texts[text] for text in sample], ALPHA)
-        ids, mask = bench.pad(rows)
+        naive = NaiveProcedure(context.model, [texts[text] for text in sample], ALPHA)
+        ids, mask = context.pad(rows)
         found: dict[str, torch.Tensor] = {}
 
         def encode() -> None:
             found["states"], _ = naive.encode_cells(ids, mask)
 
-        if bench.device.type == "cuda":  # Whose first calls of a size cost more than the others.
+        if context.device.type == "cuda":  # Whose first calls of a size cost more than the others.
             encode()
             naive.match(found["states"], mask, -1)
         self.cells = len(rows)
-        self.encoding = time_of(encode, bench.device)
+        self.encoding = time_of(encode, context.device)
         self.matching = [
-            time_of(lambda text=text: naive.match(found["states"], mask, text), bench.device)
+            time_of(lambda text=text: naive.match(found["states"], mask, text), context.device)
             for text in range(len(sample))
         ]
         self._known = self.lengths[sample]
@@ -162,7 +162,7 @@ class NaiveSeconds:
 
 
 def measure_annotation(
-    bench: Bench, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
+    context: EvaluationContext, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """
     Rounds of the naive procedure and of every setting on the same cells. Encoding the candidates, once a run for both,
@@ -174,26 +174,26 @@ def measure_annotation(
         that are known) and `same_answer`, the share of cells whose best candidate is that of single precision; and of
         the naive procedure `naive_cells_per_second` by candidates.
     """
-    scorers = {setting: bench.scorer(setting) for setting in settings}
+    scorers = {setting: context.scorer(setting) for setting in settings}
     most = max(setting.candidates for setting in settings)
-    texts = bench.texts(most)
+    texts = context.texts(most)
     # What the first call of all costs is no part of the rate; on a GPU that is memory for a whole batch too.
-    gpu = bench.device.type == "cuda"
+    gpu = context.device.type == "cuda"
     for setting, scorer in scorers.items():
-        _annotate(bench, scorer, bench.batch()[: BATCH if gpu else 1])
+        _annotate(context, scorer, context.batch()[: BATCH if gpu else 1])
         say(f"ready: {setting.candidates} candidates, {setting.way}")
     found: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
     naive: dict[int, list[float]] = {setting.candidates: [] for setting in settings}
     for number in range(rounds):
-        rows = bench.batch()
-        seconds = NaiveSeconds(bench, rows, texts, timed_texts)
+        rows = context.batch()
+        seconds = NaiveSeconds(context, rows, texts, timed_texts)
         for candidates, times in naive.items():
             times.append(seconds.annotate(candidates))
         best: dict[tuple[int, int], int] = {}  # Of a number of candidates and a cell, as exact single precision has it.
         for setting, scorer in scorers.items():
-            chosen = bench.some(rows, setting.cells)
+            chosen = context.some(rows, setting.cells)
             answers: list[int] = []
-            taken = time_of(lambda c=chosen, s=scorer, a=answers: a.extend(_annotate(bench, s, c)), bench.device)
+            taken = time_of(lambda c=chosen, s=scorer, a=answers: a.extend(_annotate(context, s, c)), context.device)
             if setting.way == "float32":
                 best |= {(setting.candidates, row): answer for row, answer in zip(chosen, answers, strict=True)}
             same = [
@@ -201,10 +201,10 @@ def measure_annotation(
                 for row, answer in zip(chosen, answers, strict=True)
                 if (setting.candidates, row) in best
             ]
-            lengths = bench.ranked.lengths[chosen].tolist()
-            least = operations_of_cells(bench.config, lengths)
-            least += operations_of_pairs(bench.config, lengths, scorer.lengths)
-            rate = matrix_rate(bench.device, getattr(torch, setting.precision))
+            lengths = context.ranked.lengths[chosen].tolist()
+            least = operations_of_cells(context.config, lengths)
+            least += operations_of_pairs(context.config, lengths, scorer.lengths)
+            rate = matrix_rate(context.device, getattr(torch, setting.precision))
             found[setting].append(
                 {
                     "genes_a_cell": float(np.mean(lengths)),
@@ -244,22 +244,22 @@ def _summary(setting: Setting, rounds: list[dict[str, float]]) -> dict[str, Any]
     return summary
 
 
-def _annotate(bench: Bench, scorer: DescriptionScorer, rows: np.ndarray) -> list[int]:
+def _annotate(context: EvaluationContext, scorer: DescriptionScorer, rows: np.ndarray) -> list[int]:
     """The best candidate of each cell."""
     best = dict[int, int]()
-    for done, found in read_cells(bench.ranked, scorer, scorer.budget, bench.device, rows):
+    for done, found in read_cells(context.ranked, scorer, scorer.budget, context.device, rows):
         best |= zip(done.tolist(), found.scores.argmax(dim=1).tolist(), strict=True)
     return [best[row] for row in rows.tolist()]
 
 
-def largest_difference(bench: Bench, candidates: int, cells: int) -> float:
+def largest_difference(context: EvaluationContext, candidates: int, cells: int) -> float:
     """Between the scores of the naive procedure and the exact ones in single precision, of a few cells."""
-    rows = bench.some(bench.batch(), cells)
-    naive = NaiveProcedure(bench.model, bench.texts(candidates), ALPHA)(*bench.pad(rows))
-    scorer = bench.scorer(Setting(candidates, None, "float32", cells))
+    rows = context.some(context.batch(), cells)
+    naive = NaiveProcedure(context.model, context.texts(candidates), ALPHA)(*context.pad(rows))
+    scorer = context.scorer(Setting(candidates, None, "float32", cells))
     place = {row: number for number, row in enumerate(rows.tolist())}
     difference = 0.0
-    for done, found in read_cells(bench.ranked, scorer, scorer.budget, bench.device, rows):
+    for done, found in read_cells(context.ranked, scorer, scorer.budget, context.device, rows):
         expected = naive[[place[row] for row in done.tolist()]]
         difference = max(difference, float((found.scores - expected).abs().max()))
     return difference
@@ -281,7 +281,7 @@ def agreement_of_mini(
     chosen = own + [others[number] for number in rng.permutation(len(others))[: candidates - len(own)]]
     descriptions = {term.name: term.description for term in chosen}
     answers: dict[str, np.ndarray] = {}
-    proven = np.zeros(0)
+    shortlist_is_exact = np.zeros(0)
     for precision in ("float32", "bfloat16"):
         annotator = LangCellAnnotator.from_pretrained(MINI, device=device, dtype=precision)
         ranked = annotator.processor.feature_extractor.rank(adata, empty_cells="mark")
@@ -291,38 +291,42 @@ def agreement_of_mini(
             best = np.full(len(ranked), -1)
             sure = np.zeros(len(ranked), dtype=bool)
             for done, found in read_cells(ranked, scorer, scorer.budget, annotator.device, rows):
-                best[done], sure[done] = found.scores.argmax(dim=1).cpu().numpy(), found.proven.numpy()
+                best[done], sure[done] = found.scores.argmax(dim=1).cpu().numpy(), found.shortlist_is_exact.numpy()
             answers[way] = best[rows]
-            proven = sure[rows] if way == "float32, shortlist" else proven
+            shortlist_is_exact = sure[rows] if way == "float32, shortlist" else shortlist_is_exact
     same = {way: float((found == answers["float32"]).mean()) for way, found in answers.items() if way != "float32"}
-    right = (answers["float32, shortlist"] == answers["float32"])[proven]
+    right = (answers["float32, shortlist"] == answers["float32"])[shortlist_is_exact]
     return {
         "candidates": candidates,
         "shortlist": shortlist,
         "cells": len(rows),
         "alpha": ALPHA,
         "same_answer": same,
-        "proven": float(proven.mean()),
+        "proven": float(shortlist_is_exact.mean()),
         "same_answer_where_proven": float(right.mean()) if len(right) else None,
     }
 
 
-def measure_matching(bench: Bench, candidates: int, rounds: int, timed_texts: int, cells: int) -> dict[str, Any]:
+def measure_matching(
+    context: EvaluationContext, candidates: int, rounds: int, timed_texts: int, cells: int
+) -> dict[str, Any]:
     """Rounds of the matching alone, of cells that were encoded before: pairs a second, medians, and their ratio."""
-    texts = bench.texts(candidates)
-    ways = {precision: bench.scorer(Setting(candidates, None, precision, cells)) for precision in precisions(bench)}
+    texts = context.texts(candidates)
+    ways = {precision: context.scorer(Setting(candidates, None, precision, cells)) for precision in precisions(context)}
     chosen = torch.arange(candidates).expand(cells, -1)
     rates: dict[str, list[float]] = {"naive": [], **{way: [] for way in ways}}
     for _ in range(rounds):
-        rows = bench.batch()
-        rates["naive"].append(candidates / NaiveSeconds(bench, rows, texts, timed_texts).match(candidates))
-        rows = bench.some(rows, cells)
-        ids = torch.from_numpy(np.concatenate([bench.ranked[row] for row in rows]).astype(np.int64)).to(bench.device)
-        packed = PackedSequences(bench.ranked.lengths[rows].tolist(), bench.device)
+        rows = context.batch()
+        rates["naive"].append(candidates / NaiveSeconds(context, rows, texts, timed_texts).match(candidates))
+        rows = context.some(rows, cells)
+        ids = torch.from_numpy(np.concatenate([context.ranked[row] for row in rows]).astype(np.int64)).to(
+            context.device
+        )
+        packed = PackedSequences(context.ranked.lengths[rows].tolist(), context.device)
         for way, scorer in ways.items():
             with torch.inference_mode():
                 states, _ = scorer.model.cell_model.read_packed(ids, packed)
-                taken = time_of(lambda s=scorer, t=states, p=packed: s.match(t, p, chosen), bench.device)
+                taken = time_of(lambda s=scorer, t=states, p=packed: s.match(t, p, chosen), context.device)
             rates[way].append(cells * candidates / taken)
     ratios = {way: [ours / theirs for ours, theirs in zip(rates[way], rates["naive"], strict=True)] for way in ways}
     return {
@@ -335,31 +339,31 @@ def measure_matching(bench: Bench, candidates: int, rounds: int, timed_texts: in
     }
 
 
-def measure_cell_tower(bench: Bench, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def measure_cell_tower(context: EvaluationContext, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """
     Rounds of the cell tower alone on cells of so many random genes: cells a second of the naive procedure and of each
     precision, their ratio, and the share of the device's matrix rate that is reached, medians.
     """
-    at_once = 65_536 if bench.device.type == "cuda" else 4_096
+    at_once = 65_536 if context.device.type == "cuda" else 4_096
     measured = []
     for length in lengths:
         cells = max(1, at_once // length)
-        ids = torch.randint(2, bench.config.cell_config.vocab_size - 1, (cells, length), device=bench.device)
-        mask, packed = torch.ones_like(ids), PackedSequences([length] * cells, bench.device)
-        naive = NaiveProcedure(bench.model, bench.texts(1), ALPHA)
-        operations = operations_of_cells(bench.config, [length] * cells)
+        ids = torch.randint(2, context.config.cell_config.vocab_size - 1, (cells, length), device=context.device)
+        mask, packed = torch.ones_like(ids), PackedSequences([length] * cells, context.device)
+        naive = NaiveProcedure(context.model, context.texts(1), ALPHA)
+        operations = operations_of_cells(context.config, [length] * cells)
         rates: dict[str, list[float]] = {"naive": []}
         shares: dict[str, list[float]] = {}
         for number in range(rounds + 1):
-            taken = {"naive": time_of(lambda n=naive, i=ids, m=mask: n.encode_cells(i, m), bench.device)}
-            for precision in precisions(bench):
-                tower = bench.model_in(precision).cell_model
+            taken = {"naive": time_of(lambda n=naive, i=ids, m=mask: n.encode_cells(i, m), context.device)}
+            for precision in precisions(context):
+                tower = context.model_in(precision).cell_model
                 with torch.inference_mode():
                     taken[precision] = time_of(
-                        lambda t=tower, i=ids, p=packed: t.read_packed(i.flatten(), p), bench.device
+                        lambda t=tower, i=ids, p=packed: t.read_packed(i.flatten(), p), context.device
                     )
                 if number:
-                    rate = matrix_rate(bench.device, getattr(torch, precision))
+                    rate = matrix_rate(context.device, getattr(torch, precision))
                     shares.setdefault(precision, []).append(operations / taken[precision] / rate)
             if number:  # The first round is for what first calls cost.
                 for way, seconds in taken.items():
@@ -375,10 +379,10 @@ def measure_cell_tower(bench: Bench, lengths: Sequence[int], rounds: int) -> lis
     return measured
 
 
-def precisions(bench: Bench) -> Iterator[str]:
+def precisions(context: EvaluationContext) -> Iterator[str]:
     """Those that the device computes fast in."""
     yield "float32"
-    if bench.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if context.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         yield "bfloat16"
 
 
@@ -412,7 +416,7 @@ def draw(figures: dict[str, Any]) -> Figure:
 
 
 __all__ = [
-    "Bench",
+    "EvaluationContext",
     "Setting",
     "agreement_of_mini",
     "draw",

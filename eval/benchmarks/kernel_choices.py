@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_langcell.eval.benchmarks.annotation_rate import Bench, precisions
+from modeling_langcell.eval.benchmarks.annotation_rate import EvaluationContext, precisions
 from modeling_langcell.eval.benchmarks.naive import encode
 from modeling_langcell.eval.benchmarks.operations import time_of
 from modeling_langcell.model.packed_langcell import PackedSequences
 
 
-def measure_choices(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
+def measure_choices(context: EvaluationContext, length: int, rounds: int) -> dict[str, Any]:
     """
     Rounds of the cell tower on cells of so many random genes.
 
@@ -27,8 +27,8 @@ def measure_choices(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
         `<cls>` states with those of the naive procedure.
     """
     cells = max(1, 4096 // length)
-    ids = torch.randint(2, bench.config.cell_config.vocab_size - 1, (cells, length), device=bench.device)
-    mask, packed = torch.ones_like(ids), PackedSequences([length] * cells, bench.device)
+    ids = torch.randint(2, context.config.cell_config.vocab_size - 1, (cells, length), device=context.device)
+    mask, packed = torch.ones_like(ids), PackedSequences([length] * cells, context.device)
 
     def read_packed(tower: Any) -> torch.Tensor:
         return tower.read_packed(ids.flatten(), packed)[1]
@@ -39,18 +39,18 @@ def measure_choices(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
     def read_naively(tower: Any) -> torch.Tensor:
         return encode(tower, ids, mask)[:, 0]
 
-    ways: dict[str, Callable[[], torch.Tensor]] = {"naive": partial(read_naively, bench.model.cell_model)}
-    for precision in precisions(bench):
-        tower = bench.model_in(precision).cell_model
+    ways: dict[str, Callable[[], torch.Tensor]] = {"naive": partial(read_naively, context.model.cell_model)}
+    for precision in precisions(context):
+        tower = context.model_in(precision).cell_model
         ways[precision] = partial(read_packed, tower)
         # Compiled, a tower takes torch's products and attention.
         compiled = torch.compile(copy.deepcopy(tower), dynamic=False)
         ways[f"{precision}, compiled"] = partial(read_padded, compiled)
-    if bench.device.type == "cpu":
+    if context.device.type == "cpu":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # It is on its way to another package.
             tower = torch.ao.quantization.quantize_dynamic(
-                copy.deepcopy(bench.model.cell_model), {nn.Linear}, dtype=torch.qint8
+                copy.deepcopy(context.model.cell_model), {nn.Linear}, dtype=torch.qint8
             )
         ways["int8 weights"] = partial(read_packed, tower)
 
@@ -65,7 +65,7 @@ def measure_choices(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
         run(way)
     for _ in range(rounds):
         for way in ways:
-            rates[way].append(cells / time_of(lambda w=way: run(w), bench.device))
+            rates[way].append(cells / time_of(lambda w=way: run(w), context.device))
     return {
         "length": length,
         "cells": cells,

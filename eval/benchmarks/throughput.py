@@ -10,7 +10,8 @@ and the memory that making a corpus takes, by the number of its cells:
 
 and how fast annotation, and its matching alone, go beside the public loop, on real cells:
 
-    python eval/benchmarks/throughput.py annotate --json eval/results/throughput_annotate.json --figure docs/throughput.png
+    python eval/benchmarks/throughput.py annotate --json eval/results/throughput_annotate.json \\
+        --figure docs/throughput.png
     python eval/benchmarks/throughput.py match --json eval/results/throughput_match.json
 
 and what the towers could be computed with instead:
@@ -67,7 +68,7 @@ from modeling_langcell.eval.benchmarks.training_rate import (
     measure,
 )
 from modeling_langcell.eval.record import write_record
-from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.feature_extraction_langcell import RankedCells
@@ -281,9 +282,9 @@ def annotate(
     figure_file: Annotated[Path | None, typer.Option("--figure", help="Where the figure goes.")] = None,
 ) -> None:
     """Cells a second beside the public loop, by the number of candidates and the length of the cells."""
-    bench = _bench(cells_file, device, seed)
-    gpu = bench.device.type == "cuda"
-    every, rounds = len(bench.descriptions), rounds or (2 if quick else 3)
+    context = _bench(cells_file, device, seed)
+    gpu = context.device.type == "cuda"
+    every, rounds = len(context.descriptions), rounds or (2 if quick else 3)
     # Candidates, and cells a round: fewer where each has more pairs.
     exact = {8: 16, 128: 2} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
     short = {128: 8, 1024: 8} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
@@ -291,26 +292,26 @@ def annotate(
         exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
     settings = [
         rate.Setting(candidates, shortlist, precision, cells)
-        for precision in rate.precisions(bench)
+        for precision in rate.precisions(context)
         for shortlist, sizes in ((None, exact), (16, short))
         for candidates, cells in sizes.items()
         if not (quick and precision != "float32" and candidates == 1024)
     ]
     figures: dict[str, Any] = {
         "cells": cells_file.name,
-        "genes_of_a_cell": {"mean": float(bench.ranked.lengths.mean()), "longest": int(bench.ranked.lengths.max())},
-        "tokens_of_a_text": float(np.mean([len(text) for text in bench.texts(128)])),
-        "device": _device_name(bench.device),
-        "largest_difference": {n: rate.largest_difference(bench, n, 2) for n in ((8,) if quick else (8, 128))},
+        "genes_of_a_cell": {"mean": float(context.ranked.lengths.mean()), "longest": int(context.ranked.lengths.max())},
+        "tokens_of_a_text": float(np.mean([len(text) for text in context.texts(128)])),
+        "device": _device_name(context.device),
+        "largest_difference": {n: rate.largest_difference(context, n, 2) for n in ((8,) if quick else (8, 128))},
     }
-    figures |= rate.measure_annotation(bench, settings, rounds, 3 if quick else 5, typer.echo)
+    figures |= rate.measure_annotation(context, settings, rounds, 3 if quick else 5, typer.echo)
     lengths = (512, 2048) if quick else (128, 256, 512, 1024, 2048)
-    figures["cell_tower"] = rate.measure_cell_tower(bench, lengths, 1 if quick else rounds)
+    figures["cell_tower"] = rate.measure_cell_tower(context, lengths, 1 if quick else rounds)
     figures["ratio"] = next(
         way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
     )
-    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed, bench.device)
-    figures["peak_gb"] = _peak_gb(bench.device)
+    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed, context.device)
+    figures["peak_gb"] = _peak_gb(context.device)
     for way in figures["ways"]:
         more = ""
         if way["shortlist"] is None:
@@ -326,7 +327,7 @@ def annotate(
     typer.echo(f"Largest difference from the naive scores, by candidates: {figures['largest_difference']}")
     write_record(json_file, {"seed": seed, **figures})
     if figure_file is not None:
-        write_whole(figure_file, render(rate.draw(figures), 110))
+        atomic_write(figure_file, render(rate.draw(figures), 110))
 
 
 @app.command()
@@ -340,11 +341,11 @@ def match(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
     """The matching alone: pairs of a cell and a text a second, beside the public loop."""
-    bench = _bench(cells_file, device, seed)
-    figures = rate.measure_matching(bench, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
+    context = _bench(cells_file, device, seed)
+    figures = rate.measure_matching(context, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
     for way, ratio in figures["ratios"].items():
         typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
-    figures |= {"device": _device_name(bench.device), "peak_gb": _peak_gb(bench.device)}
+    figures |= {"device": _device_name(context.device), "peak_gb": _peak_gb(context.device)}
     write_record(json_file, {"seed": seed, "cells": cells_file.name, **figures})
 
 
@@ -364,9 +365,9 @@ def kernels(
     write_record(json_file, {"seed": seed, **figures})
 
 
-def _bench(cells: Path, device: str | None, seed: int) -> rate.Bench:
+def _bench(cells: Path, device: str | None, seed: int) -> rate.EvaluationContext:
     try:
-        return rate.Bench(cells, find_device(device), seed)
+        return rate.EvaluationContext(cells, find_device(device), seed)
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error

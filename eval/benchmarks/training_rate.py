@@ -41,7 +41,9 @@ class Workload:
         """
         weights = {f"{name}_weight": float(name in STAGES[stage]) for name in OBJECTIVES}
         if self.geometry == "mini":
-            config = LangCellConfig.from_pretrained(Path(__file__).resolve().parents[2] / "hub_configs" / "langcell-mini")
+            config = LangCellConfig.from_pretrained(
+                Path(__file__).resolve().parents[2] / "hub_configs" / "langcell-mini"
+            )
             for name, value in weights.items():
                 setattr(config, name, value)
         else:

@@ -13,7 +13,7 @@ import typer
 
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.run import evaluate, find_task
-from modeling_langcell.eval.task import LANGCELL, Bench
+from modeling_langcell.eval.task import LANGCELL, EvaluationContext
 
 
 def main(
@@ -27,8 +27,8 @@ def main(
     task = find_task("zero-shot")
     by_study: dict[str, list[dict[str, float]]] = {}
     for number, model in enumerate(models):
-        bench = Bench(model, None, data, alpha=alpha)
-        for cell in evaluate(task, bench, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
+        context = EvaluationContext(model, None, data, alpha=alpha)
+        for cell in evaluate(task, context, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
             by_study.setdefault(cell["study"], []).append(cell["scores"])
     means = {
         study: {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}

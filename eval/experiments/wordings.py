@@ -16,29 +16,29 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from modeling_langcell.checkpoint.builtin import MINI, locate
+from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.studies import Study
-from modeling_langcell.eval.task import Bench, scores_of_rows
+from modeling_langcell.eval.task import EvaluationContext, scores_of_rows
 from modeling_langcell.eval.tasks.retrieval import TASK as RETRIEVAL
 from modeling_langcell.eval.tasks.zero_shot import TASK as ZERO_SHOT
 from modeling_langcell.io.columns import EMBEDDING
-from modeling_langcell.model.processing_langcell import WORDINGS
+from modeling_langcell.model.processing_langcell import PROMPT_TEMPLATES
 
 ONE = "name and definition"
 ENSEMBLES: dict[str, tuple[str, ...]] = {
-    ONE: WORDINGS,
+    ONE: PROMPT_TEMPLATES,
     "name": ("cell type: {name}.",),
     "bare name": ("{name}",),
     "definition": ("cell type: {definition}",),
-    "name with and without definition": (*WORDINGS, "cell type: {name}."),
-    "names and synonyms, with definition": (*WORDINGS, "cell type: {synonym}. {definition}"),
+    "name with and without definition": (*PROMPT_TEMPLATES, "cell type: {name}."),
+    "names and synonyms, with definition": (*PROMPT_TEMPLATES, "cell type: {synonym}. {definition}"),
     "names and synonyms, with and without": (
-        *(*WORDINGS, "cell type: {name}."),
+        *(*PROMPT_TEMPLATES, "cell type: {name}."),
         *("cell type: {synonym}. {definition}", "cell type: {synonym}."),
     ),
     "all": (
-        *(*WORDINGS, "cell type: {name}.", "{name}", "{name}. {definition}", "cell type: {definition}"),
+        *(*PROMPT_TEMPLATES, "cell type: {name}.", "{name}", "{name}. {definition}", "cell type: {definition}"),
         *("cell type: {synonym}. {definition}", "cell type: {synonym}.", "{synonym}"),
     ),
 }
@@ -47,21 +47,29 @@ ENSEMBLES: dict[str, tuple[str, ...]] = {
 Measure = Callable[[np.ndarray], dict[str, float]]
 
 
-def measures(bench: Bench, study: Study, all_types: list[str]) -> dict[str, Measure]:
+def measures(context: EvaluationContext, study: Study, all_types: list[str]) -> dict[str, Measure]:
     """Of each ensemble: zero-shot annotation among the study's types and, where all types are given, R@1 among them."""
-    adata = bench.cells(study)
+    adata = context.cells(study)
     truth = adata.obs[study.label_key].astype(str).to_numpy()
-    cells = bench.annotator.embed(adata.copy(), **study.read).obsm[EMBEDDING]
+    cells = context.annotator.embed(adata.copy(), **study.read).obsm[EMBEDDING]
     own = np.unique(truth)
-    return {name: _measure(bench, wordings, cells, truth, own, all_types) for name, wordings in ENSEMBLES.items()}
+    return {
+        name: _measure(context, prompt_templates, cells, truth, own, all_types)
+        for name, prompt_templates in ENSEMBLES.items()
+    }
 
 
 def _measure(
-    bench: Bench, wordings: tuple[str, ...], cells: np.ndarray, truth: np.ndarray, own: np.ndarray, all_types: list[str]
+    context: EvaluationContext,
+    prompt_templates: tuple[str, ...],
+    cells: np.ndarray,
+    truth: np.ndarray,
+    own: np.ndarray,
+    all_types: list[str],
 ) -> Measure:
     def nearest(types: Any) -> np.ndarray:
-        bench.annotator.processor.wordings = wordings
-        texts = bench.annotator.embed_texts(bench.annotator.texts_of(types).values())
+        context.annotator.processor.prompt_templates = prompt_templates
+        texts = context.annotator.embed_texts(context.annotator.texts_of(types).values())
         return np.array(types)[(cells @ texts.T).argmax(axis=1)]
 
     annotation = scores_of_rows(truth, nearest(own))
@@ -127,16 +135,16 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
     """Zero-shot annotation and R@1 by ensembles of wordings, beside the one wording."""
-    bench = Bench(locate(model), None, data)
-    studies = [bench.study(name) for name in ZERO_SHOT.studies]
+    context = EvaluationContext(resolve_checkpoint(model), None, data)
+    studies = [context.study(name) for name in ZERO_SHOT.studies]
     types = {
-        study.name: bench.cells(study).obs[study.label_key].astype(str)
+        study.name: context.cells(study).obs[study.label_key].astype(str)
         for study in studies
         if study.name in RETRIEVAL.studies
     }
     all_types = sorted({one for of_study in types.values() for one in of_study})
-    of_studies = {study.name: measures(bench, study, all_types if study.name in types else []) for study in studies}
-    found = compare(of_studies, {study.name: bench.cells(study).n_obs for study in studies}, seed, draws)
+    of_studies = {study.name: measures(context, study, all_types if study.name in types else []) for study in studies}
+    found = compare(of_studies, {study.name: context.cells(study).n_obs for study in studies}, seed, draws)
     for study, ensembles in found.items():
         typer.echo(study)
         for name, scores in ensembles.items():

@@ -9,7 +9,7 @@ import numpy as np
 from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
 from modeling_langcell.checkpoint.adaptation_record import Head
 from modeling_langcell.eval.baselines import counts_by_gene
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, judge
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, judge
 from modeling_langcell.io.columns import PROBABILITIES, RUN
 from modeling_langcell.io.labels import read_labels
 from modeling_langcell.model.errors import InputError
@@ -35,7 +35,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     All are judged by the same cells, those that are not drawn as shots, with or without shots. Without, the model is
     told descriptions alone; of random weights the
@@ -46,8 +46,8 @@ def measure(cell: Cell) -> Found:
     learnt, judged = draw(cell)
     known, others = cell.cells[learnt], cell.cells[judged].copy()
     if cell.method in LEARNERS:
-        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
-        classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
+        counts, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
+        classifier = cell.context.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
         return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
     described = {label: describe_label(cell, label) for label in labels}
     if cell.setting["shots"] == 0:
@@ -65,22 +65,22 @@ def measure(cell: Cell) -> Found:
                 config=AdaptationConfig(
                     head=head, prototype_weight=1.0 if cell.method == RANDOM else None, seed=cell.seed
                 ),
-                device=cell.bench.device,
+                device=cell.context.device,
                 **cell.study.read,
             )
-            .annotator(device=cell.bench.device)
+            .annotator(device=cell.context.device)
             .annotate(others, **cell.study.read)
         )
     return judge(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
-def draw(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+def draw(cell: Run) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the cells that are learnt from where there are shots, and of all others."""
     learnt = read_labels(cell.cells, cell.study.label_key).shots(SHOTS, cell.seed).rows
     return learnt, np.setdiff1d(np.arange(cell.cells.n_obs), learnt)
 
 
-def describe_label(cell: Cell, label: str) -> str:
+def describe_label(cell: Run, label: str) -> str:
     """
     A sentence stated here, or `disease: {name}. {definition}` of the term that the label's cells have in the column of
     ontology ids beside the labels'; `tissue: ...` where the labels are tissues.

@@ -4,8 +4,8 @@
 import numpy as np
 
 from modeling_langcell.annotation.calibration import ERROR_RATE, LabelledScores, calibrated, calibration_error, fit
-from modeling_langcell.annotation.ontology_backoff import Lineages
-from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, metric
+from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
+from modeling_langcell.eval.task import LANGCELL, Result, Run, Task, metric
 from modeling_langcell.ontology import depth, find_term
 
 _STUDIES = ("pbmc_kang_ctrl", "pdac_moncada_card", "zheng68k_subset_pbmc")
@@ -34,7 +34,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     A random half of the cells of each study is calibrated on (`all`: of all the studies; `itself`: of this one;
     `others`: all cells of the others), and the other half judged. `right` is the share of answers that are the cell's
@@ -43,7 +43,7 @@ def measure(cell: Cell) -> Found:
     `..._of_all` is of the judged halves of all the studies together.
     """
     names = list(dict.fromkeys([*_STUDIES, cell.study.name]))
-    scored = {name: cell.bench.scores(cell.bench.study(name)) for name in names}
+    scored = {name: cell.context.scores(cell.context.study(name)) for name in names}
     halves = {name: _halves(len(scored[name].truth), cell.seed) for name in names}
     judged = {name: scored[name].take(halves[name][1]) for name in names}
     calibrated_on = cell.setting["calibrated_on"]
@@ -57,12 +57,12 @@ def measure(cell: Cell) -> Found:
 
     own = judged[cell.study.name]
     answered, right, depths, truths = _answers(own, calibration.temperature, threshold)
-    sure, best = own.sureness(calibration.temperature)
+    confidence, best = own.confidence(calibration.temperature)
     scores = {
         "coverage": float(answered.mean()),
         "accuracy": float(best.mean()),
-        "expected_calibration_error": calibration_error(sure, best),
-        "uncalibrated_error": calibration_error(*own.sureness(1.0)),
+        "expected_calibration_error": calibration_error(confidence, best),
+        "uncalibrated_error": calibration_error(*own.confidence(1.0)),
     }
     if answered.any():
         scores |= {
@@ -71,9 +71,9 @@ def measure(cell: Cell) -> Found:
             "depth_of_truth": float(truths[answered].mean()),
         }
     if calibrated_on != "all":
-        return Found(scores)
-    reliability = metric("calibration_error", references=best, confidences=sure.clip(0, 1))["reliability"]
-    return Found(scores | _of_all(judged, calibration.temperature, threshold), drawings={"reliability": reliability})
+        return Result(scores)
+    reliability = metric("calibration_error", references=best, confidences=confidence.clip(0, 1))["reliability"]
+    return Result(scores | _of_all(judged, calibration.temperature, threshold), drawings={"reliability": reliability})
 
 
 def _halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,12 +83,12 @@ def _halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _answers(cells: LabelledScores, temperature: float, threshold: float) -> tuple[np.ndarray, ...]:
     """Of each cell whether it is answered, whether rightly, and the depths of the answer and of the truth."""
-    lineages = Lineages(cells.labels)
-    answers, _ = lineages.answer(lineages.probabilities(calibrated(cells.scores, temperature)), threshold)
+    hierarchy = OntologyBackoff(cells.labels)
+    answers, _ = hierarchy.answer(hierarchy.probabilities(calibrated(cells.scores, temperature)), threshold)
     truth = cells.truth.tolist()
-    depths = np.array([rung.depth for rung in lineages.rungs])[answers]
+    depths = np.array([node.depth for node in hierarchy.nodes])[answers]
     of_types = {label: depth(find_term(label).id) for label in cells.labels}
-    return answers >= 0, lineages.right(answers, truth), depths, np.array([of_types[label] for label in truth])
+    return answers >= 0, hierarchy.right(answers, truth), depths, np.array([of_types[label] for label in truth])
 
 
 def _of_all(judged: dict[str, LabelledScores], temperature: float, threshold: float) -> dict[str, float]:
@@ -98,8 +98,8 @@ def _of_all(judged: dict[str, LabelledScores], temperature: float, threshold: fl
     if answered.any():
         scores["error_of_all"] = float(1 - right[answered].mean())
     for name, of in (("expected_calibration_error_of_all", temperature), ("uncalibrated_error_of_all", 1.0)):
-        sure, best = (
-            np.concatenate(part) for part in zip(*(cells.sureness(of) for cells in judged.values()), strict=True)
+        confidence, best = (
+            np.concatenate(part) for part in zip(*(cells.confidence(of) for cells in judged.values()), strict=True)
         )
-        scores[name] = calibration_error(sure, best)
+        scores[name] = calibration_error(confidence, best)
     return scores

@@ -4,7 +4,7 @@
 import numpy as np
 
 from modeling_langcell.annotation.explain import Explainer
-from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, bootstrap
+from modeling_langcell.eval.task import LANGCELL, Result, Run, Task, bootstrap
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.io.labels import rank_cells
 
@@ -22,7 +22,7 @@ TASK = Task(
 _CELLS, _SHARE, _NEAR = 150, 0.05, 10
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     Of 150 random cells the 5% of genes that contribute most to the match with the most similar type's description are
     left out, or as many random genes, each at most ten ranks from one of them. `fall_...` is how much lower the match
@@ -30,7 +30,7 @@ def measure(cell: Cell) -> Found:
     """
     rng = np.random.default_rng(cell.seed)
     chosen = np.sort(rng.permutation(cell.cells.n_obs)[:_CELLS])
-    ranked = rank_cells(cell.cells, chosen, cell.bench.extractor, **cell.study.read)
+    ranked = rank_cells(cell.cells, chosen, cell.context.extractor, **cell.study.read)
     explainer = Explainer(cell.annotator, cell.annotator.texts_of(np.unique(cell.truth)), cell.setting["explained_by"])
     embeds = cell.annotator.embed(cell.cells[chosen].copy(), **cell.study.read).obsm[EMBEDDING]
     most_similar = (embeds @ explainer.text_embeds.cpu().numpy().T).argmax(axis=1)
@@ -54,7 +54,7 @@ def measure(cell: Cell) -> Found:
         }
 
     every = np.arange(len(explained))
-    return Found(scores(every) | {"match": float(np.mean(matches))}, bootstrap(len(every), scores, cell.seed, 1000))
+    return Result(scores(every) | {"match": float(np.mean(matches))}, bootstrap(len(every), scores, cell.seed, 1000))
 
 
 def _near(places: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
-from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
+from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, judge
 from modeling_langcell.io.columns import PROBABILITIES, RUN
 from modeling_langcell.io.labels import rank_cells
 from modeling_langcell.model.errors import InputError
@@ -35,7 +35,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     The cells of fewer shots are among those of more, and all are judged by the same cells, those that nobody learns
     from. Without shots the model is told the descriptions alone; of random weights the prototypes alone judge.
@@ -50,17 +50,17 @@ def measure(cell: Cell) -> Found:
     learnt, judged = draw(truth, shots, cell.seed)
     known, others = cell.cells[learnt], cell.cells[judged].copy()
     if cell.method in LEARNERS:
-        genes, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
+        genes, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
         if cell.method in (ON_RANKS, ON_READ):
             read = ranks(cell)
             genes = read if cell.method == ON_RANKS else log_normalized(genes).multiply(read > 0).tocsr()
             classifier = LogisticRegression(max_iter=5000)
         else:
-            classifier = cell.bench.classifiers(cell.seed)[cell.method]
+            classifier = cell.context.classifiers(cell.seed)[cell.method]
         classifier.fit(genes[learnt], truth[learnt])
         return judge(truth[judged], classifier.classes_, classifier.predict_proba(genes[judged]))
     if shots == 0:
-        annotated = cell.annotator.annotate(others, names, alpha=cell.bench.alpha, **cell.study.read)
+        annotated = cell.annotator.annotate(others, names, alpha=cell.context.alpha, **cell.study.read)
     else:
         config = AdaptationConfig(
             head="descriptions" if cell.method == LANGCELL else "prototypes",
@@ -68,19 +68,19 @@ def measure(cell: Cell) -> Found:
             seed=cell.seed,
         )
         adapted = adapt(
-            cell.checkpoint, known, cell.study.label_key, config=config, device=cell.bench.device, **cell.study.read
+            cell.checkpoint, known, cell.study.label_key, config=config, device=cell.context.device, **cell.study.read
         )
-        annotated = adapted.annotator(device=cell.bench.device).annotate(others, **cell.study.read)
+        annotated = adapted.annotator(device=cell.context.device).annotate(others, **cell.study.read)
     return judge(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
-def ranks(cell: Cell) -> sp.csr_matrix:
+def ranks(cell: Run) -> sp.csr_matrix:
     """`(cells, vocabulary)`: of the genes that the model reads, `3 / log2(1 + rank)`, on the scale of log counts."""
-    ranked = rank_cells(cell.cells, np.arange(cell.cells.n_obs), cell.bench.extractor, **cell.study.read)
+    ranked = rank_cells(cell.cells, np.arange(cell.cells.n_obs), cell.context.extractor, **cell.study.read)
     lengths = ranked.lengths
     place = np.concatenate([np.arange(1, length + 1) for length in lengths])
     rows = np.repeat(np.arange(len(ranked)), lengths)
-    shape = (len(ranked), len(cell.bench.extractor))
+    shape = (len(ranked), len(cell.context.extractor))
     return sp.csr_matrix((3 / np.log2(1 + place), (rows, ranked.token_ids)), shape=shape)
 
 

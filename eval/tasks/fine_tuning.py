@@ -6,7 +6,7 @@ from sklearn.model_selection import train_test_split
 
 from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
 from modeling_langcell.eval.baselines import counts_by_gene
-from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, judge
+from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, judge
 from modeling_langcell.io.columns import PROBABILITIES, RUN
 from modeling_langcell.model.errors import InputError
 
@@ -27,7 +27,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     Of random weights the head alone is trained.
 
@@ -44,8 +44,8 @@ def measure(cell: Cell) -> Found:
         np.arange(len(truth)), test_size=JUDGED_SHARE, random_state=cell.seed, stratify=truth
     )
     if cell.method in CLASSIFIERS:
-        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
-        classifier = cell.bench.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
+        counts, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
+        classifier = cell.context.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
         return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
     config = AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, batch_cells=16, seed=cell.seed)
     adapted = adapt(
@@ -53,8 +53,8 @@ def measure(cell: Cell) -> Found:
         cell.cells[learnt],
         cell.study.label_key,
         config=config,
-        device=cell.bench.device,
+        device=cell.context.device,
         **cell.study.read,
     )
-    found = adapted.annotator(device=cell.bench.device).annotate(cell.cells[judged].copy(), **cell.study.read)
+    found = adapted.annotator(device=cell.context.device).annotate(cell.cells[judged].copy(), **cell.study.read)
     return judge(truth[judged], found.uns[RUN]["labels"], found.obsm[PROBABILITIES].to_numpy())

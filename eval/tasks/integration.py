@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, drawing_of_cells
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.model.errors import InputError
 
@@ -34,7 +34,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     At most 3,000 cells of a study with batches. No method is told the batches or learns from these cells' labels here;
     `pca`, which is not integrated at all, is what integration has to better.
@@ -55,12 +55,12 @@ def measure(cell: Cell) -> Found:
         embeds = cell.annotator.embed(cells, **cell.study.read).obsm[EMBEDDING]
     drawn = cell.method != RANDOM and cell.seed == 0  # Figures show one seed.
     drawings = {"umap": drawing_of_cells(embeds, label=labels, batch=batches)} if drawn else {}
-    return Found(judge_embeds(embeds, labels, batches), drawings=drawings)
+    return Result(judge_embeds(embeds, labels, batches), drawings=drawings)
 
 
-def principal_components(cell: Cell, cells: ad.AnnData, batches: np.ndarray) -> np.ndarray:
+def principal_components(cell: Run, cells: ad.AnnData, batches: np.ndarray) -> np.ndarray:
     """`(cells, 50)` of the log-normalised counts of the genes that are seen in every batch."""
-    counts, _ = counts_by_gene(cells, cell.bench.extractor, cell.study.read)
+    counts, _ = counts_by_gene(cells, cell.context.extractor, cell.study.read)
     seen = np.all([counts[batches == batch].getnnz(axis=0) > 0 for batch in np.unique(batches)], axis=0)
     values = log_normalized(counts[:, seen])
     components = min(COMPONENTS, min(values.shape) - 1)

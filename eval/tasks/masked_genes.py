@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from modeling_langcell import LangCellForMaskedLM
-from modeling_langcell.eval.task import LANGCELL, Cell, Found, Task, bootstrap
+from modeling_langcell.eval.task import LANGCELL, Result, Run, Task, bootstrap
 from modeling_langcell.io.labels import rank_cells
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.objectives import IGNORED, MaskedGeneModelling
@@ -26,7 +26,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     15% of the genes of at most 300 cells are masked as in pre-training. `most_frequent` guesses the gene that most
     cells of the study have and that this cell does not show.
@@ -35,7 +35,7 @@ def measure(cell: Cell) -> Found:
         InputError: A checkpoint without a masked-gene head.
     """
     rows = np.random.default_rng(cell.seed).permutation(cell.cells.n_obs)[:MOST_CELLS]
-    extractor = cell.bench.extractor
+    extractor = cell.context.extractor
     ranked = rank_cells(cell.cells, np.sort(rows), extractor, **cell.study.read)
     cells = [torch.from_numpy(ranked[i].astype(np.int64)) for i in range(len(ranked))]
     corrupt = MaskedGeneModelling(len(extractor), 1, 0.15).corrupt
@@ -45,7 +45,7 @@ def measure(cell: Cell) -> Found:
     if cell.method == FREQUENT:
         right = most_frequent(cells, pairs)
     else:
-        right, losses = guesses(load_head(cell.bench.model), pairs)
+        right, losses = guesses(load_head(cell.context.model), pairs)
     asked = np.array([int((labels != IGNORED).sum()) for _, labels in pairs])
     scores = {"masked_gene_accuracy": right.sum() / asked.sum()}
     if losses is not None:
@@ -56,7 +56,7 @@ def measure(cell: Cell) -> Found:
         cell.seed,
         draws=1000,
     )
-    return Found({name: float(value) for name, value in scores.items()}, drawn)
+    return Result({name: float(value) for name, value in scores.items()}, drawn)
 
 
 def load_head(checkpoint: str) -> LangCellForMaskedLM:

@@ -4,7 +4,7 @@
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, bootstrap, metric
 from modeling_langcell.eval.tasks.zero_shot import learnt_elsewhere
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.model.errors import InputError
@@ -21,12 +21,12 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     A cell is the more novel, the less similar it is to the most similar description of the study's known types; for a
     baseline, the less probable its most probable known type.
     """
-    _, seen = cell.bench.training_cells
+    _, seen = cell.context.training_cells
     known = np.intersect1d(cell.truth, seen)
     novel = ~np.isin(cell.truth, known)
     if not len(known) or not novel.any():
@@ -34,15 +34,15 @@ def measure(cell: Cell) -> Found:
     if cell.method in (LANGCELL, RANDOM):
         annotator = cell.annotator
         cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
-        likeness = (cells @ annotator.embed_texts(annotator.texts_of(known).values()).T).max(axis=1)
+        max_cosine = (cells @ annotator.embed_texts(annotator.texts_of(known).values()).T).max(axis=1)
     else:
-        likeness = learnt_elsewhere(cell, known)[1].max(axis=1)
-    found = metric("novelty", references=novel, scores=-likeness)
+        max_cosine = learnt_elsewhere(cell, known)[1].max(axis=1)
+    found = metric("novelty", references=novel, scores=-max_cosine)
     roc = found.pop("roc")
 
     def area(rows: np.ndarray) -> dict[str, float]:
         both = 0 < novel[rows].sum() < len(rows)
-        return {"auroc": float(roc_auc_score(novel[rows], -likeness[rows])) if both else np.nan}
+        return {"auroc": float(roc_auc_score(novel[rows], -max_cosine[rows])) if both else np.nan}
 
     scores = {**found, "novel_share": float(novel.mean())}
-    return Found(scores, bootstrap(len(novel), area, cell.seed, draws=1000), drawings={"roc": roc})
+    return Result(scores, bootstrap(len(novel), area, cell.seed, draws=1000), drawings={"roc": roc})

@@ -13,7 +13,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, bootstrap
 from modeling_langcell.io.columns import PROBABILITIES
 from modeling_langcell.model.errors import InputError
 
@@ -39,7 +39,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     Learnt from three cells of ten. The targets are a function of the counts that the logistic regression (one set
     against the rest) sees and the model does not, which ranks genes: the regression has an advantage.
@@ -48,8 +48,8 @@ def measure(cell: Cell) -> Found:
     has = targets.to_numpy()
     learnt, judged = train_test_split(np.arange(len(has)), train_size=LEARNT_SHARE, random_state=cell.seed)
     if cell.method in LEARNERS:
-        counts, _ = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
-        classifier = OneVsRestClassifier(cell.bench.classifiers(cell.seed)[cell.method])
+        counts, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
+        classifier = OneVsRestClassifier(cell.context.classifiers(cell.seed)[cell.method])
         found = classifier.fit(counts[learnt], has[learnt].astype(int)).predict_proba(counts[judged])
     else:
         cells = cell.cells.copy()
@@ -59,15 +59,15 @@ def measure(cell: Cell) -> Found:
             cells[learnt],
             PATHWAYS,
             config=AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, seed=cell.seed),
-            device=cell.bench.device,
+            device=cell.context.device,
             **cell.study.read,
         )
-        annotator = adapted.annotator(device=cell.bench.device)
+        annotator = adapted.annotator(device=cell.context.device)
         found = annotator.annotate(cells[judged].copy(), **cell.study.read).obsm[PROBABILITIES].to_numpy()
     return judge_sets(has[judged], found, list(targets.columns), cell.seed)
 
 
-def find_targets(cell: Cell) -> pd.DataFrame:
+def find_targets(cell: Run) -> pd.DataFrame:
     """
     `(cells, sets)` booleans, a column a gene set: whether a cell is in the top quarter of the study by the set's score
     (`scanpy.tl.score_genes` of log-normalised counts) and scores above 0, which is what random genes of like expression
@@ -76,7 +76,7 @@ def find_targets(cell: Cell) -> pd.DataFrame:
     Raises:
         InputError: Fewer than two sets are left.
     """
-    extractor, file = cell.bench.extractor, cell.bench.gene_sets or EXAMPLE
+    extractor, file = cell.context.extractor, cell.context.gene_sets or EXAMPLE
     counts, there = counts_by_gene(cell.cells, extractor, cell.study.read)
     space = ad.AnnData(log_normalized(counts)[:, there], obs=pd.DataFrame(index=cell.cells.obs_names))
     space.var_names = there.astype(str)
@@ -121,7 +121,7 @@ def read_gene_sets(file: Path) -> dict[str, list[str]]:
     return sets
 
 
-def judge_sets(has: np.ndarray, found: np.ndarray, names: list[str], seed: int = 0) -> Found:
+def judge_sets(has: np.ndarray, found: np.ndarray, names: list[str], seed: int = 0) -> Result:
     """
     AUROC, average precision and F1 at 0.5 of every set, and their means; of the mean AUROC the bootstrap interval.
 
@@ -148,4 +148,4 @@ def judge_sets(has: np.ndarray, found: np.ndarray, names: list[str], seed: int =
         areas = [roc_auc_score(has[rows, i], found[rows, i]) for i in np.flatnonzero(there)]
         return {"macro_auroc": float(np.mean(areas)) if areas else np.nan}
 
-    return Found(scores, bootstrap(len(has), macro_auroc, seed, draws=200), per_set)
+    return Result(scores, bootstrap(len(has), macro_auroc, seed, draws=200), per_set)

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Cell, Found, Task, bootstrap, metric
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, bootstrap, metric
 from modeling_langcell.io.columns import EMBEDDING
 
 TASK = Task(
@@ -21,7 +21,7 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """
     The texts are the descriptions of the types of all the task's studies: each of these is found among all. Of another
     study they are those of its own types.
@@ -35,12 +35,12 @@ def measure(cell: Cell) -> Found:
     nearest = similarities >= similarities[np.arange(len(own)), own][:, None]
     first = nearest.sum(axis=1) == 1
     drawn = bootstrap(len(own), lambda rows: {"cell_to_text_r1": float(first[rows].mean())}, cell.seed, draws=1000)
-    return Found(found, drawn)
+    return Result(found, drawn)
 
 
-def types_of_all(cell: Cell) -> list[str]:
+def types_of_all(cell: Run) -> list[str]:
     """The types of all the task's studies."""
     types: set[str] = set()
-    for study in map(cell.bench.study, TASK.studies):
-        types |= set(cell.bench.cells(study).obs[study.label_key].astype(str))
+    for study in map(cell.context.study, TASK.studies):
+        types |= set(cell.context.cells(study).obs[study.label_key].astype(str))
     return sorted(types)

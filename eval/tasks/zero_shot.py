@@ -4,7 +4,7 @@
 import numpy as np
 
 from modeling_langcell.eval.baselines import CELLTYPIST, counts_by_gene, has_celltypist, only_genes
-from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Cell, Found, Task, drawing_of_cells, judge
+from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, drawing_of_cells, judge
 from modeling_langcell.io.columns import EMBEDDING, PROBABILITIES
 
 TASK = Task(
@@ -22,13 +22,13 @@ TASK = Task(
 )
 
 
-def measure(cell: Cell) -> Found:
+def measure(cell: Run) -> Result:
     """The candidates are the study's types. Baselines learn from the labelled training cells of these types."""
     truth, candidates = cell.truth, np.unique(cell.truth)
     if cell.method not in (LANGCELL, RANDOM):
         return seen_apart(cell, judge(truth, *learnt_elsewhere(cell, candidates)))
     # Of random weights the similarity alone is asked: their matching would only cost time.
-    alpha = 1.0 if cell.method == RANDOM else cell.bench.alpha
+    alpha = 1.0 if cell.method == RANDOM else cell.context.alpha
     adata = cell.annotator.annotate(cell.cells.copy(), candidates, alpha=alpha, **cell.study.read)
     found = judge(truth, candidates, adata.obsm[PROBABILITIES].to_numpy())
     if cell.method == LANGCELL:
@@ -37,11 +37,11 @@ def measure(cell: Cell) -> Found:
     return seen_apart(cell, found)
 
 
-def seen_apart(cell: Cell, found: Found) -> Found:
+def seen_apart(cell: Run, found: Result) -> Result:
     """Adds the mean recall of the types that training cells had, and of those that none had, where they are at hand."""
-    if not (cell.bench.data / "train").is_dir():
+    if not (cell.context.data / "train").is_dir():
         return found
-    _, types = cell.bench.training_cells
+    _, types = cell.context.training_cells
     for name, seen in (("recall_seen", True), ("recall_never_seen", False)):
         recalls = [one["recall"] for label, one in found.per_class.items() if (label in types) == seen]
         if recalls:
@@ -49,11 +49,11 @@ def seen_apart(cell: Cell, found: Found) -> Found:
     return found
 
 
-def learnt_elsewhere(cell: Cell, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def learnt_elsewhere(cell: Run, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a baseline trained on the training cells of the candidates says of a study: labels, probabilities."""
-    counts, genes = counts_by_gene(cell.cells, cell.bench.extractor, cell.study.read)
-    training, types = cell.bench.training_cells
+    counts, genes = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
+    training, types = cell.context.training_cells
     chosen = np.isin(types, candidates)
-    classifier = cell.bench.classifiers(cell.seed)[cell.method]
+    classifier = cell.context.classifiers(cell.seed)[cell.method]
     classifier.fit(only_genes(training[chosen], genes), types[chosen])
     return classifier.classes_, classifier.predict_proba(only_genes(counts, genes))

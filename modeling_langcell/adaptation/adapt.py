@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from ..annotation.annotator import LangCellAnnotator, find_device
 from ..checkpoint.adaptation_record import Adaptation, Head, versions
-from ..checkpoint.builtin import locate, name_of
+from ..checkpoint.builtin import display_name, resolve_checkpoint
 from ..checkpoint.fingerprint import weights_of_base
 from ..checkpoint.loading import load_checkpoint, load_classifier, quiet_peft
 from ..checkpoint.repository import fetch
-from ..io.atomic import whole_folder
+from ..io.atomic import atomic_folder
 from ..io.labels import Labels, rank_cells, read_labels
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedCells
@@ -154,7 +154,7 @@ class Adapted:
         Raises:
             InputError: The folder is in use, or cannot be written.
         """
-        with whole_folder(folder) as aside:
+        with atomic_folder(folder) as aside:
             if isinstance(self.model, PeftModel):
                 self.model.peft_config["default"].base_model_name_or_path = self.adaptation.base
                 self.model.save_pretrained(str(aside), save_embedding_layers=False)
@@ -199,7 +199,7 @@ def adapt(
     """
     config = config or AdaptationConfig()
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
-    if labels.several and config.head != "classes":
+    if labels.multilabel and config.head != "classes":
         raise InputError(f"obsm[{label_key!r}] gives a cell several labels: that needs the head 'classes'.")
     if shots is not None:
         labels = labels.shots(shots, config.seed)
@@ -207,19 +207,19 @@ def adapt(
     if config.held_out:
         learnt_from, watched = labels.held_out(config.held_out, config.seed)
 
-    checkpoint = locate(checkpoint)
+    checkpoint = resolve_checkpoint(checkpoint)
     model, processor, before = load_checkpoint(checkpoint)
     if before is not None or not isinstance(model, LangCellModel):
         raise InputError(f"{str(checkpoint)!r} was adapted already: name the checkpoint it was made from.")
     model.config.calibration = None  # What it says holds for other weights.
-    described = _describe(labels.names, descriptions or {}, processor.wordings, needed=config.head != "classes")
+    described = _describe(labels.names, descriptions or {}, processor.prompt_templates, needed=config.head != "classes")
     where = find_device(device)
     adaptation = Adaptation(
         head=config.head,
         labels=described,
-        base=name_of(checkpoint),
+        base=display_name(checkpoint),
         base_weights=weights_of_base(model, config.head),
-        several=labels.several,
+        multilabel=labels.multilabel,
         alpha=_alpha(model, config),
         cells=learnt_from.sizes(),
         settings={"label_key": label_key, "shots": shots, **asdict(config), "learning_rate": config.highest_rate},
@@ -267,7 +267,7 @@ def adapt(
 
 
 def _describe(
-    names: tuple[str, ...], descriptions: Mapping[str, str], wordings: Sequence[str], needed: bool
+    names: tuple[str, ...], descriptions: Mapping[str, str], prompt_templates: Sequence[str], needed: bool
 ) -> dict[str, str]:
     """
     Labels to one description each: those given, else the ontology's, as the first of the wordings has it, else none
@@ -282,7 +282,7 @@ def _describe(
     described = {}
     for name in names:
         try:
-            described[name] = descriptions.get(name) or find_term(name).texts(wordings)[0].text
+            described[name] = descriptions.get(name) or find_term(name).texts(prompt_templates)[0].text
         except InputError:
             if needed:
                 raise

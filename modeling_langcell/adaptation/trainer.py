@@ -72,13 +72,13 @@ class ClassLoss(nn.Module):
 
     def __init__(self, model: LangCellForSequenceClassification, truth: np.ndarray, balanced: bool):
         super().__init__()
-        self.model, self.several = model, truth.ndim == 2
+        self.model, self.multilabel = model, truth.ndim == 2
         self.weights: torch.Tensor | None = None
         if balanced:
-            labels = truth.shape[1] if self.several else model.config.num_labels
-            sizes = truth.sum(axis=0) if self.several else np.bincount(truth, minlength=labels)
+            labels = truth.shape[1] if self.multilabel else model.config.num_labels
+            sizes = truth.sum(axis=0) if self.multilabel else np.bincount(truth, minlength=labels)
             sizes = np.maximum(sizes, 1)
-            weights = (len(truth) - sizes) / sizes if self.several else len(truth) / (labels * sizes)
+            weights = (len(truth) - sizes) / sizes if self.multilabel else len(truth) / (labels * sizes)
             self.weights = torch.tensor(weights, dtype=torch.float32, device=model.device)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ class ClassLoss(nn.Module):
         model = self.model
         pooled = model.cell_model(ids, mask, pooled_only=True, return_dict=True).pooler_output
         logits = model.classifier(model.dropout(pooled)).float()
-        if self.several:
+        if self.multilabel:
             return F.binary_cross_entropy_with_logits(logits, truth.float(), pos_weight=self.weights)
         return F.cross_entropy(logits, truth, weight=self.weights)
 

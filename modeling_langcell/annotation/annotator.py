@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..checkpoint.adaptation_record import Adaptation
-from ..checkpoint.builtin import name_of
+from ..checkpoint.builtin import display_name
 from ..checkpoint.loading import load_checkpoint
 from ..io.columns import EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.progress import progress_bar
@@ -28,7 +28,7 @@ from ..model.token_budget import TokenBudget
 from ..model.zero_shot import DescriptionScorer, Shortlist, read_cells
 from ..ontology import texts_of
 from .clusters import Consensus
-from .predictions import Answers, Judge, facts_of
+from .predictions import DecisionRule, Predictions, facts_of
 from .scorers import ClassScorer, PrototypeScorer, Scorer
 
 _CHUNK = 4096  # Cells ranked, and sorted by length, at a time.
@@ -47,7 +47,7 @@ class AnnotatedCells:
 
     embeds: np.ndarray
     scores: np.ndarray
-    answers: Answers
+    answers: Predictions
 
 
 class LangCellAnnotator:
@@ -170,29 +170,29 @@ class LangCellAnnotator:
                 not calibrated for, no such clusters, or cells that cannot be read.
         """
         scorer = self.scorer(labels, alpha, shortlist)
-        judge = Judge(scorer, error_rate)
-        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, judge)
+        rule = DecisionRule(scorer, error_rate)
+        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, rule)
         chunks = self.chunks(adata, **cell_options)
         with progress_bar() as progress:
             task = progress.add_task("Cells", total=adata.n_obs)
             parts = []
             for number, ranked in enumerate(chunks):
                 rows = checked_rows(chunks.rows(number), adata.n_obs, check)
-                parts.append(self.annotate_cells(ranked, scorer, judge, rows, lambda n: progress.advance(task, n)))
+                parts.append(self.annotate_cells(ranked, scorer, rule, rows, lambda n: progress.advance(task, n)))
                 if consensus is not None:
                     consensus.add(chunks.rows(number), parts[-1].scores)
-        answers = Answers.concatenate(part.answers for part in parts)
+        answers = Predictions.concatenate(part.answers for part in parts)
         adata = adata.copy() if adata.is_view else adata
-        judge.write(adata.obs, answers)
+        rule.write(adata.obs, answers)
         if consensus is not None:
             consensus.write(adata.obs, answers)
         adata.obsm[EMBEDDING] = np.concatenate([part.embeds for part in parts])
         adata.obsm[PROBABILITIES] = pd.DataFrame(
             np.concatenate([part.scores for part in parts]),
             index=adata.obs_names,
-            columns=probability_columns(judge.labels),
+            columns=probability_columns(rule.labels),
         )
-        adata.uns[RUN] = self.record_of(scorer, judge, chunks, answers, cluster_key)
+        adata.uns[RUN] = self.record_of(scorer, rule, chunks, answers, cluster_key)
         return adata
 
     def embed(self, adata: ad.AnnData, **cell_options: Any) -> ad.AnnData:
@@ -224,7 +224,7 @@ class LangCellAnnotator:
         All that this checkpoint judges labels by, as its processor words them; arguments and errors as for
         `ontology.candidates`.
         """
-        return texts_of(labels, self.processor.wordings)
+        return texts_of(labels, self.processor.prompt_templates)
 
     def embed_texts(self, texts: Iterable[str | Sequence[str]]) -> np.ndarray:
         """
@@ -276,7 +276,7 @@ class LangCellAnnotator:
         self,
         ranked: RankedCells,
         scorer: Scorer,
-        judge: Judge,
+        rule: DecisionRule,
         checked: Sequence[int] = (),
         advance: Callable[[int], Any] = lambda cells: None,
     ) -> AnnotatedCells:
@@ -286,24 +286,27 @@ class LangCellAnnotator:
         Args:
             ranked: The cells.
             scorer: As `scorer` gives it.
-            judge: What turns its scores into answers.
+            rule: What turns its scores into answers.
             checked: Those that are read against all candidates too, where the scorer has a shortlist.
             advance: Told, again and again, of how many more cells were read.
         """
         embeds = np.full((len(ranked), self.width), np.nan, dtype=np.float32)
         scores = np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32)
-        likeness = np.full(len(ranked), np.nan, dtype=np.float32)
-        proven = np.zeros(len(ranked), dtype=bool)
+        max_cosine = np.full(len(ranked), np.nan, dtype=np.float32)
+        shortlist_is_exact = np.zeros(len(ranked), dtype=bool)
         exact = np.full(len(ranked), -1, dtype=np.int32)
         for rows, found in read_cells(ranked, scorer, scorer.budget, self.device):
             embeds[rows], scores[rows] = found.embeds.cpu().numpy(), found.scores.cpu().numpy()
-            likeness[rows], proven[rows] = found.likeness.cpu().numpy(), found.proven.numpy()
+            max_cosine[rows], shortlist_is_exact[rows] = (
+                found.max_cosine.cpu().numpy(),
+                found.shortlist_is_exact.numpy(),
+            )
             advance(len(rows))
         if isinstance(scorer, DescriptionScorer) and scorer.shortlist is not None and len(checked):
             of_all = scorer.reading(None)
             for rows, found in read_cells(ranked, of_all, of_all.budget, self.device, np.array(checked)):
                 exact[rows] = found.scores.argmax(dim=1).cpu().numpy()
-        answers = judge(scores, likeness, proven, exact, ranked.matched_counts)
+        answers = rule(scores, max_cosine, shortlist_is_exact, exact, ranked.matched_counts)
         return AnnotatedCells(embeds, scores, answers)
 
     @property
@@ -320,7 +323,7 @@ class LangCellAnnotator:
         return F.normalize(pooled.float(), dim=-1)
 
     def record_of(
-        self, scorer: Scorer, judge: Judge, chunks: RankedChunks, answers: Answers, cluster_key: str | None
+        self, scorer: Scorer, rule: DecisionRule, chunks: RankedChunks, answers: Predictions, cluster_key: str | None
     ) -> dict[str, Any]:
         """What `uns` says of an annotation: what is needed to repeat it, and what is known of all its answers."""
         return self.run_record(chunks, answers.matched_counts) | {
@@ -328,15 +331,15 @@ class LangCellAnnotator:
             "descriptions": np.array([_in_lines(texts) for texts in scorer.descriptions.values()]),
             **({} if cluster_key is None else {"cluster_key": cluster_key}),
             **scorer.settings,
-            **judge.settings,
-            **facts_of(answers, judge),
+            **rule.settings,
+            **facts_of(answers, rule),
         }
 
     def origin(self) -> dict[str, str]:
         """Where the model is from: `checkpoint` and its `revision`, and the `adapter`; empty where there is none."""
         config = self.model.config
         return {
-            "checkpoint": name_of(config.name_or_path or ""),
+            "checkpoint": display_name(config.name_or_path or ""),
             "revision": str(getattr(config, "_commit_hash", None) or ""),
             "adapter": "" if self.adaptation is None else self.adaptation.loaded_from,
         }

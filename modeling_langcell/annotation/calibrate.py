@@ -12,9 +12,9 @@ import anndata as ad
 import numpy as np
 from transformers import AutoConfig
 
-from ..checkpoint.builtin import locate
+from ..checkpoint.builtin import resolve_checkpoint
 from ..checkpoint.repository import fetch
-from ..io.atomic import require_free, whole_folder
+from ..io.atomic import atomic_folder, require_new_folder
 from ..io.h5ad import open_cells
 from ..io.labels import rank_cells, read_labels
 from ..model.errors import InputError
@@ -47,14 +47,16 @@ def calibrate(
     Raises:
         InputError: Files that cannot be read, types that the ontology does not know, or a folder that exists.
     """
-    output = require_free(output)
+    output = require_new_folder(output)
     annotator = LangCellAnnotator.from_pretrained(checkpoint, device=device)
     studies = {
         Path(path).stem: score_labelled(annotator, open_cells(path), label_key, **cell_options) for path in inputs
     }
     if len(studies) < len(inputs):
         raise InputError("Two of the inputs have one name: studies are told apart by the names of their files.")
-    calibration = replace(fit(studies, annotator.model.config.alpha), wordings=annotator.processor.wordings)
+    calibration = replace(
+        fit(studies, annotator.model.config.alpha), prompt_templates=annotator.processor.prompt_templates
+    )
     made_with = {name: version(name) for name in ("modeling-langcell", "torch", "transformers")}
     calibration.fitted["versions"] = made_with
     save_calibrated(checkpoint, calibration, output)
@@ -75,7 +77,7 @@ def score_labelled(
     if annotator.adaptation is not None or not isinstance(model, LangCellModel):
         raise InputError("Only a checkpoint that was not adapted can be calibrated: its candidates are free.")
     labels = read_labels(adata, label_key, unlabelled="skip")
-    if labels.several:
+    if labels.multilabel:
         raise InputError(f"{label_key!r} may name several labels of a cell: calibration needs one a cell.")
     ranked = rank_cells(adata, labels.rows, annotator.processor.feature_extractor, **cell_options)
     scorer = DescriptionScorer(
@@ -85,16 +87,16 @@ def score_labelled(
     scores = np.zeros((len(ranked), len(labels.names)), dtype=np.float32)
     novelty = np.zeros(len(ranked), dtype=np.float32)
     for rows, found in read_cells(ranked, scorer, scorer.budget, annotator.device):
-        scores[rows], novelty[rows] = found.scores.cpu().numpy(), 1 - found.likeness.cpu().numpy()
+        scores[rows], novelty[rows] = found.scores.cpu().numpy(), 1 - found.max_cosine.cpu().numpy()
     return LabelledScores(labels.names, scores, novelty, np.array(labels.names)[labels.truth])
 
 
 def save_calibrated(checkpoint: str | Path, calibration: Calibration, output: str | Path) -> None:
     """Writes a copy of a checkpoint with a calibration in its config; the folder appears whole or not at all."""
-    source = fetch(locate(checkpoint))
+    source = fetch(resolve_checkpoint(checkpoint))
     config = AutoConfig.from_pretrained(source)
     config.calibration = calibration.to_dict()
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         for path in source.iterdir():
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)

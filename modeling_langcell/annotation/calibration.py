@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ..model.errors import InputError
-from ..model.processing_langcell import WORDINGS
-from .ontology_backoff import Lineages
+from ..model.processing_langcell import PROMPT_TEMPLATES
+from .ontology_backoff import OntologyBackoff
 
 #: Rates of wrong answers that thresholds are fitted for; the default is the one that most users name.
 ERROR_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -31,7 +31,7 @@ class Calibration:
         usual_novelty: 95% of the labelled cells were no more novel.
         alpha: Weight of the similarity that it was fitted with, and holds for.
         fitted: How it was fitted: cells by study, and calibration errors.
-        wordings: How the labels were worded that it was fitted with, and holds for.
+        prompt_templates: How the labels were worded that it was fitted with, and holds for.
     """
 
     temperature: float
@@ -39,10 +39,10 @@ class Calibration:
     usual_novelty: float
     alpha: float
     fitted: dict[str, Any] = field(default_factory=dict)
-    wordings: tuple[str, ...] = WORDINGS
+    prompt_templates: tuple[str, ...] = PROMPT_TEMPLATES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "wordings", tuple(self.wordings))  # A config's JSON has a list.
+        object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # A config's JSON has a list.
 
     def threshold(self, error_rate: float) -> float:
         """
@@ -56,8 +56,13 @@ class Calibration:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As the config has it."""
+        """The fields, as a checkpoint's config holds them."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
+        """Reads the fields from a checkpoint's config; older ones call the prompt templates `wordings`."""
+        return cls(**{"prompt_templates" if name == "wordings" else name: value for name, value in found.items()})
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class LabelledScores:
         """Some of the cells."""
         return LabelledScores(self.labels, self.scores[rows], self.novelty[rows], self.truth[rows])
 
-    def sureness(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    def confidence(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """`(cells,)` probability of the best label, and whether it is the cell's own."""
         probabilities = calibrated(self.scores, temperature)
         return probabilities.max(axis=1), np.asarray(self.labels)[probabilities.argmax(axis=1)] == self.truth
@@ -109,18 +114,18 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
         raise InputError("There are no labelled cells to calibrate on.")
 
     def loss(log_temperature: float) -> float:
-        sure, right = _pooled(study.sureness(np.exp(log_temperature)) for study in studies.values())
-        return float(((sure - right) ** 2).mean())
+        confidence, right = _pooled(study.confidence(np.exp(log_temperature)) for study in studies.values())
+        return float(((confidence - right) ** 2).mean())
 
     temperature = float(np.exp(minimize_scalar(loss, bounds=np.log((0.05, 20)), method="bounded").x))
     answered, wrong = np.zeros((2, len(_THRESHOLDS)))
     for study in studies.values():
-        lineages = Lineages(study.labels)
-        probabilities = lineages.probabilities(calibrated(study.scores, temperature))
+        hierarchy = OntologyBackoff(study.labels)
+        probabilities = hierarchy.probabilities(calibrated(study.scores, temperature))
         for number, threshold in enumerate(_THRESHOLDS):
-            answers, _ = lineages.answer(probabilities, threshold)
+            answers, _ = hierarchy.answer(probabilities, threshold)
             answered[number] += (answers >= 0).sum()
-            wrong[number] += ((answers >= 0) & ~lineages.right(answers, study.truth.tolist())).sum()
+            wrong[number] += ((answers >= 0) & ~hierarchy.right(answers, study.truth.tolist())).sum()
     kept = (wrong + 1) / (answered + 1)
     thresholds = {
         f"{rate:g}": round(float(_THRESHOLDS[(kept <= rate).argmax()]), 4)
@@ -129,7 +134,7 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
     }
     novelty = np.concatenate([study.novelty for study in studies.values()])
     errors = {
-        name: calibration_error(*_pooled(study.sureness(t) for study in studies.values()))
+        name: calibration_error(*_pooled(study.confidence(t) for study in studies.values()))
         for name, t in (("error_before", 1.0), ("error_after", temperature))
     }
     return Calibration(
@@ -146,14 +151,14 @@ def _pooled(parts: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(first), np.concatenate(second)
 
 
-def calibration_error(sure: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """
     The expected calibration error (Naeini et al., 2015): how far, on average over cells, the probability of a bin is
     from the share of right labels in it. Bins are of one width.
     """
-    which = np.minimum((sure * bins).astype(int), bins - 1)
-    gaps = np.bincount(which, sure, bins) - np.bincount(which, right, bins)
-    return float(np.abs(gaps).sum() / len(sure))
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, confidence, bins) - np.bincount(which, right, bins)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 __all__ = ["ERROR_RATE", "ERROR_RATES", "Calibration", "LabelledScores", "calibrated", "calibration_error", "fit"]

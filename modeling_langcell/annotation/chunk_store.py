@@ -16,11 +16,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..io.atomic import require_place, write_whole
+from ..io.atomic import atomic_write, require_writable_file
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import RankedChunks
 from .annotator import AnnotatedCells
-from .predictions import Answers
+from .predictions import Predictions
 
 _POLL = 0.5  # Seconds between two looks at what other processes have done.
 _PLAN, _MERGED = "plan.json", "annotated.h5ad"
@@ -28,7 +28,7 @@ _PLAN, _MERGED = "plan.json", "annotated.h5ad"
 _OURS = re.compile(r"\.?(plan\.json|annotated\.h5ad|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?")
 
 
-class _Unfinished:
+class ChunkStore:
     """
     The folder of what is done of an output that is not there yet.
 
@@ -64,7 +64,7 @@ class _Unfinished:
             InputError: Something of others is in the folder, or nothing can be written there.
         """
         with self._writing():
-            require_place(self.output)
+            require_writable_file(self.output)
         if self.rank == 0:
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,10 +102,10 @@ class _Unfinished:
         with self._writing():
             self._write_whole(self._path(number), save(arrays, {"checksum": _checksum(arrays)}))
 
-    def answers(self, number: int) -> Answers:
+    def answers(self, number: int) -> Predictions:
         """Of a chunk."""
         with safe_open(self._path(number), framework="numpy") as file:
-            return Answers(**{name: file.get_tensor(name) for name in Answers.names()})
+            return Predictions(**{name: file.get_tensor(name) for name in Predictions.names()})
 
     def embeds(self, number: int) -> np.ndarray:
         """Of a chunk."""
@@ -166,7 +166,7 @@ class _Unfinished:
 
     def _write_whole(self, path: Path, content: bytes) -> None:
         try:
-            write_whole(path, content)
+            atomic_write(path, content)
         finally:
             for aside in self.folder.glob(f".{path.name}.*"):  # Of a full disk, or of a run that was killed.
                 aside.unlink()

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..io.columns import AGREEMENT, CONSENSUS, CONSENSUS_ID
 from ..model.errors import InputError
-from .predictions import Answers, Judge, found_among, named
+from .predictions import DecisionRule, Predictions, found_among, named
 
 
 class Consensus:
@@ -19,20 +19,20 @@ class Consensus:
     Args:
         obs: Of all the cells.
         cluster_key: Column with the clusters; cells without one are left out.
-        judge: What turns scores into answers.
+        rule: What turns scores into answers.
 
     Raises:
         InputError: No such column, or one without a cluster.
     """
 
-    def __init__(self, obs: pd.DataFrame, cluster_key: str, judge: Judge):
+    def __init__(self, obs: pd.DataFrame, cluster_key: str, rule: DecisionRule):
         if cluster_key not in obs:
             raise InputError(f"No column {cluster_key!r} in obs; columns here: {sorted(map(str, obs.columns))}.")
-        self.judge = judge
+        self.rule = rule
         self.clusters, self.names = pd.factorize(obs[cluster_key].astype("string"))
         if not len(self.names):
             raise InputError(f"obs[{cluster_key!r}] holds no cluster: every value is missing.")
-        self._sums = np.zeros((len(self.names), len(judge.labels)))
+        self._sums = np.zeros((len(self.names), len(rule.labels)))
 
     def add(self, rows: range, scores: np.ndarray) -> None:
         """Takes the scores `(cells, labels)` of some rows into account."""
@@ -40,22 +40,22 @@ class Consensus:
         counted = (clusters >= 0) & ~np.isnan(scores[:, 0])
         np.add.at(self._sums, clusters[counted], scores[counted])
 
-    def write(self, obs: pd.DataFrame, answers: Answers) -> None:
+    def write(self, obs: pd.DataFrame, answers: Predictions) -> None:
         """Writes each cell's consensus, its id where the ontology has one, and the cluster's agreement into `obs`."""
         totals = self._sums.sum(axis=1, keepdims=True)
         means = np.divide(self._sums, totals, out=np.zeros_like(self._sums), where=totals > 0)
         there = (totals > 0)[:, 0]
-        back_off = self.judge.back_off
+        backoff = self.rule.backoff
         names: Any
-        if back_off is None:
+        if backoff is None:
             said = np.where(there, means.argmax(axis=1), -1)
-            names = found_among(self.judge.labels, said)
+            names = found_among(self.rule.labels, said)
             agreeing = said[self.clusters] == answers.best
         else:
-            said, _ = back_off(means)
-            names, ids = named(back_off.lineages, said, there)
+            said, _ = backoff(means)
+            names, ids = named(backoff.hierarchy, said, there)
             obs[CONSENSUS_ID] = ids.take(self.clusters, allow_fill=True)
-            agreeing = back_off.lineages.holds(said[self.clusters], answers.best)
+            agreeing = backoff.hierarchy.holds(said[self.clusters], answers.best)
         counted = (self.clusters >= 0) & (answers.best >= 0)
         shares = pd.Series(agreeing[counted]).groupby(self.clusters[counted]).mean().reindex(range(len(self.names)))
         obs[CONSENSUS] = names.take(self.clusters, allow_fill=True)

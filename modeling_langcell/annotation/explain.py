@@ -21,7 +21,7 @@ from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import as_texts
 from ..model.zero_shot import DescriptionScorer
 from .annotator import LangCellAnnotator, texts_read
-from .predictions import Judge, best_of
+from .predictions import DecisionRule, best_of
 
 #: `gradient` explains the similarity, `attention` the matching.
 Method = Literal["gradient", "attention"]
@@ -164,10 +164,10 @@ def explain(
         raise InputError("Only labels that are judged by their descriptions can be explained.")
     explainer = Explainer(annotator, scorer.descriptions, method)
     _require_cells(cells_per_label)
-    judge = Judge(scorer)
+    rule = DecisionRule(scorer)
     best = np.concatenate(
         [
-            annotator.annotate_cells(ranked, scorer, judge).answers.best
+            annotator.annotate_cells(ranked, scorer, rule).answers.best
             for ranked in annotator.chunks(adata, **cell_options, empty_cells="mark")
         ]
     )

@@ -31,9 +31,9 @@ from ..model.feature_extraction_langcell import RankedChunks
 from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import Shortlist
 from .annotator import LangCellAnnotator, checked_rows
-from .chunk_store import _POLL, _Unfinished
+from .chunk_store import _POLL, ChunkStore
 from .clusters import Consensus
-from .predictions import Answers, Judge
+from .predictions import DecisionRule, Predictions
 from .scorers import Scorer
 
 _BLOCK = 2**28  # Bytes of scores that are held while they are turned from chunks of cells into columns of labels.
@@ -86,8 +86,8 @@ def annotate_file(
     with open_lightly(cells) as adata:
         state = cells.stat()
         scorer = annotator.scorer(labels, alpha, shortlist)
-        judge = Judge(scorer, error_rate)
-        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, judge)
+        rule = DecisionRule(scorer, error_rate)
+        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, rule)
         _require_columns(probability_columns(scorer.descriptions), adata.obs_names.name)
         chunks = annotator.chunks(adata, **cell_options)
         if rank >= len(chunks):
@@ -98,19 +98,19 @@ def annotate_file(
             "error_rate": error_rate,
             "cluster_key": cluster_key,
             "labels": list(scorer.descriptions.items()),
-            "settings": scorer.settings | judge.settings,
+            "settings": scorer.settings | rule.settings,
             "check": check,
             "cells": _defaults(annotator.processor.feature_extractor.chunks) | cell_options,
             "chunk": chunks.chunk_size,
             "record": annotator.run_record(chunks, np.ones(1)),
         }
-        unfinished = _Unfinished(output, plan, chunks, rank, min(processes, len(chunks)))
+        unfinished = ChunkStore(output, plan, chunks, rank, min(processes, len(chunks)))
         try:
             unfinished.begin()
             done = unfinished.look()
             if done and rank == 0:
                 resumed(done)
-            _annotate_chunks(annotator, scorer, judge, chunks, check, unfinished, done)
+            _annotate_chunks(annotator, scorer, rule, chunks, check, unfinished, done)
         except BaseException:
             unfinished.leave()
             raise
@@ -120,14 +120,14 @@ def annotate_file(
         now = cells.stat()
         if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
             raise InputError(f"{cells} was changed while it was annotated: begin anew.")
-        answers = Answers.concatenate(unfinished.answers(number) for number in range(len(chunks)))
+        answers = Predictions.concatenate(unfinished.answers(number) for number in range(len(chunks)))
         obs = adata.obs.copy()
-        judge.write(obs, answers)
+        rule.write(obs, answers)
         if consensus is not None:
             for number in range(len(chunks)):
                 consensus.add(chunks.rows(number), unfinished.read_scores(number, slice(None)).T)
             consensus.write(obs, answers)
-        record = annotator.record_of(scorer, judge, chunks, answers, cluster_key)
+        record = annotator.record_of(scorer, rule, chunks, answers, cluster_key)
         _merge(cells, obs, record, scorer, chunks, unfinished)
         unfinished.remove()
     return output
@@ -136,10 +136,10 @@ def annotate_file(
 def _annotate_chunks(
     annotator: LangCellAnnotator,
     scorer: Scorer,
-    judge: Judge,
+    rule: DecisionRule,
     chunks: RankedChunks,
     check: int,
-    unfinished: "_Unfinished",
+    unfinished: "ChunkStore",
     done: int,
 ) -> None:
     """Annotates those chunks of this process that are not done; the first process waits for those of the others."""
@@ -148,7 +148,7 @@ def _annotate_chunks(
         task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
         for number, ranked in chunks.ahead([n for n in unfinished.own if n not in unfinished.whole]):
             rows = checked_rows(chunks.rows(number), chunks.n_cells, check)
-            found = annotator.annotate_cells(ranked, scorer, judge, rows, lambda n: progress.advance(task, n))
+            found = annotator.annotate_cells(ranked, scorer, rule, rows, lambda n: progress.advance(task, n))
             unfinished.write(number, found)
             progress.update(task, completed=unfinished.look())
         while unfinished.rank == 0 and not unfinished.all_there():
@@ -200,7 +200,7 @@ def _merge(
     record: dict[str, Any],
     scorer: Scorer,
     chunks: RankedChunks,
-    unfinished: _Unfinished,
+    unfinished: ChunkStore,
 ) -> None:
     """Writes the output: a copy of the input, with what is known of its cells and what is in the chunks."""
     columns = probability_columns(scorer.descriptions)
@@ -239,7 +239,7 @@ def _reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size + size)
 
 
-def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, unfinished: _Unfinished) -> None:
+def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, unfinished: ChunkStore) -> None:
     if EMBEDDING in obsm:
         del obsm[EMBEDDING]
     dataset = None
@@ -252,7 +252,7 @@ def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, unfinished: _Unfinishe
 
 
 def _write_probabilities(
-    obsm: h5py.Group, index: pd.Index, columns: list[str], chunks: RankedChunks, unfinished: _Unfinished
+    obsm: h5py.Group, index: pd.Index, columns: list[str], chunks: RankedChunks, unfinished: ChunkStore
 ) -> None:
     """
     A table as anndata's format has it (dataframe 0.2.0: an array a column), as many columns at a time as there is room

@@ -14,7 +14,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Rung:
+class TermNode:
     """
     What an answer can be: a term of the Cell Ontology, or a label that it does not know.
 
@@ -32,7 +32,7 @@ class Rung:
         return depth(self.id) if self.id else 0
 
 
-class Lineages:
+class OntologyBackoff:
     """
     Candidates, and all that they are kinds of. A label that the Cell Ontology knows belongs to its term and to every
     term above it but those that say next to nothing of a cell; any other label stands alone.
@@ -42,11 +42,11 @@ class Lineages:
 
     ```python
     >>> import numpy as np
-    >>> from modeling_langcell.annotation.ontology_backoff import Lineages
-    >>> lineages = Lineages(["CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "B cell"])
-    >>> of_rungs = lineages.probabilities(np.array([[0.5, 0.45, 0.05], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]]))
-    >>> answers, sure = lineages.answer(of_rungs, 0.7)
-    >>> [lineages.rungs[answer].name for answer in answers]
+    >>> from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
+    >>> hierarchy = OntologyBackoff(["CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "B cell"])
+    >>> of_rungs = hierarchy.probabilities(np.array([[0.5, 0.45, 0.05], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]]))
+    >>> answers, confidence = hierarchy.answer(of_rungs, 0.7)
+    >>> [hierarchy.nodes[answer].name for answer in answers]
     ['mature alpha-beta T cell', 'B cell', 'lymphocyte']
 
     ```"""
@@ -55,12 +55,12 @@ class Lineages:
         above = []
         for label in labels:
             term = id_of(label)
-            above.append({Rung(label, "")} if term is None else {_rung(i) for i in _informative(term)})
+            above.append({TermNode(label, "")} if term is None else {_rung(i) for i in _informative(term)})
         #: The most specific first: each comes before all that it is a kind of.
-        self.rungs = sorted({rung for of_label in above for rung in of_label}, key=_breadth)
-        place = {rung: number for number, rung in enumerate(self.rungs)}
-        rows, columns = zip(*((place[rung], label) for label, of in enumerate(above) for rung in of), strict=True)
-        shape = (len(self.rungs), len(labels))
+        self.nodes = sorted({node for of_label in above for node in of_label}, key=_breadth)
+        place = {node: number for number, node in enumerate(self.nodes)}
+        rows, columns = zip(*((place[node], label) for label, of in enumerate(above) for node in of), strict=True)
+        shape = (len(self.nodes), len(labels))
         self._kinds = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape)
 
     def probabilities(self, of_labels: np.ndarray) -> np.ndarray:
@@ -81,8 +81,8 @@ class Lineages:
         """
         enough = probabilities >= threshold
         answers = np.where(enough.any(axis=1), enough.argmax(axis=1), -1)
-        sure = np.where(answers >= 0, probabilities[np.arange(len(answers)), answers], probabilities.max(axis=1))
-        return answers, sure.clip(0, 1)
+        confidence = np.where(answers >= 0, probabilities[np.arange(len(answers)), answers], probabilities.max(axis=1))
+        return answers, confidence.clip(0, 1)
 
     def holds(self, answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """
@@ -112,20 +112,20 @@ class Lineages:
     def _true_of(self, label: str) -> set[int]:
         term = id_of(label)
         known = {label} if term is None else {term, *ancestors(term)}
-        return {number for number, rung in enumerate(self.rungs) if (rung.id or rung.name) in known}
+        return {number for number, node in enumerate(self.nodes) if (node.id or node.name) in known}
 
 
 def _informative(term_id: str) -> set[str]:
     return {term_id} | (ancestors(term_id) - UNINFORMATIVE)
 
 
-def _rung(term_id: str) -> Rung:
-    return Rung(get_term(term_id).name, term_id)
+def _rung(term_id: str) -> TermNode:
+    return TermNode(get_term(term_id).name, term_id)
 
 
-def _breadth(rung: Rung) -> tuple[int, int, str]:
+def _breadth(node: TermNode) -> tuple[int, int, str]:
     """Fewer terms below come first; of as many, the deeper."""
-    return (kinds_below(rung.id) if rung.id else 0, -rung.depth, rung.name)
+    return (kinds_below(node.id) if node.id else 0, -node.depth, node.name)
 
 
-__all__ = ["UNKNOWN", "Lineages", "Rung"]
+__all__ = ["UNKNOWN", "OntologyBackoff", "TermNode"]

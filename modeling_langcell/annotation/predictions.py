@@ -27,7 +27,7 @@ from ..io.columns import (
 from ..model.errors import InputError
 from ..model.zero_shot import DescriptionScorer
 from .calibration import ERROR_RATE, Calibration
-from .ontology_backoff import UNKNOWN, Lineages
+from .ontology_backoff import UNKNOWN, OntologyBackoff
 from .scorers import Scorer
 
 #: What not every run has to say.
@@ -35,7 +35,7 @@ _OPTIONAL = (SECOND, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN, CON
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """
     A few numbers of every cell; of a cell without known genes -1 and missing values.
 
@@ -45,9 +45,9 @@ class Answers:
         second: `(cells,)` number of the label with the next; -1 where there is one label alone.
         margin: `(cells,)` by how much it is ahead of the second; of a single label the score itself.
         novelty: `(cells,)` 1 minus the cosine with the most similar description.
-        answer: `(cells,)` number of the rung of `Lineages` that is answered, -1 where nothing is sure enough.
-        sure: `(cells,)` the probability of the answer.
-        proven: `(cells,)` whether no label that a shortlist left out can be the best.
+        answer: `(cells,)` number of the rung of `OntologyBackoff` that is answered, -1 where nothing is sure enough.
+        confidence: `(cells,)` the probability of the answer.
+        shortlist_is_exact: `(cells,)` whether no label that a shortlist left out can be the best.
         exact: `(cells,)` number of the label that is the best when all are read, -1 where that was not looked at.
         matched_counts: `(cells,)` share of a cell's counts that lies in known genes.
     """
@@ -58,8 +58,8 @@ class Answers:
     margin: np.ndarray
     novelty: np.ndarray
     answer: np.ndarray
-    sure: np.ndarray
-    proven: np.ndarray
+    confidence: np.ndarray
+    shortlist_is_exact: np.ndarray
     exact: np.ndarray
     matched_counts: np.ndarray
 
@@ -69,33 +69,33 @@ class Answers:
         return [field.name for field in fields(cls)]
 
     @classmethod
-    def concatenate(cls, parts: Iterable["Answers"]) -> "Answers":
+    def concatenate(cls, parts: Iterable["Predictions"]) -> "Predictions":
         """Joins chunks, in order."""
         chunks = list(parts)
         return cls(**{name: np.concatenate([getattr(part, name) for part in chunks]) for name in cls.names()})
 
 
 @dataclass(frozen=True)
-class BackOff:
+class Backoff:
     """
-    Answers as specific as is sure enough.
+    Predictions as specific as is sure enough.
 
     Args:
-        lineages: What can be answered.
+        hierarchy: What can be answered.
         error_rate: Of the answers.
         threshold: The least probability of an answer for it.
     """
 
-    lineages: Lineages
+    hierarchy: OntologyBackoff
     error_rate: float
     threshold: float
 
     def __call__(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the rungs that are answered, and their probabilities, of calibrated `(cells, labels)`."""
-        return self.lineages.answer(self.lineages.probabilities(probabilities), self.threshold)
+        return self.hierarchy.answer(self.hierarchy.probabilities(probabilities), self.threshold)
 
 
-class Judge:
+class DecisionRule:
     """
     Turns scores into answers: the best label always, and where the scores are calibrated the most specific term of the
     Cell Ontology whose probability is high enough for a rate of wrong answers, or `unknown`.
@@ -112,9 +112,9 @@ class Judge:
         self.labels = list(scorer.descriptions)
         self.shortlisted = "shortlist" in scorer.settings
         found = scorer.calibration if isinstance(scorer, DescriptionScorer) else None
-        self.calibration = None if found is None else Calibration(**found)
+        self.calibration = None if found is None else Calibration.from_dict(found)
         #: None where the scores are not calibrated.
-        self.back_off: BackOff | None = None
+        self.backoff: Backoff | None = None
         if self.calibration is None:
             if error_rate is not None:
                 raise InputError(
@@ -123,7 +123,7 @@ class Judge:
                 )
         elif error_rate is not None or f"{ERROR_RATE:g}" in self.calibration.thresholds:
             rate = ERROR_RATE if error_rate is None else error_rate
-            self.back_off = BackOff(Lineages(self.labels), rate, self.calibration.threshold(rate))
+            self.backoff = Backoff(OntologyBackoff(self.labels), rate, self.calibration.threshold(rate))
 
     @property
     def settings(self) -> dict[str, float]:
@@ -131,23 +131,23 @@ class Judge:
         if self.calibration is None:
             return {}
         found = {"temperature": self.calibration.temperature, "usual_novelty": self.calibration.usual_novelty}
-        if self.back_off is not None:
-            found |= {"error_rate": self.back_off.error_rate, "threshold": self.back_off.threshold}
+        if self.backoff is not None:
+            found |= {"error_rate": self.backoff.error_rate, "threshold": self.backoff.threshold}
         return found
 
     def __call__(
         self,
         scores: np.ndarray,
-        likeness: np.ndarray,
-        proven: np.ndarray,
+        max_cosine: np.ndarray,
+        shortlist_is_exact: np.ndarray,
         exact: np.ndarray,
         matched_counts: np.ndarray,
-    ) -> Answers:
+    ) -> Predictions:
         """
         Args:
             scores: `(cells, labels)`, NaN for cells without known genes.
-            likeness: `(cells,)` cosine with the most similar description.
-            proven, exact, matched_counts: As of `Answers`.
+            max_cosine: `(cells,)` cosine with the most similar description.
+            shortlist_is_exact, exact, matched_counts: As of `Predictions`.
         """
         known = ~np.isnan(scores[:, 0])
         cells = np.arange(len(scores))
@@ -156,23 +156,23 @@ class Judge:
         second = np.argmax(others, axis=1)
         # Of a single label, what it is ahead of is nothing.
         score, next_score = scores[cells, best], np.maximum(others[cells, second], 0)
-        answer, sure = np.full(len(scores), -1, np.int32), np.full(len(scores), np.nan, np.float32)
-        if self.back_off is not None and known.any():
-            answer[known], sure[known] = self.back_off(scores[known])
-        return Answers(
+        answer, confidence = np.full(len(scores), -1, np.int32), np.full(len(scores), np.nan, np.float32)
+        if self.backoff is not None and known.any():
+            answer[known], confidence[known] = self.backoff(scores[known])
+        return Predictions(
             best=np.where(known, best, -1).astype(np.int32),
             score=score,
             second=np.where(known & (scores.shape[1] > 1), second, -1).astype(np.int32),
             margin=score - next_score,
-            novelty=1 - likeness,
+            novelty=1 - max_cosine,
             answer=answer,
-            sure=sure,
-            proven=proven,
+            confidence=confidence,
+            shortlist_is_exact=shortlist_is_exact,
             exact=exact,
             matched_counts=matched_counts,
         )
 
-    def write(self, obs: pd.DataFrame, answers: Answers) -> None:
+    def write(self, obs: pd.DataFrame, answers: Predictions) -> None:
         """Writes the answers into `obs`, and takes out what an earlier run wrote there and this one does not."""
         for name in _OPTIONAL:
             if name in obs:
@@ -183,11 +183,11 @@ class Judge:
             obs[SECOND] = found_among(self.labels, answers.second)
         if not np.isnan(answers.novelty).all():
             obs[NOVELTY] = answers.novelty
-        if self.back_off is not None:
-            obs[ANSWER], obs[ANSWER_ID] = named(self.back_off.lineages, answers.answer, answers.best >= 0)
-            obs[ANSWER_PROBABILITY] = answers.sure
+        if self.backoff is not None:
+            obs[ANSWER], obs[ANSWER_ID] = named(self.backoff.hierarchy, answers.answer, answers.best >= 0)
+            obs[ANSWER_PROBABILITY] = answers.confidence
         if self.shortlisted:
-            obs[PROVEN] = answers.proven
+            obs[PROVEN] = answers.shortlist_is_exact
 
 
 def found_among(labels: Sequence[str], numbers: np.ndarray) -> "pd.Categorical[str]":
@@ -208,10 +208,10 @@ def best_of(annotated: ad.AnnData) -> pd.Series:
     return annotated.obs[CELL_TYPE].cat.set_categories(candidates_of(annotated))
 
 
-def named(lineages: Lineages, rungs: np.ndarray, known: np.ndarray) -> tuple[pd.Categorical, pd.Categorical]:
+def named(hierarchy: OntologyBackoff, nodes: np.ndarray, known: np.ndarray) -> tuple[pd.Categorical, pd.Categorical]:
     """Names and ids of rungs: `unknown` and no id where nothing is sure enough, missing where nothing is known."""
-    names = np.array([*(rung.name for rung in lineages.rungs), UNKNOWN], dtype=object)[rungs]
-    ids = np.array([*(rung.id for rung in lineages.rungs), ""], dtype=object)[rungs]
+    names = np.array([*(node.name for node in hierarchy.nodes), UNKNOWN], dtype=object)[nodes]
+    ids = np.array([*(node.id for node in hierarchy.nodes), ""], dtype=object)[nodes]
     names[~known] = ids[~known] = None
     return pd.Categorical(names), pd.Categorical(ids)
 
@@ -228,13 +228,13 @@ def count_answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def facts_of(answers: Answers, judge: Judge) -> dict[str, Any]:
+def facts_of(answers: Predictions, rule: DecisionRule) -> dict[str, Any]:
     """What is known of the answers of a shortlist: shares of cells."""
-    if not judge.shortlisted:
+    if not rule.shortlisted:
         return {}
     checked = answers.exact >= 0
     facts: dict[str, Any] = {
-        "proven": float(answers.proven.sum() / max(1, (answers.best >= 0).sum())),
+        "proven": float(answers.shortlist_is_exact.sum() / max(1, (answers.best >= 0).sum())),
         "checked": int(checked.sum()),
     }
     if checked.any():
@@ -243,9 +243,9 @@ def facts_of(answers: Answers, judge: Judge) -> dict[str, Any]:
 
 
 __all__ = [
-    "Answers",
-    "BackOff",
-    "Judge",
+    "Backoff",
+    "DecisionRule",
+    "Predictions",
     "best_of",
     "candidates_of",
     "count_answers",

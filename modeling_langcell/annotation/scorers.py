@@ -51,12 +51,12 @@ class PrototypeScorer:
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
-        embeds, described, proven, likeness = self.by_description(ids, cells)
+        embeds, described, shortlist_is_exact, max_cosine = self.by_description(ids, cells)
         similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
         # What is proven of a part of the score is not proven of all of it.
-        proven &= self.by_description.shortlist is None
+        shortlist_is_exact &= self.by_description.shortlist is None
         scores = self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described
-        return Scored(embeds, scores, proven, likeness)
+        return Scored(embeds, scores, shortlist_is_exact, max_cosine)
 
 
 class ClassScorer:
@@ -77,8 +77,8 @@ class ClassScorer:
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
         logits = self.model.classifier(pooled).float()
-        several = self.model.config.problem_type == "multi_label_classification"
-        scores = logits.sigmoid() if several else logits.softmax(dim=1)
+        multilabel = self.model.config.problem_type == "multi_label_classification"
+        scores = logits.sigmoid() if multilabel else logits.softmax(dim=1)
         no_text = torch.full((len(cells),), torch.nan)
         return Scored(F.normalize(pooled.float(), dim=-1), scores, torch.ones(len(cells), dtype=torch.bool), no_text)
 

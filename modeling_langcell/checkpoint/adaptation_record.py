@@ -31,7 +31,7 @@ class Adaptation:
         labels: Labels and their descriptions, in the order of the head's outputs; a description may be empty where
             there is a classification head.
         base: Checkpoint that was adapted.
-        several: Whether a cell may have several labels.
+        multilabel: Whether a cell may have several labels.
         alpha: Weight of the similarity against the matching head.
         prototype_weight: Weight of the prototypes against the descriptions.
         cells: How many cells of each label were learnt from.
@@ -45,7 +45,7 @@ class Adaptation:
     head: Head
     labels: dict[str, str]
     base: str
-    several: bool = False
+    multilabel: bool = False
     alpha: float = 1.0
     prototype_weight: float = 0.0
     cells: dict[str, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Adaptation:
     @property
     def classes(self) -> dict[str, Any]:
         """What the config of `LangCellForSequenceClassification` says of the labels."""
-        kind = "multi_label_classification" if self.several else "single_label_classification"
+        kind = "multi_label_classification" if self.multilabel else "single_label_classification"
         names = dict(enumerate(self.labels))
         return {"id2label": names, "label2id": {name: i for i, name in names.items()}, "problem_type": kind}
 
@@ -86,7 +86,9 @@ class Adaptation:
         if not (folder / ADAPTATION).is_file():
             return None
         try:
-            found = cls(**json.loads((folder / ADAPTATION).read_text(encoding="utf-8")))
+            said = json.loads((folder / ADAPTATION).read_text(encoding="utf-8"))
+            # Older ones call it `several`.
+            found = cls(**{"multilabel" if name == "several" else name: value for name, value in said.items()})
             found._check()
             if found.head == "prototypes":
                 if not (folder / PROTOTYPES).is_file():

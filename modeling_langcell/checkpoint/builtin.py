@@ -18,17 +18,17 @@ _HUB_CONFIGS = _folder("hub_configs")
 MODEL_CARDS = _folder("model_cards")
 
 
-def locate(checkpoint: str | Path) -> str:
+def resolve_checkpoint(checkpoint: str | Path) -> str:
     """Where a checkpoint is: `langcell-mini`, where no folder here is called so, is the one of the package."""
     if str(checkpoint) == MINI and not Path(MINI).is_dir():
         return str(_HUB_CONFIGS / MINI)
     return str(checkpoint)
 
 
-def name_of(checkpoint: str | Path) -> str:
+def display_name(checkpoint: str | Path) -> str:
     """A checkpoint as others are told of it: the package's by its name, any other as it was given."""
     shipped = (_HUB_CONFIGS / MINI).resolve()
     return MINI if Path(checkpoint).is_dir() and Path(checkpoint).resolve() == shipped else str(checkpoint)
 
 
-__all__ = ["MINI", "MODEL_CARDS", "locate", "name_of"]
+__all__ = ["MINI", "MODEL_CARDS", "display_name", "resolve_checkpoint"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..model.processing_langcell import WORDINGS
+from ..model.processing_langcell import PROMPT_TEMPLATES
 
 if TYPE_CHECKING:
     from ..annotation.annotator import LangCellAnnotator
@@ -28,8 +28,10 @@ def fingerprint(annotator: "LangCellAnnotator") -> str:
         "genes": extractor.gene_vocabulary,
         "lengths": [extractor.max_length, annotator.processor.tokenizer.model_max_length],
     }
-    if annotator.processor.wordings != WORDINGS:  # Figures of others were found before a model could have any.
-        deciding["wordings"] = annotator.processor.wordings
+    if (
+        annotator.processor.prompt_templates != PROMPT_TEMPLATES
+    ):  # Figures of others were found before a model could have any.
+        deciding["wordings"] = annotator.processor.prompt_templates
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

@@ -18,7 +18,7 @@ from ..model.errors import InputError, reason_of
 from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from .adaptation_record import PEFT_CONFIG, PEFT_WEIGHTS, PROTOTYPES, Adaptation
-from .builtin import locate, name_of
+from .builtin import display_name, resolve_checkpoint
 from .files import ADAPTATION, read_json, require_no_code
 from .fingerprint import weights_of_base
 from .repository import fetch
@@ -74,7 +74,7 @@ def load_checkpoint(
         checkpoint = adaptation.base if checkpoint is None else checkpoint
     if checkpoint is None:
         raise InputError("Name a checkpoint, or an adapter.")
-    checkpoint = locate(checkpoint)
+    checkpoint = resolve_checkpoint(checkpoint)
     folder = _fetch_checkpoint(checkpoint, revision)
     if adapter is None:
         adaptation = Adaptation._read(folder, checkpoint)
@@ -106,7 +106,7 @@ def load_checkpoint(
     if adapter is not None and adaptation is not None:
         if dtype in ("float32", torch.float32) and weights_of_base(model, adaptation.head) != adaptation.base_weights:
             raise InputError(
-                f"{str(adapter)!r} was made from {adaptation.base!r}: {name_of(checkpoint)!r} has other weights."
+                f"{str(adapter)!r} was made from {adaptation.base!r}: {display_name(checkpoint)!r} has other weights."
             )
         if adaptation.head != "prototypes":
             model = _merge(model, adapter_folder, adapter)
@@ -120,7 +120,7 @@ def load_processor(checkpoint: str | Path, *, revision: str | None = None) -> La
     Raises:
         InputError: Nothing there that can be loaded.
     """
-    checkpoint = locate(checkpoint)
+    checkpoint = resolve_checkpoint(checkpoint)
     folder = _fetch_checkpoint(checkpoint, revision)
     _require_own_files(folder, checkpoint)
     with _loading(checkpoint):

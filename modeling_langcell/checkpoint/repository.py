@@ -108,7 +108,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         return _persist(pull)
 
 
-def require_leave(repo_id: str, private: bool = False) -> str:
+def require_write_access(repo_id: str, private: bool = False) -> str:
     """
     Makes a repository where there is none, and sees that it may be pushed to.
 
@@ -155,7 +155,7 @@ def push(
     files = _files(Path(folder), tuple(ignore))
     if not files:
         raise InputError(f"{folder} holds no files to push.")
-    repo_id = require_leave(repo_id, private)
+    repo_id = require_write_access(repo_id, private)
     with _one_line(f"{folder} was not pushed to {repo_id}", "no file was changed there"):
         commit = _persist(lambda: _commit(files, repo_id, tag, message))
     done = Pushed(repo_id, commit, f"{HfApi().endpoint}/{repo_id}/commit/{commit}")
@@ -287,4 +287,4 @@ def _reason(error: BaseException) -> str:
     return ": ".join(said[:2]) if isinstance(error, RuntimeError) else said[0]
 
 
-__all__ = ["Pushed", "fetch", "push", "require_leave"]
+__all__ = ["Pushed", "fetch", "push", "require_write_access"]

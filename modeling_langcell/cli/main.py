@@ -17,8 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..checkpoint.builtin import MINI, locate, name_of
-from ..io.atomic import require_apart, require_free, write_whole
+from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
+from ..io.atomic import atomic_write, require_apart, require_new_folder
 from ..model.errors import InputError, reason_of
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def describe(
         raise InputError("Name labels, or a file of them with --labels, and not both.")
     processor = load_processor(model, revision=revision)
     tokenizer = processor.tokenizer
-    found = candidates(_read_labels(file) if file is not None else labels or [], processor.wordings)
+    found = candidates(_read_labels(file) if file is not None else labels or [], processor.prompt_templates)
     for number, candidate in enumerate(found):
         typer.echo("\n" * (number > 0) + candidate.label)
         if candidate.term is not None:
@@ -346,13 +346,12 @@ def describe(
         for text in candidate.texts:
             typer.echo(f"  text   {text.text}")
             typer.echo(f"  from   {text.origin}")
-            if text.wording:
-                typer.echo(f"  as     {text.wording}")
+            if text.template:
+                typer.echo(f"  as     {text.template}")
             pieces, most = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
             if pieces > most:
-                typer.echo(
-                    f"  cut    after {most} of its {pieces} word pieces, which is what {name_of(locate(model))} reads"
-                )
+                name = display_name(resolve_checkpoint(model))
+                typer.echo(f"  cut    after {most} of its {pieces} word pieces, which is what {name} reads")
 
 
 @app.command()
@@ -386,7 +385,7 @@ def search(
         typer.echo(f"{similarity:>8.3f}  {cell}")
     if out is not None:
         try:
-            write_whole(out, found.to_csv(sep="\t").encode())
+            atomic_write(out, found.to_csv(sep="\t").encode())
         except OSError as error:
             raise InputError(f"{out} cannot be written: {reason_of(error)}.") from error
         typer.echo(f"Cells: {out}")
@@ -440,7 +439,7 @@ def explain(
     for label, genes in found.groupby("label", sort=False):
         typer.echo(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
     try:
-        write_whole(out, found.to_csv(sep="\t", index=False).encode())
+        atomic_write(out, found.to_csv(sep="\t", index=False).encode())
     except OSError as error:
         raise InputError(f"{out} cannot be written: {reason_of(error)}.") from error
     typer.echo(f"Genes: {out}")
@@ -487,14 +486,14 @@ def adapt(
         from ..adaptation.adapt import adapt as adapt_checkpoint
     except ImportError as error:
         raise InputError('Adaptation needs peft: pip install "modeling-langcell[adapt]".') from error
-    from ..checkpoint.repository import require_leave
+    from ..checkpoint.repository import require_write_access
     from ..io.h5ad import open_cells
 
-    require_free(out)
+    require_new_folder(out)
     if push_to is not None:
-        if Path(locate(model)).is_dir() and name_of(locate(model)) != MINI:
+        if Path(resolve_checkpoint(model)).is_dir() and display_name(resolve_checkpoint(model)) != MINI:
             raise InputError(f"Nobody else has {model}, which it is made from: push that, and name its Hub id.")
-        require_leave(push_to)  # Before the adaptation, and not after it.
+        require_write_access(push_to)  # Before the adaptation, and not after it.
     config = AdaptationConfig(
         head=head,  # type: ignore[arg-type]  # AdaptationConfig says what there is.
         method=method,  # type: ignore[arg-type]
@@ -613,7 +612,9 @@ def evaluate(
             *_files_of("--adapter", adapter),
         ],
     )
-    bench = Bench(locate(model), adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device)
+    bench = Bench(
+        resolve_checkpoint(model), adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device
+    )
     if gene_sets is not None and not gene_sets.is_file():
         raise InputError(f"No file {gene_sets}.")
     results, drawn = [], {}
@@ -775,7 +776,7 @@ def _require_picture(figure: Path | None) -> None:
 
 def _files_of(option: str, checkpoint: str | None) -> list[tuple[str, Path]]:
     """What a checkpoint or an adapter in a folder here is read from, each beside the option that names the folder."""
-    if checkpoint is None or not (folder := Path(locate(checkpoint))).is_dir():
+    if checkpoint is None or not (folder := Path(resolve_checkpoint(checkpoint))).is_dir():
         return []
     kinds = (".json", ".safetensors", ".bin", ".txt", ".py")  # Pages, figures and tables may lie there too.
     return [(option, path) for path in sorted(folder.iterdir()) if path.suffix in kinds]

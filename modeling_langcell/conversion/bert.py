@@ -24,9 +24,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..checkpoint.builtin import locate, name_of
+from ..checkpoint.builtin import display_name, resolve_checkpoint
 from ..checkpoint.repository import fetch
-from ..io.atomic import require_free, whole_folder, write_whole
+from ..io.atomic import atomic_folder, atomic_write, require_new_folder
 from ..model.configuration_langcell import LangCellCellConfig
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
@@ -201,11 +201,11 @@ def export_cell_tower(
     Raises:
         InputError: No cell tower or no masked-gene head there, an extractor of other genes, an `output` in use.
     """
-    output = require_free(output)
+    output = require_new_folder(output)
     source = ""
     if isinstance(model, (str, Path)):
-        source = name_of(locate(model))
-        folder = fetch(locate(model), revision)
+        source = display_name(resolve_checkpoint(model))
+        folder = fetch(resolve_checkpoint(model), revision)
         model = _read_langcell(folder, source, masked_genes)
         extractor = _read_extractor(folder, source) if extractor is None else extractor
     tower, head = _parts(model)
@@ -215,10 +215,10 @@ def export_cell_tower(
     if extractor is not None and len(extractor) != config.vocab_size:
         raise InputError(f"The extractor has {len(extractor)} ids, the cell tower {config.vocab_size}.")
     state = _state_as_bert(tower, head if masked_genes else None)
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         config.save_pretrained(folder)
         # Not by save_file, which lets nobody else read it.
-        write_whole(folder / SAFE_WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
+        atomic_write(folder / SAFE_WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
         if extractor is not None:
             _write_genes(extractor, folder / GENES)
         _write_card(folder, source, masked_genes)

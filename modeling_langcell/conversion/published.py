@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 from transformers.activations import ACT2FN
 
-from ..io.atomic import require_free, whole_folder
+from ..io.atomic import atomic_folder, require_new_folder
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
@@ -65,7 +65,7 @@ def convert(
     Raises:
         InputError: Missing, damaged or unsafe files, parts that do not fit together, an `output` that is in use.
     """
-    parts, output = Path(parts), require_free(output)
+    parts, output = Path(parts), require_new_folder(output)
     configs = {"cell_config": parts / "cell_bert/config.json", "text_config": parts / "text_bert/config.json"}
     weights = {module: parts / name for module, name in PARTS.items()}
     vocabularies = [Path(path) for path in (token_dictionary, gene_medians, gene_names, text_vocab)]
@@ -80,7 +80,7 @@ def convert(
     model = _build_model(geometry, states, extractor, tokenizer, weights)
     processor = LangCellProcessor(extractor, tokenizer)
 
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         _verify(folder, model, processor)

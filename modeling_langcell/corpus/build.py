@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..conversion.published import read_gene_vocabulary
-from ..io.atomic import write_whole
+from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from .corpus import FORMAT, GENES, MANIFEST, PANELS, PLAN, SHARDS, UNFINISHED, Corpus
@@ -36,7 +36,7 @@ from .sources import ASPECTS, Source, facts_of
 #: Geneformer's gene vocabulary: ids, medians, symbols.
 GENEFORMER = ("token_dictionary.pkl", "gene_median_dictionary.pkl", "gene_name_id_dict.pkl")
 _UNFIT = "unfit.json"
-#: How `write_whole` calls a file until it is whole. A hidden name alone says nothing: a source may have one.
+#: How `atomic_write` calls a file until it is whole. A hidden name alone says nothing: a source may have one.
 _HALF_WRITTEN = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
 
 
@@ -89,7 +89,7 @@ def make_corpus(
     if (output / MANIFEST).exists() and not (output / PLAN).exists():
         raise InputError(f"{output} holds a corpus already: choose a new folder.")
     with SharedWork(processes, scheduler) as work:
-        making = _Making(sources, output, settings, on_unfit, work)
+        making = CorpusBuilder(sources, output, settings, on_unfit, work)
         making.inspect()
         making.claim_folder()
         if not (output / MANIFEST).exists():  # Else it was killed when all was done but for clearing up.
@@ -120,7 +120,7 @@ class _Chunk:
         return adata, facts_of(adata.obs, self.source.name)
 
 
-class _Making:
+class CorpusBuilder:
     """The steps of making a corpus, in their order."""
 
     def __init__(self, sources, output, settings, on_unfit, work):
@@ -170,7 +170,7 @@ class _Making:
             if begun_with is None:
                 if not self.is_new and not self._is_free():
                     raise InputError(f"{self.output} is not empty: choose a new folder.")
-                write_whole(self.output / PLAN, _json(plan))
+                atomic_write(self.output / PLAN, _json(plan))
             elif begun_with != plan:
                 raise InputError(f"{self.output} was begun with other sources or settings: choose a new folder.")
             elif of_others := [path for path in self._found() if self._own_name(path) is None]:
@@ -205,8 +205,8 @@ class _Making:
                 raise InputError(
                     f"No gene is counted in {least} cells of primary data: lower min_cells, or add sources."
                 )
-        write_whole(self.output / GENES, _json(vocabulary))
-        write_whole(found_unfit, _json(self.unfit))
+        atomic_write(self.output / GENES, _json(vocabulary))
+        atomic_write(found_unfit, _json(self.unfit))
 
     def write_shards(self) -> None:
         """The ranked cells."""
@@ -234,7 +234,7 @@ class _Making:
                 measured[study] = measured.get(study, 0) | genes
         panels = [np.flatnonzero(np.unpackbits(genes)) for _, genes in sorted(measured.items())]
         table = pa.table({"study": pa.array(sorted(measured)), "token_ids": pa.array(panels, pa.list_(pa.uint32()))})
-        write_whole(self.output / PANELS, _arrow(table))
+        atomic_write(self.output / PANELS, _arrow(table))
 
     def write_manifest(self) -> None:
         """What was made of what; with it the corpus is whole."""
@@ -260,7 +260,7 @@ class _Making:
         for path in self._found():
             if self._own_name(path) not in (None, path.name):
                 path.unlink(missing_ok=True)  # A process that was killed has left it half-written.
-        write_whole(self.output / MANIFEST, _json(manifest))
+        atomic_write(self.output / MANIFEST, _json(manifest))
 
     def clear_up(self) -> None:
         """Removes what only the making needed; the plan last, so that being killed here too can be gone on from."""
@@ -432,7 +432,7 @@ def _encode(chunk: _Chunk, genes: _File, max_genes: int, path: str) -> dict[str,
         } | {aspect: pa.array(facts[aspect].to_numpy()[kept], pa.string()) for aspect in ASPECTS}
         left_out = dict(sorted(Counter(reasons[reasons != ""].tolist()).items()))
         table = pa.table(columns).replace_schema_metadata({"left_out": json.dumps(left_out)})
-        write_whole(path, _arrow(table))
+        atomic_write(path, _arrow(table))
     return _describe_shard(Path(path))
 
 

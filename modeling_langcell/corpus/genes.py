@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from ..io.atomic import write_whole
+from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 
@@ -114,7 +114,7 @@ class MedianSketch:
         """Writes it to an `.npz` file, whole or not at all."""
         content = io.BytesIO()
         np.savez_compressed(content, bins=self.bins, values=self.values)
-        write_whole(path, content.getvalue())
+        atomic_write(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> "MedianSketch":

@@ -12,7 +12,7 @@ from uuid import uuid4
 from ..model.errors import InputError, reason_of
 
 
-def require_place(path: str | Path) -> None:
+def require_writable_file(path: str | Path) -> None:
     """
     A place for a file: nothing, or a file that it replaces.
 
@@ -69,7 +69,7 @@ def _is_same(one: Path, other: Path) -> bool:
         return False  # One of them is not there yet.
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
+def atomic_write(path: str | Path, content: bytes) -> None:
     """
     Writes a file aside and renames it: whoever looks sees nothing or all of it, and it outlives a crash of the machine.
     Its folder is made if need be, and what could not be written is not left behind.
@@ -78,7 +78,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
         OSError: It cannot be written there.
     """
     path = Path(path)
-    require_place(path)
+    require_writable_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
@@ -92,7 +92,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
         raise
 
 
-def require_free(output: str | Path) -> Path:
+def require_new_folder(output: str | Path) -> Path:
     """
     A folder that can be made.
 
@@ -114,14 +114,14 @@ def nearest_parent(path: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(output: str | Path) -> Iterator[Path]:
+def atomic_folder(output: str | Path) -> Iterator[Path]:
     """
     A folder to fill, which becomes `output` when all went well; after an error nothing of it is left.
 
     Raises:
         InputError: `output` is in use, or cannot be written.
     """
-    output = require_free(output)
+    output = require_new_folder(output)
     try:
         # Made beside the nearest parent that exists, so that renaming it is one step on one file system.
         with tempfile.TemporaryDirectory(dir=nearest_parent(output), prefix=f".{output.absolute().name}-") as aside:
@@ -136,4 +136,4 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 
-__all__ = ["require_apart", "require_free", "require_place", "whole_folder", "write_whole"]
+__all__ = ["atomic_folder", "atomic_write", "require_apart", "require_new_folder", "require_writable_file"]

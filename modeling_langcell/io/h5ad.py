@@ -13,7 +13,7 @@ import anndata as ad
 import h5py
 
 from ..model.errors import InputError, reason_of
-from .atomic import require_place
+from .atomic import require_writable_file
 from .columns import EMBEDDING, RUN
 
 
@@ -84,7 +84,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     output = Path(output)
     aside = None
     try:
-        require_place(output)
+        require_writable_file(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
         os.close(descriptor)

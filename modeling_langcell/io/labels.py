@@ -36,13 +36,13 @@ class Labels:
         return len(self.rows)
 
     @property
-    def several(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether a cell may have several labels."""
         return self.truth.ndim == 2
 
     def sizes(self) -> dict[str, int]:
         """How many cells have each label."""
-        counts = self.truth.sum(axis=0) if self.several else np.bincount(self.truth, minlength=len(self.names))
+        counts = self.truth.sum(axis=0) if self.multilabel else np.bincount(self.truth, minlength=len(self.names))
         return dict(zip(self.names, map(int, counts), strict=True))
 
     def take(self, chosen: np.ndarray) -> "Labels":
@@ -56,7 +56,7 @@ class Labels:
         Raises:
             InputError: A label with fewer cells, or cells that may have several.
         """
-        if self.several:
+        if self.multilabel:
             raise InputError("So many cells of each label can be drawn only where a cell has one label.")
         if number < 1:
             raise InputError(f"{number} is no number of cells to learn a label from.")
@@ -81,7 +81,7 @@ class Labels:
                 np.arange(len(self)),
                 test_size=share,
                 random_state=seed,
-                stratify=None if self.several else self.truth,
+                stratify=None if self.multilabel else self.truth,
             )
         except ValueError as error:
             raise InputError(f"A share of {share} cannot be held out of {len(self)} labelled cells: {error}") from error

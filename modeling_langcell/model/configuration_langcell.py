@@ -2,7 +2,8 @@
 """Configurations of the LangCell family: the cell tower, the text tower, and both joined."""
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -27,6 +28,11 @@ _LANGCELL_AUTO_MAP = {
 #: The pipeline of such a repository, by its task.
 PIPELINE_TASK = "zero-shot-cell-annotation"
 _PIPELINE = {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": ["AutoModel"]}
+
+
+def templates_of(calibration: Mapping[str, Any], default: Sequence[str]) -> Sequence[str]:
+    """The prompt templates that a calibration holds for; older ones call them wordings, or name none."""
+    return calibration.get("prompt_templates", calibration.get("wordings", default))
 
 
 class _PublishedConfig(PreTrainedConfig):
@@ -236,7 +242,7 @@ class LangCellConfig(_PublishedConfig):
         whole = isinstance(thresholds, dict) and isinstance(fitted, dict)
         numbers = [self.calibration.get(name) for name in ("temperature", "usual_novelty", "alpha")]
         numbers += thresholds.values() if isinstance(thresholds, dict) else []
-        whole &= isinstance(self.calibration.get("wordings", []), (list, tuple))  # Older ones say nothing of them.
+        whole &= isinstance(templates_of(self.calibration, []), (list, tuple))
         whole &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
         if not whole or self.calibration["temperature"] <= 0:
             raise ValueError("calibration is not what langcell calibrate writes: leave it out, or calibrate again.")

@@ -115,7 +115,7 @@ class LangCellMultiHeadAttention(nn.Module):
         )
         return states.flatten(2), weights
 
-    def attend_unevenly(self, query, key, value, padding_mask, **kwargs):
+    def cross_attend(self, query, key, value, padding_mask, **kwargs):
         """
         As `attend`, for queries that are not as many as the keys; `padding_mask` is `(rows, keys)`, 1 for tokens.
 
@@ -134,30 +134,30 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        first_only: bool = False,
+        cls_only: bool = False,
         sequences: PackedSequences | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if sequences is not None:
-            return self.attend_packed(hidden_states, sequences, first_only), None
+            return self.attend_packed(hidden_states, sequences, cls_only), None
         # Adapters put something else in a projection's place, which only calling it does justice to.
-        if first_only and type(self.key) is type(self.value) is nn.Linear:
+        if cls_only and type(self.key) is type(self.value) is nn.Linear:
             return self.attend_from_first(hidden_states, attention_mask)
         key, value = self.heads(dense(self.key, hidden_states)), self.heads(dense(self.value, hidden_states))
-        if first_only:
+        if cls_only:
             query = self.heads(dense(self.query, hidden_states[:, :1]))
-            return self.attend_unevenly(query, key, value, attention_mask, **kwargs)
+            return self.cross_attend(query, key, value, attention_mask, **kwargs)
         query = self.heads(dense(self.query, hidden_states))
         return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
 
-    def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, first_only: bool) -> torch.Tensor:
+    def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, cls_only: bool) -> torch.Tensor:
         """As `forward`, of `(tokens, width)` states of sequences laid end to end."""
         # Run by run is for a processor, which gains by every operation saved; a GPU would wait between the runs.
-        if first_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
+        if cls_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
             runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
             return torch.cat(runs)
         asking, queries = states, sequences
-        if first_only:
+        if cls_only:
             asking, queries = states[sequences.first], PackedSequences([1] * len(sequences), states.device)
         query, key, value = (
             self.packed_heads(dense(part, asked))
@@ -211,7 +211,7 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
         blocks = dense(self.query, hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
         query = self.heads(blocks).expand(cells, -1, -1, -1)
         key, value = (self.heads(dense(p, cell_hidden_states)) for p in (self.key, self.value))
-        states, weights = self.attend_unevenly(query, key, value, cell_attention_mask, **kwargs)
+        states, weights = self.cross_attend(query, key, value, cell_attention_mask, **kwargs)
         return states.unflatten(1, (texts_per_cell, length)).flatten(0, 1), weights
 
     def attend_packed(
@@ -261,9 +261,9 @@ class LangCellAttention(nn.Module):
         self.self = LangCellSelfAttention(config)
         self.output = LangCellResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states, attention_mask, first_only=False, sequences=None, **kwargs):
-        attended, _ = self.self(hidden_states, attention_mask, first_only, sequences, **kwargs)
-        if first_only:
+    def forward(self, hidden_states, attention_mask, cls_only=False, sequences=None, **kwargs):
+        attended, _ = self.self(hidden_states, attention_mask, cls_only, sequences, **kwargs)
+        if cls_only:
             hidden_states = hidden_states[:, :1] if sequences is None else hidden_states[sequences.first]
         return self.output(attended, hidden_states)
 
@@ -309,8 +309,8 @@ class LangCellCellLayer(GradientCheckpointingLayer):
         self.intermediate = LangCellIntermediate(config)
         self.output = LangCellResidual(config, config.intermediate_size)
 
-    def forward(self, hidden_states, attention_mask=None, first_only=False, **kwargs):
-        hidden_states = self.attention(hidden_states, attention_mask, first_only, **kwargs)
+    def forward(self, hidden_states, attention_mask=None, cls_only=False, **kwargs):
+        hidden_states = self.attention(hidden_states, attention_mask, cls_only, **kwargs)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -331,19 +331,19 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         cell_hidden_states=None,
         cell_attention_mask=None,
         texts_per_cell=1,
-        first_only=False,
+        cls_only=False,
         **kwargs,
     ):
-        hidden_states = self.attention(hidden_states, attention_mask, first_only, **kwargs)
+        hidden_states = self.attention(hidden_states, attention_mask, cls_only, **kwargs)
         if cell_hidden_states is not None:
             hidden_states = self.crossattention(
                 hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs
             )
         return self.output(self.intermediate(hidden_states), hidden_states)
 
-    def read_packed(self, hidden_states, sequences, first_only, *cells_and_texts):
+    def read_packed(self, hidden_states, sequences, cls_only, *cells_and_texts):
         """As `forward` with cells, of sequences laid end to end; what follows is for the cross-attention."""
-        hidden_states = self.attention(hidden_states, None, first_only, sequences)
+        hidden_states = self.attention(hidden_states, None, cls_only, sequences)
         hidden_states = self.crossattention.read_packed(hidden_states, *cells_and_texts)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
@@ -433,8 +433,8 @@ class LangCellCellModel(LangCellTowerModel):
         hidden_states = self.embeddings(input_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
         for layer in self.encoder.layer:
-            first_only = pooled_only and layer is self.encoder.layer[-1]
-            hidden_states = layer(hidden_states, attention_mask if first_only else mask, first_only, **kwargs)
+            cls_only = pooled_only and layer is self.encoder.layer[-1]
+            hidden_states = layer(hidden_states, attention_mask if cls_only else mask, cls_only, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
     def read_packed(
@@ -454,7 +454,7 @@ class LangCellCellModel(LangCellTowerModel):
         """
         states = self.embeddings(input_ids, sequences=cells)
         for layer in self.encoder.layer:
-            states = layer(states, first_only=pooled_only and layer is self.encoder.layer[-1], sequences=cells)
+            states = layer(states, cls_only=pooled_only and layer is self.encoder.layer[-1], sequences=cells)
         return states, states if pooled_only else states[cells.first]
 
 
@@ -528,14 +528,14 @@ class LangCellTextModel(LangCellTowerModel):
 
         takes_mean = self.config.pooling == "mean" and encoder_hidden_states is None
         for layer in self.encoder.layer:
-            first_only = pooled_only and not takes_mean and layer is self.encoder.layer[-1]
+            cls_only = pooled_only and not takes_mean and layer is self.encoder.layer[-1]
             hidden_states = layer(
                 hidden_states,
-                attention_mask if first_only else mask,
+                attention_mask if cls_only else mask,
                 encoder_hidden_states,
                 encoder_attention_mask,
                 texts_per_cell,
-                first_only,
+                cls_only,
                 **kwargs,
             )
             if shared:  # The first cross-attention has made pairs of the shared texts.
@@ -557,8 +557,8 @@ class LangCellTextModel(LangCellTowerModel):
         states = self.embeddings(input_ids, sequences=texts)
         takes_mean = self.config.pooling == "mean"
         for layer in self.encoder.layer:
-            first_only = not takes_mean and layer is self.encoder.layer[-1]
-            states = layer(states, first_only=first_only, sequences=texts)
+            cls_only = not takes_mean and layer is self.encoder.layer[-1]
+            states = layer(states, cls_only=cls_only, sequences=texts)
         return texts.mean(states) if takes_mean else states
 
     def read_packed_pairs(
@@ -963,12 +963,12 @@ class LangCellForPreTraining(LangCellModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         text_index: torch.Tensor | None = None,
-        neutral: torch.Tensor | None = None,
+        ignored_pairs: torch.Tensor | None = None,
         text_pooled: torch.Tensor | None = None,
         masked_input_ids: torch.Tensor | None = None,
         masked_gene_labels: torch.Tensor | None = None,
         negative_draws: torch.Tensor | None = None,
-        passes: int = 1,
+        length_groups: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """
@@ -979,7 +979,7 @@ class LangCellForPreTraining(LangCellModel):
             cell_input_ids, cell_attention_mask: `(cells, genes)`.
             input_ids, attention_mask: `(texts, tokens)` of the batch's distinct descriptions, in every process.
             text_index: `(cells,)` row of each cell's description; of the cells of all processes.
-            neutral: `(cells, texts)` booleans, true where a text is true of a cell without being its description;
+            ignored_pairs: `(cells, texts)` booleans, true where a text is true of a cell without being its description;
                 such pairs are neither positives nor negatives. Of the cells of all processes.
             text_pooled: `(texts, hidden_size)` pooled states of the texts where the text tower is frozen and they are
                 known; `input_ids` are then needed for the matching alone.
@@ -987,14 +987,14 @@ class LangCellForPreTraining(LangCellModel):
                 here by default.
             negative_draws: `(cells, 2)` numbers that decide the negatives of the matching, the same in every process;
                 drawn here by default, which is for one process only.
-            passes: In how many groups of similar length the cells are read, to pad less.
+            length_groups: In how many groups of similar length the cells are read, to pad less.
         """
         config = self.config
         if config.masked_gene_weight and masked_input_ids is None:
             masked_input_ids, masked_gene_labels = self.masked_gene_modelling.corrupt(cell_input_ids)
         read = [
             self._read_cells(rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_labels, **kwargs)
-            for rows in _by_length(cell_input_ids, cell_attention_mask, passes)
+            for rows in _by_length(cell_input_ids, cell_attention_mask, length_groups)
         ]
         back = torch.cat([group.rows for group in read]).argsort()
 
@@ -1015,9 +1015,11 @@ class LangCellForPreTraining(LangCellModel):
             text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
             logits_per_cell = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
             if config.cell_text_weight:
-                losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, neutral)
+                losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, ignored_pairs)
             if config.matching_weight:
-                negatives = self.cell_text_matching.draw_negatives(logits_per_cell, text_index, neutral, negative_draws)
+                negatives = self.cell_text_matching.draw_negatives(
+                    logits_per_cell, text_index, ignored_pairs, negative_draws
+                )
                 losses["matching"] = self._matching_loss(read, input_ids, attention_mask, text_index, *negatives)
         weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
         return LangCellForPreTrainingOutput(

@@ -117,14 +117,14 @@ class CellTextContrast(nn.Module):
     """C-T: a cell is nearest to its own description and a description to its own cells, by symmetric InfoNCE."""
 
     def forward(
-        self, logits_per_cell: torch.Tensor, text_index: torch.Tensor, neutral: torch.Tensor | None = None
+        self, logits_per_cell: torch.Tensor, text_index: torch.Tensor, ignored_pairs: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
         Args:
             logits_per_cell: `(cells, texts)` cosines over temperature, against distinct texts.
             text_index: `(cells,)` row of each cell's own description.
-            neutral: `(cells, texts)` booleans, true where a description is true of a cell without being its own (an
-                ancestor in the ontology): such pairs count neither for nor against.
+            ignored_pairs: `(cells, texts)` booleans, true where a description is true of a cell without being its own
+                (an ancestor in the ontology): such pairs count neither for nor against.
 
         Returns:
             The mean of the cell-to-text and the text-to-cell loss. A description with several cells asks for each of
@@ -133,8 +133,8 @@ class CellTextContrast(nn.Module):
         logits = logits_per_cell.float()
         cells = torch.arange(len(logits), device=logits.device)
         own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
-        if neutral is not None:
-            logits = logits.masked_fill(neutral & ~own, -torch.inf)
+        if ignored_pairs is not None:
+            logits = logits.masked_fill(ignored_pairs & ~own, -torch.inf)
         cell_to_text = F.cross_entropy(logits, text_index)
 
         positives = logits[cells, text_index]
@@ -154,14 +154,14 @@ class CellTextMatching(nn.Module):
         self,
         logits_per_cell: torch.Tensor,
         text_index: torch.Tensor,
-        neutral: torch.Tensor | None = None,
+        ignored_pairs: torch.Tensor | None = None,
         draws: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Draws wrong partners in proportion to the softmax of the similarity, never of the same description.
 
         Args:
-            logits_per_cell, text_index, neutral: As `CellTextContrast.forward`.
+            logits_per_cell, text_index, ignored_pairs: As `CellTextContrast.forward`.
             draws: `(cells, 2)` numbers, even between 0 and 1, that decide the draws: the same numbers, the same
                 partners. Drawn here by default.
 
@@ -172,7 +172,7 @@ class CellTextMatching(nn.Module):
         """
         logits = logits_per_cell.float()
         own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
-        wrong = ~own if neutral is None else ~(own | neutral)
+        wrong = ~own if ignored_pairs is None else ~(own | ignored_pairs)
         wrong_per_text = wrong.T[text_index]  # row i: the cells of which cell i's description is false
         usable = wrong.any(dim=1) & wrong_per_text.any(dim=1)
         if draws is None:

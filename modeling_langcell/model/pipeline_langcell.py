@@ -78,7 +78,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
     def preprocess(self, cells, candidate_labels=(), hypothesis_template=None, **cell_options):
         return {
             "cells": cells,
-            "descriptions": _describe(candidate_labels, hypothesis_template, self.processor.wordings),
+            "descriptions": _describe(candidate_labels, hypothesis_template, self.processor.prompt_templates),
             "cell_options": cell_options,
         }
 
@@ -104,7 +104,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
 
 def _describe(
-    candidates: Sequence[str] | Mapping[str, str | Sequence[str]], template: str | None, wordings: Sequence[str]
+    candidates: Sequence[str] | Mapping[str, str | Sequence[str]], template: str | None, prompt_templates: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     if isinstance(candidates, str):
         raise InputError(f"candidate_labels must be several labels, not one text: [{candidates!r}, ...].")
@@ -121,7 +121,7 @@ def _describe(
         elif template is not None:
             described[str(label)] = (template.replace("{}", label),)
         else:
-            described[str(label)] = tuple(text.text for text in word(wordings, str(label)))
+            described[str(label)] = tuple(text.text for text in word(prompt_templates, str(label)))
     if not described:
         raise InputError("No candidates: give candidate_labels, names or {label: description}.")
     return described

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # What a saved class imports is saved with it: config.json na
 #: What a wording can have in it, in braces.
 FIELDS = ("name", "definition", "synonym")
 #: How a type of cell is worded, unless a processor has other wordings.
-WORDINGS = ("cell type: {name}. {definition}",)
+PROMPT_TEMPLATES = ("cell type: {name}. {definition}",)
 #: How it is worded where no wording can be filled: it has no definition, or no synonym.
 NAME_ALONE = "cell type: {name}."
 #: At most so many of a type's synonyms are worded; 99 of 100 types have no more.
@@ -29,15 +29,17 @@ class Text(NamedTuple):
     Args:
         text: What the model reads.
         origin: Where it comes from: what fills the wording, as `name and definition` or `synonym 'NK cell'`.
-        wording: How it is worded; empty for one that was given whole.
+        template: How it is worded; empty for one that was given whole.
     """
 
     text: str
     origin: str
-    wording: str = ""
+    template: str = ""
 
 
-def word(wordings: Iterable[str], name: str, definition: str = "", synonyms: Sequence[str] = ()) -> tuple[Text, ...]:
+def word(
+    prompt_templates: Iterable[str], name: str, definition: str = "", synonyms: Sequence[str] = ()
+) -> tuple[Text, ...]:
     """
     The texts of a type of cell: prompts from templates, as CLIP has them (Radford et al., 2021, section 3.1.4).
 
@@ -45,7 +47,7 @@ def word(wordings: Iterable[str], name: str, definition: str = "", synonyms: Seq
     gives none. A text that is there already is not repeated. Where no wording gives any, it is `NAME_ALONE`.
 
     Args:
-        wordings: As of `LangCellProcessor`.
+        prompt_templates: As of `LangCellProcessor`.
         name, definition, synonyms: What fills the fields; the last two may be empty.
 
     Returns:
@@ -59,14 +61,14 @@ def word(wordings: Iterable[str], name: str, definition: str = "", synonyms: Seq
 
     ```"""
     found: dict[str, Text] = {}
-    for wording in wordings:
-        fields = _fields(wording)
+    for template in prompt_templates:
+        fields = _fields(template)
         if "definition" in fields and not definition:
             continue
         for synonym in synonyms[:SYNONYMS] if "synonym" in fields else ("",):
-            text = wording.format(name=name, definition=definition, synonym=synonym).strip()
+            text = template.format(name=name, definition=definition, synonym=synonym).strip()
             parts = [f"{field} {synonym!r}" if field == "synonym" else field for field in dict.fromkeys(fields)]
-            found.setdefault(text, Text(text, " and ".join(parts), wording))
+            found.setdefault(text, Text(text, " and ".join(parts), template))
     return tuple(found.values()) or word((NAME_ALONE,), name)
 
 
@@ -83,8 +85,8 @@ def as_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _fields(wording: str) -> list[str]:
-    return [field for _, field, _, _ in Formatter().parse(wording) if field is not None]
+def _fields(template: str) -> list[str]:
+    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
 
 
 class LangCellProcessor(ProcessorMixin):
@@ -94,8 +96,10 @@ class LangCellProcessor(ProcessorMixin):
     Args:
         feature_extractor: A `LangCellFeatureExtractor`.
         tokenizer: The text tower's tokenizer.
-        wordings: How a type of cell is put into texts: one template or several, an ensemble, with `{name}`,
-            `{definition}` and `{synonym}`; by default `WORDINGS`, name and definition. Saved with the processor.
+        prompt_templates: How a type of cell is put into texts: one template or several, an ensemble, with `{name}`,
+            `{definition}` and `{synonym}`; by default `PROMPT_TEMPLATES`, name and definition. Saved with the
+            processor.
+        wordings: The name that `prompt_templates` had before, as older checkpoints have it.
 
     Raises:
         InputError: Wordings that are none, or have other fields or no field.
@@ -109,19 +113,27 @@ class LangCellProcessor(ProcessorMixin):
 
     _auto_class = "AutoProcessor"
 
-    def __init__(self, feature_extractor, tokenizer, wordings: Sequence[str] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        prompt_templates: Sequence[str] | None = None,
+        wordings: Sequence[str] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(feature_extractor, tokenizer, **kwargs)
-        self.wordings = WORDINGS if wordings is None else wordings
+        given = wordings if prompt_templates is None else prompt_templates
+        self.prompt_templates = PROMPT_TEMPLATES if given is None else given
 
     @property
-    def wordings(self) -> tuple[str, ...]:
+    def prompt_templates(self) -> tuple[str, ...]:
         """How a type of cell is put into texts; setting them checks them as the class says."""
-        return self.__dict__["wordings"]
+        return self.__dict__["prompt_templates"]
 
-    @wordings.setter
-    def wordings(self, wordings: Sequence[str]) -> None:
+    @prompt_templates.setter
+    def prompt_templates(self, prompt_templates: Sequence[str]) -> None:
         # Where `save_pretrained` looks for it.
-        self.__dict__["wordings"] = _checked(wordings)
+        self.__dict__["prompt_templates"] = _checked(prompt_templates)
 
     def __repr__(self) -> str:
         # The inherited one prints the gene vocabulary.
@@ -178,22 +190,25 @@ class LangCellProcessor(ProcessorMixin):
         return [*self.feature_extractor.model_input_names, "input_ids", "attention_mask"]
 
 
-def _checked(wordings: Sequence[str]) -> tuple[str, ...]:
+def _checked(prompt_templates: Sequence[str]) -> tuple[str, ...]:
     """
     Raises:
         InputError: They are not what `LangCellProcessor` says.
     """
-    if isinstance(wordings, str) or not isinstance(wordings, Sequence) or not wordings:
-        raise InputError(f"wordings must be a list of one or more texts such as {WORDINGS[0]!r}, not {wordings!r}.")
-    for wording in wordings:
+    if isinstance(prompt_templates, str) or not isinstance(prompt_templates, Sequence) or not prompt_templates:
+        raise InputError(
+            f"prompt_templates must be a list of one or more texts such as {PROMPT_TEMPLATES[0]!r}, "
+            f"not {prompt_templates!r}."
+        )
+    for template in prompt_templates:
         try:
-            parts = [part[1:] for part in Formatter().parse(wording) if part[1] is not None]
+            parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
         except (TypeError, ValueError):
             parts = []
         if not parts or any(field not in FIELDS or spec or conversion for field, spec, conversion in parts):
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
-            raise InputError(f"The wording {wording!r} must have one or more of {known} in it, and no other braces.")
-    return tuple(wordings)
+            raise InputError(f"The wording {template!r} must have one or more of {known} in it, and no other braces.")
+    return tuple(prompt_templates)
 
 
 __all__ = ["LangCellProcessor", "Text", "as_texts", "word"]

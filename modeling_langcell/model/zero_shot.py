@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .configuration_langcell import templates_of
 from .errors import InputError
 from .feature_extraction_langcell import RankedCells
 from .packed_langcell import PackedSequences
-from .processing_langcell import WORDINGS, LangCellProcessor, as_texts
+from .processing_langcell import PROMPT_TEMPLATES, LangCellProcessor, as_texts
 from .token_budget import TokenBudget
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ class Scored(NamedTuple):
     Args:
         embeds: `(cells, width)` float32, L2-normalised.
         scores: `(cells, labels)` float32 from 0 to 1.
-        proven: `(cells,)` whether no label that a shortlist left out can be the best.
-        likeness: `(cells,)` float32 cosine with the most similar description; NaN where there are none.
+        shortlist_is_exact: `(cells,)` whether no label that a shortlist left out can be the best.
+        max_cosine: `(cells,)` float32 cosine with the most similar description; NaN where there are none.
     """
 
     embeds: torch.Tensor
     scores: torch.Tensor
-    proven: torch.Tensor
-    likeness: torch.Tensor
+    shortlist_is_exact: torch.Tensor
+    max_cosine: torch.Tensor
 
 
 class DescriptionScorer:
@@ -105,11 +106,11 @@ class DescriptionScorer:
         states, pooled = model.cell_model.read_packed(ids, cells, pooled_only=self.alpha == 1)
         embeds = model.project_cells(pooled).float()
         logits = model.get_similarity_logits(embeds, self.text_embeds)
-        likeness = logits.amax(dim=1) * model.config.temperature
+        max_cosine = logits.amax(dim=1) * model.config.temperature
         similarity = logits.softmax(dim=1)
         if self.alpha == 1:
-            proven = torch.ones(len(cells), dtype=torch.bool)
-            return Scored(embeds, self._calibrated(similarity), proven, likeness)
+            shortlist_is_exact = torch.ones(len(cells), dtype=torch.bool)
+            return Scored(embeds, self._calibrated(similarity), shortlist_is_exact, max_cosine)
         # Numbers of the labels that the matching reads, of each cell; and what it makes of them.
         if self.shortlist is None:
             chosen = torch.arange(len(self.descriptions)).expand(len(cells), -1)
@@ -118,8 +119,8 @@ class DescriptionScorer:
         match = self.match(states, cells, chosen)
         # The published procedure takes the softmax, over candidates, of the probabilities themselves.
         scores = self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1)
-        proven = self._proven(similarity, match, scores, chosen.to(scores.device)).cpu()
-        return Scored(embeds, self._calibrated(scores), proven, likeness)
+        shortlist_is_exact = self._shortlist_is_exact(similarity, match, scores, chosen.to(scores.device)).cpu()
+        return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
 
     def _calibrated(self, scores: torch.Tensor) -> torch.Tensor:
         if self.calibration is None:
@@ -172,7 +173,7 @@ class DescriptionScorer:
                 match[rows, [*chain(*asked)]] = found
         return match
 
-    def _proven(self, similarity, match, scores, chosen) -> torch.Tensor:
+    def _shortlist_is_exact(self, similarity, match, scores, chosen) -> torch.Tensor:
         """
         Whether each cell's best label stays the best whatever the matching would give to those left out.
 
@@ -227,7 +228,7 @@ def _fits(calibration: Mapping[str, Any] | None, alpha: float, processor: LangCe
     """Whether a calibration was fitted with this weight of the similarity, and with labels that were worded so."""
     if calibration is None or not math.isclose(calibration["alpha"], alpha):
         return False
-    return tuple(calibration.get("wordings", WORDINGS)) == processor.wordings
+    return tuple(templates_of(calibration, PROMPT_TEMPLATES)) == processor.prompt_templates
 
 
 def _shortlist(shortlist: Shortlist, labels: int, alpha: float) -> int | None:

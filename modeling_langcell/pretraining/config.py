@@ -12,7 +12,7 @@ import yaml
 from ..model.errors import InputError
 
 #: The least that a number can be, where that is not 0.
-_LEAST = dict.fromkeys(("batch_tokens", "passes", "accumulation", "evaluate_every", "held_out_cells"), 1)
+_LEAST = dict.fromkeys(("batch_tokens", "length_groups", "accumulation", "evaluate_every", "held_out_cells"), 1)
 _LEAST |= {"max_genes": 2, "max_tokens": 2}
 _SHARES = {"gene_dropout", "panel_share", "ancestor_share", "aspect_share", "name_only_share", "averaging"}
 _SHARES |= {"text_whitening"}
@@ -62,7 +62,7 @@ class PretrainingConfig:
         balance: 1 draws cells as they come, 0 every type of every study equally often.
         batch_tokens: Genes of a batch, over all processes: as many cells as have no more of them, `max_genes` at most
             each, before some are left out.
-        passes: In how many groups of similar length a process reads its cells, to pad less.
+        length_groups: In how many groups of similar length a process reads its cells, to pad less.
         accumulation: Batches a step.
         steps, learning_rate, warmup_steps, schedule, weight_decay, max_gradient_norm: The optimisation; AdamW with
             linear warm-up, then decay to nothing. A run of no steps saves what others can start from.
@@ -103,7 +103,7 @@ class PretrainingConfig:
     max_tokens: int = 64
     balance: float = 0.5
     batch_tokens: int = 32768
-    passes: int = 4
+    length_groups: int = 4
     accumulation: int = 1
     steps: int = 1000
     learning_rate: float = 3e-4
@@ -142,6 +142,8 @@ class PretrainingConfig:
             raise InputError(f"{path} must map fields to values.")
         for override in overrides:
             _override(values, override)
+        if "passes" in values:  # What it was called before.
+            values.setdefault("length_groups", values.pop("passes"))
         known = {f.name: f for f in fields(cls)}
         if unknown := sorted(set(map(str, values)) - set(known)):
             raise InputError(f"{path}: unknown field(s) {', '.join(unknown)}; known are {', '.join(known)}.")

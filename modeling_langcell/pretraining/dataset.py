@@ -83,7 +83,7 @@ class PretrainingBatches(Dataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         """
         What `LangCellForPreTraining` takes, and `wordings`, the texts themselves. The cells are those of this process;
-        `text_index`, `neutral` and `negative_draws` are of all, in the order of the processes.
+        `text_index`, `ignored_pairs` and `negative_draws` are of all, in the order of the processes.
         """
         cells = self.sampler.cells(step)
         if len(cells) < self.processes:
@@ -95,7 +95,7 @@ class PretrainingBatches(Dataset):
         own = shares[self.process]
         batch: dict[str, Any] = self._show(cells[own], left[own], step)
         # As many in all processes: with FSDP they must call each layer equally often.
-        batch["passes"] = min(self.config.passes, *map(len, shares))
+        batch["length_groups"] = min(self.config.length_groups, *map(len, shares))
         if self.describer is not None:
             described = self.describer(cells[np.concatenate(shares)], rng)
             texts = self.processor(
@@ -106,7 +106,7 @@ class PretrainingBatches(Dataset):
                 "input_ids": texts["input_ids"],
                 "attention_mask": texts["attention_mask"],
                 "text_index": torch.from_numpy(described.text_index),
-                "neutral": torch.from_numpy(described.neutral),
+                "ignored_pairs": torch.from_numpy(described.ignored_pairs),
                 "negative_draws": torch.from_numpy(rng.random((len(cells), 2), dtype=np.float32)),
             }
         return batch

@@ -36,7 +36,7 @@ def _text_tower_folder(name: str) -> str:
         ) from error
 
 
-def start_model(
+def initialize_model(
     config: PretrainingConfig, vocabulary: dict[str, list], weights_follow: bool = False
 ) -> tuple[LangCellForPreTraining, LangCellProcessor]:
     """
@@ -245,4 +245,4 @@ def start_text_projection(model: LangCellModel, pooled: torch.Tensor, whitening:
     projection.bias[:components] = -directions @ mean
 
 
-__all__ = ["start_model", "start_text_projection"]
+__all__ = ["initialize_model", "start_text_projection"]

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from ..checkpoint.files import CARD
-from ..checkpoint.repository import require_leave
+from ..checkpoint.repository import require_write_access
 from ..corpus.corpus import Corpus
-from ..io.atomic import write_whole
+from ..io.atomic import atomic_write
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellForPreTraining, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
@@ -35,7 +35,7 @@ from ..publishing.cards import write_card
 from ..publishing.publish import publish
 from .config import PretrainingConfig
 from .dataset import FrozenTexts, PretrainingBatches
-from .initialization import start_model, start_text_projection
+from .initialization import initialize_model, start_text_projection
 from .resume import Checkpoints
 from .texts import TYPE, type_wordings
 from .validation import HeldOutCells
@@ -105,7 +105,7 @@ class _Run:
         torch.manual_seed(config.seed)
         states = self.output / _STATES
         anew = not any(states.glob("step-*"))
-        model, self.processor = start_model(config, corpus.gene_vocabulary, weights_follow=not anew)
+        model, self.processor = initialize_model(config, corpus.gene_vocabulary, weights_follow=not anew)
         processes = (self.accelerator.process_index, self.accelerator.num_processes)
         self.batches = PretrainingBatches(corpus, self.processor, model, config, *processes)
         frozen_texts = FrozenTexts(model, self.processor, config.max_tokens, self.accelerator.device)
@@ -113,7 +113,7 @@ class _Run:
         if anew and config.start is None and wordings:
             start_text_projection(model, frozen_texts(wordings).cpu(), config.text_whitening)
         self.frozen_texts = None if config.train_text_tower else frozen_texts
-        choose_trained(model, config)
+        freeze_parameters(model, config)
         if config.gradient_checkpointing:
             # The second name is that of transformers 5.20, and deprecated since.
             (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
@@ -186,12 +186,12 @@ class _Run:
         seen = torch.zeros(2, dtype=torch.long, device=accelerator.device)
         for _ in range(config.accumulation):
             batch = next(batches)
-            wordings, passes = batch.pop("wordings", None), batch.pop("passes")
+            wordings, length_groups = batch.pop("wordings", None), batch.pop("length_groups")
             batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             if wordings is not None and self.frozen_texts is not None:
                 batch["text_pooled"] = self.frozen_texts(wordings)
             with accelerator.accumulate(self.model):
-                outputs = self.model(**batch, passes=passes)
+                outputs = self.model(**batch, length_groups=length_groups)
                 accelerator.backward(outputs.loss)
                 if accelerator.sync_gradients:
                     # FSDP has put other parameters in the place of those that the model was built with.
@@ -259,7 +259,7 @@ class _Run:
         for name in (_LOSSES, _HELD_OUT):
             if self.main and (path := self.output / name).exists():
                 lines = path.read_text().splitlines(keepends=True)
-                write_whole(path, "".join(line for line in lines if _is_until(line, step)).encode())
+                atomic_write(path, "".join(line for line in lines if _is_until(line, step)).encode())
 
     def _log(self, name: str, step: int, values: dict[str, float]) -> None:
         self.accelerator.log({f"{Path(name).stem}/{key}": value for key, value in values.items()}, step)
@@ -285,7 +285,7 @@ class _Run:
             yield show
 
 
-def choose_trained(model: LangCellForPreTraining, config: PretrainingConfig) -> None:
+def freeze_parameters(model: LangCellForPreTraining, config: PretrainingConfig) -> None:
     """
     Freezes what is to be kept, and what no objective reaches: DDP waits for the gradient of every parameter that asks
     for one.
@@ -337,7 +337,7 @@ def _claim(config: PretrainingConfig) -> None:
     path = Path(config.output, _RUN)
     if not path.exists():
         try:
-            write_whole(path, json.dumps(_settings(config), indent=1).encode())
+            atomic_write(path, json.dumps(_settings(config), indent=1).encode())
         except OSError as error:
             raise InputError(f"output: {config.output} cannot be written: {error}") from error
 
@@ -364,7 +364,7 @@ def _conclude(config: PretrainingConfig) -> None:
 def _make_repository(name: str) -> None:
     """Before the training, and not days later, it shows whether there is leave to push."""
     try:
-        require_leave(name)
+        require_write_access(name)
     except InputError as error:
         raise InputError(f"push_to: {error}") from error
 
@@ -403,7 +403,7 @@ def _save(
     settings = {name: _told(value) for name, value in asdict(config).items() if name != "output"}
     runs = [*_runs_before(config), {"config": settings, **record}]
     # Last: with it the run is done.
-    write_whole(Path(config.output, _RECORD), (json.dumps({"runs": runs}, indent=1) + "\n").encode())
+    atomic_write(Path(config.output, _RECORD), (json.dumps({"runs": runs}, indent=1) + "\n").encode())
 
 
 def _told(value: Any) -> Any:

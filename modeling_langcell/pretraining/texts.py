@@ -27,12 +27,12 @@ class Descriptions:
     Args:
         wordings: The distinct ones; after those of the cells come wrong ones, which none of the cells has.
         text_index: `(cells,)` row of each cell's own.
-        neutral: `(cells, texts)` booleans, true where a text may be true of a cell without being its own.
+        ignored_pairs: `(cells, texts)` booleans, true where a text may be true of a cell without being its own.
     """
 
     wordings: list[str]
     text_index: np.ndarray
-    neutral: np.ndarray
+    ignored_pairs: np.ndarray
 
 
 class Describer:
@@ -68,9 +68,9 @@ class Describer:
         said = sorted(set(own))
         said += self._wrong([cell[TYPE] for cell in known], said, rng)
         text_index = np.array([said.index(one) for one in own])
-        neutral = np.stack([self._may_be_true(one, cells) for one in said], axis=1)
-        neutral[np.arange(len(cells)), text_index] = False
-        return Descriptions([self._word(one, rng) for one in said], text_index, neutral)
+        ignored_pairs = np.stack([self._may_be_true(one, cells) for one in said], axis=1)
+        ignored_pairs[np.arange(len(cells)), text_index] = False
+        return Descriptions([self._word(one, rng) for one in said], text_index, ignored_pairs)
 
     def _say(self, cell: dict[Any, str], rng: np.random.Generator) -> Said:
         term = cell[TYPE]

@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoint.builtin import MODEL_CARDS
 from ..checkpoint.files import ADAPTATION, CARD, EVALUATION, TRAINING, count_parameters, read_config, read_json
-from ..io.atomic import write_whole
+from ..io.atomic import atomic_write
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
 
@@ -204,7 +204,7 @@ def _render_adaptation(adaptation: Mapping[str, Any], folder: Path) -> str:
         base=adaptation["base"],
         head=adaptation["head"],
         how=_HOW[adaptation["head"]],
-        several=adaptation["several"],
+        multilabel=adaptation.get("multilabel", adaptation.get("several")),
         peft=peft,
         whole=whole,
         labels=labels,
@@ -373,7 +373,7 @@ def _by_lines(evaluation: Mapping[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_whole(path, text.encode())
+        atomic_write(path, text.encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
 

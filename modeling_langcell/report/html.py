@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..io.atomic import write_whole
+from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 
 
@@ -39,7 +39,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> Path:
     """
     path = Path(path)
     try:
-        write_whole(path, _templates().get_template(template).render(content).encode())
+        atomic_write(path, _templates().get_template(template).render(content).encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
     return path

@@ -95,7 +95,7 @@ class TestLabels:
 def test_a_label_is_described_by_the_first_wording_of_the_checkpoint(labelled, tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tiny_checkpoint)
-    processor.wordings = ["a {name}", "{synonym}"]
+    processor.prompt_templates = ["a {name}", "{synonym}"]
     processor.save_pretrained(tmp_path / "model")
     adapted = adapt(
         *(str(tmp_path / "model"), labelled, "type"),

@@ -16,10 +16,10 @@ from modeling_langcell import InputError, LangCellAnnotator, LangCellConfig
 from modeling_langcell.annotation.calibrate import calibrate
 from modeling_langcell.annotation.calibration import calibrated
 from modeling_langcell.annotation.large_files import annotate_file
-from modeling_langcell.annotation.ontology_backoff import Lineages
+from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 from modeling_langcell.checkpoint.loading import load_checkpoint
 from modeling_langcell.cli.main import app
-from modeling_langcell.model.processing_langcell import WORDINGS
+from modeling_langcell.model.processing_langcell import PROMPT_TEMPLATES
 from tests.conftest import GENES
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]
@@ -75,12 +75,12 @@ def test_scores_are_calibrated_and_answers_follow_from_them(checkpoint, tiny_che
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert (found.obs["langcell_cell_type"] == plain.obs["langcell_cell_type"]).all()
 
-    lineages = Lineages(LABELS)
-    answers, sure = lineages.answer(lineages.probabilities(probabilities), calibration["thresholds"][rate])
-    rungs = [lineages.rungs[answer] if answer >= 0 else None for answer in answers]
-    assert found.obs["langcell_answer"].tolist() == [rung.name if rung else "unknown" for rung in rungs]
-    assert found.obs["langcell_answer_id"].tolist() == [rung.id if rung else "" for rung in rungs]
-    np.testing.assert_allclose(found.obs["langcell_answer_probability"], sure, atol=1e-5)
+    hierarchy = OntologyBackoff(LABELS)
+    answers, confidence = hierarchy.answer(hierarchy.probabilities(probabilities), calibration["thresholds"][rate])
+    nodes = [hierarchy.nodes[answer] if answer >= 0 else None for answer in answers]
+    assert found.obs["langcell_answer"].tolist() == [node.name if node else "unknown" for node in nodes]
+    assert found.obs["langcell_answer_id"].tolist() == [node.id if node else "" for node in nodes]
+    np.testing.assert_allclose(found.obs["langcell_answer_probability"], confidence, atol=1e-5)
     ordered = np.sort(probabilities, axis=1)
     np.testing.assert_allclose(found.obs["langcell_margin"], ordered[:, -1] - ordered[:, -2], atol=1e-6)
     texts = LangCellAnnotator.from_pretrained(checkpoint).embed_texts(found.uns["langcell"]["descriptions"])
@@ -120,30 +120,31 @@ class TestWordings:
     def worded(self, tiny_checkpoint, studies, tmp_path):
         processor = AutoProcessor.from_pretrained(tiny_checkpoint)
         shutil.copytree(tiny_checkpoint, tmp_path / "worded")
-        processor.wordings = ["{name}", "cell type : {synonym}"]
+        processor.prompt_templates = ["{name}", "cell type : {synonym}"]
         processor.save_pretrained(tmp_path / "worded")
         calibrate(tmp_path / "worded", studies, tmp_path / "calibrated")
         return tmp_path / "calibrated"
 
     def test_others_are_not_calibrated(self, checkpoint, cells):
         annotator = LangCellAnnotator.from_pretrained(checkpoint)
-        annotator.processor.wordings = ["{name}"]
+        annotator.processor.prompt_templates = ["{name}"]
         assert "langcell_answer" not in annotator.annotate(cells, LABELS).obs
         with pytest.raises(InputError, match="needs a checkpoint that is calibrated"):
             annotator.annotate(cells, LABELS, error_rate=0.1)
 
     def test_those_it_was_fitted_with_are(self, worded, cells):
-        assert LangCellConfig.from_pretrained(worded).calibration["wordings"] == ["{name}", "cell type : {synonym}"]
+        calibration = LangCellConfig.from_pretrained(worded).calibration
+        assert calibration["prompt_templates"] == ["{name}", "cell type : {synonym}"]
         annotator = LangCellAnnotator.from_pretrained(worded)
         rate = float(max(annotator.model.config.calibration["thresholds"], key=float))
         assert "langcell_answer" in annotator.annotate(cells, LABELS, error_rate=rate).obs
-        annotator.processor.wordings = WORDINGS
+        annotator.processor.prompt_templates = PROMPT_TEMPLATES
         with pytest.raises(InputError, match="needs a checkpoint that is calibrated"):
             annotator.annotate(cells, LABELS, error_rate=rate)
 
     def test_an_older_one_is_of_the_one_wording(self, checkpoint, cells):
         annotator = LangCellAnnotator.from_pretrained(checkpoint)
-        assert annotator.model.config.calibration.pop("wordings") == [*WORDINGS]
+        assert annotator.model.config.calibration.pop("prompt_templates") == [*PROMPT_TEMPLATES]
         rate = float(max(annotator.model.config.calibration["thresholds"], key=float))
         assert "langcell_answer" in annotator.annotate(cells, LABELS, error_rate=rate).obs
 
@@ -184,15 +185,15 @@ class TestConsensus:
         rate = max(calibration["thresholds"], key=float)
         annotator.annotate(cells, LABELS, cluster_key="leiden", error_rate=float(rate))
         means = cells.obsm["langcell_probabilities"].groupby(cells.obs["leiden"].to_numpy()).mean()
-        lineages = Lineages(LABELS)
-        answers, _ = lineages.answer(lineages.probabilities(means.to_numpy()), calibration["thresholds"][rate])
+        hierarchy = OntologyBackoff(LABELS)
+        answers, _ = hierarchy.answer(hierarchy.probabilities(means.to_numpy()), calibration["thresholds"][rate])
         for cluster, answer in zip(means.index, answers, strict=True):
-            said = lineages.rungs[answer] if answer >= 0 else None
+            said = hierarchy.nodes[answer] if answer >= 0 else None
             own = cells.obs[cells.obs["leiden"] == cluster]
             assert set(own["langcell_consensus"]) == {said.name if said else "unknown"}
             assert set(own["langcell_consensus_id"]) == {said.id if said else ""}
             best = [LABELS.index(label) for label in own["langcell_cell_type"]]
-            share = lineages.holds(np.full(len(best), answer), np.array(best)).mean()
+            share = hierarchy.holds(np.full(len(best), answer), np.array(best)).mean()
             np.testing.assert_allclose(own["langcell_consensus_agreement"], share)
 
     @pytest.mark.parametrize(("key", "message"), [("nowhere", "No column"), ("empty", "holds no cluster")])

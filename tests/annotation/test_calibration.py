@@ -6,7 +6,7 @@ import pytest
 
 from modeling_langcell import InputError, LangCellConfig
 from modeling_langcell.annotation.calibration import Calibration, LabelledScores, calibrated, calibration_error, fit
-from modeling_langcell.annotation.ontology_backoff import Lineages
+from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 
 LABELS = ("B cell", "CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "monocyte")
 
@@ -40,11 +40,11 @@ def test_probabilities_add_up_to_1_and_keep_their_order():
 def test_answers_of_new_cells_are_wrong_as_often_as_said(rate):
     found = fit({"study": cells_of_known_doubt(5_000, 2.0, 2)}, 1.0)
     new = cells_of_known_doubt(20_000, 2.0, 3)
-    lineages = Lineages(LABELS)
-    probabilities = lineages.probabilities(calibrated(new.scores, found.temperature))
-    answers, _ = lineages.answer(probabilities, found.threshold(rate))
+    hierarchy = OntologyBackoff(LABELS)
+    probabilities = hierarchy.probabilities(calibrated(new.scores, found.temperature))
+    answers, _ = hierarchy.answer(probabilities, found.threshold(rate))
     answered = answers >= 0
-    wrong = 1 - lineages.right(answers, new.truth.tolist())[answered].mean()
+    wrong = 1 - hierarchy.right(answers, new.truth.tolist())[answered].mean()
     assert wrong == pytest.approx(rate, abs=0.02) or (wrong < rate and answered.all())
     assert answered.mean() > 0.5
 
@@ -65,14 +65,14 @@ def test_no_cells():
 
 
 def test_calibration_error_by_hand():
-    sure, right = np.array([0.5, 0.5, 0.98, 1.0]), np.array([True, False, True, False])
-    assert calibration_error(sure, right) == pytest.approx((abs(1.0 - 1) + abs(1.98 - 1)) / 4)
+    confidence, right = np.array([0.5, 0.5, 0.98, 1.0]), np.array([True, False, True, False])
+    assert calibration_error(confidence, right) == pytest.approx((abs(1.0 - 1) + abs(1.98 - 1)) / 4)
 
 
 def test_the_config_holds_it(tmp_path):
     calibration = Calibration(2.0, {"0.1": 0.6}, 0.4, 1.0, {"cells": {"study": 3}})
     LangCellConfig(calibration=calibration.to_dict()).save_pretrained(tmp_path)
-    assert Calibration(**LangCellConfig.from_pretrained(tmp_path).calibration) == calibration
+    assert Calibration.from_dict(LangCellConfig.from_pretrained(tmp_path).calibration) == calibration
 
 
 @pytest.mark.parametrize(

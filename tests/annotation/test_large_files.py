@@ -374,7 +374,7 @@ def test_other_wordings_begin_anew(annotator, cells_file, tmp_path, monkeypatch,
     assert read_annotation(expected).uns["langcell"]["descriptions"].tolist()[-1] == "t cell\na t cell"
     other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
     before = fingerprint(other)
-    other.processor.wordings = ["{name}"]
+    other.processor.prompt_templates = ["{name}"]
     assert fingerprint(other) != before
 
 

@@ -79,7 +79,7 @@ def test_a_name_of_the_ontology_is_its_description(annotator, embedded, name):
 
 
 def test_a_name_is_as_the_checkpoint_words_it(annotator, embedded, monkeypatch):
-    monkeypatch.setitem(vars(annotator.processor), "wordings", ("a {name}", "{synonym}"))
+    monkeypatch.setitem(vars(annotator.processor), "prompt_templates", ("a {name}", "{synonym}"))
     both = annotator.embed_texts([("a natural killer cell", "NK cell")])[0]
     found = search(annotator, embedded, "NK cells")
     np.testing.assert_allclose(found["similarity"], embedded.obsm["X_langcell"][found["row"]] @ both, atol=1e-5)

@@ -238,8 +238,8 @@ class TestDescribe:
 
     def test_shows_all_that_a_checkpoint_with_several_wordings_reads(self, run, tiny_processor, tmp_path):
         """Of the checkpoint only what words and cuts texts is there."""
-        wordings = ["cell type: {name}. {definition}", "{synonym}"]
-        LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings).save_pretrained(
+        prompt_templates = ["cell type: {name}. {definition}", "{synonym}"]
+        LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, prompt_templates).save_pretrained(
             tmp_path
         )
         (tmp_path / "types.json").write_text(json.dumps({"NK cell": "", "mine": ["one", "two"]}))
@@ -252,10 +252,10 @@ class TestDescribe:
             "  also   NK cell",
             f"  text   {find_term('NK cell').description}",
             f"  from   name and definition in the Cell Ontology, {release()}",
-            f"  as     {wordings[0]}",
+            f"  as     {prompt_templates[0]}",
             "  text   NK cell",
             f"  from   synonym 'NK cell' in the Cell Ontology, {release()}",
-            f"  as     {wordings[1]}",
+            f"  as     {prompt_templates[1]}",
             *("", "mine", "  text   one", "  from   your own words", "  text   two", "  from   your own words"),
         ]
         assert result.stdout.count("  cut") == 1
@@ -269,7 +269,7 @@ class TestDescribe:
         assert result.exit_code == 2
         assert "must hold" in result.stderr or "must be texts" in result.stderr
 
-    @pytest.mark.parametrize("damage", ["{", '{"wordings": ["{nme}"]}', '{"wordings": "{name}"}'])
+    @pytest.mark.parametrize("damage", ["{", '{"prompt_templates": ["{nme}"]}', '{"prompt_templates": "{name}"}'])
     def test_a_damaged_processor_is_one_message(self, run, tiny_checkpoint, tmp_path, damage):
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         path = tmp_path / "model" / "processor_config.json"

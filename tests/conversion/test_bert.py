@@ -34,7 +34,7 @@ from modeling_langcell import (
     LangCellModel,
     LangCellTextModel,
 )
-from modeling_langcell.checkpoint.builtin import locate
+from modeling_langcell.checkpoint.builtin import resolve_checkpoint
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.bert import GENES as GENES_FILE
 from modeling_langcell.conversion.bert import export_cell_tower, fold_token_types, read_cell_tower
@@ -461,7 +461,7 @@ def test_langcell_mini_on_real_cells(shared, tmp_path):
     """Cells are ranked by what the folder says alone, and read by BERT."""
     folder = export_cell_tower("langcell-mini", tmp_path / "encoder")
     bert = BertModel.from_pretrained(folder)
-    tower = LangCellCellModel.from_pretrained(locate("langcell-mini"), dtype=torch.float32)
+    tower = LangCellCellModel.from_pretrained(resolve_checkpoint("langcell-mini"), dtype=torch.float32)
     adata = ad.read_h5ad(shared / "data/validation/zheng68k_subset_pbmc.h5ad")[::20].copy()
     extractor = LangCellFeatureExtractor.from_pretrained(REPOSITORY / "hub_configs/langcell-mini")
     ranked = extractor(adata, gene_column="ensembl_id", return_tensors="pt")

@@ -21,16 +21,16 @@ import pytest
 import scipy.sparse as sp
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
-from modeling_langcell.corpus.build import GENEFORMER, CorpusSettings, _Making, make_corpus
+from modeling_langcell.corpus.build import GENEFORMER, CorpusBuilder, CorpusSettings, make_corpus
 from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.corpus.genes import MedianSketch, every_gene, read_gene_info
 from modeling_langcell.corpus.genes import gene_vocabulary as merged
 from modeling_langcell.corpus.sources import ASPECTS, H5adFile, find_sources
-from modeling_langcell.io.atomic import write_whole
+from modeling_langcell.io.atomic import atomic_write
 from tests.conftest import GENES, SYMBOLS
 
 TYPES = np.array(["CL:0000236", "CL:0000623", "CL:0000576", "unknown"])
-#: The end of a name that `write_whole` gives to a file until it is whole.
+#: The end of a name that `atomic_write` gives to a file until it is whole.
 HALF = "0123456789abcdef" * 2
 
 
@@ -349,7 +349,7 @@ class TestFolders:
 
     def test_one_begun_otherwise_is_not_gone_on_with(self, studies, tmp_path, gene_info, monkeypatch):
         with monkeypatch.context() as cut:
-            cut.setattr("modeling_langcell.corpus.build._Making.write_shards", lambda _: 1 / 0)
+            cut.setattr("modeling_langcell.corpus.build.CorpusBuilder.write_shards", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 make(studies, tmp_path / "corpus", gene_info)
         with pytest.raises(InputError, match="making of it was not finished"):
@@ -372,10 +372,10 @@ class TestFolders:
                     path.with_name(f".{path.name}.{uuid4().hex}").write_bytes(content[:5])
                     raise KeyboardInterrupt
                 written.append(path)
-                write_whole(path, content)
+                atomic_write(path, content)
 
             with monkeypatch.context() as cut:
-                cut.setattr("modeling_langcell.corpus.build.write_whole", write_or_die)
+                cut.setattr("modeling_langcell.corpus.build.atomic_write", write_or_die)
                 try:
                     make(studies, output, gene_info)
                     break
@@ -388,7 +388,7 @@ class TestFolders:
     def test_killed_while_clearing_up(self, studies, tmp_path, gene_info, monkeypatch):
         output = tmp_path / "corpus"
         with monkeypatch.context() as cut:
-            cut.setattr("modeling_langcell.corpus.build._Making.clear_up", lambda _: 1 / 0)
+            cut.setattr("modeling_langcell.corpus.build.CorpusBuilder.clear_up", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 make(studies, output, gene_info)
         with pytest.raises(InputError, match="begun with other sources or settings"):
@@ -402,7 +402,7 @@ class TestFolders:
         make(studies / "second.h5ad", tmp_path / "genes", gene_info)
         for name, changes in (("corpus", {"vocabulary": str(tmp_path / "genes")}), ("other", {})):
             with monkeypatch.context() as cut:
-                cut.setattr("modeling_langcell.corpus.build._Making.write_panels", lambda _: 1 / 0)
+                cut.setattr("modeling_langcell.corpus.build.CorpusBuilder.write_panels", lambda _: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     make(studies, tmp_path / name, gene_info, **changes)
         shutil.rmtree(tmp_path / "genes")
@@ -454,7 +454,7 @@ class TestFolders:
         with pytest.raises(InputError, match="is not empty"):
             make(studies, output, gene_info)
         with monkeypatch.context() as cut:
-            cut.setattr(_Making, "write_panels", lambda _: 1 / 0)
+            cut.setattr(CorpusBuilder, "write_panels", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 make(studies, tmp_path / "begun", gene_info)
         for folder in ("unfinished", "shards"):
@@ -496,7 +496,7 @@ class TestFolders:
         whole = make(studies, tmp_path / "whole", gene_info).folder
         output = tmp_path / "corpus"
         with monkeypatch.context() as cut:
-            cut.setattr(_Making, "write_panels", lambda _: 1 / 0)
+            cut.setattr(CorpusBuilder, "write_panels", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 make(studies, output, gene_info)
         for file in self.OF_OTHERS:
@@ -512,14 +512,14 @@ class TestFolders:
         assert same_folders(make(studies, output, gene_info).folder, whole)
 
     def test_what_others_put_in_meanwhile_stays(self, studies, tmp_path, gene_info, monkeypatch):
-        write_panels = _Making.write_panels
+        write_panels = CorpusBuilder.write_panels
 
         def beside_others(making):
             for file in self.OF_OTHERS:
                 lay(making.output / file)
             write_panels(making)
 
-        monkeypatch.setattr(_Making, "write_panels", beside_others)
+        monkeypatch.setattr(CorpusBuilder, "write_panels", beside_others)
         corpus = make(studies, tmp_path / "corpus", gene_info)
         assert len(corpus.cells) == 76
         held = content_of(corpus.folder)
@@ -545,8 +545,10 @@ class TestFolders:
             with pytest.raises(InputError, match=says):
                 make(studies, tmp_path / output, gene_info, **changes)
             assert (tmp_path / output).exists() == is_left
-        going_on = getattr(_Making, step)
-        monkeypatch.setattr(_Making, step, lambda making: (lay(making.output / "shards" / ".mine"), going_on(making)))
+        going_on = getattr(CorpusBuilder, step)
+        monkeypatch.setattr(
+            CorpusBuilder, step, lambda making: (lay(making.output / "shards" / ".mine"), going_on(making))
+        )
         with pytest.raises(InputError, match=says):
             make(studies, tmp_path / "used", gene_info, **changes)
         assert content_of(tmp_path / "used") == {"shards/.mine": "[]"}
@@ -562,14 +564,14 @@ class TestFolders:
         shutil.rmtree(whole.folder / "shards")
         with pytest.raises(InputError, match="lacks its shard first-000000"):
             _ = Corpus(whole.folder).facts
-        going_on = getattr(_Making, step)
+        going_on = getattr(CorpusBuilder, step)
 
         def lose_shards(making):
             for shard in (making.output / "shards").iterdir():
                 shard.unlink()
             going_on(making)
 
-        monkeypatch.setattr(_Making, step, lose_shards)
+        monkeypatch.setattr(CorpusBuilder, step, lose_shards)
         with pytest.raises(InputError, match="lacks its shard first-000000"):
             make(studies, tmp_path / "corpus", gene_info)
         assert not (tmp_path / "corpus" / "manifest.json").exists()

@@ -15,7 +15,7 @@ from modeling_langcell import InputError, LangCellForMaskedLM, LangCellModel
 from modeling_langcell.cli.main import app
 from modeling_langcell.eval import run
 from modeling_langcell.eval.studies import read_studies
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Bench, Cell, Found, Task, intervals, judge
+from modeling_langcell.eval.task import LANGCELL, RANDOM, EvaluationContext, Result, Run, Task, intervals, judge
 from modeling_langcell.eval.tasks import masked_genes
 from modeling_langcell.eval.tasks.few_shot import draw
 from modeling_langcell.ontology import find_term
@@ -25,9 +25,9 @@ MINI = str(REPOSITORY / "hub_configs" / "langcell-mini")
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def context() -> EvaluationContext:
     """langcell-mini, and scanpy's blood cells, of which there is no training data."""
-    return Bench(MINI, None, Path("nowhere"))
+    return EvaluationContext(MINI, None, Path("nowhere"))
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def task():
     """Counts how often it is asked; its score is the number of the seed."""
     asked = []
 
-    def measure(cell: Cell) -> Found:
+    def measure(cell: Run) -> Result:
         asked.append((cell.study.name, cell.method, dict(cell.setting), cell.seed))
-        return Found({"macro_f1": cell.seed / 10, "accuracy": 0.5}, {"accuracy": [0.4, 0.6]})
+        return Result({"macro_f1": cell.seed / 10, "accuracy": 0.5}, {"accuracy": [0.4, 0.6]})
 
     made = Task(
         name="zero-shot",
@@ -55,84 +55,86 @@ def task():
 
 
 class TestTheTable:
-    def test_each_cell_is_filled_once(self, bench, task, tmp_path):
+    def test_each_cell_is_filled_once(self, context, task, tmp_path):
         made, asked = task
-        result = run.evaluate(made, bench, seeds=2, out=tmp_path)
+        result = run.evaluate(made, context, seeds=2, out=tmp_path)
         expected = [(LANGCELL, 0, 0), (LANGCELL, 0, 1), (LANGCELL, 3, 0), (LANGCELL, 3, 1), ("majority", 3, 0)]
         assert [(method, setting["shots"], seed) for _, method, setting, seed in asked] == expected
-        again = run.evaluate(made, bench, seeds=2, out=tmp_path)
+        again = run.evaluate(made, context, seeds=2, out=tmp_path)
         assert len(asked) == 5
         assert again["cells"] == result["cells"]
-        run.evaluate(made, bench, seeds=3, out=tmp_path)
+        run.evaluate(made, context, seeds=3, out=tmp_path)
         assert asked[5:] == [("pbmc68k_reduced", LANGCELL, {"shots": shots}, 2) for shots in (0, 3)]
 
-    def test_a_run_that_died_goes_on(self, bench, task, tmp_path):
+    def test_a_run_that_died_goes_on(self, context, task, tmp_path):
         made, asked = task
 
-        def dies(cell: Cell) -> Found:
+        def dies(cell: Run) -> Result:
             if len(asked) == 3:
                 raise KeyboardInterrupt
             return made.measure(cell)
 
         with pytest.raises(KeyboardInterrupt):
-            run.evaluate(replace(made, measure=dies), bench, seeds=2, out=tmp_path)
+            run.evaluate(replace(made, measure=dies), context, seeds=2, out=tmp_path)
         assert not (tmp_path / "zero-shot.json").exists()
-        run.evaluate(made, bench, seeds=2, out=tmp_path)
+        run.evaluate(made, context, seeds=2, out=tmp_path)
         assert len(asked) == len({json.dumps(one) for one in asked}) == 5
 
-    def test_another_model_has_cells_of_its_own(self, bench, task, tiny_checkpoint, tmp_path):
+    def test_another_model_has_cells_of_its_own(self, context, task, tiny_checkpoint, tmp_path):
         made, asked = task
-        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
-        run.evaluate(made, Bench(str(tiny_checkpoint), None, Path()), seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(
+            made, EvaluationContext(str(tiny_checkpoint), None, Path()), seeds=1, out=tmp_path, methods=["majority"]
+        )
         assert len(asked) == 2
 
-    def test_what_was_found_before_stays_in_the_table(self, bench, task, tmp_path):
+    def test_what_was_found_before_stays_in_the_table(self, context, task, tmp_path):
         """And needs nothing but the table: a copy of it is gone on with elsewhere."""
         made, asked = task
-        whole = run.evaluate(made, bench, seeds=2, out=tmp_path)
-        part = run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
+        whole = run.evaluate(made, context, seeds=2, out=tmp_path)
+        part = run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
         assert part["cells"] == whole["cells"]
         (tmp_path / "copy").mkdir()
         (tmp_path / "zero-shot.json").rename(tmp_path / "copy" / "zero-shot.json")
-        assert run.evaluate(made, bench, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
+        assert run.evaluate(made, context, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
         assert len(asked) == 5
 
     @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"read": {"counts": "raw"}}])
-    def test_another_entry_of_the_same_name_has_cells_of_its_own(self, bench, task, tmp_path, changes):
+    def test_another_entry_of_the_same_name_has_cells_of_its_own(self, context, task, tmp_path, changes):
         made, asked = task
-        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
-        other = replace(bench.study("pbmc68k_reduced"), **changes)
-        run.evaluate(made, replace(bench, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        other = replace(context.study("pbmc68k_reduced"), **changes)
+        run.evaluate(made, replace(context, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
-    def test_another_version_of_the_task_is_measured_anew(self, bench, task, tmp_path):
+    def test_another_version_of_the_task_is_measured_anew(self, context, task, tmp_path):
         made, asked = task
-        run.evaluate(made, bench, seeds=1, out=tmp_path, methods=["majority"])
-        run.evaluate(replace(made, version=2), bench, seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        run.evaluate(replace(made, version=2), context, seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
-    def test_an_adapter_has_no_part_in_what_adapts(self, bench, task, tmp_path):
+    def test_an_adapter_has_no_part_in_what_adapts(self, context, task, tmp_path):
         made, _ = task
         with pytest.raises(InputError, match="leave out the adapter"):
-            run.evaluate(replace(made, adapts=True), replace(bench, adapter="mine"), seeds=1, out=tmp_path)
+            run.evaluate(replace(made, adapts=True), replace(context, adapter="mine"), seeds=1, out=tmp_path)
 
-    def test_damaged_results_and_places_that_cannot_be_written(self, bench, task, tmp_path):
+    def test_damaged_results_and_places_that_cannot_be_written(self, context, task, tmp_path):
         made, _ = task
         (tmp_path / "file").write_text("mine")
         with pytest.raises(InputError, match="cannot be written"):
-            run.evaluate(made, bench, seeds=1, out=tmp_path / "file" / "out")
-        run.evaluate(made, bench, seeds=1, out=tmp_path)
+            run.evaluate(made, context, seeds=1, out=tmp_path / "file" / "out")
+        run.evaluate(made, context, seeds=1, out=tmp_path)
         (tmp_path / "zero-shot.json").unlink()
         next((tmp_path / "cells").iterdir()).write_text("{")
         with pytest.raises(InputError, match="is damaged"):
-            run.evaluate(made, bench, seeds=1, out=tmp_path)
+            run.evaluate(made, context, seeds=1, out=tmp_path)
         (tmp_path / "zero-shot.json").write_text("[]")
         with pytest.raises(InputError, match="no table of results"):
-            run.evaluate(made, bench, seeds=1, out=tmp_path)
+            run.evaluate(made, context, seeds=1, out=tmp_path)
 
-    def test_means_spreads_and_intervals(self, bench, task, tmp_path):
+    def test_means_spreads_and_intervals(self, context, task, tmp_path):
         made, _ = task
-        run.evaluate(made, bench, seeds=3, out=tmp_path)
+        run.evaluate(made, context, seeds=3, out=tmp_path)
         lines = (tmp_path / "zero-shot.md").read_text().splitlines()
         assert "| study | method | shots | macro f1 | accuracy |" in lines
         assert "| pbmc68k_reduced | langcell | 3 | 0.100 ± 0.100 | 0.500 ± 0.000 |" in lines
@@ -140,9 +142,9 @@ class TestTheTable:
         assert lines[-1].startswith("- **pbmc68k_reduced**: Blood")
         assert lines[-1].endswith("It was not trained on.")
 
-    def test_the_record_says_how_to_repeat_it(self, bench, task, tmp_path):
+    def test_the_record_says_how_to_repeat_it(self, context, task, tmp_path):
         made, _ = task
-        run.evaluate(made, bench, seeds=1, out=tmp_path)
+        run.evaluate(made, context, seeds=1, out=tmp_path)
         said = json.loads((tmp_path / "zero-shot.json").read_text())
         assert {"command", "versions", "machine", "task", "model", "studies", "seeds", "cells"} <= set(said)
         assert said["studies"]["pbmc68k_reduced"]["citation"]
@@ -202,12 +204,12 @@ class TestFewShot:
         assert seen[0][0] < seen[1][0] < seen[2][0]
         assert seen[0][1] == seen[1][1] == seen[2][1]
 
-    def test_it_runs_on_real_cells(self, bench):
+    def test_it_runs_on_real_cells(self, context):
         made = run.find_task("few-shot")
         scores = {}
         for method, shots in ((LANGCELL, 0), ("prototypes", 3), (RANDOM, 3), ("majority", 3)):
-            study = bench.study("pbmc68k_reduced")
-            scores[method] = made.measure(Cell(bench, study, method, {"shots": shots}, 0)).scores["macro_f1"]
+            study = context.study("pbmc68k_reduced")
+            scores[method] = made.measure(Run(context, study, method, {"shots": shots}, 0)).scores["macro_f1"]
         assert scores["prototypes"] > scores[RANDOM] > scores["majority"]
         assert scores[LANGCELL] > scores["majority"]
 
@@ -259,41 +261,41 @@ class TestTheCommand:
         assert list((tmp_path / "figures").glob("zero-shot-*.png"))
 
 
-def few(bench, monkeypatch, sizes):
+def few(context, monkeypatch, sizes):
     """The example's cells, so many of each type."""
-    study = bench.study("pbmc68k_reduced")
-    cells = bench.cells(study)
+    study = context.study("pbmc68k_reduced")
+    cells = context.cells(study)
     truth = cells.obs[study.label_key].astype(str).to_numpy()
     rows = np.concatenate([np.flatnonzero(truth == name)[:size] for name, size in sizes.items()])
-    monkeypatch.setattr(Bench, "cells", lambda *_: cells[np.sort(rows)].copy())
+    monkeypatch.setattr(EvaluationContext, "cells", lambda *_: cells[np.sort(rows)].copy())
     return study
 
 
 @pytest.mark.parametrize("task", ["few-shot", "fine-tuning"])
-def test_a_type_of_which_nothing_can_be_held_back_is_named(bench, monkeypatch, task):
-    study = few(bench, monkeypatch, {"B cell": 9, "dendritic cell": 1})
+def test_a_type_of_which_nothing_can_be_held_back_is_named(context, monkeypatch, task):
+    study = few(context, monkeypatch, {"B cell": 9, "dendritic cell": 1})
     with pytest.raises(InputError, match="cells of each: 'dendritic cell'"):
-        run.find_task(task).measure(Cell(bench, study, "majority", {"shots": 3}, 0))
+        run.find_task(task).measure(Run(context, study, "majority", {"shots": 3}, 0))
 
 
-def test_fine_tuning_tells_few_types_apart(bench, monkeypatch):
-    study = few(bench, monkeypatch, {"B cell": 24, "CD14-positive monocyte": 24})
-    found = run.find_task("fine-tuning").measure(Cell(bench, study, "head_alone", {}, 0))
+def test_fine_tuning_tells_few_types_apart(context, monkeypatch):
+    study = few(context, monkeypatch, {"B cell": 24, "CD14-positive monocyte": 24})
+    found = run.find_task("fine-tuning").measure(Run(context, study, "head_alone", {}, 0))
     assert found.scores["macro_f1"] > 0.9
 
 
-def test_random_weights_differ_by_the_seed(bench):
-    first, again, other = (bench.untrained(seed).model.cell_projection.weight for seed in (0, 0, 1))
+def test_random_weights_differ_by_the_seed(context):
+    first, again, other = (context.untrained(seed).model.cell_projection.weight for seed in (0, 0, 1))
     assert first is again
     assert not (first == other).any()
 
 
 class TestMaskedGenes:
-    def test_the_shipped_head_guesses_better_than_the_most_frequent_gene(self, bench, monkeypatch):
+    def test_the_shipped_head_guesses_better_than_the_most_frequent_gene(self, context, monkeypatch):
         monkeypatch.setattr(masked_genes, "MOST_CELLS", 20)
-        study = bench.study("pbmc68k_reduced")
+        study = context.study("pbmc68k_reduced")
         found = {
-            method: masked_genes.measure(Cell(bench, study, method, {}, 0)).scores["masked_gene_accuracy"]
+            method: masked_genes.measure(Run(context, study, method, {}, 0)).scores["masked_gene_accuracy"]
             for method in masked_genes.TASK.methods
         }
         assert found[LANGCELL] > found[masked_genes.FREQUENT]
@@ -319,13 +321,13 @@ class TestMaskedGenes:
             masked_genes.load_head(str(tiny_checkpoint))
 
 
-def test_retrieval_against_a_loop(bench, monkeypatch):
-    study = few(bench, monkeypatch, {"B cell": 8, "CD14-positive monocyte": 8, "dendritic cell": 8})
-    cell = Cell(bench, study, LANGCELL, {}, 0)
+def test_retrieval_against_a_loop(context, monkeypatch):
+    study = few(context, monkeypatch, {"B cell": 8, "CD14-positive monocyte": 8, "dendritic cell": 8})
+    cell = Run(context, study, LANGCELL, {}, 0)
     found = run.find_task("retrieval").measure(cell)
     names = sorted(set(cell.truth))
-    cells = bench.annotator.embed(cell.cells, **study.read).obsm["X_langcell"]
-    texts = bench.annotator.embed_texts([find_term(name).description for name in names])
+    cells = context.annotator.embed(cell.cells, **study.read).obsm["X_langcell"]
+    texts = context.annotator.embed_texts([find_term(name).description for name in names])
     nearest = [names[int(np.argmax([embed @ text for text in texts]))] for embed in cells]
     share = np.mean([name == own for name, own in zip(nearest, cell.truth, strict=True)])
     assert found.scores["cell_to_text_r1"] == pytest.approx(share)
@@ -334,15 +336,15 @@ def test_retrieval_against_a_loop(bench, monkeypatch):
     assert found.scores["chance_cell_to_text_r1"] == pytest.approx(1 / 3)
 
 
-def test_novel_types_on_a_study_of_the_users_own(bench, monkeypatch):
-    study = bench.study("pbmc68k_reduced")
+def test_novel_types_on_a_study_of_the_users_own(context, monkeypatch):
+    study = context.study("pbmc68k_reduced")
     types = np.array(["B cell", "CD14-positive monocyte", "dendritic cell"])
-    monkeypatch.setattr(Bench, "training_cells", (None, types))
-    novel = run.find_task("novel-types").measure(Cell(bench, study, LANGCELL, {}, 0))
+    monkeypatch.setattr(EvaluationContext, "training_cells", (None, types))
+    novel = run.find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
     assert novel.scores["auroc"] > 0.6
     low, high = novel.intervals["auroc"]
     assert low < novel.scores["auroc"] < high
     assert novel.drawings["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
-    monkeypatch.setattr(Bench, "training_cells", (None, np.array(["neuron"])))
+    monkeypatch.setattr(EvaluationContext, "training_cells", (None, np.array(["neuron"])))
     with pytest.raises(InputError, match="pbmc68k_reduced"):
-        run.find_task("novel-types").measure(Cell(bench, study, LANGCELL, {}, 0))
+        run.find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))

@@ -15,7 +15,7 @@ from modeling_langcell import InputError, LangCellAnnotator
 from modeling_langcell.eval import run
 from modeling_langcell.eval.run import places
 from modeling_langcell.eval.studies import Study
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Bench, Cell
+from modeling_langcell.eval.task import LANGCELL, RANDOM, EvaluationContext, Run
 from modeling_langcell.eval.tasks import disease, integration, pathways
 from modeling_langcell.io.example import load_example
 from tests.conftest import GENES, REPOSITORY, TYPES
@@ -36,17 +36,19 @@ def bench_of(tmp_path):
         adata.write_h5ad(tmp_path / "mine.h5ad")
         digest = hashlib.sha256((tmp_path / "mine.h5ad").read_bytes()).hexdigest()
         facts = {"what": "", "in_training": False, "licence": "", "citation": "", "sha256": digest}
-        return Bench(str(model), None, tmp_path, {"mine": Study("mine", path="mine.h5ad", **facts | fields)})
+        return EvaluationContext(
+            str(model), None, tmp_path, {"mine": Study("mine", path="mine.h5ad", **facts | fields)}
+        )
 
     return make
 
 
-def cell_of(bench, method=LANGCELL, seed=0, **setting):
-    return Cell(bench, bench.study("mine"), method, setting, seed)
+def cell_of(context, method=LANGCELL, seed=0, **setting):
+    return Run(context, context.study("mine"), method, setting, seed)
 
 
-def ask(task, bench, method, **setting):
-    return run.find_task(task.name).measure(cell_of(bench, method, **setting))
+def ask(task, context, method, **setting):
+    return run.find_task(task.name).measure(cell_of(context, method, **setting))
 
 
 @pytest.fixture
@@ -85,11 +87,11 @@ def tiny_cells(number=60):
 
 def test_the_untrained_checkpoint_is_the_untrained_model(bench_of):
     cells = load_example()[:5].copy()
-    bench = bench_of(MINI, cells)
-    loaded = LangCellAnnotator.from_pretrained(bench.untrained_folder(3))
+    context = bench_of(MINI, cells)
+    loaded = LangCellAnnotator.from_pretrained(context.untrained_folder(3))
     untrained, trained, embeds = (
         annotator.embed(cells, use_raw=True, counts="log1p").obsm["X_langcell"].copy()
-        for annotator in (bench.untrained(3), bench.annotator, loaded)
+        for annotator in (context.untrained(3), context.annotator, loaded)
     )
     np.testing.assert_allclose(embeds, untrained, atol=1e-6)
     assert np.abs(embeds - trained).max() > 0.1
@@ -121,8 +123,8 @@ class TestIntegration:
         cells.X[batches == "one", 3] = 0
         cells.X[batches == "other", 3] = 500
         cells.obs["cell_type"] = "B cell"
-        bench = bench_of(tiny_checkpoint, cells)
-        found = integration.principal_components(cell_of(bench, "pca"), cells, batches)
+        context = bench_of(tiny_checkpoint, cells)
+        found = integration.principal_components(cell_of(context, "pca"), cells, batches)
         shared = np.delete(cells.X, 3, axis=1)
         expected = np.log1p(1e4 * shared / shared.sum(axis=1, keepdims=True))
         np.testing.assert_allclose(pdist(found), pdist(expected), rtol=1e-5)
@@ -130,8 +132,8 @@ class TestIntegration:
     def test_measured(self, tiny_checkpoint, bench_of, monkeypatch):
         monkeypatch.setattr(integration, "drawing_of_cells", lambda embeds, **columns: columns)
         monkeypatch.setattr(integration, "MOST_CELLS", 50)
-        bench = bench_of(tiny_checkpoint, tiny_cells(), batch_key="donor")
-        found = ask(integration.TASK, bench, "pca")
+        context = bench_of(tiny_checkpoint, tiny_cells(), batch_key="donor")
+        found = ask(integration.TASK, context, "pca")
         assert set(found.scores) == set(integration.TASK.metrics)
         assert np.isfinite([*found.scores.values()]).all()
         assert found.scores["nmi"] > 0.9
@@ -141,11 +143,11 @@ class TestIntegration:
         judged = {}
         for method in (LANGCELL, RANDOM):
             monkeypatch.setattr(integration, "judge_embeds", lambda embeds, *_, of=method: judged.update({of: embeds}))
-            ask(integration.TASK, bench, method)
+            ask(integration.TASK, context, method)
             rows = np.sort(np.random.default_rng(0).permutation(60)[:50])
             own = (
-                Cell(bench, bench.study("mine"), method, {}, 0)
-                .annotator.embed(bench.cells(bench.study("mine"))[rows].copy())
+                Run(context, context.study("mine"), method, {}, 0)
+                .annotator.embed(context.cells(context.study("mine"))[rows].copy())
                 .obsm["X_langcell"]
             )
             np.testing.assert_allclose(judged[method], own, atol=1e-5)
@@ -155,50 +157,50 @@ class TestIntegration:
         [(None, "mine has no batches to integrate"), ("cell_type", "No label of mine is in two batches")],
     )
     def test_what_has_no_batches_is_named(self, tiny_checkpoint, bench_of, batch_key, message):
-        bench = bench_of(tiny_checkpoint, tiny_cells(), batch_key=batch_key)
+        context = bench_of(tiny_checkpoint, tiny_cells(), batch_key=batch_key)
         with pytest.raises(InputError, match=message):
-            ask(integration.TASK, bench, LANGCELL)
+            ask(integration.TASK, context, LANGCELL)
 
 
 class TestDisease:
     def test_shots_are_never_judged_and_all_others_are(self, tiny_checkpoint, bench_of, seen):
         cells = tiny_cells()
-        bench = bench_of(tiny_checkpoint, cells, label_key="disease")
-        shots = set(cells.obs_names[disease.draw(cell_of(bench))[0]])
+        context = bench_of(tiny_checkpoint, cells, label_key="disease")
+        shots = set(cells.obs_names[disease.draw(cell_of(context))[0]])
         assert len(shots) == 18
-        assert shots != set(cells.obs_names[disease.draw(cell_of(bench, seed=1))[0]])
-        for study, method, setting, seed in places(disease.TASK, [bench.study("mine")], disease.TASK.methods, 1):
+        assert shots != set(cells.obs_names[disease.draw(cell_of(context, seed=1))[0]])
+        for study, method, setting, seed in places(disease.TASK, [context.study("mine")], disease.TASK.methods, 1):
             seen["learnt"], seen["judged"] = set(), set()
-            found = disease.measure(Cell(bench, study, method, setting, seed))
+            found = disease.measure(Run(context, study, method, setting, seed))
             assert np.sum(found.drawings["confusion"]["cells"]) == 42
             if method not in disease.LEARNERS:
                 assert seen["judged"] == set(cells.obs_names) - shots
                 assert seen["learnt"] == (shots if setting["shots"] else set())
-        assert ask(disease.TASK, bench, "logistic_regression", shots=9).scores["macro_f1"] > 0.9
+        assert ask(disease.TASK, context, "logistic_regression", shots=9).scores["macro_f1"] > 0.9
 
     def test_what_is_said_of_labels(self, tiny_checkpoint, bench_of):
         cells = tiny_cells()
-        bench = bench_of(tiny_checkpoint, cells, label_key="disease")
-        said = disease.describe_label(cell_of(bench), "colorectal cancer")
+        context = bench_of(tiny_checkpoint, cells, label_key="disease")
+        said = disease.describe_label(cell_of(context), "colorectal cancer")
         assert said.startswith("disease: colorectal cancer. A primary or metastatic malignant neoplasm that affects")
         cells.obs.loc["cell1", "disease_ontology_term_id"] = "PATO:0000461"
-        bench = bench_of(tiny_checkpoint, cells, label_key="disease")
+        context = bench_of(tiny_checkpoint, cells, label_key="disease")
         with pytest.raises(InputError, match=r"mine: the label 'colorectal cancer' needs one ontology term"):
-            ask(disease.TASK, bench, LANGCELL, shots=0)
+            ask(disease.TASK, context, LANGCELL, shots=0)
 
     def test_a_few_tumour_cells_tell_more_than_random_weights(self, shared):
-        bench = Bench(MINI, None, shared / "data")
-        study = bench.study("nsclc_zilionis_scgate_tissue")
+        context = EvaluationContext(MINI, None, shared / "data")
+        study = context.study("nsclc_zilionis_scgate_tissue")
         found = [
-            disease.measure(Cell(bench, study, method, {"shots": 9}, 0)).scores["balanced_accuracy"]
+            disease.measure(Run(context, study, method, {"shots": 9}, 0)).scores["balanced_accuracy"]
             for method in (disease.PROTOTYPES, RANDOM)
         ]
         assert found[0] > 0.7 > 0.6 > found[1]
 
     def test_all_labels_of_the_registered_studies_are_described(self, shared):
-        bench = Bench(MINI, None, shared / "data")
-        for study in map(bench.study, disease.TASK.studies):
-            cell = Cell(bench, study, LANGCELL, {}, 0)
+        context = EvaluationContext(MINI, None, shared / "data")
+        for study in map(context.study, disease.TASK.studies):
+            cell = Run(context, study, LANGCELL, {}, 0)
             texts = {label: disease.describe_label(cell, label) for label in set(cell.truth)}
             assert len(set(texts.values())) == 2
             assert all(text.startswith(("disease: ", "tissue: ")) for text in texts.values())
@@ -217,27 +219,27 @@ class TestPathways:
         return cells, cells.obs_names[chosen]
 
     @pytest.fixture
-    def bench(self, planted, bench_of, tmp_path):
-        bench = bench_of(MINI, planted[0], read={"counts": "log1p"})
-        bench.gene_sets = tmp_path / "sets.gmt"
+    def context(self, planted, bench_of, tmp_path):
+        context = bench_of(MINI, planted[0], read={"counts": "log1p"})
+        context.gene_sets = tmp_path / "sets.gmt"
         sets = {"planted": PLANTED, "class II": CLASS_II, "few": [*PLANTED[:4], "none"]}
-        bench.gene_sets.write_text("\n".join("\t".join([name, "", *genes]) for name, genes in sets.items()))
-        return bench
+        context.gene_sets.write_text("\n".join("\t".join([name, "", *genes]) for name, genes in sets.items()))
+        return context
 
-    def test_targets_are_the_cells_with_most_of_a_set(self, planted, bench):
-        targets = pathways.find_targets(cell_of(bench))
+    def test_targets_are_the_cells_with_most_of_a_set(self, planted, context):
+        targets = pathways.find_targets(cell_of(context))
         assert list(targets.columns) == ["planted", "class II"]
         assert targets.loc[planted[1], "planted"].all()
         assert targets.sum().between(100, 175).all()
         types = load_example().obs["bulk_labels"]
         assert types[targets["class II"].to_numpy()].isin(PRESENTING).mean() > 0.95
 
-    def test_cells_learnt_from_are_never_judged(self, planted, bench, seen, monkeypatch):
+    def test_cells_learnt_from_are_never_judged(self, planted, context, seen, monkeypatch):
         monkeypatch.setattr(pathways, "EPOCHS", 2)
         found = {}
         for method in pathways.TASK.methods:
             seen["learnt"], seen["judged"] = set(), set()
-            found[method] = ask(pathways.TASK, bench, method)
+            found[method] = ask(pathways.TASK, context, method)
             assert set(found[method].scores) == set(pathways.TASK.metrics)
             if method in pathways.HOW:
                 assert (len(seen["learnt"]), len(seen["judged"])) == (210, 490)
@@ -261,10 +263,10 @@ class TestPathways:
         means = np.mean([[one[score] for score in ("auroc", "f1")] for one in judged.per_class.values()], axis=0)
         assert [judged.scores["macro_auroc"], judged.scores["macro_f1"]] == pytest.approx(means.tolist())
 
-    def test_too_few_sets_are_refused(self, bench):
-        bench.gene_sets.write_text("planted\t\t" + "\t".join(PLANTED))
+    def test_too_few_sets_are_refused(self, context):
+        context.gene_sets.write_text("planted\t\t" + "\t".join(PLANTED))
         with pytest.raises(InputError, match=r"Fewer than two sets of \S+sets\.gmt have 5 genes and 10 cells in mine"):
-            ask(pathways.TASK, bench, LANGCELL)
+            ask(pathways.TASK, context, LANGCELL)
 
     def test_the_committed_sets(self):
         sets = pathways.read_gene_sets(pathways.EXAMPLE)

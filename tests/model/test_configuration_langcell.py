@@ -166,7 +166,7 @@ class TestSaving:
 
         for reference in AUTO_MAPS[config_class].values():
             module, name = reference.split(".")
-            assert getattr(modeling_langcell, name).__module__ == f"modeling_langcell.{module}"
+            assert getattr(modeling_langcell, name).__module__ == f"modeling_langcell.model.{module}"
 
     def test_by_model_type(self, config_class):
         assert type(AutoConfig.for_model(config_class.model_type)) is config_class

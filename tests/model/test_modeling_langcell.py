@@ -1058,12 +1058,12 @@ class TestPreTraining:
 
     def test_cell_text_loss(self):
         model = pretraining_model()
-        text_index, neutral = torch.tensor([0, 3, 1]), torch.zeros(CELLS, TEXTS, dtype=torch.bool)
-        neutral[1, 0] = True
-        out = run_pretraining(model, text_index=text_index, neutral=neutral)
+        text_index, ignored_pairs = torch.tensor([0, 3, 1]), torch.zeros(CELLS, TEXTS, dtype=torch.bool)
+        ignored_pairs[1, 0] = True
+        out = run_pretraining(model, text_index=text_index, ignored_pairs=ignored_pairs)
         logits = LangCellModel.forward(model, **joint_inputs()).logits_per_cell
         torch.testing.assert_close(out.logits_per_cell, logits, atol=1e-4, rtol=0)
-        torch.testing.assert_close(out.cell_text_loss, CellTextContrast()(logits, text_index, neutral))
+        torch.testing.assert_close(out.cell_text_loss, CellTextContrast()(logits, text_index, ignored_pairs))
 
     def test_matching_loss(self, monkeypatch):
         model = pretraining_model()
@@ -1100,8 +1100,8 @@ class TestPreTraining:
             1e-4,
         )
 
-    @pytest.mark.parametrize("passes", [2, 3, 9])
-    def test_passes_change_nothing(self, passes):
+    @pytest.mark.parametrize("length_groups", [2, 3, 9])
+    def test_passes_change_nothing(self, length_groups):
         """Cells of 7, 4 and 6 genes: groups by length are not in the order of the batch."""
         model = pretraining_model()
         ids, mask = cell_inputs().values()
@@ -1111,11 +1111,14 @@ class TestPreTraining:
         given |= {"masked_input_ids": shown, "masked_gene_labels": labels, "negative_draws": torch.rand(CELLS, 2)}
         expected = run_pretraining(model, **given)
         assert_same(
-            run_pretraining(model, **given, passes=passes), expected, TESTERS[LangCellForPreTraining].shapes, 1e-4
+            run_pretraining(model, **given, length_groups=length_groups),
+            expected,
+            TESTERS[LangCellForPreTraining].shapes,
+            1e-4,
         )
         rows = rows_seen(model.cell_model.encoder.layer[0])
-        run_pretraining(model, **given, passes=passes)
-        assert len(rows) == min(passes, CELLS)
+        run_pretraining(model, **given, length_groups=length_groups)
+        assert len(rows) == min(length_groups, CELLS)
 
     def test_what_is_drawn_can_be_given(self):
         model = pretraining_model()

@@ -154,8 +154,8 @@ def random_batch(seed: int, cells: int, texts: int, neutral_share: float = 0.0):
     logits = 4 * torch.randn(cells, texts, generator=generator)
     text_index = torch.arange(cells) % texts
     text_index = text_index[torch.randperm(cells, generator=generator)]
-    neutral = torch.rand(cells, texts, generator=generator) < neutral_share
-    return logits, text_index, neutral
+    ignored_pairs = torch.rand(cells, texts, generator=generator) < neutral_share
+    return logits, text_index, ignored_pairs
 
 
 BATCHES = {
@@ -170,8 +170,8 @@ BATCHES = {
 }
 
 
-def is_negative(cell: int, text: int, text_index, neutral) -> bool:
-    return text_index[cell].item() != text and not neutral[cell, text].item()
+def is_negative(cell: int, text: int, text_index, ignored_pairs) -> bool:
+    return text_index[cell].item() != text and not ignored_pairs[cell, text].item()
 
 
 @pytest.fixture(params=BATCHES)
@@ -181,29 +181,29 @@ def batch(request):
 
 class TestCellTextContrast:
     def test_loss(self, batch):
-        logits, text_index, neutral = batch
+        logits, text_index, ignored_pairs = batch
         cells, texts = logits.shape
         cell_to_text, text_to_cell = [], []
         for cell in range(cells):
             own = text_index[cell].item()
             positive = logits[cell, own].item()
-            wrong = [logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, neutral)]
+            wrong = [logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, ignored_pairs)]
             cell_to_text.append(log_sum_exp([positive, *wrong]) - positive)
-            others = [logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, neutral)]
+            others = [logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, ignored_pairs)]
             text_to_cell.append(log_sum_exp([positive, *others]) - positive)
         expected = (sum(cell_to_text) + sum(text_to_cell)) / (2 * cells)
-        close(CellTextContrast()(logits, text_index, neutral), expected)
-        close(CellTextContrast()(logits.double(), text_index, neutral), expected)
-        if not neutral.any():
+        close(CellTextContrast()(logits, text_index, ignored_pairs), expected)
+        close(CellTextContrast()(logits.double(), text_index, ignored_pairs), expected)
+        if not ignored_pairs.any():
             close(CellTextContrast()(logits, text_index), expected)
 
     def test_gradient(self, batch):
-        logits, text_index, neutral = batch
+        logits, text_index, ignored_pairs = batch
         logits = logits.clone().requires_grad_()
-        assert_finite_gradient(CellTextContrast()(logits, text_index, neutral), logits)
-        own = torch.zeros_like(neutral)
+        assert_finite_gradient(CellTextContrast()(logits, text_index, ignored_pairs), logits)
+        own = torch.zeros_like(ignored_pairs)
         own[range(len(logits)), text_index] = True
-        assert (logits.grad[neutral & ~own] == 0).all()
+        assert (logits.grad[ignored_pairs & ~own] == 0).all()
         assert (logits.grad[own] <= 0).all()
         assert (logits.grad[~own] >= 0).all()
 
@@ -226,9 +226,9 @@ class TestCellTextContrast:
 class TestCellTextMatching:
     DRAWS = 3000
 
-    def draws(self, logits, text_index, neutral):
+    def draws(self, logits, text_index, ignored_pairs):
         torch.manual_seed(0)
-        drawn = [CellTextMatching().draw_negatives(logits, text_index, neutral) for _ in range(self.DRAWS)]
+        drawn = [CellTextMatching().draw_negatives(logits, text_index, ignored_pairs) for _ in range(self.DRAWS)]
         return [torch.stack(part) for part in zip(*drawn, strict=True)]
 
     def assert_distribution(self, drawn: torch.Tensor, scores: dict[int, float]):
@@ -245,15 +245,17 @@ class TestCellTextMatching:
 
     @pytest.mark.parametrize("name", ["distinct", "shared descriptions", "neutral pairs", "shared and neutral"])
     def test_draws(self, name):
-        logits, text_index, neutral = BATCHES[name]
+        logits, text_index, ignored_pairs = BATCHES[name]
         logits = logits / 4  # No candidate so rare that the statistic is of single draws.
         cells, texts = logits.shape
-        wrong_texts, wrong_cells, usable = self.draws(logits, text_index, neutral)
+        wrong_texts, wrong_cells, usable = self.draws(logits, text_index, ignored_pairs)
         asked = 0
         for cell in range(cells):
             own = text_index[cell].item()
-            of_cell = {t: logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, neutral)}
-            of_text = {c: logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, neutral)}
+            of_cell = {
+                t: logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, ignored_pairs)
+            }
+            of_text = {c: logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, ignored_pairs)}
             assert (usable[:, cell] == bool(of_cell and of_text)).all()
             if of_cell and of_text:
                 self.assert_distribution(wrong_texts[:, cell], of_cell)
@@ -264,11 +266,11 @@ class TestCellTextMatching:
     @pytest.mark.parametrize("name", ["distinct", "shared descriptions", "neutral pairs", "shared and neutral"])
     def test_given_numbers_decide(self, name):
         """The partner is the one in whose share of the distribution, candidates in their order, the number falls."""
-        logits, text_index, neutral = BATCHES[name]
+        logits, text_index, ignored_pairs = BATCHES[name]
         cells, texts = logits.shape
         torch.manual_seed(0)
         for draws in (torch.rand(cells, 2), torch.zeros(cells, 2), torch.full((cells, 2), 1 - 1e-7)):
-            wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(logits, text_index, neutral, draws)
+            wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(logits, text_index, ignored_pairs, draws)
 
             def chosen(scores, number):
                 reached, total = 0.0, log_sum_exp(scores.values())
@@ -280,23 +282,27 @@ class TestCellTextMatching:
 
             for cell in usable.nonzero().flatten().tolist():
                 own = text_index[cell].item()
-                of_cell = {t: logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, neutral)}
-                of_text = {c: logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, neutral)}
+                of_cell = {
+                    t: logits[cell, t].item() for t in range(texts) if is_negative(cell, t, text_index, ignored_pairs)
+                }
+                of_text = {
+                    c: logits[c, own].item() for c in range(cells) if is_negative(c, own, text_index, ignored_pairs)
+                }
                 assert wrong_text[cell] == chosen(of_cell, draws[cell, 0].item())
                 assert wrong_cell[cell] == chosen(of_text, draws[cell, 1].item())
 
     def test_without_neutral(self):
-        logits, text_index, neutral = BATCHES["shared descriptions"]
+        logits, text_index, ignored_pairs = BATCHES["shared descriptions"]
         torch.manual_seed(0)
-        expected = CellTextMatching().draw_negatives(logits, text_index, neutral)
+        expected = CellTextMatching().draw_negatives(logits, text_index, ignored_pairs)
         torch.manual_seed(0)
         for part, other in zip(CellTextMatching().draw_negatives(logits, text_index), expected, strict=True):
             assert torch.equal(part, other)
 
     @pytest.mark.parametrize("name", ["one description", "one cell", "all neutral"])
     def test_nothing_to_draw(self, name):
-        logits, text_index, neutral = BATCHES[name]
-        wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(logits, text_index, neutral)
+        logits, text_index, ignored_pairs = BATCHES[name]
+        wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(logits, text_index, ignored_pairs)
         assert not usable.any()
         # The draws mean nothing, but can be indexed with.
         assert (wrong_text >= 0).all()
@@ -306,10 +312,10 @@ class TestCellTextMatching:
 
     def test_some_without_negatives(self):
         """Cell 0 has every text for true; of the others each has one wrong partner."""
-        neutral = torch.zeros(3, 2, dtype=torch.bool)
-        neutral[0, 1] = True
+        ignored_pairs = torch.zeros(3, 2, dtype=torch.bool)
+        ignored_pairs[0, 1] = True
         text_index = torch.tensor([0, 0, 1])
-        wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(torch.zeros(3, 2), text_index, neutral)
+        wrong_text, wrong_cell, usable = CellTextMatching().draw_negatives(torch.zeros(3, 2), text_index, ignored_pairs)
         assert usable.tolist() == [False, True, True]
         assert wrong_text[1:].tolist() == [1, 0]
         assert wrong_cell[1].item() == 2
@@ -317,9 +323,9 @@ class TestCellTextMatching:
 
     def test_a_text_true_of_every_cell(self):
         """Cell 0 has wrong texts, but its own is wrong of no cell: it is left out as a whole."""
-        neutral = torch.zeros(3, 3, dtype=torch.bool)
-        neutral[1:, 0] = True
-        *_, usable = CellTextMatching().draw_negatives(torch.zeros(3, 3), torch.arange(3), neutral)
+        ignored_pairs = torch.zeros(3, 3, dtype=torch.bool)
+        ignored_pairs[1:, 0] = True
+        *_, usable = CellTextMatching().draw_negatives(torch.zeros(3, 3), torch.arange(3), ignored_pairs)
         assert usable.tolist() == [False, True, True]
 
     def test_extreme_logits(self):
@@ -330,8 +336,8 @@ class TestCellTextMatching:
         assert wrong_cell.tolist() == [1, 2, 0]
 
     def test_draws_carry_no_gradient(self):
-        logits, text_index, neutral = BATCHES["distinct"]
-        drawn = CellTextMatching().draw_negatives(logits.clone().requires_grad_(), text_index, neutral)
+        logits, text_index, ignored_pairs = BATCHES["distinct"]
+        drawn = CellTextMatching().draw_negatives(logits.clone().requires_grad_(), text_index, ignored_pairs)
         assert not any(part.requires_grad for part in drawn)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -78,7 +78,7 @@ class TestInThePackage:
         found = scores(annotate(cells, candidate_labels=several), several)
         LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu").annotate(cells, several)
         assert np.array_equal(found, cells.obsm["langcell_probabilities"].to_numpy())
-        annotate.processor.wordings = ["{name}", "a {name}", "{name}: {definition}", "{synonym}"]
+        annotate.processor.prompt_templates = ["{name}", "a {name}", "{name}: {definition}", "{synonym}"]
         by_name = annotate(cells, candidate_labels=["nk", "monocyte"])
         assert by_name == annotate(cells, candidate_labels={name: [name, f"a {name}"] for name in ["nk", "monocyte"]})
         by_template = annotate(cells, candidate_labels=["nk", "monocyte"], hypothesis_template="a {}")
@@ -189,7 +189,7 @@ class TestSaved:
         assert scores(answers, DESCRIPTIONS) == pytest.approx(expected, abs=1e-6)
 
     def test_wordings_go_with_it(self, annotate, cells, tmp_path):
-        annotate.processor.wordings = ["cell type : {name} . {definition}", "a {name}", "{name}"]
+        annotate.processor.prompt_templates = ["cell type : {name} . {definition}", "a {name}", "{name}"]
         annotate.save_pretrained(tmp_path / "saved")
         names = ["nk", "monocyte"]
         answers = self.run_without_the_package(tmp_path / "saved", cells, names, tmp_path)

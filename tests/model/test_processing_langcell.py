@@ -9,7 +9,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 
 from modeling_langcell import InputError, LangCellModel, LangCellProcessor
-from modeling_langcell.model.processing_langcell import SYNONYMS, WORDINGS, as_texts, word
+from modeling_langcell.model.processing_langcell import PROMPT_TEMPLATES, SYNONYMS, as_texts, word
 
 TEXTS = ["b cell", "natural killer cell", "cell type : monocyte . a cell that is a cell ."]
 CELL_INPUTS = ["cell_input_ids", "cell_attention_mask"]
@@ -127,8 +127,8 @@ def test_repr_is_short(tiny_processor):
 
 
 class TestWord:
-    def texts(self, wordings, name="B cell", **said):
-        return [text.text for text in word(wordings, name, **said)]
+    def texts(self, prompt_templates, name="B cell", **said):
+        return [text.text for text in word(prompt_templates, name, **said)]
 
     def test_fills_every_wording_in_order(self):
         found = word(["{name}: {definition}", "{synonym} ({name})"], "B cell", "It is.", ["B-cell", "b"])
@@ -136,15 +136,15 @@ class TestWord:
         assert [text.origin for text in found] == [
             *("name and definition", "synonym 'B-cell' and name", "synonym 'b' and name"),
         ]
-        assert [text.wording for text in found] == ["{name}: {definition}", *["{synonym} ({name})"] * 2]
+        assert [text.template for text in found] == ["{name}: {definition}", *["{synonym} ({name})"] * 2]
 
     def test_leaves_out_what_nothing_fills_and_what_is_there(self):
-        wordings = ["{name}", "{name}: {definition}", "{synonym}", "cell: {name}"]
-        assert self.texts(wordings) == ["B cell", "cell: B cell"]
-        assert self.texts(wordings, synonyms=["B cell", "b"]) == ["B cell", "b", "cell: B cell"]
+        prompt_templates = ["{name}", "{name}: {definition}", "{synonym}", "cell: {name}"]
+        assert self.texts(prompt_templates) == ["B cell", "cell: B cell"]
+        assert self.texts(prompt_templates, synonyms=["B cell", "b"]) == ["B cell", "b", "cell: B cell"]
 
     def test_there_is_always_one(self):
-        assert self.texts(WORDINGS) == self.texts(["{definition}", "{synonym}"]) == ["cell type: B cell."]
+        assert self.texts(PROMPT_TEMPLATES) == self.texts(["{definition}", "{synonym}"]) == ["cell type: B cell."]
 
     def test_synonyms_are_bounded(self):
         many = [f"b{number}" for number in range(SYNONYMS + 5)]
@@ -162,34 +162,35 @@ def test_no_texts(texts):
 
 class TestWordings:
     def test_are_one_unless_said(self, tiny_processor):
-        assert tiny_processor.wordings == WORDINGS == ("cell type: {name}. {definition}",)
+        assert tiny_processor.prompt_templates == PROMPT_TEMPLATES == ("cell type: {name}. {definition}",)
 
     def test_are_saved_and_loaded(self, tiny_processor, tmp_path):
-        wordings = ["{name}: {definition}", "a {synonym}"]
-        processor = LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings)
+        prompt_templates = ["{name}: {definition}", "a {synonym}"]
+        processor = LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, prompt_templates)
         processor.save_pretrained(tmp_path / "given")
-        assert json.loads((tmp_path / "given" / "processor_config.json").read_text())["wordings"] == wordings
+        saved = json.loads((tmp_path / "given" / "processor_config.json").read_text())
+        assert saved["prompt_templates"] == prompt_templates
         processor = AutoProcessor.from_pretrained(tmp_path / "given")
-        assert processor.wordings == tuple(wordings)
-        processor.wordings = ["{name}"]
+        assert processor.prompt_templates == tuple(prompt_templates)
+        processor.prompt_templates = ["{name}"]
         processor.save_pretrained(tmp_path / "set")
-        assert AutoProcessor.from_pretrained(tmp_path / "set").wordings == ("{name}",)
+        assert AutoProcessor.from_pretrained(tmp_path / "set").prompt_templates == ("{name}",)
 
     def test_of_a_processor_that_was_saved_before_there_were_any(self, tiny_processor, tmp_path):
         tiny_processor.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "processor_config.json").read_text())
-        del config["wordings"]
+        del config["prompt_templates"]
         (tmp_path / "processor_config.json").write_text(json.dumps(config))
-        assert AutoProcessor.from_pretrained(tmp_path).wordings == WORDINGS
+        assert AutoProcessor.from_pretrained(tmp_path).prompt_templates == PROMPT_TEMPLATES
 
     @pytest.mark.parametrize(
-        "wordings",
+        "prompt_templates",
         [[], "{name}", {"{name}"}, ["a cell"], ["{nme}"], ["{name} {}"], ["{name"], ["{name!r}"], ["{name:>9}"], [5]],
     )
-    def test_that_cannot_be_filled(self, tiny_processor, wordings):
-        with pytest.raises(InputError, match=r"wordings must be a list|The wording .* must have"):
-            LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, wordings)
-        before = tiny_processor.wordings
+    def test_that_cannot_be_filled(self, tiny_processor, prompt_templates):
+        with pytest.raises(InputError, match=r"prompt_templates must be a list|The wording .* must have"):
+            LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, prompt_templates)
+        before = tiny_processor.prompt_templates
         with pytest.raises(InputError):
-            tiny_processor.wordings = wordings
-        assert tiny_processor.wordings == before
+            tiny_processor.prompt_templates = prompt_templates
+        assert tiny_processor.prompt_templates == before

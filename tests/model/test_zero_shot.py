@@ -38,10 +38,10 @@ def score(annotator, cells):
             annotator.model, annotator.processor, descriptions, alpha, shortlist, TokenBudget(tokens)
         )
         scores = torch.zeros(len(ranked), len(descriptions))
-        proven = torch.zeros(len(ranked), dtype=torch.bool)
+        shortlist_is_exact = torch.zeros(len(ranked), dtype=torch.bool)
         for rows, found in read_cells(ranked, scorer, scorer.budget, annotator.device):
-            scores[rows], proven[rows] = found.scores, found.proven
-        return scores, proven
+            scores[rows], shortlist_is_exact[rows] = found.scores, found.shortlist_is_exact
+        return scores, shortlist_is_exact
 
     return score
 
@@ -133,8 +133,8 @@ class TestSeveralTexts:
 
     def test_novelty_is_of_the_mean(self, annotator, cells):
         annotator.annotate(cells, self.TEXTS)
-        likeness = cells.obsm["X_langcell"] @ annotator.embed_texts(self.TEXTS.values()).T
-        np.testing.assert_allclose(cells.obs["langcell_novelty"], 1 - likeness.max(axis=1), atol=1e-5)
+        max_cosine = cells.obsm["X_langcell"] @ annotator.embed_texts(self.TEXTS.values()).T
+        np.testing.assert_allclose(cells.obs["langcell_novelty"], 1 - max_cosine.max(axis=1), atol=1e-5)
 
     def test_the_record_has_them_all(self, annotator, cells, tmp_path):
         annotator.annotate(cells, self.TEXTS | {"odd": ["a\nb", "c"]}).write_h5ad(tmp_path / "cells.h5ad")
@@ -145,7 +145,7 @@ class TestSeveralTexts:
         ]
 
     def test_wordings_of_the_processor(self, annotator, cells, monkeypatch):
-        monkeypatch.setitem(vars(annotator.processor), "wordings", ("{name}", "a {synonym}"))
+        monkeypatch.setitem(vars(annotator.processor), "prompt_templates", ("{name}", "a {synonym}"))
         labels = ["B cell", "natural killer cell", "monocyte"]
         found = annotator.annotate(cells.copy(), labels).obsm["langcell_probabilities"]
         by_hand = {label: [label, *(f"a {one}" for one in find_term(label).synonyms)] for label in labels}
@@ -178,15 +178,17 @@ class TestProof:
             return alpha * similarity + (1 - alpha) * match.softmax(dim=1)
 
         found = scores(match)
-        proven = scorer._proven(similarity, match, found, chosen)
-        assert 0.05 < proven.float().mean() < 1, "it neither proves nothing nor takes all for proven"
+        shortlist_is_exact = scorer._shortlist_is_exact(similarity, match, found, chosen)
+        assert 0.05 < shortlist_is_exact.float().mean() < 1, "it neither proves nothing nor takes all for proven"
         always = torch.ones(cells, dtype=torch.bool)
         extremes = [left_out * torch.eye(labels)[label] for label in range(labels)] + [left_out]
         drawn = [left_out * torch.rand(cells, labels, generator=generator).round(decimals=1) for _ in range(50)]
         for other in extremes + drawn:
             always &= scores(match + other).argmax(dim=1) == found.argmax(dim=1)
-        assert always[proven].all()
-        assert always.float().mean() - proven.float().mean() < 0.15, "what is not proven could well be otherwise"
+        assert always[shortlist_is_exact].all()
+        assert always.float().mean() - shortlist_is_exact.float().mean() < 0.15, (
+            "what is not proven could well be otherwise"
+        )
 
     def test_all_is_proven_where_all_are_read(self, score):
         assert score()[1].all()
@@ -198,4 +200,4 @@ class TestProof:
         for shortlist, expected in ((2, False), (None, True)):
             by_description = DescriptionScorer(annotator.model, annotator.processor, FEW, 0.99, shortlist)
             scorer = PrototypeScorer(by_description, by_description.text_embeds, 0.5)
-            assert bool(scorer(ids, packed).proven.all()) == expected
+            assert bool(scorer(ids, packed).shortlist_is_exact.all()) == expected

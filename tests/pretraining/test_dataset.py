@@ -10,7 +10,7 @@ from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.model.objectives import IGNORED
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import PretrainingBatches
-from modeling_langcell.pretraining.initialization import start_model
+from modeling_langcell.pretraining.initialization import initialize_model
 from tests.conftest import GENES, TYPES
 
 CLS = len(GENES) + 2
@@ -23,7 +23,7 @@ def make(settings):
     def batches(process=0, processes=1, **overrides):
         config = PretrainingConfig(**settings | overrides)
         corpus = Corpus(config.corpus)
-        model, processor = start_model(config, corpus.gene_vocabulary, weights_follow=True)
+        model, processor = initialize_model(config, corpus.gene_vocabulary, weights_follow=True)
         return PretrainingBatches(corpus, processor, model, config, process, processes)
 
     return batches
@@ -82,7 +82,7 @@ def test_processes_share_the_batch_of_one(make, processes):
         for share in shares:
             assert share["wordings"] == whole["wordings"]
             assert torch.equal(share["text_index"][order], whole["text_index"])
-            assert torch.equal(share["neutral"][order], whole["neutral"])
+            assert torch.equal(share["ignored_pairs"][order], whole["ignored_pairs"])
             assert torch.equal(share["negative_draws"], whole["negative_draws"])
 
 
@@ -99,9 +99,11 @@ def test_a_share_has_cells_of_similar_length_and_equal_work(make):
 
 
 def test_a_small_batch_is_read_in_fewer_passes(make):
-    assert make(passes=4, batch_tokens=400)[0]["passes"] == 4
-    parts = [make(process, 2, passes=4, batch_tokens=60)[0] for process in range(2)]
-    assert parts[0]["passes"] == parts[1]["passes"] == min(len(part["cell_input_ids"]) for part in parts) < 4
+    assert make(length_groups=4, batch_tokens=400)[0]["length_groups"] == 4
+    parts = [make(process, 2, length_groups=4, batch_tokens=60)[0] for process in range(2)]
+    assert (
+        parts[0]["length_groups"] == parts[1]["length_groups"] == min(len(part["cell_input_ids"]) for part in parts) < 4
+    )
 
 
 def test_fewer_cells_than_processes_are_refused(make):
@@ -154,7 +156,7 @@ def test_texts_are_distinct_and_own_texts_never_neutral(make):
     batches = make(sibling_texts=3)
     for step in range(10):
         batch = batches[step]
-        cells, texts = batch["neutral"].shape
+        cells, texts = batch["ignored_pairs"].shape
         assert cells == len(batch["cell_input_ids"]) == len(batch["text_index"])
         assert texts == len(batch["input_ids"]) == len(batch["wordings"])
-        assert not batch["neutral"][torch.arange(cells), batch["text_index"]].any()
+        assert not batch["ignored_pairs"][torch.arange(cells), batch["text_index"]].any()

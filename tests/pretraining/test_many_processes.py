@@ -37,7 +37,7 @@ def found(tmp_path_factory, tiny_studies):
         "output": str(folder / "unused"),
         "max_genes": 32,
         "batch_tokens": 400,
-        "passes": 3,
+        "length_groups": 3,
         "aspect_share": 0.5,
         "sibling_texts": 2,
     }

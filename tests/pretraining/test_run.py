@@ -332,7 +332,7 @@ def losses(settings, tmp_path, **changes):
     ("changes", "tolerance"),
     [
         ({"gradient_checkpointing": True}, 1e-5),
-        ({"passes": 1}, 1e-4),
+        ({"length_groups": 1}, 1e-4),
         ({"workers": 1}, 0),
         ({"precision": "bf16"}, 0.1),
     ],
@@ -348,7 +348,7 @@ def test_how_it_is_computed_changes_little(settings, tmp_path, changes, toleranc
 
 @pytest.mark.skipif(not which("g++"), reason="torch.compile needs a compiler")
 def test_compiled_towers_compute_the_same(settings, tmp_path):
-    settings |= {"steps": 2, "passes": 1}
+    settings |= {"steps": 2, "length_groups": 1}
     settings["model"] |= {"cell_text_weight": 0, "matching_weight": 0}
     settings["model"]["cell_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     expected = losses(settings, tmp_path)

@@ -32,16 +32,16 @@ def test_cells_of_a_type_share_one_description():
     described = describer(FACTS, name_only_share=0.0)(np.array([0, 1, 2]), np.random.default_rng(0))
     assert described.text_index[0] == described.text_index[1] != described.text_index[2]
     assert described.wordings[described.text_index[0]] == ontology.get_term(B_CELL).description
-    assert not described.neutral.any()
+    assert not described.ignored_pairs.any()
 
 
 def test_a_coarse_type_is_neutral_to_a_finer_one():
     described = describer(FACTS)(np.array([0, 2, 3]), np.random.default_rng(0))
     b_cell, monocyte, classical = described.text_index
-    assert described.neutral[1, classical]
-    assert described.neutral[2, monocyte]
-    assert not described.neutral[0].any()
-    assert not described.neutral[:, b_cell].any()
+    assert described.ignored_pairs[1, classical]
+    assert described.ignored_pairs[2, monocyte]
+    assert not described.ignored_pairs[0].any()
+    assert not described.ignored_pairs[:, b_cell].any()
 
 
 def test_ancestors_are_said_and_neutral_to_the_type():
@@ -52,7 +52,7 @@ def test_ancestors_are_said_and_neutral_to_the_type():
         described = describing(np.array([0, 1]), rng)
         assert {described.wordings[i] for i in described.text_index} <= names
         if len(described.wordings) == 2:
-            assert described.neutral[[0, 1], [described.text_index[1], described.text_index[0]]].all()
+            assert described.ignored_pairs[[0, 1], [described.text_index[1], described.text_index[0]]].all()
 
 
 def _names(term_id):
@@ -100,7 +100,7 @@ def test_siblings_come_last_and_are_wrong_for_some_cell():
         own = np.unique(described.text_index)
         assert own.tolist() == list(range(len(own)))
         assert 0 < len(described.wordings) - len(own) <= 3
-        assert not described.neutral[:, len(own) :].all(axis=0).any()
+        assert not described.ignored_pairs[:, len(own) :].all(axis=0).any()
 
 
 def test_type_wordings_are_all_that_can_be_said_of_types():

@@ -10,7 +10,7 @@ from modeling_langcell import InputError
 from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.ontology import get_term
 from modeling_langcell.pretraining.config import PretrainingConfig
-from modeling_langcell.pretraining.initialization import start_model
+from modeling_langcell.pretraining.initialization import initialize_model
 from modeling_langcell.pretraining.validation import HeldOutCells
 
 LIMITS = {"max_genes": 32, "max_tokens": 16, "most": 1000, "seed": 0}
@@ -19,7 +19,7 @@ LIMITS = {"max_genes": 32, "max_tokens": 16, "most": 1000, "seed": 0}
 @pytest.fixture
 def model_and_processor(settings):
     torch.manual_seed(0)
-    return start_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
+    return initialize_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
 
 
 def test_against_loops(settings, model_and_processor):

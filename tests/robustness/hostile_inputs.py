@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 from modeling_langcell.checkpoint.adaptation_record import Head
-from modeling_langcell.checkpoint.builtin import MINI, locate
+from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.checkpoint.fingerprint import weights_of_base
 from modeling_langcell.checkpoint.loading import load_checkpoint
 
@@ -374,7 +374,7 @@ class Bench:
     def _models(self) -> Iterator[Attempt]:
         def model(what: str, change: Change, works: bool = False) -> Attempt:
             def prepare(folder: Path) -> None:
-                shutil.copytree(locate(MINI), folder / "model")
+                shutil.copytree(resolve_checkpoint(MINI), folder / "model")
                 change(folder / "model")
 
             return self._annotate("checkpoint", what, "--model", "model", prepare=prepare, works=works)
@@ -652,7 +652,7 @@ class Bench:
     def _repositories(self) -> Iterator[Attempt]:
         def folder_of(command: str, what: str, change: Change, *options: str) -> Attempt:
             def lay(folder: Path) -> Sequence[str]:
-                shutil.copytree(locate(MINI), folder / "model")
+                shutil.copytree(resolve_checkpoint(MINI), folder / "model")
                 change(folder / "model")
                 return [command, "model", *options]
 

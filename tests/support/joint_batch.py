@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import FrozenTexts, PretrainingBatches
-from modeling_langcell.pretraining.initialization import start_model
-from modeling_langcell.pretraining.run import choose_trained
+from modeling_langcell.pretraining.initialization import initialize_model
+from modeling_langcell.pretraining.run import freeze_parameters
 
 
 def split(model):
@@ -38,8 +38,8 @@ def main(cases: str, out: str, how: str) -> None:
         config = PretrainingConfig(**settings)
         corpus = Corpus(config.corpus)
         torch.manual_seed(0)
-        model, processor = start_model(config, corpus.gene_vocabulary)
-        choose_trained(model, config)
+        model, processor = initialize_model(config, corpus.gene_vocabulary)
+        freeze_parameters(model, config)
         share = (accelerator.process_index, accelerator.num_processes)
         batches = PretrainingBatches(corpus, processor, model, config, *share)
         frozen_texts = FrozenTexts(model, processor, config.max_tokens)
@@ -48,7 +48,7 @@ def main(cases: str, out: str, how: str) -> None:
             prepared.zero_grad()
             batch = batches[step]
             wordings = batch.pop("wordings", None)
-            assert batch["passes"] == config.passes
+            assert batch["length_groups"] == config.length_groups
             if wordings is not None and not config.train_text_tower:
                 batch["text_pooled"] = frozen_texts(wordings)
             outputs = prepared(**batch)

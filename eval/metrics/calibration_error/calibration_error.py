@@ -66,14 +66,14 @@ class CalibrationError(evaluate.Metric):
             raise InputError("There are no cells to score: references and confidences are empty.")
         if n_bins < 1:
             raise InputError(f"n_bins must be 1 or more, not {n_bins}.")
-        right, sure = np.array(references), np.array(confidences)
-        outside = sure[~((sure >= 0) & (sure <= 1))]
+        right, confidence = np.array(references), np.array(confidences)
+        outside = confidence[~((confidence >= 0) & (confidence <= 1))]
         if outside.size:
             raise InputError(f"confidences must be numbers from 0 to 1, not {outside[0]}.")
-        bins = np.digitize(sure, np.arange(1, n_bins) / n_bins, right=True)
+        bins = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
         reliability = [
             {
-                "confidence": float(sure[bins == number].mean()),
+                "confidence": float(confidence[bins == number].mean()),
                 "accuracy": float(right[bins == number].mean()),
                 "cells": int((bins == number).sum()),
             }

@@ -64,36 +64,36 @@ def test_a_disagreement_is_found(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def bench(shared):
+def context(shared):
     """Real cells, and a model of hardly any layers."""
     small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     small |= {"initializer_range": 0.5}
     geometry = LangCellConfig(cell_config=small, text_config=small | {"num_hidden_layers": 3}, initializer_range=0.5)
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
-    return annotation_rate.Bench(cells, torch.device("cpu"), seed=0, geometry=geometry)
+    return annotation_rate.EvaluationContext(cells, torch.device("cpu"), seed=0, geometry=geometry)
 
 
 @torch.no_grad()
-def test_the_naive_procedure_is_the_published_one(bench):
+def test_the_naive_procedure_is_the_published_one(context):
     """By the model's own forward, which the recorded run of the public code is compared with."""
-    ids, mask = bench.pad(bench.batch()[:6])
-    texts = bench.processor(text=bench.descriptions[:5], return_tensors="pt")
-    out = bench.model(ids, mask, **texts, return_matching=True)
+    ids, mask = context.pad(context.batch()[:6])
+    texts = context.processor(text=context.descriptions[:5], return_tensors="pt")
+    out = context.model(ids, mask, **texts, return_matching=True)
     match = out.matching_logits.softmax(dim=-1)[..., 1]
     assert match.std() > 0.01
     expected = 0.1 * out.logits_per_cell.softmax(dim=-1) + 0.9 * match.softmax(dim=-1)
-    found = NaiveProcedure(bench.model, bench.texts(5), 0.1)(ids, mask)
+    found = NaiveProcedure(context.model, context.texts(5), 0.1)(ids, mask)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_the_rate_of_annotation(bench):
+def test_the_rate_of_annotation(context):
     ways = [
         annotation_rate.Setting(candidates, shortlist, precision, 4)
-        for precision in annotation_rate.precisions(bench)
+        for precision in annotation_rate.precisions(context)
         for candidates, shortlist in ((3, None), (40, None), (40, 2))
     ]
     said = []
-    figures = annotation_rate.measure_annotation(bench, ways, 2, 2, said.append)
+    figures = annotation_rate.measure_annotation(context, ways, 2, 2, said.append)
     assert len(said) == 3 * len(ways), "each is ready, and then measured twice"
     assert figures["naive_cells_per_second"].keys() == {3, 40}
     for way, one in zip(ways, figures["ways"], strict=True):
@@ -104,16 +104,16 @@ def test_the_rate_of_annotation(bench):
         assert min(one["cells_per_second"], *one["ratio_by_round"]) > 0
         if way.way == "float32":
             assert one["same_answer"] == 1
-    assert annotation_rate.largest_difference(bench, 4, 2) < 1e-5
-    figures["cell_tower"] = annotation_rate.measure_cell_tower(bench, (16, 32), 1)
+    assert annotation_rate.largest_difference(context, 4, 2) < 1e-5
+    figures["cell_tower"] = annotation_rate.measure_cell_tower(context, (16, 32), 1)
     assert [one["length"] for one in figures["cell_tower"]] == [16, 32]
     left, right = annotation_rate.draw(figures).axes
     assert len(left.lines) == 1 + len({way.way for way in ways})
-    assert len(right.lines) == 1 + len([*annotation_rate.precisions(bench)])
+    assert len(right.lines) == 1 + len([*annotation_rate.precisions(context)])
 
 
-def test_the_cost_of_a_text_is_that_of_its_length(bench):
-    seconds = annotation_rate.NaiveSeconds(bench, bench.batch(), bench.texts(6), 2)
+def test_the_cost_of_a_text_is_that_of_its_length(context):
+    seconds = annotation_rate.NaiveSeconds(context, context.batch(), context.texts(6), 2)
     seconds.matching = [32.0, 64.0]
     seconds._known = np.array([10, 20])
     seconds.lengths = np.array([10, 15, 20])
@@ -122,16 +122,16 @@ def test_the_cost_of_a_text_is_that_of_its_length(bench):
     assert seconds.annotate(1) == pytest.approx(1 + seconds.encoding / 32)
 
 
-def test_the_rate_of_matching(bench):
-    figures = annotation_rate.measure_matching(bench, 5, 2, 2, 3)
+def test_the_rate_of_matching(context):
+    figures = annotation_rate.measure_matching(context, 5, 2, 2, 3)
     assert figures["ratio"] == figures["ratios"]["float32"] == np.median(figures["ratio_by_round"]["float32"])
     assert all(rate > 0 for rate in figures["pairs_per_second"].values())
 
 
-def test_other_kernels_give_the_same(bench, monkeypatch):
+def test_other_kernels_give_the_same(context, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda tower, **_: tower)  # It takes half a minute, and a compiler.
     torch.manual_seed(0)
-    figures = measure_choices(bench, 32, 2)
+    figures = measure_choices(context, 32, 2)
     assert {"naive", "float32", "float32, compiled", "int8 weights"} <= figures["ways"].keys()
     assert figures["ways"]["naive"]["ratio"] == 1
     for way, one in figures["ways"].items():

@@ -14,7 +14,15 @@ def test_the_curves_of_a_run(settings, tmp_path):
     settings |= {"held_out": settings["corpus"], "evaluate_every": 2, "steps": 5}
     run = pretrain(PretrainingConfig(**settings))
     files = [tmp_path / "curves.json", tmp_path / "curves.png"]
-    command = [sys.executable, "eval/experiments/curves.py", str(run), "--json", str(files[0]), "--figure", str(files[1])]
+    command = [
+        sys.executable,
+        "eval/experiments/curves.py",
+        str(run),
+        "--json",
+        str(files[0]),
+        "--figure",
+        str(files[1]),
+    ]
     said = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
     report = json.loads(files[0].read_text())
     (curves,) = report["runs"].values()
