@@ -14,7 +14,7 @@ from cellxgene_ontology_guide.ontology_parser import OntologyParser
 from rapidfuzz import fuzz, process
 
 from .model.errors import InputError
-from .model.processing_langcell import PROMPT_TEMPLATES, Text, as_texts, word
+from .model.prompts import PROMPT_TEMPLATES, Text, as_texts, word
 
 DESCRIPTION_PREFIX = "cell type:"
 

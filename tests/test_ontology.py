@@ -9,7 +9,7 @@ import pytest
 from cellxgene_ontology_guide.ontology_parser import OntologyParser
 
 from modeling_langcell import InputError
-from modeling_langcell.model.processing_langcell import Text
+from modeling_langcell.model.prompts import Text
 from modeling_langcell.ontology import (
     UNINFORMATIVE,
     agreement,

@@ -23,7 +23,7 @@ from modeling_langcell.eval.task import EvaluationContext, scores_of_rows
 from modeling_langcell.eval.tasks.retrieval import TASK as RETRIEVAL
 from modeling_langcell.eval.tasks.zero_shot import TASK as ZERO_SHOT
 from modeling_langcell.io.columns import EMBEDDING
-from modeling_langcell.model.processing_langcell import PROMPT_TEMPLATES
+from modeling_langcell.model.prompts import PROMPT_TEMPLATES
 
 ONE = "name and definition"
 ENSEMBLES: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ..model.errors import InputError
-from ..model.processing_langcell import PROMPT_TEMPLATES
+from ..model.prompts import PROMPT_TEMPLATES
 from .ontology_backoff import OntologyBackoff
 
 #: Rates of wrong answers that thresholds are fitted for; the default is the one that most users name.

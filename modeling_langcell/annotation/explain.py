@@ -18,7 +18,7 @@ from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor, RankedCells
 from ..model.modeling_langcell import LangCellModel
-from ..model.processing_langcell import as_texts
+from ..model.prompts import as_texts
 from ..model.zero_shot import DescriptionScorer
 from .annotator import LangCellAnnotator, texts_read
 from .predictions import DecisionRule, best_of

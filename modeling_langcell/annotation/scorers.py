@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ..model.modeling_langcell import LangCellForSequenceClassification
 from ..model.packed_langcell import PackedSequences
-from ..model.processing_langcell import as_texts
+from ..model.prompts import as_texts
 from ..model.token_budget import TokenBudget
 from ..model.zero_shot import DescriptionScorer, Scored
 

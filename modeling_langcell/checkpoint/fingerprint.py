@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..model.processing_langcell import PROMPT_TEMPLATES
+from ..model.prompts import PROMPT_TEMPLATES
 
 if TYPE_CHECKING:
     from ..annotation.annotator import LangCellAnnotator

@@ -28,7 +28,7 @@ from ..conversion.published import read_gene_vocabulary
 from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
-from .corpus import FORMAT, GENES, MANIFEST, PANELS, PLAN, SHARDS, UNFINISHED, Corpus
+from .corpus import FORMAT, GENES, MANIFEST, PANELS, PLAN, SHARDS, UNFINISHED, Corpus, require_shards
 from .genes import Gene, MedianSketch, every_gene, gene_vocabulary, read_gene_info
 from .parallel import SharedWork
 from .sources import ASPECTS, Source, facts_of
@@ -256,7 +256,7 @@ class CorpusBuilder:
             "unfit": self.unfit,
             "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
-        _require_shards(self.output, manifest["shards"])
+        require_shards(self.output, manifest["shards"])
         for path in self._found():
             if self._own_name(path) not in (None, path.name):
                 path.unlink(missing_ok=True)  # A process that was killed has left it half-written.
@@ -453,16 +453,6 @@ def _describe_shard(path: Path) -> dict[str, Any]:
         "sha256": hashlib.sha256(content).hexdigest(),
         "measured": measured,
     }
-
-
-def _require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
-    """
-    Raises:
-        InputError: A shard of the manifest is not there.
-    """
-    for shard in shards:
-        if not (folder / SHARDS / shard["file"]).is_file():
-            raise InputError(f"{folder} lacks its shard {shard['file']}: make the corpus anew.")
 
 
 def _arrow(table: pa.Table) -> bytes:

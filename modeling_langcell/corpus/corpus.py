@@ -2,7 +2,7 @@
 """A finished corpus: the cells of many studies as ranked gene ids and the term ids that describe them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from ..model.errors import InputError
-from .build import _require_shards
 from .sources import ASPECTS
 
 FORMAT = 1
@@ -67,7 +66,7 @@ class Corpus:
         Raises:
             InputError: A shard is missing.
         """
-        _require_shards(self.folder, self.manifest["shards"])
+        require_shards(self.folder, self.manifest["shards"])
         shards = [self.folder / SHARDS / shard["file"] for shard in self.manifest["shards"] if shard["cells"]]
         return concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
 
@@ -91,6 +90,16 @@ class Corpus:
     @cached_property
     def _token_ids(self) -> Dataset:
         return self.cells.select_columns("token_ids").with_format("numpy")
+
+
+def require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
+    """
+    Raises:
+        InputError: A shard of the manifest is not there.
+    """
+    for shard in shards:
+        if not (folder / SHARDS / shard["file"]).is_file():
+            raise InputError(f"{folder} lacks its shard {shard['file']}: make the corpus anew.")
 
 
 __all__ = ["FORMAT", "GENES", "MANIFEST", "PANELS", "PLAN", "SHARDS", "UNFINISHED", "Corpus"]

@@ -58,9 +58,11 @@ def _require_self_contained(path: Path) -> None:
         InputError: Something of the file is read from other files: whoever made it would choose which.
     """
 
-    def leads_elsewhere(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+    def leads_elsewhere(name: str, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> str | None:
         if isinstance(item, h5py.Dataset):
             return name if item.external or item.is_virtual else None
+        if isinstance(item, h5py.Datatype):
+            return None
         links = ((key, item.get(key, getlink=True)) for key in item)
         return next((f"{name}/{key}" for key, link in links if isinstance(link, h5py.ExternalLink)), None)
 

@@ -10,7 +10,7 @@ from transformers import Pipeline
 
 from .configuration_langcell import PIPELINE_TASK
 from .errors import InputError
-from .processing_langcell import as_texts, word
+from .prompts import as_texts, word
 from .zero_shot import DescriptionScorer, read_cells
 
 

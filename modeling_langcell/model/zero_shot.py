@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import ProcessorMixin
 
 from .configuration_langcell import templates_of
 from .errors import InputError
 from .feature_extraction_langcell import RankedCells
 from .packed_langcell import PackedSequences
-from .processing_langcell import PROMPT_TEMPLATES, LangCellProcessor, as_texts
+from .prompts import PROMPT_TEMPLATES, as_texts
 from .token_budget import TokenBudget
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class DescriptionScorer:
     def __init__(
         self,
         model: "LangCellModel",
-        processor: LangCellProcessor,
+        processor: ProcessorMixin,
         descriptions: Mapping[str, str | Sequence[str]],
         alpha: float,
         shortlist: Shortlist = "auto",
@@ -224,7 +225,7 @@ class DescriptionScorer:
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
 
 
-def _fits(calibration: Mapping[str, Any] | None, alpha: float, processor: LangCellProcessor) -> bool:
+def _fits(calibration: Mapping[str, Any] | None, alpha: float, processor: ProcessorMixin) -> bool:
     """Whether a calibration was fitted with this weight of the similarity, and with labels that were worded so."""
     if calibration is None or not math.isclose(calibration["alpha"], alpha):
         return False

@@ -19,7 +19,7 @@ from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 from modeling_langcell.checkpoint.loading import load_checkpoint
 from modeling_langcell.cli.main import app
-from modeling_langcell.model.processing_langcell import PROMPT_TEMPLATES
+from modeling_langcell.model.prompts import PROMPT_TEMPLATES
 from tests.conftest import GENES
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 
 from modeling_langcell import InputError, LangCellModel, LangCellProcessor
-from modeling_langcell.model.processing_langcell import PROMPT_TEMPLATES, SYNONYMS, as_texts, word
+from modeling_langcell.model.prompts import PROMPT_TEMPLATES, SYNONYMS, as_texts, word
 
 TEXTS = ["b cell", "natural killer cell", "cell type : monocyte . a cell that is a cell ."]
 CELL_INPUTS = ["cell_input_ids", "cell_attention_mask"]

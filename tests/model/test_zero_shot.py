@@ -9,7 +9,7 @@ import torch
 from modeling_langcell import InputError, LangCellAnnotator
 from modeling_langcell.annotation.scorers import PrototypeScorer
 from modeling_langcell.model.packed_langcell import PackedSequences
-from modeling_langcell.model.processing_langcell import as_texts
+from modeling_langcell.model.prompts import as_texts
 from modeling_langcell.model.token_budget import TokenBudget
 from modeling_langcell.model.zero_shot import SHORTLIST, DescriptionScorer, read_cells
 from modeling_langcell.ontology import find_term
