@@ -263,10 +263,10 @@ def adapt_to_your_data(session):
 
 @page("index.md")
 @page("search.md")
-@page("why.md")
+@page("explanations.md")
 @page("transformers.md")
 @page("install.md")
-@page("wordings.md")
+@page("prompt-templates.md")
 def with_cells(session):
     session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})
     yield
@@ -290,8 +290,8 @@ def annotate(session):
     assert "classical monocyte" in ad.read_h5ad("by-term.h5ad").uns["langcell"]["labels"]
 
 
-@page("doubt.md")
-def doubt(session):
+@page("confidence.md")
+def confidence(session):
     cells = session.cells(BLOOD)
     cells.obs["cluster"] = cells.obs["author_cell_type"].cat.codes.astype(str)
     cells.write_h5ad("cells.h5ad")
