@@ -137,7 +137,7 @@ class EvaluationContext:
         return self._untrained[seed]
 
     def untrained_folder(self, seed: int) -> str:
-        """`untrained` as a checkpoint, there as long as the bench is."""
+        """`untrained` as a checkpoint, kept as long as this context."""
         folder = Path(self._scratch.name, str(seed))
         if not folder.exists():
             self.untrained(seed).model.save_pretrained(folder)

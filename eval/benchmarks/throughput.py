@@ -282,7 +282,7 @@ def annotate(
     figure_file: Annotated[Path | None, typer.Option("--figure", help="Where the figure goes.")] = None,
 ) -> None:
     """Cells a second beside the public loop, by the number of candidates and the length of the cells."""
-    context = _bench(cells_file, device, seed)
+    context = _context(cells_file, device, seed)
     gpu = context.device.type == "cuda"
     every, rounds = len(context.descriptions), rounds or (2 if quick else 3)
     # Candidates, and cells a round: fewer where each has more pairs.
@@ -341,7 +341,7 @@ def match(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
     """The matching alone: pairs of a cell and a text a second, beside the public loop."""
-    context = _bench(cells_file, device, seed)
+    context = _context(cells_file, device, seed)
     figures = rate.measure_matching(context, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
     for way, ratio in figures["ratios"].items():
         typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
@@ -359,13 +359,13 @@ def kernels(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
 ) -> None:
     """The cell tower compiled, in half precision, with int8 weights: what the defaults were chosen from."""
-    figures = measure_choices(_bench(cells_file, device, seed), length, rounds)
+    figures = measure_choices(_context(cells_file, device, seed), length, rounds)
     for way, one in figures["ways"].items():
         typer.echo(f"{way:<22} {one['ratio']:5.2f} times the naive rate, cosine at least {one['cosine']:.4f}")
     write_record(json_file, {"seed": seed, **figures})
 
 
-def _bench(cells: Path, device: str | None, seed: int) -> rate.EvaluationContext:
+def _context(cells: Path, device: str | None, seed: int) -> rate.EvaluationContext:
     try:
         return rate.EvaluationContext(cells, find_device(device), seed)
     except InputError as error:

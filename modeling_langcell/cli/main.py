@@ -590,7 +590,7 @@ def evaluate(
         from modeling_langcell.eval.run import TASKS, find_task
         from modeling_langcell.eval.run import evaluate as evaluate_task
         from modeling_langcell.eval.studies import read_studies
-        from modeling_langcell.eval.task import Bench
+        from modeling_langcell.eval.task import EvaluationContext
     except ModuleNotFoundError as error:
         raise InputError(f'No package {error.name}: pip install "modeling-langcell[adapt,eval]".') from error
 
@@ -612,14 +612,14 @@ def evaluate(
             *_files_of("--adapter", adapter),
         ],
     )
-    bench = Bench(
+    context = EvaluationContext(
         resolve_checkpoint(model), adapter, data, read_studies(*studies or ()), alpha, download, gene_sets, device
     )
     if gene_sets is not None and not gene_sets.is_file():
         raise InputError(f"No file {gene_sets}.")
     results, drawn = [], {}
     for task in found:
-        results.append(evaluate_task(task, bench, seeds=seeds, out=out, studies=study or (), methods=method or ()))
+        results.append(evaluate_task(task, context, seeds=seeds, out=out, studies=study or (), methods=method or ()))
         typer.echo((out / f"{task.name}.md").read_text())
         typer.echo(f"Results: {out / f'{task.name}.json'}")
         if pictures is not None:

@@ -3,7 +3,7 @@
 What it is worth to word a type of cell otherwise, or in several ways at once: ensembles of wordings, decided upon
 before they were measured, on the validation studies by similarity alone.
 
-    python eval/experiments/wordings.py --json eval/results/wordings.json
+    python eval/experiments/prompt_templates.py --json eval/results/wordings.json
 
 To tell a gain over the one wording from chance, cells are drawn again with replacement within each study, the same
 cells for all ensembles.
