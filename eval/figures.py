@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from modeling_langcell.annotation.metrics import mean_and_range
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError
@@ -87,7 +88,7 @@ def draw_curve(result: Mapping[str, Any]) -> Figure | None:
 
 
 def _draw_line(axes: Axes, cells: Cells, score: str, look: Mapping[str, Any], name: str) -> None:
-    found = {shots: summarize(same, score) for shots, same in _by_shots(cells).items()}
+    found = {shots: mean_and_range(same, score) for shots, same in _by_shots(cells).items()}
     points = [(shots, *spread) for shots, spread in sorted(found.items()) if shots]
     if 0 in found:
         axes.axhline(found[0][0], color=look["color"], linestyle="--", linewidth=1.4, label=f"{name}, zero-shot")
@@ -111,7 +112,7 @@ def draw_scores(result: Mapping[str, Any]) -> Figure | None:
     figure, panels = _panels(studies, width=3.9, height=1.1 + 0.27 * len(rows), sharex=True, sharey=True)
     for axes, same in zip(panels, studies.values(), strict=True):
         for row, seeds in _by_row(same).items():
-            mean, low, high = summarize(seeds, score)
+            mean, low, high = mean_and_range(seeds, score)
             look, place = looks[seeds[0]["method"]], rows.index(row)
             axes.plot([low, high], [place, place], color=look["color"], linewidth=2, alpha=0.5)
             axes.plot(mean, place, **look, markersize=7, linestyle="none")
@@ -333,22 +334,10 @@ def means(task: Mapping[str, Any], cells: Cells) -> str:
     names = [name for name in task["metrics"] if any(name in cell["scores"] for cell in cells)]
     names.sort(key=lambda name: name != task["main_score"])
     rows = [
-        {"method": row} | {_shown(name): _written(*summarize(seeds, name)) for name in names}
+        {"method": row} | {_shown(name): _written(*mean_and_range(seeds, name)) for name in names}
         for row, seeds in _by_row(cells).items()
     ]
     return f"<div class=wide>{pd.DataFrame(rows).to_html(index=False, border=0)}</div>"
-
-
-def summarize(cells: Cells, score: str) -> tuple[float, float, float]:
-    """
-    A score's mean over seeds, and from where to where it goes: of several seeds the lowest and highest, of one the 95%
-    interval, or the score alone where it has none. NaN where it was not measured.
-    """
-    values = [cell["scores"][score] for cell in cells if score in cell["scores"]]
-    if not values:
-        return np.nan, np.nan, np.nan
-    low, high = cells[0]["intervals"].get(score, values * 2) if len(values) == 1 else (min(values), max(values))
-    return float(np.mean(values)), low, high
 
 
 def _written(mean: float, low: float, high: float) -> str:
@@ -467,6 +456,5 @@ __all__ = [
     "means",
     "reliability",
     "styles",
-    "summarize",
     "write_html",
 ]

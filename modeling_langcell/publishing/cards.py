@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from ..annotation.metrics import mean_and_range
 from ..checkpoint.builtin import MODEL_CARDS
 from ..checkpoint.files import ADAPTATION, CARD, EVALUATION, TRAINING, count_parameters, read_config, read_json
 from ..io.atomic import atomic_write
@@ -264,8 +265,6 @@ def summarize(results: str | Path) -> dict[str, Any]:
 
 
 def _summarize(results: Path) -> dict[str, Any]:
-    from modeling_langcell.eval.figures import summarize as mean_and_range
-
     tables = [read_json(file) for file in sorted(results.glob("*.json"))]
     tables = [table for table in tables if {"task", "model", "cells"} <= table.keys()]
     models = {table["model"]["fingerprint"] for table in tables}
