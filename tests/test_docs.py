@@ -37,8 +37,6 @@ PAGES |= {path.relative_to(GUIDE).as_posix(): path for path in sorted(GUIDE.rglo
 
 #: Installing is what the tests themselves rest on: the only commands of the guide that are not run.
 INSTALLS = ("pip install", "make demo", "make test")
-#: Commands of the README that take hours; "Pre-train your own" has them in a form that ends.
-TAKE_HOURS = ("python train.py",)
 
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.DOTALL | re.MULTILINE)
 _ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
@@ -85,10 +83,10 @@ def read_page(path: Path) -> tuple[list[Step], dict[str, str]]:
     return steps, files
 
 
-def commands(step: Step, left_out: tuple[str, ...] = INSTALLS) -> list[list[str]]:
-    """Its lines as arguments."""
+def commands(step: Step) -> list[list[str]]:
+    """Splits the commands of a step into arguments; leaves out installations."""
     lines = step.content.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line and not line.startswith(left_out)]
+    return [shlex.split(line, comments=True) for line in lines if line and not line.startswith(INSTALLS)]
 
 
 # ---------------------------------------------------------------------- running it
@@ -112,13 +110,13 @@ class Session:
         for name, source in files.items():
             (self.folder / name).symlink_to(self.shared / source)
 
-    def run(self, step: Step, left_out: tuple[str, ...]) -> None:
+    def run(self, step: Step) -> None:
         """Runs a step, and compares what it prints with what the page says."""
         said = ""
         if step.kind == "python":
             said = self.snippet(step.content)
         else:
-            found = commands(step, left_out)
+            found = commands(step)
             fails = (step.printed or "").startswith("Error:")
             for number, arguments in enumerate(found, 1):
                 said = self.command(arguments, fails and number == len(found))
@@ -174,8 +172,7 @@ def page(name: str):
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name, shared, tmp_path, monkeypatch):
     steps, files = read_page(PAGES[name])
-    left_out = (*INSTALLS, *TAKE_HOURS) if name == "README.md" else INSTALLS
-    if not any(step.kind == "python" or commands(step, left_out) for step in steps):
+    if not any(step.kind == "python" or commands(step) for step in steps):
         return
     assert name in SETUPS, f"docs/{name} has commands or snippets: say here how it is followed, with @page({name!r})"
     monkeypatch.chdir(tmp_path)
@@ -185,7 +182,7 @@ def test_page(name, shared, tmp_path, monkeypatch):
     session.link(**{"train.py": REPOSITORY / "train.py", "hub_configs": REPOSITORY / "hub_configs"})
     with contextmanager(SETUPS[name])(session):
         for step in steps:
-            session.run(step, left_out)
+            session.run(step)
 
 
 def test_every_setup_is_of_a_page():
@@ -392,7 +389,6 @@ def evaluate(session):
 
 @page("README.md")
 def readme(session):
-    lay_published_parts(session)
     cells = session.cells(BLOOD)[::3].copy()
     cells.write_h5ad("cells.h5ad")
     Path("types.tsv").write_text("B cell\nmine\tcell type: T cell. What I call so.\n")
@@ -400,17 +396,6 @@ def readme(session):
     few = few[:, np.arange(0, few.n_vars, 8)].copy()  # So that it takes seconds.
     few[::2].write_h5ad("labelled.h5ad")
     few[1::2].write_h5ad("new.h5ad")
-    Path("FOLDER").mkdir()
-    shutil.copytree(REPOSITORY / "hub_configs" / "langcell-mini", "runs/mine")
-    session.link(
-        **{
-            "runs/results": REPOSITORY / "eval" / "results",
-            "STUDY.h5ad": "data/train/marrow_vangalen2019_cd34sorted.h5ad",
-            "FOLDER/lung.h5ad": "data/train/nsclc_zilionis_scgate.h5ad",
-            "OTHER.h5ad": f"data/{SORTED_BLOOD}.h5ad",
-            "Homo_sapiens.gene_info.gz": "data/genes/Homo_sapiens.gene_info.gz",
-        }
-    )
     yield
     assert Path("report.html").is_file()
 
