@@ -94,7 +94,7 @@ def evaluate(
         raise InputError(f"{task.name} has no method {unknown[0]!r}; there are {', '.join(task.methods)}.")
     if task.adapts and context.adapter is not None:
         raise InputError(f"{task.name} adapts the checkpoint itself: leave out the adapter.")
-    model = fingerprint(context.annotator)
+    model = fingerprint(context.annotator.model, context.annotator.processor)
     before = _read_table(out / f"{task.name}.json")
     say = Console(stderr=True)
     cells: dict[str, dict[str, Any]] = {}

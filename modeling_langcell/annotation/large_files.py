@@ -160,7 +160,7 @@ def _fingerprint(annotator: LangCellAnnotator) -> list[str]:
     """What decides what the model computes, with that which is learnt outside of it."""
     model, extractor = annotator.model, annotator.processor.feature_extractor
     if isinstance(model, LangCellModel):
-        found = [fingerprint(annotator)]
+        found = [fingerprint(model, annotator.processor)]
     else:
         deciding = [model.config.to_dict(), extractor.gene_vocabulary, extractor.max_length]
         settings = json.dumps(deciding, sort_keys=True, default=str)

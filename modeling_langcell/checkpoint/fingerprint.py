@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Which model this is: hashes of what decides what it computes."""
+"""Hashes that identify a model by everything that decides its output."""
 
 import hashlib
 import json
@@ -8,43 +8,46 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import PROMPT_TEMPLATES
 
 if TYPE_CHECKING:
-    from ..annotation.annotator import LangCellAnnotator
     from .adaptation_record import Head
 
 
-def fingerprint(annotator: "LangCellAnnotator") -> str:
-    """Of a model as it annotates: its weights, with an adapter's, and whatever else decides what it computes."""
+def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
+    """
+    Returns the hash of a model as it annotates: its weights, those of a merged adapter included, and every setting of
+    model and processor that changes its scores.
+    """
     digest = hashlib.sha256()
-    _add_weights(digest, annotator.model)
-    config, extractor = annotator.model.config, annotator.processor.feature_extractor
+    _add_weights(digest, model)
+    config, extractor = model.config, processor.feature_extractor
     deciding = {
         "cell": _own_settings(config.cell_config),
         "text": _own_settings(config.text_config),
         "alpha": config.alpha,
         "temperature": config.temperature,
         "genes": extractor.gene_vocabulary,
-        "lengths": [extractor.max_length, annotator.processor.tokenizer.model_max_length],
+        "lengths": [extractor.max_length, processor.tokenizer.model_max_length],
     }
-    if (
-        annotator.processor.prompt_templates != PROMPT_TEMPLATES
-    ):  # Figures of others were found before a model could have any.
-        deciding["wordings"] = annotator.processor.prompt_templates
+    if processor.prompt_templates != PROMPT_TEMPLATES:
+        # Results on disk hold fingerprints from before a checkpoint could have templates, and from when they were
+        # called wordings: the default is left out, and the key keeps its name.
+        deciding["wordings"] = processor.prompt_templates
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
 def weights_of_base(model: PreTrainedModel, head: "Head") -> str:
-    """Of the weights that an adaptation rests on: a classifier's are the cell tower's."""
+    """Returns the hash of the weights that an adaptation rests on: for a classifier those of the cell tower."""
     digest = hashlib.sha256()
     _add_weights(digest, model.cell_model if head == "classes" else model)
     return digest.hexdigest()
 
 
 def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a tower's config says beyond what every config of transformers does, which differs by its version."""
+    """Returns a tower's own settings; those of every config in transformers differ between its versions."""
     return {name: getattr(config, name) for name in sorted(type(config).__annotations__) if not name.startswith("_")}
 
 

@@ -358,7 +358,8 @@ def fingerprint_of(folder: Path) -> str:
     from ..annotation.annotator import LangCellAnnotator
     from ..checkpoint.fingerprint import fingerprint
 
-    return fingerprint(LangCellAnnotator.from_pretrained(folder, device="cpu"))
+    annotator = LangCellAnnotator.from_pretrained(folder, device="cpu")
+    return fingerprint(annotator.model, annotator.processor)
 
 
 def _by_lines(evaluation: Mapping[str, Any]) -> str:

@@ -373,9 +373,9 @@ def test_other_wordings_begin_anew(annotator, cells_file, tmp_path, monkeypatch,
     assert_same_file(tmp_path / "o.h5ad", expected)
     assert read_annotation(expected).uns["langcell"]["descriptions"].tolist()[-1] == "t cell\na t cell"
     other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
-    before = fingerprint(other)
+    before = fingerprint(other.model, other.processor)
     other.processor.prompt_templates = ["{name}"]
-    assert fingerprint(other) != before
+    assert fingerprint(other.model, other.processor) != before
 
 
 def test_damaged_chunks_are_annotated_again(annotator, cells_file, expected, tmp_path, monkeypatch):
