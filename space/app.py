@@ -1,11 +1,12 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-LangCell in a browser: drop an `.h5ad`, name types of cells or describe them, and get labels, how sure they are and why.
+LangCell in a browser: drop an `.h5ad`, name or describe types of cells, and get labels, their confidence and the genes
+behind them.
 
     python space/app.py
 
-It serves on port 7860 of this machine alone; in a Space of Hugging Face, of every address. `PORT` and `HOST` say
-otherwise, `MODEL` which checkpoint.
+It serves on port 7860 of this machine only; in a Space of Hugging Face, on every address. The environment variables
+`PORT`, `HOST` and `MODEL` change the port, the address and the checkpoint.
 """
 
 import json
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-# A folder of its own, wherever uploads are to go: all that is in it is deleted.
+# Uploads get a folder of their own, since all of it is deleted in the end.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="langcell-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR"))
 
 import gradio as gr
@@ -45,13 +46,13 @@ from modeling_langcell.report.page import write_report
 from modeling_langcell.report.plots import lay_out
 
 MOST_MEGABYTES, MOST_CELLS, MOST_GENES, MOST_CANDIDATES = 200, 20_000, 100_000, 100
-#: What a file may hold when it is unpacked: in its tables, which are read whole, and in all.
+#: Limits in bytes of an unpacked file: of its tables, which are read as a whole, and in all.
 MOST_IN_TABLES, MOST_IN_ALL = 200 * 2**20, 8 * 2**30
-KEEP = 30 * 60  # Seconds for which files are kept of a page that is open and not used.
+KEEP = 30 * 60  # Seconds until the files of an open but unused page are deleted.
 CELLS, ANNOTATED, REPORT = "cells.h5ad", "annotated.h5ad", "report.html"
 _LAYER = "layer "
-_PROGRESS = gr.Progress()  # Gradio looks for it among the defaults.
-VALUES = {"raw counts": "raw", "counts scaled by cell (CPM and the like)": "normalized", "their logarithms": "log1p"}
+_PROGRESS = gr.Progress()  # Gradio finds it among the default arguments.
+VALUES = {"raw counts": "raw", "counts scaled by cell (such as CPM)": "normalized", "log-transformed counts": "log1p"}
 BLOOD = ["B cell", "natural killer cell", "CD14-positive monocyte", "CD4-positive, alpha-beta T cell"]
 BLOOD += ["CD8-positive, alpha-beta T cell", "dendritic cell", "megakaryocyte"]
 
@@ -62,7 +63,7 @@ visits = Visits(KEEP, Path(os.environ["GRADIO_TEMP_DIR"]))
 
 
 def kindly(act: Callable[..., Any]) -> Callable[..., Any]:
-    """What goes wrong is said to the visitor: what to do about it, or that it is not the visitor's fault."""
+    """Wraps an event so that its visitor reads what to do about an error, or that the visitor is not at fault."""
 
     @wraps(act)
     def acting(*given: Any, **more: Any) -> Any:
@@ -79,15 +80,15 @@ def kindly(act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refusal(error: InputError) -> gr.Error:
-    """Message to a visitor about an error of the visitor's own."""
+    """Returns the message to a visitor who caused an error."""
     said = visits.without_paths(str(error))
     return gr.Error(said, duration=None, title="This does not work", print_exception=False)
 
 
-# ---------------------------------------------------------------------- what a page may name
+# ---------------------------------------------------------------------- files that a page may name
 
-_PAGE = "x-langcell-page"  # The header in which a page gives its name.
-#: Run in the browser: each page gives itself a random name, and tells it to the server alone.
+_PAGE = "x-langcell-page"  # The header with the name of the page.
+#: Runs in the browser: each page gives itself a random name, which only the server learns.
 _NAME_PAGE = """<script>
 (() => {
     const bytes = crypto.getRandomValues(new Uint8Array(32));
@@ -105,10 +106,10 @@ _NAME_PAGE = """<script>
 
 class NotedUploads:
     """
-    Middleware around Gradio's upload route: notes which page sent which file.
+    Middleware around Gradio's upload route that notes which page sent which file.
 
     Args:
-        app: The app that takes the upload.
+        app: The app that receives the upload.
     """
 
     def __init__(self, app: ASGIApp):
@@ -134,18 +135,18 @@ class NotedUploads:
 
 class Page(gr.Blocks):
     """
-    Blocks that refuse an event which names a file that its page did not upload.
+    Blocks that refuse an event if it names a file that its page did not upload.
 
-    Before Gradio calls an event's function it hashes and copies every file that the event names, whichever input names
-    it. It checks that the file is an upload only in an app that it launches itself, and not in one that is mounted.
+    Before Gradio calls an event's function, it hashes and copies every file that the event names in any input. It
+    checks that the file is an upload only in an app that it launches itself, not in one that is mounted.
     """
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *given: Any, **more: Any) -> dict[str, Any]:
         """
-        Processes an event as Gradio does, if the files that it names are its page's own.
+        Processes an event as Gradio does, if its page uploaded all files that it names.
 
         Raises:
-            gr.Error: A file is gone, or its page did not upload it.
+            gr.Error: A file is gone, or the page did not upload it.
         """
         request = more.get("request")
         page = request.headers.get(_PAGE, "") if isinstance(request, gr.Request) else ""
@@ -155,7 +156,7 @@ class Page(gr.Blocks):
 
 
 def named_files(inputs: Any) -> Iterator[str]:
-    """Paths in an event's inputs, however deep: all that Gradio would take for files, and more."""
+    """Yields the paths in an event's inputs at any depth: everything that Gradio would take for a file, and more."""
     left = [inputs]
     while left:
         value = left.pop()
@@ -167,16 +168,16 @@ def named_files(inputs: Any) -> Iterator[str]:
             left += value
 
 
-# ---------------------------------------------------------------------- what a visitor does
+# ---------------------------------------------------------------------- events
 
 
 @kindly
 def receive(upload: str, request: gr.Request) -> tuple[str, dict]:
-    """Takes a file into the visitor's folder, and says what is in it and which arrays it has."""
+    """Moves a file into the visitor's folder. Returns its size in words, and its arrays as choices."""
     visit = fresh(request)
     try:
         shutil.move(upload, visit.folder / CELLS)
-    except FileNotFoundError as error:  # Another visitor brought the same, at the same moment.
+    except FileNotFoundError as error:  # Another visitor uploaded the same content at the same moment.
         raise InputError("The file did not arrive whole: drop it again.") from error
     try:
         return look(visit.folder / CELLS)
@@ -194,10 +195,10 @@ def forget(request: gr.Request) -> tuple[str, dict]:
 
 def fresh(request: gr.Request) -> Visit:
     """
-    The visitor's folder, with nothing in it.
+    Returns a new visit with an empty folder.
 
     Raises:
-        InputError: Something is being made there.
+        InputError: An annotation is running in the visitor's folder.
     """
     session = str(request.session_hash)
     if visits.of(session).working:
@@ -208,10 +209,10 @@ def fresh(request: gr.Request) -> Visit:
 
 def look(cells: Path) -> tuple[str, dict]:
     """
-    What is in a file, and which arrays it has.
+    Returns the size of a file in words, and its arrays as choices.
 
     Raises:
-        InputError: It cannot be read, or is more than is done here.
+        InputError: The file cannot be read, or is too large for the app.
     """
     require_modest(cells)
     with open_lightly(cells) as adata:
@@ -221,22 +222,24 @@ def look(cells: Path) -> tuple[str, dict]:
         arrays += [] if adata.raw is None else ["raw.X"]
     if n_cells > MOST_CELLS or n_genes > MOST_GENES:
         raise InputError(
-            f"{n_cells:,} cells x {n_genes:,} genes are more than is done here ({MOST_CELLS:,} x {MOST_GENES:,}): take "
-            "some of them, or use the package, which has no such limit."
+            f"{n_cells:,} cells x {n_genes:,} genes are more than this app takes ({MOST_CELLS:,} x {MOST_GENES:,}): "
+            "select some of them, or use the package, which has no such limit."
         )
     return f"{n_cells:,} cells x {n_genes:,} genes.", gr.update(choices=arrays, value="X")
 
 
 def require_modest(cells: Path) -> None:
     """
+    Checks the size of a file when it is unpacked.
+
     Raises:
-        InputError: A file, however small, that unpacks to more than there is room for.
+        InputError: The file unpacks to more than the limits.
     """
     sizes = {"tables": 0, "all": 0}
 
     def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
-            size = (item.size or 0) * item.dtype.itemsize  # A null dataset, which is what None becomes, has no size.
+            size = (item.size or 0) * item.dtype.itemsize  # A null dataset, which stands for None, has no size.
             sizes["all"] += size
             if name.startswith(("obs/", "var/", "raw/var/")) or name in ("obs", "var"):
                 sizes["tables"] += size
@@ -245,18 +248,18 @@ def require_modest(cells: Path) -> None:
         file.visititems(add)
     if sizes["tables"] > MOST_IN_TABLES or sizes["all"] > MOST_IN_ALL:
         raise InputError(
-            "Unpacked, this file is larger than is done here: leave out what is not needed, and try again."
+            "Unpacked, this file is larger than this app takes: remove the parts that are not needed, and try again."
         )
 
 
 @kindly
 def take_example(request: gr.Request) -> tuple[None, str, dict, str, list[str]]:
-    """Lays the example into the visitor's folder, in place of a file that was dropped, and says how it is read."""
+    """Writes the example into the visitor's folder, in place of an uploaded file, and sets how it is read."""
     visit = fresh(request)
     load_example().write_h5ad(visit.folder / CELLS)
     said, _ = look(visit.folder / CELLS)
     values = next(name for name, counts in VALUES.items() if counts == CELL_OPTIONS["counts"])
-    said += " 700 blood cells of Zheng et al. 2017, which scanpy carries."
+    said += " Blood cells of Zheng et al. 2017, which come with scanpy."
     return None, said, gr.update(choices=["X", "raw.X"], value="raw.X"), values, sorted(CELL_TYPES.values())
 
 
@@ -264,7 +267,7 @@ def take_example(request: gr.Request) -> tuple[None, str, dict, str, list[str]]:
 def annotate(
     names: list[str], own: str, array: str, values: str, errors: int, request: gr.Request, progress=_PROGRESS
 ) -> tuple[str, str]:
-    """Annotates the visitor's cells: the links to what is made, and the report."""
+    """Annotates the visitor's cells. Returns HTML with the links to the results, and HTML that shows the report."""
     labels = described(names, own)
     layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
     options = {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
@@ -283,10 +286,10 @@ def annotate(
 def make(
     folder: Path, labels: dict[str, str], rate: float | None, options: dict[str, Any], progress: gr.Progress
 ) -> None:
-    """The annotated file and the report, of the cells in a folder."""
+    """Writes the annotated file and the report for the cells in a folder."""
     cells = folder / CELLS
     if not cells.is_file():
-        raise InputError("Drop an .h5ad file first, or take the example. Files are deleted after half an hour unused.")
+        raise InputError("Drop an .h5ad file first, or take the example. Unused files are deleted after half an hour.")
     progress(0.1, "Reading and annotating the cells")
     annotate_file(annotator, cells, folder / ANNOTATED, labels, error_rate=rate, empty_cells="mark", **options)
     annotated = read_annotation(folder / ANNOTATED, embeds=True)
@@ -295,37 +298,37 @@ def make(
     with open_lightly(cells) as adata:
         quality = examine(annotator.processor.feature_extractor, adata, annotated, **where)
         genes = explain_annotated(annotator, adata, annotated, cells_per_label=5, **options)
-    progress(0.8, "Drawing")
+    progress(0.8, "Writing the report")
     write_report(annotated, folder / REPORT, lay_out(annotated), quality=quality, genes=genes)
 
 
 def described(names: list[str], own: str) -> dict[str, str]:
-    """Labels that were picked, and those described in the visitor's own words, one a line: `label: description`."""
+    """Returns the labels that were picked, and those that the visitor described, one `label: description` a line."""
     labels = dict.fromkeys(names or [], "")
     for line in filter(None, map(str.strip, (own or "").splitlines())):
         label, colon, text = (part.strip() for part in line.partition(":"))
         if not (label and colon and text):
-            raise InputError(f"{line!r} is no label and its description: write 'label: description'.")
+            raise InputError(f"{line!r} is not a label with its description: write 'label: description'.")
         if label in labels:
-            raise InputError(f"The label {label!r} was given twice.")
+            raise InputError(f"The label {label!r} was given twice: remove one of them.")
         labels[label] = text
     if len(labels) > MOST_CANDIDATES:
-        raise InputError(f"{len(labels)} candidates are more than is done here ({MOST_CANDIDATES}).")
+        raise InputError(f"{len(labels)} candidates are more than this app takes: name at most {MOST_CANDIDATES}.")
     return labels
 
 
-# ---------------------------------------------------------------------- what a visitor sees
+# ---------------------------------------------------------------------- the page
 
 _ABOUT = f"""# LangCell
 Label single cells by free text, with no training labels. Drop an `.h5ad` with counts (up to {MOST_MEGABYTES} MB and
-{MOST_CELLS:,} cells), or take the example, and name the types that may be among them. Your file is seen by nobody else.
-It is deleted when you close the page, or after half an hour unused.
+{MOST_CELLS:,} cells), or take the example, and name the types that may be among them. Nobody else can see your file.
+It is deleted when you close the page, or after half an hour without use.
 """
 _STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }"
 
 
 def build() -> gr.Blocks:
-    """The page."""
+    """Builds the page."""
     rates = [round(100 * float(rate)) for rate in calibration.thresholds] if calibration else [0]
     with Page(title="LangCell") as page:
         gr.Markdown(_ABOUT)
@@ -336,10 +339,8 @@ def build() -> gr.Blocks:
                 said = gr.Markdown()
                 with gr.Row():
                     array = gr.Dropdown(["X"], value="X", label="Array with the counts")
-                    values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Its values are")
-                errors = gr.Dropdown(
-                    rates, value=10, label="Of 100 answers, so many may be wrong", visible=bool(calibration)
-                )
+                    values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Values in this array")
+                errors = gr.Dropdown(rates, value=10, label="Accepted wrong answers per 100", visible=bool(calibration))
             with gr.Column():
                 terms = sorted(term.name for term in all_terms())
                 about = "Any name, synonym or id of the Cell Ontology."
@@ -347,8 +348,8 @@ def build() -> gr.Blocks:
                     terms, value=BLOOD, multiselect=True, allow_custom_value=True, label="Types of cells", info=about
                 )
                 own = gr.Textbox(
-                    label="Or in your own words",
-                    info="One a line, label: description.",
+                    label="Types in your own words",
+                    info="One label: description per line.",
                     lines=3,
                     placeholder="exhausted T cell: cell type: T cell with PDCD1, LAG3 and TOX after long stimulation.",
                 )
@@ -365,18 +366,19 @@ def build() -> gr.Blocks:
 
 
 def leave(request: gr.Request) -> None:
+    """Deletes a visitor's files when the page is closed."""
     visits.end(str(request.session_hash))
 
 
 def serve() -> FastAPI:
-    """The page, and the visitors' results by their tokens."""
+    """Builds the server: the page, and each visitor's results at an address with a token."""
     api = FastAPI(openapi_url=None)
 
     @api.get("/results/{token}/{name}")
     def result(token: str, name: str) -> FileResponse:
         path = visits.find(token, name)
         if path is None or name not in (ANNOTATED, REPORT):
-            raise HTTPException(404, "There is no such result, or not any more.")
+            raise HTTPException(404, "This result does not exist, or was deleted.")
         headers = {"Cache-Control": "no-store", "Content-Security-Policy": "sandbox allow-scripts allow-downloads"}
         return FileResponse(path, filename=name, headers=headers, content_disposition_type="inline")
 
@@ -388,12 +390,12 @@ def serve() -> FastAPI:
 
 
 if __name__ == "__main__":
-    # When it is told to stop, what is here is deleted first: the server raises the signal again once it has closed.
+    # The server raises SIGTERM again after it has closed: exit then, so that the files are deleted first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     everywhere = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
     where: dict[str, Any] = {"host": os.environ.get("HOST", everywhere), "port": int(os.environ.get("PORT", 7860))}
     try:
-        # A page that is open keeps a connection, which would be waited for.
+        # An open page keeps a connection, so the server must not wait for all connections to close.
         uvicorn.run(serve(), log_level="warning", timeout_graceful_shutdown=3, **where)
     finally:
         visits.close()

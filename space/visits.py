@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a visitor has brought and been given: in a folder that nobody else finds, and that is gone with the visitor."""
+"""The files of each visitor: in a folder that nobody else can find, and that is deleted when the visitor leaves."""
 
 import logging
 import re
@@ -22,10 +22,10 @@ class Visit:
     One open page.
 
     Args:
-        folder: Of its files.
-        seen: When it was last used, in seconds.
-        token: What its files are asked for by; it cannot be guessed.
-        working: Whether something is being made there.
+        folder: The folder of its files.
+        seen: Time of its last use, in seconds.
+        token: A random name by which its files are requested.
+        working: True while an annotation runs.
     """
 
     folder: Path
@@ -36,24 +36,24 @@ class Visit:
 
 class Visits:
     """
-    All open pages. They are looked after by a thread of their own.
+    All open pages. A thread deletes files that are no longer used.
 
     Args:
-        keep: Seconds after which what was not used is deleted, though its page may still be open.
-        uploads: Where files arrive: what nobody has taken from there is deleted as soon.
-        clock: Seconds now; of files the system's counts.
+        keep: Seconds without use after which files are deleted, even if the page is still open.
+        uploads: The folder where files arrive. Uploads that no event has taken are deleted after the same time.
+        clock: Returns the time in seconds. The age of uploads is compared with it by their time of modification.
     """
 
     def __init__(self, keep: float, uploads: Path, clock: Callable[[], float] = time.time):
-        self._root = Path(tempfile.mkdtemp(prefix="langcell-visits-"))  # For this user's eyes alone.
+        self._root = Path(tempfile.mkdtemp(prefix="langcell-visits-"))  # Only this user can read it.
         self._keep, self._uploads, self._clock = keep, uploads, clock
         self._visits: dict[str, Visit] = {}
-        self._brought: dict[Path, set[str]] = {}  # The same content lies at one path, whichever pages sent it.
+        self._uploaded: dict[Path, set[str]] = {}  # Equal content has one path, whichever pages sent it.
         self._lock, self._closed = threading.RLock(), threading.Event()
-        threading.Thread(target=self._look_after, daemon=True).start()
+        threading.Thread(target=self._sweep_regularly, daemon=True).start()
 
     def of(self, session: str) -> Visit:
-        """A page's visit, which is begun if need be."""
+        """Returns a page's visit, and starts one if there is none."""
         with self._lock:
             if session not in self._visits:
                 self._visits[session] = Visit(Path(tempfile.mkdtemp(dir=self._root)), self._clock())
@@ -64,21 +64,21 @@ class Visits:
     def note(self, page: str, path: Path) -> None:
         """Notes that a page has uploaded a file."""
         with self._lock:
-            self._brought.setdefault(path, set()).add(page)
+            self._uploaded.setdefault(path, set()).add(page)
 
     def take(self, page: str, path: Path) -> bool:
-        """Says whether a page has uploaded a file that is still there, and forgets it: a page names a file once."""
+        """Returns true if a page has uploaded a file that still exists, and forgets it: a page may name a file once."""
         with self._lock:
-            pages = self._brought.get(path, set())
-            brought = page in pages
+            pages = self._uploaded.get(path, set())
+            uploaded = page in pages
             pages.discard(page)
             if not pages:
-                self._brought.pop(path, None)
-        return brought and path.is_file() and not path.is_symlink()
+                self._uploaded.pop(path, None)
+        return uploaded and path.is_file() and not path.is_symlink()
 
     @contextmanager
     def working(self, session: str) -> Iterator[Visit]:
-        """A page's visit while something is made there: it is deleted afterwards, if its page was closed meanwhile."""
+        """Marks a page's visit as busy. If the page is closed meanwhile, its files are deleted afterwards."""
         visit = self.of(session)
         visit.working = True
         try:
@@ -90,7 +90,7 @@ class Visits:
                     self._delete(visit)
 
     def find(self, token: str, name: str) -> Path | None:
-        """A visit's file; none where no visit has this token, or not this file."""
+        """Returns the path of a file by its visit's token; none if no visit has the token or the file."""
         with self._lock:
             for visit in self._visits.values():
                 if secrets.compare_digest(visit.token.encode(), token.encode()):
@@ -100,32 +100,32 @@ class Visits:
         return None
 
     def without_paths(self, text: str) -> str:
-        """A message without where files lie here."""
+        """Removes the paths of the server from a message."""
         return re.sub(re.escape(str(self._root)) + r"/[^/\s]+/", "", text)
 
     def end(self, session: str) -> None:
-        """Deletes all that a page has brought and been given, at once or as soon as nothing is made there."""
+        """Deletes all files of a page, at once or as soon as its annotation ends."""
         with self._lock:
             visit = self._visits.pop(session, None)
             if visit is not None and not visit.working:
                 self._delete(visit)
 
     def sweep(self) -> None:
-        """Deletes what was not used for long."""
+        """Deletes files that were not used for a long time."""
         old = self._clock() - self._keep
         with self._lock:
             for session, visit in list(self._visits.items()):
                 if visit.seen < old and not visit.working:
                     self.end(session)
-        for path in sorted(self._uploads.rglob("*"), reverse=True):  # What is in a folder before the folder.
-            with suppress(OSError):  # It was taken meanwhile, or the folder is not empty.
+        for path in sorted(self._uploads.rglob("*"), reverse=True):  # Files before their folder.
+            with suppress(OSError):  # The file was taken meanwhile, or the folder is not empty.
                 if path.stat().st_mtime < old:
                     path.rmdir() if path.is_dir() else path.unlink()
         with self._lock:
-            self._brought = {path: pages for path, pages in self._brought.items() if path.exists()}
+            self._uploaded = {path: pages for path, pages in self._uploaded.items() if path.exists()}
 
     def close(self) -> None:
-        """Deletes all."""
+        """Deletes all files."""
         self._closed.set()
         shutil.rmtree(self._root, ignore_errors=True)
         shutil.rmtree(self._uploads, ignore_errors=True)
@@ -133,12 +133,12 @@ class Visits:
     def _delete(self, visit: Visit) -> None:
         shutil.rmtree(visit.folder, ignore_errors=True)
 
-    def _look_after(self) -> None:
+    def _sweep_regularly(self) -> None:
         while not self._closed.wait(self._keep / 10):
             try:
                 self.sweep()
-            except Exception:  # Others' files are to be deleted the next time.
-                log.exception("Not all that was to be deleted could be")
+            except Exception:  # The next sweep deletes the rest.
+                log.exception("Some files could not be deleted")
 
 
 __all__ = ["Visit", "Visits"]
