@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-What a model is compared with: classifiers on counts by gene. All take `(cells, vocabulary)` sparse counts, a column for
-each id of a `LangCellFeatureExtractor`, as `counts_by_gene` makes them, and labels as texts.
+Baselines that a model is compared with: classifiers on counts by gene. All take labels as texts and `(cells,
+vocabulary)` sparse counts as `counts_by_gene` makes them, one column for each id of a `LangCellFeatureExtractor`.
 """
 
 import os
@@ -39,20 +39,20 @@ def counts_by_gene(
     adata: ad.AnnData, extractor: LangCellFeatureExtractor, options: Mapping[str, Any]
 ) -> tuple[sp.csr_matrix, np.ndarray]:
     """
-    A study's counts as the baselines take them.
+    Returns a study's counts in the form that the baselines take.
 
     Args:
         adata: The cells.
-        extractor: Whose ids the columns are.
-        options: How the cells are read: `layer`, `use_raw`, `gene_column`, `counts`. Of logarithms, the values that
-            they are of are given.
+        extractor: Its ids are the columns.
+        options: Options that say how to read the cells: `layer`, `use_raw`, `gene_column`, `counts`. With
+            `counts="log1p"` the logarithm is undone.
 
     Returns:
-        Counts `(cells, vocabulary)`, and the ids, in order, of the genes that the matrix has. Where studies with
-        different genes meet, let each pass `only_genes` with what both have.
+        Counts `(cells, vocabulary)`, and the sorted ids of the genes that the matrix has. Before comparing studies with
+        different genes, call `restrict_to_genes` on each with the genes that both have.
 
     Raises:
-        InputError: As `LangCellFeatureExtractor.open`; and values that are not counts, where counts were promised.
+        InputError: As `LangCellFeatureExtractor.open`; also if values are not counts where `counts` says so.
     """
     where = {name: value for name, value in options.items() if name != "counts"}
     source, match = extractor.open(adata, **where)
@@ -65,8 +65,8 @@ def counts_by_gene(
     return counts, np.unique(match.token_ids[match.token_ids >= 0])
 
 
-def only_genes(counts: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
-    """The same `(cells, vocabulary)` counts, as if no other genes than these ids had been measured."""
+def restrict_to_genes(counts: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
+    """Returns the `(cells, vocabulary)` counts as if only the genes with these ids had been measured."""
     chosen = np.zeros(counts.shape[1])
     chosen[genes] = 1
     left = (counts @ sp.diags(chosen)).tocsr()
@@ -75,7 +75,7 @@ def only_genes(counts: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
 
 
 def log_normalized(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """`log(1 + count)` of counts scaled to 10,000 in every cell; a cell without any stays so."""
+    """Returns `log(1 + count)` after scaling each cell to 10,000 counts; a cell without counts stays all zeros."""
     return (normalize(counts, norm="l1") * TARGET_COUNTS).log1p()
 
 
@@ -83,23 +83,23 @@ def baselines(
     extractor: LangCellFeatureExtractor, seed: int, gene_info: Path | None = None
 ) -> dict[str, BaseEstimator]:
     """
-    The baselines, unfitted, by name.
+    Returns the unfitted baselines by name.
 
     - `majority`: the most frequent label.
-    - `logistic_regression`: on log-normalised counts.
-    - `knn_pca`: the nearest cells by the principal components of log-normalised counts.
-    - `gene_name_embeddings`: GenePT-w (Chen and Zou 2024), with a sentence encoder in place of GPT: logistic regression
-      on the mean of the embeddings of a cell's genes, weighted by log-normalised counts.
-    - `celltypist`: a model of CellTypist's, trained elsewhere, where the package is there and the environment variable
+    - `logistic_regression`: logistic regression on log-normalised counts.
+    - `knn_pca`: nearest neighbours on the principal components of log-normalised counts.
+    - `gene_name_embeddings`: GenePT-w (Chen and Zou 2024) with a sentence encoder in place of GPT: logistic regression
+      on the mean embedding of a cell's gene names, weighted by log-normalised counts.
+    - `celltypist`: a CellTypist model trained elsewhere, if the package is installed and the environment variable
       `LANGCELL_CELLTYPIST_MODEL` names the model's file. The file is a pickle: only name one that you trust.
 
     Args:
-        extractor: Whose ids the columns of the counts are.
-        seed: Of what is drawn.
-        gene_info: NCBI's table: genes are then spoken of as `symbol: full name`, else by their symbols.
+        extractor: Its ids are the columns of the counts.
+        seed: Random seed.
+        gene_info: NCBI's gene table. With it a gene is called `symbol: full name`, without it by its symbol.
 
     Raises:
-        InputError: No such table or model.
+        InputError: The table or the model does not exist.
     """
 
     def regression() -> LogisticRegression:
@@ -119,7 +119,7 @@ def baselines(
         "gene_name_embeddings": make_pipeline(
             _log_normalizer(),
             FunctionTransformer(mean_gene_embedding, accept_sparse=True, kw_args={"texts": texts}),
-            # Means of many genes are all but alike: what little sets them apart is brought to the regression's scale.
+            # Means over many genes hardly differ: scaling brings the small differences to the regression's scale.
             StandardScaler(),
             regression(),
         ),
@@ -127,13 +127,13 @@ def baselines(
     if has_celltypist():
         model = os.environ[CELLTYPIST_MODEL]
         if not Path(model).is_file():
-            raise InputError(f"{CELLTYPIST_MODEL} names no file: {model}.")
+            raise InputError(f"{CELLTYPIST_MODEL} names no file: {model}. Set it to the file of a CellTypist model.")
         found[CELLTYPIST] = make_pipeline(_log_normalizer(), CellTypist(str(Path(model).resolve()), symbols))
     return found
 
 
 def has_celltypist() -> bool:
-    """Whether CellTypist is installed, and a model of its own named."""
+    """Returns whether CellTypist is installed and the environment names a model for it."""
     return bool(os.environ.get(CELLTYPIST_MODEL)) and find_spec("celltypist") is not None
 
 
@@ -143,45 +143,45 @@ def _log_normalizer() -> FunctionTransformer:
 
 class NearestCells(ClassifierMixin, BaseEstimator):
     """
-    The label of most of the nearest training cells, the nearer the weightier, by up to 50 principal components. At most
-    15 cells have a say, and no more than a label has on average.
+    Nearest neighbours on up to 50 principal components, weighted by closeness. The number of neighbours is the mean
+    number of training cells of a label, at most 15.
 
     Args:
-        seed: Of where the search for the components begins.
+        seed: Random seed of the search for the components.
     """
 
     def __init__(self, seed: int = 0):
         self.seed = seed
 
     def fit(self, values: sp.csr_matrix, labels: Sequence[str]) -> "NearestCells":
-        """Args: `values`, `(cells, genes)`, and each cell's label."""
+        """Fits components and neighbours to `(cells, genes)` values and each cell's label."""
         self.classes_ = np.unique(labels)
         components = min(50, values.shape[0] - 1, values.shape[1] - 1)
         neighbours = min(15, values.shape[0] // len(self.classes_))
         self.pipeline_: Pipeline = make_pipeline(
             PCA(components, svd_solver="arpack", random_state=self.seed),
-            # By the angle: few cells have as many components as there are, and all are then nearest to the shallowest.
+            # Cosine: with few cells all components are kept, and Euclidean distance then favours the shallowest cell.
             KNeighborsClassifier(neighbours, weights="distance", metric="cosine"),
         ).fit(values, labels)
         return self
 
     def predict(self, values: sp.csr_matrix) -> np.ndarray:
-        """The labels of `(cells, genes)` values."""
+        """Returns the labels of `(cells, genes)` values."""
         return self.pipeline_.predict(values)
 
     def predict_proba(self, values: sp.csr_matrix) -> np.ndarray:
-        """The weight of each of `classes_` among the nearest, `(cells, labels)`."""
+        """Returns the weight of each of `classes_` among the neighbours, `(cells, labels)`."""
         return self.pipeline_.predict_proba(values)
 
 
 class CellTypist(ClassifierMixin, BaseEstimator):
     """
-    What a model of CellTypist's says of cells. It is not trained here. A label that the Cell Ontology knows is given by
-    the ontology's name, as studies have it.
+    Predictions of a CellTypist model trained elsewhere. A label that the Cell Ontology knows gets the ontology's name,
+    as in the studies.
 
     Args:
         model: The model's file.
-        symbols: The genes, in the order of their ids.
+        symbols: Gene symbols in the order of their ids.
     """
 
     def __init__(self, model: str, symbols: tuple[str, ...]):
@@ -189,7 +189,7 @@ class CellTypist(ClassifierMixin, BaseEstimator):
         self.symbols = symbols
 
     def fit(self, values: sp.csr_matrix, labels: Sequence[str]) -> "CellTypist":
-        """Learns nothing: the labels are the model's."""
+        """Reads the model's labels; nothing is learned from the values."""
         from celltypist.models import Model
 
         self.names_ = {str(label): _ontology_name(str(label)) for label in Model.load(self.model).cell_types}
@@ -197,16 +197,19 @@ class CellTypist(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, values: sp.csr_matrix) -> np.ndarray:
-        """The labels of `(cells, vocabulary)` log-normalised counts."""
+        """Returns the labels of `(cells, vocabulary)` log-normalised counts."""
         return self.classes_[self.predict_proba(values).argmax(axis=1)]
 
     def predict_proba(self, values: sp.csr_matrix) -> np.ndarray:
-        """How probable each of `classes_` is by itself, `(cells, labels)`; of those of one name, the most probable."""
+        """
+        Returns the independent probability of each of `classes_`, `(cells, labels)`: the highest where several labels
+        of the model have one name.
+        """
         import celltypist
 
-        of_genes = _of_genes(values)
-        counted = np.unique(of_genes.indices)  # A gene that was not measured is to be left out: none is not zero.
-        cells = ad.AnnData(of_genes[:, counted], var=pd.DataFrame(index=np.array(self.symbols)[counted]))
+        genes = _gene_columns(values)
+        measured = np.unique(genes.indices)  # CellTypist must not take a gene that was not measured for a zero.
+        cells = ad.AnnData(genes[:, measured], var=pd.DataFrame(index=np.array(self.symbols)[measured]))
         table = celltypist.annotate(cells, model=self.model).probability_matrix.rename(columns=self.names_)
         return table.T.groupby(level=0).max().T[self.classes_].to_numpy()
 
@@ -218,28 +221,28 @@ def _ontology_name(label: str) -> str:
         return label
 
 
-def _of_genes(values: sp.csr_matrix) -> sp.csr_matrix:
-    """The columns that are genes: of the vocabulary, the first two ids and the last one are none."""
+def _gene_columns(values: sp.csr_matrix) -> sp.csr_matrix:
+    """Returns the columns of genes: the first two ids of the vocabulary and the last one are special tokens."""
     return values[:, 2:-1]
 
 
 def mean_gene_embedding(weights: sp.csr_matrix, texts: tuple[str, ...]) -> np.ndarray:
     """
-    The mean of the embeddings of each cell's genes, `(cells, width)`, with these `(cells, vocabulary)` weights.
+    Returns the weighted mean embedding of each cell's gene names, `(cells, width)`.
 
     Args:
-        weights: Of each gene in each cell.
-        texts: What the genes are called, in the order of their ids.
+        weights: `(cells, vocabulary)` weight of each gene in each cell.
+        texts: Gene names in the order of their ids.
 
     Raises:
-        InputError: The package of the sentence encoder is missing.
+        InputError: The package of the sentence encoder is not installed.
     """
-    return normalize(_of_genes(weights), norm="l1") @ _sentence_embeddings(texts)
+    return normalize(_gene_columns(weights), norm="l1") @ _sentence_embeddings(texts)
 
 
 @cache
 def _sentence_embeddings(texts: tuple[str, ...]) -> np.ndarray:
-    """`(texts, width)`, L2-normalised."""
+    """Returns L2-normalised sentence embeddings, `(texts, width)`."""
     if not find_spec(_ENCODER):
         raise InputError(f"The package {_ENCODER!r} is not installed; the extra [train] brings it.")
     from sentence_transformers import SentenceTransformer
@@ -257,5 +260,5 @@ __all__ = [
     "has_celltypist",
     "log_normalized",
     "mean_gene_embedding",
-    "only_genes",
+    "restrict_to_genes",
 ]

@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-What the table of results looks like: figures of a task, and one page of all tasks. Results are as `run.evaluate` gives
-them.
+Figures of a task's results, and one page for all tasks. A result is the dict that `run.evaluate` returns; its `cells`
+are runs.
 """
 
 import html
@@ -26,14 +26,14 @@ from modeling_langcell.publishing.cards import in_words
 from modeling_langcell.report.html import inline_image, write_page
 from modeling_langcell.report.plots import render
 
-Cells = list[Mapping[str, Any]]
+Runs = list[Mapping[str, Any]]
 
 DPI = 110
-#: Okabe & Ito's, which the colour-blind can tell apart, with grey for their yellow.
+#: Okabe and Ito's colours for the colour-blind, with grey instead of their yellow.
 COLOURS = ("#0072B2", "#8C8C8C", "#000000", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-MARKERS = "osXD^vP"  # As many as share no factor with the colours: no two of 56 look alike.
+MARKERS = "osXD^vP"  # Seven markers and eight colours share no factor: 56 methods look different.
 GREY = COLOURS[1]
-#: The methods of most tasks, which look alike in all of them.
+#: Methods of most tasks, which look the same in all of them.
 USUAL = (LANGCELL, RANDOM, *CLASSIFIERS)
 MOST_NAMED = 20
 BINS = 15
@@ -42,10 +42,10 @@ SMALL = 8
 
 def draw_task(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """
-    Writes `<task>-<kind>.png` for each of `FIGURES` that the result has what it takes for.
+    Writes `<task>-<kind>.png` for each of `FIGURES` that the result has data for.
 
     Returns:
-        The files, in the order of `FIGURES`.
+        The files in the order of `FIGURES`.
 
     Raises:
         InputError: The folder cannot be written.
@@ -65,20 +65,20 @@ def draw_task(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def draw_curve(result: Mapping[str, Any]) -> Figure | None:
     """
-    The main score by the number of shots, a panel a study: means over seeds, shaded from the lowest to the highest;
-    dashed without shots. None where fewer than two numbers of shots were measured.
+    Draws the main score against the number of shots, one panel per study: means over seeds, shaded from the lowest to
+    the highest, and a dashed line without shots. None if fewer than two numbers of shots were measured.
     """
     score = result["task"]["main_score"]
     if not _has_curve(result):
         return None
-    looks = styles(cell["method"] for cell in result["cells"])
+    looks = styles(run["method"] for run in result["cells"])
     studies = _by(result["cells"], "study")
     figure, panels = _panels(studies, width=4.2, height=3.4, sharey=True)
-    for axes, cells in zip(panels, studies.values(), strict=True):
-        for method, own in _by(cells, "method").items():
+    for axes, runs in zip(panels, studies.values(), strict=True):
+        for method, own in _by(runs, "method").items():
             _draw_line(axes, own, score, looks[method], _shown(method))
-        axes.set_xticks(sorted({cell["setting"].get("shots", 0) for cell in cells} - {0}))
-        axes.set(xlabel="cells of each type learnt from")
+        axes.set_xticks(sorted({run["setting"].get("shots", 0) for run in runs} - {0}))
+        axes.set(xlabel="cells learned from per type")
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylim(bottom=0)
     figure.supylabel(_shown(score), fontsize=10)
@@ -87,8 +87,8 @@ def draw_curve(result: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _draw_line(axes: Axes, cells: Cells, score: str, look: Mapping[str, Any], name: str) -> None:
-    found = {shots: mean_and_range(same, score) for shots, same in _by_shots(cells).items()}
+def _draw_line(axes: Axes, runs: Runs, score: str, look: Mapping[str, Any], name: str) -> None:
+    found = {shots: mean_and_range(same, score) for shots, same in _by_shots(runs).items()}
     points = [(shots, *spread) for shots, spread in sorted(found.items()) if shots]
     if 0 in found:
         axes.axhline(found[0][0], color=look["color"], linestyle="--", linewidth=1.4, label=f"{name}, zero-shot")
@@ -100,15 +100,15 @@ def _draw_line(axes: Axes, cells: Cells, score: str, look: Mapping[str, Any], na
 
 def draw_scores(result: Mapping[str, Any]) -> Figure | None:
     """
-    The main score of each method, a panel a study, with the 95% interval or, of several seeds, from the lowest to the
-    highest. None where there is a curve.
+    Draws the main score of each method, one panel per study, with its 95% interval or, for several seeds, the range
+    from the lowest to the highest. None where `draw_curve` draws a figure.
     """
     score = result["task"]["main_score"]
-    cells = [cell for cell in result["cells"] if score in cell["scores"]]
-    if not cells or _has_curve(result):
+    runs = [run for run in result["cells"] if score in run["scores"]]
+    if not runs or _has_curve(result):
         return None
-    looks = styles(cell["method"] for cell in result["cells"])
-    studies, rows = _by(cells, "study"), list(_by_row(cells))
+    looks = styles(run["method"] for run in result["cells"])
+    studies, rows = _by(runs, "study"), list(_by_row(runs))
     figure, panels = _panels(studies, width=3.9, height=1.1 + 0.27 * len(rows), sharex=True, sharey=True)
     for axes, same in zip(panels, studies.values(), strict=True):
         for row, seeds in _by_row(same).items():
@@ -129,13 +129,13 @@ def draw_scores(result: Mapping[str, Any]) -> Figure | None:
 
 def draw_confusion(result: Mapping[str, Any]) -> Figure | None:
     """
-    Cells of each label by the label found, a panel a study, all seeds together; of LangCell or, without it, the first
-    method that has such tables, and of the most shots. None where nothing has any.
+    Draws the cells of each label by predicted label, one panel per study, all seeds together. The method is LangCell,
+    or the first one with confusion tables; of several numbers of shots the highest is drawn. None without such tables.
     """
     if not (studies := _drawn(result, "confusion")):
         return None
-    tables = [confusion(cells) for cells in studies.values()]
-    sides = [0.32 * max(len(table), 6) for table in tables]  # So that a cell has room for its number.
+    tables = [confusion(runs) for runs in studies.values()]
+    sides = [0.32 * max(len(table), 6) for table in tables]  # Each square has room for its number.
     columns = 2 if max(sides) < 6 else 1
     figure, panels = _panels(studies, width=3 + max(sides), height=1 + np.array(sides), most_columns=columns)
     for axes, table in zip(panels, tables, strict=True):
@@ -152,13 +152,13 @@ def draw_confusion(result: Mapping[str, Any]) -> Figure | None:
             colour = "white" if shares[row, column] > 0.6 else "black"
             shown = f"{shares[row, column]:.0%}"
             axes.text(column, row, shown, ha="center", va="center", fontsize=6.5, color=colour)
-    _title(figure, f"{_titled(result, studies)}: labels (cells) against labels found, as shares of a row")
+    _title(figure, f"{_titled(result, studies)}: true labels (cells) against predicted labels, as shares of a row")
     return figure
 
 
-def confusion(cells: Cells) -> pd.DataFrame:
-    """Cells of each label (rows) by the label found (columns), of all seeds together."""
-    drawn = [cell["drawings"]["confusion"] for cell in cells]
+def confusion(runs: Runs) -> pd.DataFrame:
+    """Returns the numbers of cells by label (rows) and predicted label (columns), summed over seeds."""
+    drawn = [run["drawings"]["confusion"] for run in runs]
     table = pd.concat([pd.DataFrame(one["cells"], one["labels"], one["labels"]) for one in drawn])
     table = table.groupby(level=0).sum()
     return table.reindex(columns=table.index).fillna(0).astype(int)
@@ -166,36 +166,36 @@ def confusion(cells: Cells) -> pd.DataFrame:
 
 def draw_reliability(result: Mapping[str, Any]) -> Figure | None:
     """
-    How often the model is right by how sure it is, a panel a study; bars as wide as there are cells. Whose and of what,
-    as `draw_confusion`. None where nothing was sure or unsure.
+    Draws accuracy against confidence, one panel per study; the width of a bar grows with its number of cells. Method
+    and shots are chosen as in `draw_confusion`. None without such data.
     """
     if not (studies := _drawn(result, "reliability")):
         return None
-    looks = styles(cell["method"] for cell in result["cells"])
+    looks = styles(run["method"] for run in result["cells"])
     figure, panels = _panels(studies, width=3.4, height=3.7)
-    for axes, (study, cells) in zip(panels, studies.items(), strict=True):
-        bins = reliability(cells)
+    for axes, (study, runs) in zip(panels, studies.items(), strict=True):
+        bins = reliability(runs)
         widths = 1 / BINS * np.maximum(bins["cells"] / bins["cells"].max(), 0.08)
         axes.bar(
             bins["confidence"],
             bins["accuracy"],
             widths,
-            color=looks[cells[0]["method"]]["color"],
+            color=looks[runs[0]["method"]]["color"],
             alpha=0.75,
             linewidth=0,
         )
         axes.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
-        error = np.mean([cell["scores"]["expected_calibration_error"] for cell in cells])
+        error = np.mean([run["scores"]["expected_calibration_error"] for run in runs])
         axes.set_title(f"{_wrap(study, 38)}\nexpected calibration error {error:.3f}", fontsize=10)
-        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         axes.set(xlabel="confidence (wide bars: many cells)")
-    _title(figure, f"{_titled(result, studies)}: how sure, and how often right")
+    _title(figure, f"{_titled(result, studies)}: accuracy by confidence")
     return figure
 
 
-def reliability(cells: Cells) -> pd.DataFrame:
-    """Mean confidence, accuracy and cells in 15 bins of equal width, of all seeds together."""
-    bins = pd.DataFrame([one for cell in cells for one in cell["drawings"]["reliability"]])
+def reliability(runs: Runs) -> pd.DataFrame:
+    """Returns mean confidence, accuracy and number of cells in 15 bins of equal width, all seeds together."""
+    bins = pd.DataFrame([one for run in runs for one in run["drawings"]["reliability"]])
     weighted = bins[["confidence", "accuracy"]].mul(bins["cells"], axis=0).assign(cells=bins["cells"])
     sums = weighted.groupby(np.ceil(bins["confidence"] * BINS).clip(lower=1)).sum()
     return sums[["confidence", "accuracy"]].div(sums["cells"], axis=0).assign(cells=sums["cells"])
@@ -203,21 +203,21 @@ def reliability(cells: Cells) -> pd.DataFrame:
 
 def draw_roc(result: Mapping[str, Any]) -> Figure | None:
     """
-    True against false positives, a panel a study, a line a method and seed, and each method's mean AUROC. None where
-    nothing has such curves.
+    Draws true against false positive rates, one panel per study and one line per method and seed, with each method's
+    mean AUROC. None without such curves.
     """
-    cells = [cell for cell in result["cells"] if "roc" in cell["drawings"]]
-    if not cells:
+    runs = [run for run in result["cells"] if "roc" in run["drawings"]]
+    if not runs:
         return None
-    looks = styles(cell["method"] for cell in result["cells"])
-    studies = _by(cells, "study")
-    figure, panels = _panels(studies, width=3.8, height=3.8 + 0.2 * len(_by(cells, "method")))
+    looks = styles(run["method"] for run in result["cells"])
+    studies = _by(runs, "study")
+    figure, panels = _panels(studies, width=3.8, height=3.8 + 0.2 * len(_by(runs, "method")))
     for axes, same in zip(panels, studies.values(), strict=True):
         axes.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
         for method, seeds in _by(same, "method").items():
-            area = np.mean([cell["scores"]["auroc"] for cell in seeds])
-            for number, cell in enumerate(seeds):
-                points = pd.DataFrame(cell["drawings"]["roc"])
+            area = np.mean([run["scores"]["auroc"] for run in seeds])
+            for number, run in enumerate(seeds):
+                points = pd.DataFrame(run["drawings"]["roc"])
                 name = f"{_shown(method)}, AUROC {area:.2f}" if number == 0 else None
                 rates = points["false_positive_rate"], points["true_positive_rate"]
                 axes.plot(*rates, **looks[method], markevery=0.15, markersize=4, linewidth=1.6, label=name)
@@ -231,22 +231,22 @@ def draw_roc(result: Mapping[str, Any]) -> Figure | None:
 
 def draw_umap(result: Mapping[str, Any]) -> Figure | None:
     """
-    Cells by their embedding, a row a study and method, a panel a column of labels; of the first seed and the most
-    shots. None where nothing has coordinates.
+    Draws a UMAP of the cells' embeddings, one row per study and method and one panel per column of labels, for the
+    first seed and the most shots. None without coordinates.
     """
-    cells = _most_shots([cell for cell in result["cells"] if "umap" in cell["drawings"]])
-    rows = [seeds[0] for same in _by(cells, "study").values() for seeds in _by(same, "method").values()]
+    runs = _most_shots([run for run in result["cells"] if "umap" in run["drawings"]])
+    rows = [seeds[0] for same in _by(runs, "study").values() for seeds in _by(same, "method").values()]
     if not rows:
         return None
-    columns = max(len(_columns_of(cell)) for cell in rows)
+    columns = max(len(_columns_of(run)) for run in rows)
     figure = Figure(figsize=(5.6 * columns, 3.9 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for panels, cell in zip(grid, rows, strict=True):
-        labels = _columns_of(cell)
+    for panels, run in zip(grid, rows, strict=True):
+        labels = _columns_of(run)
         for axes, (column, values) in zip(panels, labels.items(), strict=False):
             others = [other for other in labels.values() if set(other) & set(values)]
-            _scatter(axes, cell["drawings"]["umap"], values, _most_frequent(others))
-            title = f"{_wrap(cell['study'], 40)}\n{_shown(cell['method'])}, by {_shown(column)}"
+            _scatter(axes, run["drawings"]["umap"], values, _most_frequent(others))
+            title = f"{_wrap(run['study'], 40)}\n{_shown(run['method'])}, by {_shown(column)}"
             axes.set_title(title, fontsize=10, loc="left")
         for axes in panels[len(labels) :]:
             axes.remove()
@@ -254,18 +254,18 @@ def draw_umap(result: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _columns_of(cell: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    return {name: values for name, values in cell["drawings"]["umap"].items() if name not in ("x", "y")}
+def _columns_of(run: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    return {name: values for name, values in run["drawings"]["umap"].items() if name not in ("x", "y")}
 
 
 def _most_frequent(columns: Iterable[Sequence[str]]) -> list[str]:
-    """The values that are named, the most frequent first: columns that share values show them alike."""
+    """Returns the values that the legend names, the most frequent first; columns with shared values show them alike."""
     counts = Counter(value for column in columns for value in column)
     return [name for name, _ in counts.most_common(MOST_NAMED)]
 
 
 def _scatter(axes: Axes, places: Mapping[str, Sequence], values: Sequence[str], named: Sequence[str]) -> None:
-    """Cells of what is rare lie on top, and of what is not named at the bottom."""
+    """Draws rare labels on top, and labels that the legend does not name at the bottom."""
     x, y, labels = np.array(places["x"]), np.array(places["y"]), np.array(values)
     colours = [colour for colour in COLOURS if colour != GREY]
     shared: dict[str, Any] = {"s": 11, "linewidths": 0, "alpha": 0.85}
@@ -283,7 +283,7 @@ def _scatter(axes: Axes, places: Mapping[str, Sequence], values: Sequence[str], 
     axes.legend([handles[i] for i in order], [names[i] for i in order], **legend, frameon=False, labelspacing=0.35)
 
 
-#: What draws each kind of figure: a function of a result, to a figure or to None where it lacks what this kind takes.
+#: Functions that draw each kind of figure; they return None for a result without the data.
 FIGURES = {
     "scores": draw_scores,
     "curve": draw_curve,
@@ -296,15 +296,15 @@ FIGURES = {
 
 def write_html(results: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Path]], path: str | Path) -> Path:
     """
-    Writes one self-contained page: each task's figures and means.
+    Writes one self-contained page with each task's figures and means.
 
     Args:
-        results: Of any number of tasks.
-        figures: Of each, by its name, the files that `draw_task` wrote.
-        path: Of the page.
+        results: Results of any number of tasks.
+        figures: Files that `draw_task` wrote, by task name.
+        path: File of the page.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The page cannot be written.
     """
     names = [html.escape(result["task"]["name"]) for result in results]
     body = "<nav>" + "".join(f'<a href="#{name}">{name}</a>' for name in names) + "</nav>\n"
@@ -314,28 +314,28 @@ def write_html(results: Sequence[Mapping[str, Any]], figures: Mapping[str, Seque
 
 def _section(result: Mapping[str, Any], figures: Sequence[Path]) -> str:
     task, model = result["task"], result["model"]
-    judged = model["checkpoint"] + (f", adapter {model['adapter']}" if model["adapter"] else "")
+    checkpoint = model["checkpoint"] + (f", adapter {model['adapter']}" if model["adapter"] else "")
     name, question, command = (html.escape(text) for text in (task["name"], task["question"], result["command"]))
-    parts = [f'<h2 id="{name}">{name}</h2>', f"<p>{question} LangCell is {html.escape(judged)}.</p>"]
+    parts = [f'<h2 id="{name}">{name}</h2>', f"<p>{question} LangCell is {html.escape(checkpoint)}.</p>"]
     parts += [f"<p>{inline_image(file.read_bytes(), file.stem)}</p>" for file in figures]
-    for study, cells in _by(result["cells"], "study").items():
+    for study, runs in _by(result["cells"], "study").items():
         about = result["studies"][study]
-        said = f"{about['what']} {about['citation']}." + " It was trained on." * about["in_training"]
-        parts.append(f"<h3>{html.escape(study)}</h3>\n<p>{html.escape(said)}</p>\n{means(task, cells)}")
+        said = f"{about['what']} {about['citation']}." + " The checkpoint was trained on it." * about["in_training"]
+        parts.append(f"<h3>{html.escape(study)}</h3>\n<p>{html.escape(said)}</p>\n{means(task, runs)}")
     parts.append(
-        "<p>Means; in brackets 95% intervals over cells or, of several seeds, the lowest and the highest. "
+        "<p>Means; in brackets the 95% interval over cells or, for several seeds, the lowest and the highest value. "
         f"Made by <code>{command}</code>.</p>"
     )
     return "\n".join(parts)
 
 
-def means(task: Mapping[str, Any], cells: Cells) -> str:
-    """An HTML table of a study: a row a method and setting, a column a metric, the main score first."""
-    names = [name for name in task["metrics"] if any(name in cell["scores"] for cell in cells)]
+def means(task: Mapping[str, Any], runs: Runs) -> str:
+    """Returns an HTML table of a study: one row per method and setting, one column per metric, main score first."""
+    names = [name for name in task["metrics"] if any(name in run["scores"] for run in runs)]
     names.sort(key=lambda name: name != task["main_score"])
     rows = [
         {"method": row} | {_shown(name): _written(*mean_and_range(seeds, name)) for name in names}
-        for row, seeds in _by_row(cells).items()
+        for row, seeds in _by_row(runs).items()
     ]
     return f"<div class=wide>{pd.DataFrame(rows).to_html(index=False, border=0)}</div>"
 
@@ -347,7 +347,7 @@ def _written(mean: float, low: float, high: float) -> str:
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each method: the usual ones' are always the same."""
+    """Returns colour and marker of each method; the usual methods always have the same."""
     names = dict.fromkeys([*USUAL, *methods])
     return {
         name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, name in enumerate(names)
@@ -357,7 +357,7 @@ def styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def _panels(
     studies: Iterable[str], *, width: float, height: float | np.ndarray, most_columns: int = 3, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A panel for each study, of so many inches (each its own height), titled with its name, in rows of like length."""
+    """Returns a figure with one titled panel per study, of this width and height in inches, in even rows."""
     names = list(studies)
     rows = -(-len(names) // most_columns)
     columns = -(-len(names) // rows)
@@ -381,7 +381,7 @@ def _title(figure: Figure, text: str) -> None:
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One for all panels, below them, as wide as they are."""
+    """Adds one legend for all panels below them."""
     entries = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     columns = max(1, int(figure.get_figwidth() // 2))
     where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(entries))}
@@ -389,7 +389,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _wrap(text: str, width: int) -> str:
-    """Breaks at blanks and, in the names of studies, at underscores."""
+    """Breaks text at blanks and, in the names of studies, at underscores."""
     return "\n".join(textwrap.wrap(text.replace("_", "_ "), width, break_on_hyphens=False)).replace("_ ", "_")
 
 
@@ -398,48 +398,48 @@ def _shown(name: str) -> str:
 
 
 def _has_curve(result: Mapping[str, Any]) -> bool:
-    return len({cell["setting"].get("shots", 0) for cell in result["cells"]} - {0}) > 1
+    return len({run["setting"].get("shots", 0) for run in result["cells"]} - {0}) > 1
 
 
-def _drawn(result: Mapping[str, Any], kind: str) -> dict[str, Cells]:
-    """By study, the cells with a drawing: of LangCell or else of the first method that has any, of the most shots."""
-    by_method = _by([cell for cell in result["cells"] if kind in cell["drawings"]], "method")
+def _drawn(result: Mapping[str, Any], kind: str) -> dict[str, Runs]:
+    """Returns by study the runs with this drawing, of LangCell or the first method that has it, with most shots."""
+    by_method = _by([run for run in result["cells"] if kind in run["drawings"]], "method")
     own = by_method.get(LANGCELL) or next(iter(by_method.values()), [])
     return _by(_most_shots(own), "study")
 
 
-def _most_shots(cells: Cells) -> Cells:
-    most = max((cell["setting"].get("shots", 0) for cell in cells), default=0)
-    return [cell for cell in cells if cell["setting"].get("shots", 0) == most]
+def _most_shots(runs: Runs) -> Runs:
+    most = max((run["setting"].get("shots", 0) for run in runs), default=0)
+    return [run for run in runs if run["setting"].get("shots", 0) == most]
 
 
-def _titled(result: Mapping[str, Any], studies: Mapping[str, Cells]) -> str:
-    """The task, and by what its drawings are."""
+def _titled(result: Mapping[str, Any], studies: Mapping[str, Runs]) -> str:
+    """Returns the task's name with the method and setting of its drawings."""
     return f"{result['task']['name']}, {_row(next(iter(studies.values()))[0])}"
 
 
-def _row(cell: Mapping[str, Any]) -> str:
-    """Method and setting."""
-    return ", ".join([_shown(cell["method"]), *in_words(cell["setting"])])
+def _row(run: Mapping[str, Any]) -> str:
+    """Returns a run's method and setting as text."""
+    return ", ".join([_shown(run["method"]), *in_words(run["setting"])])
 
 
-def _by_row(cells: Cells) -> dict[str, Cells]:
-    return _grouped(cells, _row)
+def _by_row(runs: Runs) -> dict[str, Runs]:
+    return _grouped(runs, _row)
 
 
-def _by(cells: Cells, key: str) -> dict[str, Cells]:
-    return _grouped(cells, itemgetter(key))
+def _by(runs: Runs, key: str) -> dict[str, Runs]:
+    return _grouped(runs, itemgetter(key))
 
 
-def _by_shots(cells: Cells) -> dict[int, Cells]:
-    return _grouped(cells, lambda cell: cell["setting"].get("shots", 0))
+def _by_shots(runs: Runs) -> dict[int, Runs]:
+    return _grouped(runs, lambda run: run["setting"].get("shots", 0))
 
 
-def _grouped(cells: Cells, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Cells]:
-    """In the order in which the groups come."""
-    groups: dict[Any, Cells] = {}
-    for cell in cells:
-        groups.setdefault(key(cell), []).append(cell)
+def _grouped(runs: Runs, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Runs]:
+    """Groups runs in the order of their first appearance."""
+    groups: dict[Any, Runs] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
     return groups
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What every file of figures says beside its figures: how to get them again."""
+"""The record in every file of figures that says how to repeat them: command, versions and machine."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PACKAGES = ("modeling-langcell", "torch", "transformers", "accelerate", "dataset
 
 
 def write_record(json_file: Path | None, figures: dict[str, Any]) -> None:
-    """Writes figures as JSON, with the command, versions and machine that gave them; nothing without a file."""
+    """Writes figures as JSON with the command, versions and machine that gave them; without a file it does nothing."""
     if json_file is None:
         return
     json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def write_record(json_file: Path | None, figures: dict[str, Any]) -> None:
 
 
 def record(figures: dict[str, Any]) -> dict[str, Any]:
-    """Figures, and beside them the command, versions and machine that gave them."""
+    """Returns figures together with the command, versions and machine that gave them."""
     return {
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -35,13 +35,13 @@ def record(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _program() -> list[str]:
-    """As it was called, wherever it is installed."""
+    """Returns the program as it was called, without the folder that it is installed in."""
     program = Path(sys.argv[0])
     return ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
 
 
 def _cpu_name() -> str:
-    """The processor's model."""
+    """Returns the processor's model."""
     listing = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", listing.read_text()) if listing.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Fills the table of results: a cell is a task, a study, a method, a setting and a seed. A cell that was filled is never
-computed again: a run that was killed goes on when the same command is given.
+Measures the runs of a task and writes its table of results. A run is a study, a method, a setting and a seed. Finished
+runs are never measured again: repeating a command that was killed continues it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from modeling_langcell.eval.task import EvaluationContext, Run, Task
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError, reason_of
 
-#: Tasks by name, and the file of each.
+#: Names of the tasks and their modules.
 TASKS = {
     "zero-shot": "zero_shot",
     "novel-types": "novel_types",
@@ -44,10 +44,10 @@ TASKS = {
 
 def find_task(name: str) -> Task:
     """
-    A task by its name, with what measures it.
+    Returns a task by its name, with the function that measures it.
 
     Raises:
-        InputError: No such task, or one that needs what is not installed.
+        InputError: There is no such task, or it needs a package that is not installed.
     """
     if name not in TASKS:
         raise InputError(f"No task {name!r}; tasks: {', '.join(TASKS)}.")
@@ -70,23 +70,23 @@ def evaluate(
     methods: Sequence[str] = (),
 ) -> dict[str, Any]:
     """
-    Fills the cells of a task that are not filled yet, and writes the table. Other cells of the same model that the
-    table had, of studies or methods that are not asked for this time, stay in it.
+    Measures the runs of a task that were not measured before, and writes the table. Runs of the same model that the
+    table already had stay in it, also if their studies or methods are not asked for this time.
 
     Args:
-        task: What is measured.
-        context: By which model, on which data.
-        seeds: How often what is drawn is drawn.
-        out: Folder for `<task>.json`, `<task>.md` and, until these are written, one file a cell in `cells/`.
-        studies: Other studies than the task's own.
-        methods: Some of the task's; all by default.
+        task: The task.
+        context: Model and data.
+        seeds: Number of random seeds.
+        out: Folder for `<task>.json` and `<task>.md`; until these are written it keeps one file per run in `cells/`.
+        studies: Names of studies; the task's own by default.
+        methods: Names of methods; all of the task's by default.
 
     Returns:
-        What `<task>.json` holds.
+        The content of `<task>.json`.
 
     Raises:
-        InputError: No such study or method, data that is not there, an adapter where the task adapts the checkpoint
-            itself, or a folder that cannot be written.
+        InputError: A study, method or file does not exist, an adapter is given to a task that adapts the checkpoint
+            itself, or the folder cannot be written.
     """
     chosen = [context.study(name) for name in studies or task.studies]
     wanted = list(methods or task.methods)
@@ -97,28 +97,28 @@ def evaluate(
     model = fingerprint(context.annotator.model, context.annotator.processor)
     before = _read_table(out / f"{task.name}.json")
     say = Console(stderr=True)
-    cells: dict[str, dict[str, Any]] = {}
-    for study, method, setting, seed in places(task, chosen, wanted, seeds):
+    runs: dict[str, dict[str, Any]] = {}
+    for study, method, setting, seed in planned_runs(task, chosen, wanted, seeds):
         key = _key(task, context, model, study, method, setting, seed)
-        name = _hash(key)
+        name = _digest(key)
         file = out / "cells" / f"{name}.json"
-        filled = before.get(name) or _read_cell(file)
-        if filled is None:
+        run = before.get(name) or _read_run(file)
+        if run is None:
             assert task.measure is not None
             start = time.perf_counter()
             found = task.measure(Run(context, study, method, setting, seed))
-            filled = key | asdict(found) | {"seconds": round(time.perf_counter() - start, 2), "peak_gb": peak_memory()}
-            _write(file, json.dumps(filled))
+            run = key | asdict(found) | {"seconds": round(time.perf_counter() - start, 2), "peak_gb": peak_memory()}
+            _write(file, json.dumps(run))
         title = " ".join(map(str, (task.name, study.name, method, *setting.values(), f"seed {seed}")))
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in filled["scores"].items())
-        say.print(f"{title}: {shown}", highlight=False, soft_wrap=True)
-        cells[name] = filled
-    cells |= {
-        name: cell
-        for name, cell in before.items()
-        if name not in cells and cell["model"] == model and cell["study"] in context.studies
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in run["scores"].items())
+        say.print(f"{title}: {scores}", highlight=False, soft_wrap=True)
+        runs[name] = run
+    runs |= {
+        name: run
+        for name, run in before.items()
+        if name not in runs and run["model"] == model and run["study"] in context.studies
     }
-    ordered = _in_order(task, list(cells.values()))
+    ordered = _sorted_by_task(task, list(runs.values()))
     result = record(
         {
             "task": {
@@ -127,13 +127,17 @@ def evaluate(
                 "metrics": task.metrics,
                 "main_score": task.main_score,
             },
-            "model": {"checkpoint": _named(context.model), "adapter": _named(context.adapter), "fingerprint": model},
-            "studies": {name: asdict(context.study(name)) for name in dict.fromkeys(cell["study"] for cell in ordered)},
+            "model": {
+                "checkpoint": _portable_name(context.model),
+                "adapter": _portable_name(context.adapter),
+                "fingerprint": model,
+            },
+            "studies": {name: asdict(context.study(name)) for name in dict.fromkeys(run["study"] for run in ordered)},
             "seeds": seeds,
-            "cells": ordered,
+            "cells": ordered,  # Runs, by the name that files of results have for them.
         }
     )
-    _write(out / f"{task.name}.json", _by_lines(result))
+    _write(out / f"{task.name}.json", _to_json(result))
     _write(out / f"{task.name}.md", table(task, ordered, context.studies))
     return result
 
@@ -141,7 +145,7 @@ def evaluate(
 def _key(
     task: Task, context: EvaluationContext, model: str, study: Study, method: str, setting: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """What a cell of the table depends on: where this is the same, it was filled already."""
+    """Returns all that a run's result depends on: a run with the same key was measured already."""
     key = {
         "task": task.name,
         "task_version": task.version,
@@ -154,37 +158,37 @@ def _key(
         "model": model,
         "alpha": context.alpha,
     }
-    if task.learns_elsewhere:
+    if task.uses_training_cells:
         files = sorted((context.data / "train").glob("*.h5ad"))
-        key["training"] = _hash([(file.name, file.stat().st_size) for file in files])
+        key["training"] = _digest([(file.name, file.stat().st_size) for file in files])
     if context.gene_sets is not None:
         key["gene_sets"] = hashlib.sha256(context.gene_sets.read_bytes()).hexdigest()
     return key
 
 
-def _hash(value: Any) -> str:
+def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_table(file: Path) -> dict[str, dict[str, Any]]:
-    """The cells of a table that was written before, by what each depends on."""
+    """Returns the runs of an earlier table by the digest of their keys."""
     if not file.is_file():
         return {}
-    found_by_cell = {"scores", "intervals", "per_class", "drawings", "seconds", "peak_gb"}
+    measured = {"scores", "intervals", "per_class", "drawings", "seconds", "peak_gb"}
     try:
-        cells = json.loads(file.read_text())["cells"]
-        return {_hash({name: cell[name] for name in cell if name not in found_by_cell}): cell for cell in cells}
+        runs = json.loads(file.read_text())["cells"]
+        return {_digest({name: run[name] for name in run if name not in measured}): run for run in runs}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} is no table of results: {reason_of(error)}. Name another folder, or remove it."
         ) from error
 
 
-def _read_cell(file: Path) -> dict[str, Any] | None:
+def _read_run(file: Path) -> dict[str, Any] | None:
     try:
         return json.loads(file.read_text()) if file.exists() else None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged: remove it, and the same command fills it again.") from error
+        raise InputError(f"{file} is damaged: remove it and repeat the command.") from error
 
 
 def _write(file: Path, content: str) -> None:
@@ -194,78 +198,81 @@ def _write(file: Path, content: str) -> None:
         raise InputError(f"{file} cannot be written: {reason_of(error)}.") from error
 
 
-def _in_order(task: Task, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As the task names its studies, methods and settings; studies of the user's own come last."""
+def _sorted_by_task(task: Task, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns runs in the order of the task's studies, methods and settings; the user's own studies come last."""
 
-    def place(cell: dict[str, Any]) -> tuple:
-        study = cell["study"]
+    def place(run: dict[str, Any]) -> tuple:
+        study = run["study"]
         own = task.studies.index(study) if study in task.studies else len(task.studies)
-        setting = [dict(setting) for setting in task.settings].index(cell["setting"])
-        return own, study, task.methods.index(cell["method"]), setting, cell["seed"]
+        setting = [dict(setting) for setting in task.settings].index(run["setting"])
+        return own, study, task.methods.index(run["method"]), setting, run["seed"]
 
-    return sorted(cells, key=place)
+    return sorted(runs, key=place)
 
 
-def places(
+def planned_runs(
     task: Task, studies: Sequence[Study], methods: Sequence[str], seeds: int
 ) -> Iterator[tuple[Study, str, Mapping[str, Any], int]]:
-    """The cells of the table: what is not drawn is measured once."""
+    """Yields study, method, setting and seed of each run; methods without randomness run with one seed."""
     for study in studies:
         for method in methods:
-            for setting in filter(partial(task.has, method), task.settings):
-                for seed in range(seeds if method in task.drawn else 1):
+            for setting in filter(partial(task.applies, method), task.settings):
+                for seed in range(seeds if method in task.seeded else 1):
                     yield study, method, setting, seed
 
 
-def table(task: Task, cells: Sequence[Mapping[str, Any]], studies: Mapping[str, Study]) -> str:
-    """A Markdown table: means over seeds, and their spread where there are several; and what the studies are."""
+def table(task: Task, runs: Sequence[Mapping[str, Any]], studies: Mapping[str, Study]) -> str:
+    """Returns a Markdown table of means, with their spread over several seeds, and a line on each study."""
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        rows.setdefault((cell["study"], cell["method"], *cell["setting"].values()), []).append(cell)
-    names = [name for name in task.metrics if any(name in cell["scores"] for cell in cells)]
+    for run in runs:
+        rows.setdefault((run["study"], run["method"], *run["setting"].values()), []).append(run)
+    names = [name for name in task.metrics if any(name in run["scores"] for run in runs)]
     names.sort(key=lambda name: name != task.main_score)
-    varied = list(cells[0]["setting"]) if cells else []
+    varied = list(runs[0]["setting"]) if runs else []
     lines = [f"# {task.name}", "", task.question, ""]
     lines.append("| " + " | ".join(["study", "method", *varied, *(name.replace("_", " ") for name in names)]) + " |")
     lines.append("|" + " --- |" * (2 + len(varied) + len(names)))
-    for row, same in rows.items():
-        values = [_mean(name, same) for name in names]
+    for row, seeds in rows.items():
+        values = [_mean(name, seeds) for name in names]
         lines.append("| " + " | ".join([*map(str, row), *values]) + " |")
     lines.append("")
-    for name in dict.fromkeys(cell["study"] for cell in cells):
+    for name in dict.fromkeys(run["study"] for run in runs):
         study = studies[name]
         trained = "The shipped checkpoint was trained on it." if study.in_training else "It was not trained on."
         lines.append(f"- **{name}**: {study.what} {study.citation}. {trained}")
     return "\n".join(lines) + "\n"
 
 
-def _named(source: str | None) -> str | None:
-    """A Hub id as it is; a folder as seen from here, or by its name alone: where it lies elsewhere says nothing."""
+def _portable_name(source: str | None) -> str | None:
+    """
+    Returns a Hub id unchanged, and a folder relative to the working directory. A folder elsewhere is given by its name
+    alone, since its path means nothing on other machines.
+    """
     if source is None or not Path(source).is_dir():
         return source
     folder, here = Path(source).resolve(), Path.cwd()
     return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.name
 
 
-def _by_lines(result: dict[str, Any]) -> str:
-    """As JSON, a cell of the table a line."""
+def _to_json(result: dict[str, Any]) -> str:
+    """Returns a result as JSON with one run per line."""
     head = json.dumps({name: value for name, value in result.items() if name != "cells"}, indent=1)
-    cells = ",\n  ".join(json.dumps(cell) for cell in result["cells"])
-    return f'{head[:-2]},\n "cells": [\n  {cells}\n ]\n}}\n'
+    runs = ",\n  ".join(json.dumps(run) for run in result["cells"])
+    return f'{head[:-2]},\n "cells": [\n  {runs}\n ]\n}}\n'
 
 
-def _mean(name: str, cells: Sequence[Mapping[str, Any]]) -> str:
-    values = [cell["scores"][name] for cell in cells if name in cell["scores"]]
+def _mean(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    values = [run["scores"][name] for run in runs if name in run["scores"]]
     if not values:
         return ""
     if len(values) > 1:
         return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-    interval = cells[0]["intervals"].get(name)
+    interval = runs[0]["intervals"].get(name)
     return f"{values[0]:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def peak_memory() -> float:
-    """The most memory this process has had until now, in GB."""
+    """Returns the peak memory of this process until now, in GB."""
     if sys.platform == "win32":
         return round(psutil.Process().memory_info().peak_wset / 1e9, 2)
     import resource

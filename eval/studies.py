@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The studies that models are judged on: what is known of each, and its cells, checked to be those that were meant."""
+"""The studies that models are evaluated on: the facts of each, and its cells, verified by checksum."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureE
 
 REGISTRY = Path(__file__).with_name("studies.yaml")
 UNKNOWN = "unknown"
-#: Column of `obs` that says of cells of several studies which one each is of.
+#: Column of `obs` that names the study of each cell where several are taken together.
 PART = "study"
 
 _CELLXGENE = "https://datasets.cellxgene.cziscience.com/{}.h5ad"
@@ -36,21 +36,21 @@ _READ = ("layer", "use_raw", "gene_column", "counts")
 @dataclass(frozen=True)
 class Study:
     """
-    Cells with known types, and where they are.
+    Cells with known types, and where to find them. Exactly one of `path`, `url`, `source` and `parts` is given.
 
     Args:
-        name: What it is called in results.
-        what: Tissue, donors, what is peculiar: a line.
-        in_training: Whether the shipped checkpoint's training saw its cells or labels.
-        licence, citation: Of the data.
-        path: Its `.h5ad` file, relative to a data folder; or else
-        url: the file on the web; or else
-        source: `scanpy`: the example that scanpy carries; or else
-        parts: other studies, whose cells are taken together; `obs["study"]` is their `batch_key` by default.
-        sha256: Of the file.
+        name: Name in results.
+        what: One line on tissue, donors and peculiarities.
+        in_training: True if the shipped checkpoint's training saw its cells or labels.
+        licence, citation: Licence and citation of the data.
+        path: Its `.h5ad` file, relative to a data folder.
+        url: Address of its `.h5ad` file on the web.
+        source: `scanpy` for the example that comes with scanpy.
+        parts: Other studies whose cells are taken together; `obs["study"]` is their `batch_key` by default.
+        sha256: SHA-256 of the file.
         label_key: Column of `obs` with the types.
-        batch_key: Column of `obs` with donors, assays or the like, where it has one worth telling apart.
-        read: How its cells are read: `layer`, `use_raw`, `gene_column` and `counts` of `LangCellFeatureExtractor`.
+        batch_key: Column of `obs` with the batches, such as donors or assays; None without batches.
+        read: Options of `LangCellFeatureExtractor` to read its cells: `layer`, `use_raw`, `gene_column`, `counts`.
     """
 
     name: str
@@ -69,27 +69,27 @@ class Study:
 
     @property
     def version(self) -> str:
-        """Which cells these are, to the byte: the file's SHA-256, or the version of what carries them; of each part."""
+        """The exact version of the cells: the file's SHA-256, or the version of scanpy; of parts, all of theirs."""
         if self.parts:
             return "; ".join(part.version for part in self.parts)
         return f"sha256 {self.sha256}" if self.source is None else f"{self.source} {version(self.source)}"
 
     def open(self, data: Path, download: bool = False, extractor: LangCellFeatureExtractor | None = None) -> ad.AnnData:
         """
-        The cells, in memory; those without a label too.
+        Reads all cells into memory, also those without a label.
 
         Args:
             data: The folder that `path` is relative to.
-            download: Whether a file on the web may be fetched. It is kept in the folder `LANGCELL_DATA_CACHE` names, by
-                default the user's cache.
-            extractor: Whose genes the parts' are, where there are parts.
+            download: True to allow fetching a file from the web. It is kept in the folder that `LANGCELL_DATA_CACHE`
+                names, by default the user's cache.
+            extractor: Matches the genes of the parts; needed where there are parts.
 
         Raises:
-            InputError: No such file, one that cannot be fetched or may not be, another checksum than the stated one,
-                no column of the labels or batches, or parts whose X holds no counts.
+            InputError: The file does not exist, cannot be fetched or may not be, or has another checksum than the
+                stated one; the column of labels or batches is missing; or a part's X holds no counts.
         """
         if self.parts:
-            adata = _together({part.name: part.open(data, download) for part in self.parts}, extractor)
+            adata = _concatenate({part.name: part.open(data, download) for part in self.parts}, extractor)
         elif self.source is not None:
             adata = load_example()
         else:
@@ -101,7 +101,7 @@ class Study:
         return adata
 
     def labelled(self, adata: ad.AnnData) -> np.ndarray:
-        """`(cells,)` whether the type of a cell is known: neither missing, nor blank, nor `unknown`."""
+        """Returns `(cells,)` booleans: true where the type is known, so neither missing, nor blank, nor `unknown`."""
         labels = adata.obs[self.label_key].astype(object)
         return (labels.notna() & ~labels.astype(str).str.strip().isin(["", UNKNOWN])).to_numpy()
 
@@ -132,13 +132,13 @@ class Study:
             raise InputError(f"{self.name}: {self.url} cannot be fetched to {file.parent}: {error}") from error
         except ValueError as error:
             raise InputError(
-                f"{self.name}: what {self.url} gives is not the file that was registered: its SHA-256 is not "
+                f"{self.name}: the file at {self.url} is not the one that was registered: its SHA-256 is not "
                 f"{self.sha256}. It was not kept; correct the entry if the file was replaced on purpose."
             ) from error
 
 
-def _together(studies: Mapping[str, ad.AnnData], extractor: LangCellFeatureExtractor | None) -> ad.AnnData:
-    """Cells of several studies. The genes of each are matched by themselves: each cell ranks as in its own study."""
+def _concatenate(studies: Mapping[str, ad.AnnData], extractor: LangCellFeatureExtractor | None) -> ad.AnnData:
+    """Concatenates studies. The genes of each are matched separately, so a cell ranks as in its own study."""
     if extractor is None:
         raise TypeError("Studies with parts need the extractor that knows their genes.")
     genes = pd.DataFrame(index=extractor.gene_vocabulary["ensembl_ids"])
@@ -151,20 +151,21 @@ def _together(studies: Mapping[str, ad.AnnData], extractor: LangCellFeatureExtra
 
 @cache
 def _sha256(file: Path, changed: int) -> str:
-    """Of a file as it was when last changed."""
+    """Returns a file's SHA-256; `changed`, the time of its last change, keeps the cache from going stale."""
     return pooch.file_hash(str(file), alg="sha256")
 
 
 def read_studies(*extra: Path) -> dict[str, Study]:
     """
-    The committed studies and those of more YAML files, by name; of one name, the last counts.
+    Reads the committed studies and those of more YAML files, by name; a later study replaces an earlier one of the
+    same name.
 
-    A file maps names to the fields of `Study`, of which `what`, `in_training`, `licence`, `citation`, one of `path`,
-    `url`, `source` and `parts`, and, for a file, `sha256` are needed. `cellxgene: ID`, the id of a version of a dataset
-    of CELLxGENE, stands for its `url`; `parts` are names of studies that stand above it or in a file before.
+    A file maps names to the fields of `Study`. Required are `what`, `in_training`, `licence`, `citation`, one of
+    `path`, `url`, `source` and `parts`, and `sha256` for a file. `cellxgene: ID`, the id of a dataset version of
+    CELLxGENE, replaces `url`; `parts` are names of studies higher up or in an earlier file.
 
     Raises:
-        InputError: No such file, or an entry that is not of this form.
+        InputError: The file does not exist, or an entry is malformed.
     """
     studies: dict[str, Study] = {}
     for file in (REGISTRY, *map(Path, extra)):
@@ -180,7 +181,7 @@ def read_studies(*extra: Path) -> dict[str, Study]:
 
 
 def _study(file: Path, name: str, entry: Any, above: Mapping[str, Study]) -> Study:
-    """One entry of a file, checked; `above` are the studies that it may have as parts."""
+    """Returns the study of one entry, checked; `above` are the studies that may be its parts."""
 
     def require(held: bool, what: str) -> None:
         if not held:
@@ -192,27 +193,29 @@ def _study(file: Path, name: str, entry: Any, above: Mapping[str, Study]) -> Stu
     require(not unknown, f"unknown field {', '.join(unknown)}; known are {', '.join(known)}")
     missing = [key for key in _REQUIRED if key not in entry]
     require(not missing, f"{' and '.join(missing)} must be given")
-    require(sum(key in entry for key in _PLACES) == 1, f"one of {', '.join(_PLACES)} must say where the cells are")
+    require(
+        sum(key in entry for key in _PLACES) == 1, f"exactly one of {', '.join(_PLACES)} must say where the cells are"
+    )
     for key, value in entry.items():
         if key == "in_training":
             require(isinstance(value, bool), f"{key} must be true or false, not {value!r}")
         elif key == "parts":
             named = isinstance(value, list) and len(value) > 1 and all(str(part) in above for part in value)
-            require(named, f"{key} must be names of studies that stand above it, not {value!r}")
+            require(named, f"{key} must be names of studies listed before it, not {value!r}")
         elif key == "read":
             options = isinstance(value, dict) and set(value) <= set(_READ)
             require(options, f"{key} must map some of {', '.join(_READ)} to their values, not be {value!r}")
         else:
             require(isinstance(value, str) and value.strip() != "", f"{key} must be a text, not {value!r}")
     if "source" in entry:
-        require(entry["source"] == "scanpy", f"source can be scanpy alone, not {entry['source']!r}")
-        require("sha256" not in entry, "sha256 is of a file: leave it out")
+        require(entry["source"] == "scanpy", f"source must be 'scanpy', not {entry['source']!r}")
+        require("sha256" not in entry, "sha256 is only for a file: leave it out")
         return Study(name, **{"label_key": LABEL_COLUMN, "read": CELL_OPTIONS} | entry)
     if "parts" in entry:
-        require("sha256" not in entry, "sha256 is of a file: leave it out")
+        require("sha256" not in entry, "sha256 is only for a file: leave it out")
         parts = tuple(above[str(part)] for part in entry["parts"])
         plain = "read" not in entry and not any(part.read for part in parts)
-        require(plain, "parts must be studies whose X holds counts, without read")
+        require(plain, "parts must be studies whose X holds counts, so without read")
         return Study(name, **{"batch_key": PART} | entry | {"parts": parts})
     is_hash = re.fullmatch("[0-9a-f]{64}", entry.get("sha256", "")) is not None
     require(is_hash, "sha256 must be given, the 64 hexadecimal digits that sha256sum says of the file")

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a task is, what it is given to measure, and what it finds."""
+"""Tasks, the runs that measure them, their results, and the scores that several tasks share."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ import anndata as ad
 import evaluate
 import numpy as np
 import pandas as pd
+import scanpy as sc
 import scipy.sparse as sp
 import torch
 
@@ -21,6 +22,7 @@ from modeling_langcell.annotation.calibration import LabelledScores
 from modeling_langcell.eval.baselines import baselines, counts_by_gene
 from modeling_langcell.eval.studies import UNKNOWN, Study, read_studies
 from modeling_langcell.model.errors import InputError
+from modeling_langcell.ontology import find_term
 
 METRICS = Path(__file__).with_name("metrics")
 LANGCELL, RANDOM = "langcell", "random_weights"
@@ -30,23 +32,23 @@ CLASSIFIERS = ("majority", "logistic_regression", "knn_pca", "gene_name_embeddin
 @dataclass(frozen=True)
 class Task:
     """
-    A question, what it is asked of, and how the answer is measured. A task's file begins with it; what measures is the
-    file's function `measure`, which `run.find_task` adds.
+    Metadata of a task: a question, the studies and methods it is asked of, and the scores that answer it. A task's file
+    begins with it; `run.find_task` adds the file's function `measure`.
 
     Args:
-        name: As the command has it.
-        question: In a sentence.
-        studies: Names of the studies that are looked at by default.
-        methods: The model, and what it is compared with.
-        metrics: What is reported.
-        main_score: The one that the table shows first.
-        settings: What is varied, `{"shots": 5}`; one empty setting where nothing is.
-        drawn: Methods whose result depends on the seed: these are run with several.
-        has: Whether a method has a setting: not every one has all.
-        adapts: Whether it adapts the checkpoint itself, so that an adapter has no part in it.
-        learns_elsewhere: Whether the training cells have a part in it.
-        version: Raised when the same cell would be found otherwise: what was found before is then found anew.
-        measure: Finds a cell of the table.
+        name: Name on the command line.
+        question: The question, one sentence.
+        studies: Names of the default studies.
+        methods: The model and what it is compared with.
+        metrics: The scores that are reported.
+        main_score: The score that the table shows first.
+        settings: The settings that are varied, such as `{"shots": 5}`; one empty setting if none is.
+        seeded: Methods whose result depends on the seed. They are run with several seeds.
+        applies: Returns whether a method is run with a setting.
+        adapts: True if the task adapts the checkpoint itself, so that it takes no adapter.
+        uses_training_cells: True if the result depends on the training cells.
+        version: Raised when a change to the task changes its results: earlier results are then measured again.
+        measure: Measures one run.
     """
 
     name: str
@@ -56,10 +58,10 @@ class Task:
     metrics: tuple[str, ...]
     main_score: str
     settings: tuple[Mapping[str, Any], ...] = ({},)
-    drawn: tuple[str, ...] = ()
-    has: Callable[[str, Mapping[str, Any]], bool] = lambda method, setting: True
+    seeded: tuple[str, ...] = ()
+    applies: Callable[[str, Mapping[str, Any]], bool] = lambda method, setting: True
     adapts: bool = False
-    learns_elsewhere: bool = False
+    uses_training_cells: bool = False
     version: int = 1
     measure: Callable[["Run"], "Result"] | None = None
 
@@ -67,13 +69,13 @@ class Task:
 @dataclass(frozen=True)
 class Result:
     """
-    What a cell of the table holds.
+    Result of one run.
 
     Args:
-        scores: By metric.
-        intervals: Of some of them, the 95% interval by bootstrap over cells.
-        per_class: By type, figures of its own.
-        drawings: What figures are drawn of, by kind: `confusion`, `reliability`, `roc`, `umap`.
+        scores: Scores by metric.
+        intervals: 95% intervals of some scores, by bootstrap over cells.
+        per_class: Scores of each type.
+        drawings: Data of figures by kind: `confusion`, `reliability`, `roc`, `umap`.
     """
 
     scores: dict[str, float]
@@ -85,16 +87,16 @@ class Result:
 @dataclass
 class EvaluationContext:
     """
-    What all cells of the table share: the model, the data, and what is expensive to have twice.
+    The model and data that all runs share, and results that are expensive to compute twice.
 
     Args:
-        model, adapter: As `LangCellAnnotator.from_pretrained`.
+        model, adapter: Checkpoint and adapter, as `LangCellAnnotator.from_pretrained` takes them.
         data: Folder with `train/`, `validation/` and `genes/`.
-        studies: Those that are known, by name.
+        studies: Known studies by name.
         alpha: Weight of the similarity in zero-shot annotation; the checkpoint's own by default.
-        download: Whether studies on the web may be fetched.
-        gene_sets: A `.gmt` file, for tasks on pathways.
-        device: Where the model computes.
+        download: True to allow fetching studies from the web.
+        gene_sets: A `.gmt` file for the task on pathways.
+        device: Device of the model.
     """
 
     model: str
@@ -112,13 +114,18 @@ class EvaluationContext:
     @cached_property
     def annotator(self) -> LangCellAnnotator:
         """
+        The checkpoint, with its adapter.
+
         Raises:
-            InputError: No such checkpoint; or an adapter that tells its labels by anything but their descriptions.
+            InputError: The checkpoint does not exist, or its adapter does not use descriptions to tell labels apart.
         """
         annotator = LangCellAnnotator.from_pretrained(self.model, adapter=self.adapter, device=self.device)
         if annotator.adaptation is not None and annotator.adaptation.head != "descriptions":
-            raise InputError(f"Tasks tell labels by descriptions, and {self.adapter or self.model} does not.")
-        annotator.model.config.calibration = None  # It may have been fitted on the very cells.
+            raise InputError(
+                f"Tasks need an adapter that tells labels apart by descriptions; {self.adapter or self.model} has the "
+                f"head {annotator.adaptation.head!r}."
+            )
+        annotator.model.config.calibration = None  # It may have been fitted on the same cells.
         return annotator
 
     @cached_property
@@ -126,7 +133,7 @@ class EvaluationContext:
         return tempfile.TemporaryDirectory(prefix="langcell-")
 
     def untrained(self, seed: int) -> LangCellAnnotator:
-        """The same geometry with random weights."""
+        """Returns a model of the same geometry with random weights."""
         if seed not in self._untrained:
             if not isinstance(self.annotator.model, LangCellModel):
                 raise InputError("Tasks need a checkpoint that compares cells with texts, not a classifier.")
@@ -137,7 +144,7 @@ class EvaluationContext:
         return self._untrained[seed]
 
     def untrained_folder(self, seed: int) -> str:
-        """`untrained` as a checkpoint, kept as long as this context."""
+        """Saves the model of `untrained` as a checkpoint, which is kept as long as this context."""
         folder = Path(self._scratch.name, str(seed))
         if not folder.exists():
             self.untrained(seed).model.save_pretrained(folder)
@@ -150,28 +157,30 @@ class EvaluationContext:
 
     def study(self, name: str) -> Study:
         """
+        Returns a study by name.
+
         Raises:
-            InputError: No such study.
+            InputError: There is no such study.
         """
         if name not in self.studies:
             raise InputError(f"No study {name!r}; there are {', '.join(self.studies)}.")
         return self.studies[name]
 
     def cells(self, study: Study) -> ad.AnnData:
-        """The labelled cells of a study; read once."""
+        """Returns the labelled cells of a study; they are read once."""
         if study.name not in self._cells:
             adata = study.open(self.data, self.download, self.extractor)
             self._cells[study.name] = adata[study.labelled(adata)].copy()
         return self._cells[study.name]
 
     def scores(self, study: Study) -> LabelledScores:
-        """Zero-shot scores of the labelled cells of a study against the types that it has; found once."""
+        """Returns zero-shot scores of a study's labelled cells against its types; they are computed once."""
         if study.name not in self._scores:
             self._scores[study.name] = score_labelled(self.annotator, self.cells(study), study.label_key, **study.read)
         return self._scores[study.name]
 
     def classifiers(self, seed: int) -> dict[str, Any]:
-        """The baselines, unfitted."""
+        """Returns the unfitted baselines."""
         gene_info = self.data / "genes" / "Homo_sapiens.gene_info.gz"
         return baselines(self.extractor, seed, gene_info if gene_info.exists() else None)
 
@@ -193,14 +202,14 @@ class EvaluationContext:
 @dataclass(frozen=True)
 class Run:
     """
-    A cell of the table.
+    One run of a task: a method on a study, with a setting and a seed.
 
     Args:
-        context: What all share.
-        study: Whose cells.
-        method: Which model or baseline.
-        setting: What is varied.
-        seed: Of what is drawn.
+        context: Model and data that all runs share.
+        study: The study.
+        method: The model or a baseline.
+        setting: The values of what is varied.
+        seed: Random seed.
     """
 
     context: EvaluationContext
@@ -211,16 +220,17 @@ class Run:
 
     @property
     def cells(self) -> ad.AnnData:
+        """The labelled cells of the study."""
         return self.context.cells(self.study)
 
     @property
     def annotator(self) -> LangCellAnnotator:
-        """The model, or one with random weights, drawn by the seed."""
+        """The model, or one with random weights that the seed decides."""
         return self.context.untrained(self.seed) if self.method == RANDOM else self.context.annotator
 
     @property
     def checkpoint(self) -> str:
-        """As `annotator`, to be adapted."""
+        """The checkpoint of `annotator`, for adaptation."""
         return self.context.untrained_folder(self.seed) if self.method == RANDOM else self.context.model
 
     @property
@@ -230,20 +240,20 @@ class Run:
 
 
 def metric(name: str, **inputs: Any) -> dict[str, Any]:
-    """One of the local `evaluate` metrics."""
+    """Computes one of the local `evaluate` metrics."""
     return evaluate.load(str(METRICS / name), keep_in_memory=True).compute(**inputs)
 
 
-def judge(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> Result:
+def score_predictions(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> Result:
     """
-    How well labels were found: accuracy, balanced accuracy, macro-F1 with bootstrap intervals, the ontology's score
-    where all labels are its names, calibration, and what confusion and reliability are drawn of.
+    Scores predicted labels: accuracy, balanced accuracy and macro-F1 with bootstrap intervals, the ontology score if
+    the Cell Ontology knows all labels, the calibration error, and the data of the confusion and reliability figures.
 
     Args:
-        truth: `(cells,)` the labels.
-        labels: `(labels,)` the candidates.
-        probabilities: `(cells, labels)`.
-        seed: Of the bootstrap.
+        truth: `(cells,)` true labels.
+        labels: `(labels,)` candidates.
+        probabilities: `(cells, labels)` probabilities.
+        seed: Seed of the bootstrap.
     """
     found = labels[probabilities.argmax(axis=1)]
     measured = metric("cell_annotation", references=truth, predictions=found)
@@ -265,25 +275,28 @@ def judge(truth: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, seed
 
 
 def intervals(truth: np.ndarray, found: np.ndarray, seed: int, draws: int = 1000) -> dict[str, list[float]]:
-    """95% intervals of accuracy, balanced accuracy and macro-F1, of cells drawn again with replacement."""
-    return bootstrap(len(truth), scores_of_rows(truth, found), seed, draws)
+    """Returns 95% bootstrap intervals over cells of accuracy, balanced accuracy and macro-F1."""
+    return bootstrap(len(truth), scorer_of_rows(truth, found), seed, draws)
 
 
-def scores_of_rows(truth: np.ndarray, found: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    """Rows of cells to their accuracy, balanced accuracy and macro-F1; `truth` and `found` are the labels of all."""
+def scorer_of_rows(truth: np.ndarray, found: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """
+    Returns a function from rows of cells to their accuracy, balanced accuracy and macro-F1. `truth` and `found` are the
+    true and predicted labels of all cells.
+    """
     names = np.unique(truth)
-    known, said = (np.searchsorted(names, labels) for labels in (truth, found))
-    said = np.where(np.isin(found, names), said, len(names))  # What is no label of the truth is wrong for all.
+    true, predicted = (np.searchsorted(names, labels) for labels in (truth, found))
+    predicted = np.where(np.isin(found, names), predicted, len(names))  # Always wrong: no cell has this label.
 
     def scores(rows: np.ndarray) -> dict[str, float]:
         counts = np.zeros((len(names), len(names) + 1))
-        np.add.at(counts, (known[rows], said[rows]), 1)
-        right, of_truth, of_said = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)[:-1]
-        there = of_truth > 0
+        np.add.at(counts, (true[rows], predicted[rows]), 1)
+        hits, n_true, n_predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)[:-1]
+        present = n_true > 0
         return {
-            "accuracy": right.sum() / len(rows),
-            "balanced_accuracy": (right[there] / of_truth[there]).mean(),
-            "macro_f1": (2 * right[there] / (of_truth + of_said)[there]).mean(),
+            "accuracy": hits.sum() / len(rows),
+            "balanced_accuracy": (hits[present] / n_true[present]).mean(),
+            "macro_f1": (2 * hits[present] / (n_true + n_predicted)[present]).mean(),
         }
 
     return scores
@@ -293,8 +306,8 @@ def bootstrap(
     cells: int, scores: Callable[[np.ndarray], Mapping[str, float]], seed: int, draws: int
 ) -> dict[str, list[float]]:
     """
-    95% intervals of what `scores` makes of the rows of `cells` cells drawn again with replacement. A draw that it
-    cannot judge, since all cells of a kind are missing, gives NaN and is left out.
+    Returns 95% intervals of `scores` over rows of `cells` cells drawn with replacement. A draw without any cell of some
+    kind may have no score: it gives NaN and is left out.
     """
     rng = np.random.default_rng(seed)
     drawn = pd.DataFrame([scores(rng.integers(0, cells, cells)) for _ in range(draws)])
@@ -302,19 +315,15 @@ def bootstrap(
 
 
 def ontology_ids(labels: set[str]) -> dict[str, str] | None:
-    """The Cell Ontology's ids of labels, if it knows all of them."""
-    from modeling_langcell.ontology import find_term
-
+    """Returns the labels' ids in the Cell Ontology, or None if it does not know all of them."""
     try:
         return {label: find_term(label).id for label in labels}
     except InputError:
         return None
 
 
-def drawing_of_cells(embeds: np.ndarray, seed: int = 0, **columns: np.ndarray) -> dict[str, list]:
-    """Two UMAP coordinates of every cell, and labels to colour it by."""
-    import scanpy as sc
-
+def umap_coordinates(embeds: np.ndarray, seed: int = 0, **columns: np.ndarray) -> dict[str, list]:
+    """Returns two UMAP coordinates of every cell, and the labels that colour it."""
     space = ad.AnnData(obsm={"X": embeds.astype(np.float32)}, shape=(len(embeds), 0))
     sc.pp.neighbors(space, use_rep="X", metric="cosine", n_neighbors=min(15, len(embeds) - 1), random_state=seed)
     sc.tl.umap(space, random_state=seed)
@@ -332,10 +341,10 @@ __all__ = [
     "Run",
     "Task",
     "bootstrap",
-    "drawing_of_cells",
     "intervals",
-    "judge",
     "metric",
     "ontology_ids",
-    "scores_of_rows",
+    "score_predictions",
+    "scorer_of_rows",
+    "umap_coordinates",
 ]

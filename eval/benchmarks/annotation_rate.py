@@ -21,8 +21,8 @@ from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.eval.benchmarks.naive import BATCH, NaiveProcedure
 from modeling_langcell.eval.benchmarks.operations import matrix_rate, operations_of_cells, operations_of_pairs, time_of
 from modeling_langcell.io.h5ad import open_cells
-from modeling_langcell.model.feature_extraction_langcell import RankedCells
 from modeling_langcell.model.packed_langcell import PackedSequences
+from modeling_langcell.model.ranking import RankedCells
 from modeling_langcell.model.zero_shot import DescriptionScorer, read_cells
 from modeling_langcell.ontology import all_terms
 
@@ -52,7 +52,7 @@ class Setting:
         return self.precision if self.shortlist is None else f"{self.precision}, shortlist of {self.shortlist}"
 
 
-class EvaluationContext:
+class BenchmarkContext:
     """
     A model of the base geometry with random weights, and real cells ranked for it.
 
@@ -129,7 +129,7 @@ class NaiveSeconds:
         timed: How many texts are timed.
     """
 
-    def __init__(self, context: EvaluationContext, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
+    def __init__(self, context: BenchmarkContext, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
         self.lengths = np.array([len(text) for text in texts])
         order = np.argsort(self.lengths, kind="stable")
         sample = np.unique(order[np.linspace(0, len(order) - 1, min(timed, len(order))).astype(int)])
@@ -162,7 +162,7 @@ class NaiveSeconds:
 
 
 def measure_annotation(
-    context: EvaluationContext, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
+    context: BenchmarkContext, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """
     Rounds of the naive procedure and of every setting on the same cells. Encoding the candidates, once a run for both,
@@ -244,7 +244,7 @@ def _summary(setting: Setting, rounds: list[dict[str, float]]) -> dict[str, Any]
     return summary
 
 
-def _annotate(context: EvaluationContext, scorer: DescriptionScorer, rows: np.ndarray) -> list[int]:
+def _annotate(context: BenchmarkContext, scorer: DescriptionScorer, rows: np.ndarray) -> list[int]:
     """The best candidate of each cell."""
     best = dict[int, int]()
     for done, found in read_cells(context.ranked, scorer, scorer.budget, context.device, rows):
@@ -252,7 +252,7 @@ def _annotate(context: EvaluationContext, scorer: DescriptionScorer, rows: np.nd
     return [best[row] for row in rows.tolist()]
 
 
-def largest_difference(context: EvaluationContext, candidates: int, cells: int) -> float:
+def largest_difference(context: BenchmarkContext, candidates: int, cells: int) -> float:
     """Between the scores of the naive procedure and the exact ones in single precision, of a few cells."""
     rows = context.some(context.batch(), cells)
     naive = NaiveProcedure(context.model, context.texts(candidates), ALPHA)(*context.pad(rows))
@@ -308,7 +308,7 @@ def agreement_of_mini(
 
 
 def measure_matching(
-    context: EvaluationContext, candidates: int, rounds: int, timed_texts: int, cells: int
+    context: BenchmarkContext, candidates: int, rounds: int, timed_texts: int, cells: int
 ) -> dict[str, Any]:
     """Rounds of the matching alone, of cells that were encoded before: pairs a second, medians, and their ratio."""
     texts = context.texts(candidates)
@@ -339,7 +339,7 @@ def measure_matching(
     }
 
 
-def measure_cell_tower(context: EvaluationContext, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """
     Rounds of the cell tower alone on cells of so many random genes: cells a second of the naive procedure and of each
     precision, their ratio, and the share of the device's matrix rate that is reached, medians.
@@ -379,7 +379,7 @@ def measure_cell_tower(context: EvaluationContext, lengths: Sequence[int], round
     return measured
 
 
-def precisions(context: EvaluationContext) -> Iterator[str]:
+def precisions(context: BenchmarkContext) -> Iterator[str]:
     """Those that the device computes fast in."""
     yield "float32"
     if context.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -416,7 +416,7 @@ def draw(figures: dict[str, Any]) -> Figure:
 
 
 __all__ = [
-    "EvaluationContext",
+    "BenchmarkContext",
     "Setting",
     "agreement_of_mini",
     "draw",

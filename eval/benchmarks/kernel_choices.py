@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_langcell.eval.benchmarks.annotation_rate import EvaluationContext, precisions
+from modeling_langcell.eval.benchmarks.annotation_rate import BenchmarkContext, precisions
 from modeling_langcell.eval.benchmarks.naive import encode
 from modeling_langcell.eval.benchmarks.operations import time_of
 from modeling_langcell.model.packed_langcell import PackedSequences
 
 
-def measure_choices(context: EvaluationContext, length: int, rounds: int) -> dict[str, Any]:
+def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict[str, Any]:
     """
     Rounds of the cell tower on cells of so many random genes.
 

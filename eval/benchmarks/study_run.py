@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
-from modeling_langcell.annotation.annotator import _CHUNK
+from modeling_langcell.annotation.predictor import CHUNK_SIZE
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb
 from modeling_langcell.io.columns import CELL_TYPE
 from modeling_langcell.io.h5ad import open_cells, read_annotation
@@ -95,7 +95,7 @@ def tile(cells: Path, n_cells: int, output: Path) -> int:
 
 def _cells_done(unfinished: Path) -> int:
     """By the chunks that are there, all of one size."""
-    return _CHUNK * len(list(unfinished.glob("[0-9]*.safetensors"))) if unfinished.is_dir() else 0
+    return CHUNK_SIZE * len(list(unfinished.glob("[0-9]*.safetensors"))) if unfinished.is_dir() else 0
 
 
 __all__ = ["annotate_study", "tile"]

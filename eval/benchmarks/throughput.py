@@ -44,7 +44,7 @@ import torch
 import typer
 
 from modeling_langcell import LangCellFeatureExtractor
-from modeling_langcell.annotation.annotator import find_device
+from modeling_langcell.annotation.device import find_device
 from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.sources import find_sources
 from modeling_langcell.eval.benchmarks import annotation_rate as rate
@@ -71,7 +71,7 @@ from modeling_langcell.eval.record import write_record
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.model.errors import InputError
-from modeling_langcell.model.feature_extraction_langcell import RankedCells
+from modeling_langcell.model.ranking import RankedCells
 from modeling_langcell.report.plots import render
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -365,9 +365,9 @@ def kernels(
     write_record(json_file, {"seed": seed, **figures})
 
 
-def _context(cells: Path, device: str | None, seed: int) -> rate.EvaluationContext:
+def _context(cells: Path, device: str | None, seed: int) -> rate.BenchmarkContext:
     try:
-        return rate.EvaluationContext(cells, find_device(device), seed)
+        return rate.BenchmarkContext(cells, find_device(device), seed)
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error

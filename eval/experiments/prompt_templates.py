@@ -19,7 +19,7 @@ import typer
 from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.studies import Study
-from modeling_langcell.eval.task import EvaluationContext, scores_of_rows
+from modeling_langcell.eval.task import EvaluationContext, scorer_of_rows
 from modeling_langcell.eval.tasks.retrieval import TASK as RETRIEVAL
 from modeling_langcell.eval.tasks.zero_shot import TASK as ZERO_SHOT
 from modeling_langcell.io.columns import EMBEDDING
@@ -72,7 +72,7 @@ def _measure(
         texts = context.annotator.embed_texts(context.annotator.texts_of(types).values())
         return np.array(types)[(cells @ texts.T).argmax(axis=1)]
 
-    annotation = scores_of_rows(truth, nearest(own))
+    annotation = scorer_of_rows(truth, nearest(own))
     if not all_types:
         return annotation
     first = nearest(all_types) == truth

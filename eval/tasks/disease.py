@@ -9,7 +9,7 @@ import numpy as np
 from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
 from modeling_langcell.checkpoint.adaptation_record import Head
 from modeling_langcell.eval.baselines import counts_by_gene
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, judge
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, score_predictions
 from modeling_langcell.io.columns import PROBABILITIES, RUN
 from modeling_langcell.io.labels import read_labels
 from modeling_langcell.model.errors import InputError
@@ -29,58 +29,58 @@ TASK = Task(
     metrics=("macro_f1", "accuracy", "balanced_accuracy", "expected_calibration_error"),
     main_score="macro_f1",
     settings=({"shots": 0}, {"shots": SHOTS}),
-    drawn=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
-    has=lambda method, setting: setting["shots"] > 0 or method in (LANGCELL, RANDOM),
+    seeded=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    applies=lambda method, setting: setting["shots"] > 0 or method in (LANGCELL, RANDOM),
     adapts=True,
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     All are judged by the same cells, those that are not drawn as shots, with or without shots. Without, the model is
     told descriptions alone; of random weights the
     prototypes alone judge. In the tumour of the colon the disease is also the
     batch, and each label has types of its own: a classifier of types would do well too.
     """
-    truth, labels = cell.truth, np.unique(cell.truth)
-    learnt, judged = draw(cell)
-    known, others = cell.cells[learnt], cell.cells[judged].copy()
-    if cell.method in LEARNERS:
-        counts, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
-        classifier = cell.context.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
-        return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
-    described = {label: describe_label(cell, label) for label in labels}
-    if cell.setting["shots"] == 0:
+    truth, labels = run.truth, np.unique(run.truth)
+    learnt, judged = draw(run)
+    known, others = run.cells[learnt], run.cells[judged].copy()
+    if run.method in LEARNERS:
+        counts, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
+        classifier = run.context.classifiers(run.seed)[run.method].fit(counts[learnt], truth[learnt])
+        return score_predictions(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
+    described = {label: describe_label(run, label) for label in labels}
+    if run.setting["shots"] == 0:
         # Of random weights the similarity alone is asked: their matching would only cost time.
-        alpha = 1.0 if cell.method == RANDOM else None
-        annotated = cell.annotator.annotate(others, described, alpha=alpha, **cell.study.read)
+        alpha = 1.0 if run.method == RANDOM else None
+        annotated = run.annotator.annotate(others, described, alpha=alpha, **run.study.read)
     else:
-        head: Head = "descriptions" if cell.method == LANGCELL else "prototypes"
+        head: Head = "descriptions" if run.method == LANGCELL else "prototypes"
         annotated = (
             adapt(
-                cell.checkpoint,
+                run.checkpoint,
                 known,
-                cell.study.label_key,
+                run.study.label_key,
                 descriptions=described,
                 config=AdaptationConfig(
-                    head=head, prototype_weight=1.0 if cell.method == RANDOM else None, seed=cell.seed
+                    head=head, prototype_weight=1.0 if run.method == RANDOM else None, seed=run.seed
                 ),
-                device=cell.context.device,
-                **cell.study.read,
+                device=run.context.device,
+                **run.study.read,
             )
-            .annotator(device=cell.context.device)
-            .annotate(others, **cell.study.read)
+            .annotator(device=run.context.device)
+            .annotate(others, **run.study.read)
         )
-    return judge(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
+    return score_predictions(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
-def draw(cell: Run) -> tuple[np.ndarray, np.ndarray]:
+def draw(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the cells that are learnt from where there are shots, and of all others."""
-    learnt = read_labels(cell.cells, cell.study.label_key).shots(SHOTS, cell.seed).rows
-    return learnt, np.setdiff1d(np.arange(cell.cells.n_obs), learnt)
+    learnt = read_labels(run.cells, run.study.label_key).shots(SHOTS, run.seed).rows
+    return learnt, np.setdiff1d(np.arange(run.cells.n_obs), learnt)
 
 
-def describe_label(cell: Run, label: str) -> str:
+def describe_label(run: Run, label: str) -> str:
     """
     A sentence stated here, or `disease: {name}. {definition}` of the term that the label's cells have in the column of
     ontology ids beside the labels'; `tissue: ...` where the labels are tissues.
@@ -90,9 +90,9 @@ def describe_label(cell: Run, label: str) -> str:
     """
     if label in SENTENCES:
         return SENTENCES[label]
-    key = f"{cell.study.label_key}_ontology_term_id"
-    ids = set(cell.cells.obs[key][cell.truth == label].astype(str)) if key in cell.cells.obs else set()
+    key = f"{run.study.label_key}_ontology_term_id"
+    ids = set(run.cells.obs[key][run.truth == label].astype(str)) if key in run.cells.obs else set()
     if len(ids) != 1 or not is_term(*ids):
-        raise InputError(f"{cell.study.name}: the label {label!r} needs one ontology term in obs[{key!r}].")
+        raise InputError(f"{run.study.name}: the label {label!r} needs one ontology term in obs[{key!r}].")
     term = get_term(*ids)
-    return f"{cell.study.label_key}: {term.name}. {term.definition}"
+    return f"{run.study.label_key}: {term.name}. {term.definition}"

@@ -30,11 +30,11 @@ TASK = Task(
     ),
     main_score="right",
     settings=({"calibrated_on": "all"}, {"calibrated_on": "itself"}, {"calibrated_on": "others"}),
-    drawn=(LANGCELL,),
+    seeded=(LANGCELL,),
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     A random half of the cells of each study is calibrated on (`all`: of all the studies; `itself`: of this one;
     `others`: all cells of the others), and the other half judged. `right` is the share of answers that are the cell's
@@ -42,20 +42,20 @@ def measure(cell: Run) -> Result:
     the answers in the ontology, beside that of the same cells' types. Calibration errors are those of the best label.
     `..._of_all` is of the judged halves of all the studies together.
     """
-    names = list(dict.fromkeys([*_STUDIES, cell.study.name]))
-    scored = {name: cell.context.scores(cell.context.study(name)) for name in names}
-    halves = {name: _halves(len(scored[name].truth), cell.seed) for name in names}
+    names = list(dict.fromkeys([*_STUDIES, run.study.name]))
+    scored = {name: run.context.scores(run.context.study(name)) for name in names}
+    halves = {name: _split_in_halves(len(scored[name].truth), run.seed) for name in names}
     judged = {name: scored[name].take(halves[name][1]) for name in names}
-    calibrated_on = cell.setting["calibrated_on"]
+    calibrated_on = run.setting["calibrated_on"]
     if calibrated_on == "others":
-        learnt_from = {name: scored[name] for name in names if name != cell.study.name}
+        learnt_from = {name: scored[name] for name in names if name != run.study.name}
     else:
-        chosen = names if calibrated_on == "all" else [cell.study.name]
+        chosen = names if calibrated_on == "all" else [run.study.name]
         learnt_from = {name: scored[name].take(halves[name][0]) for name in chosen}
-    calibration = fit(learnt_from, cell.annotator.model.config.alpha)
+    calibration = fit(learnt_from, run.annotator.model.config.alpha)
     threshold = calibration.thresholds.get(f"{ERROR_RATE:g}", np.inf)
 
-    own = judged[cell.study.name]
+    own = judged[run.study.name]
     answered, right, depths, truths = _answers(own, calibration.temperature, threshold)
     confidence, best = own.confidence(calibration.temperature)
     scores = {
@@ -76,7 +76,7 @@ def measure(cell: Run) -> Result:
     return Result(scores | _of_all(judged, calibration.temperature, threshold), drawings={"reliability": reliability})
 
 
-def _halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_in_halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(cells)
     return np.sort(order[: cells // 2]), np.sort(order[cells // 2 :])
 

@@ -16,23 +16,23 @@ TASK = Task(
     metrics=("fall_explained", "fall_random", "times_random", "match"),
     main_score="fall_explained",
     settings=({"explained_by": "gradient"}, {"explained_by": "attention"}),
-    drawn=(LANGCELL,),
+    seeded=(LANGCELL,),
 )
 
 _CELLS, _SHARE, _NEAR = 150, 0.05, 10
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     Of 150 random cells the 5% of genes that contribute most to the match with the most similar type's description are
     left out, or as many random genes, each at most ten ranks from one of them. `fall_...` is how much lower the match
     is on average: the cosine where the gradient explains it, the log-odds of the matching where attention does.
     """
-    rng = np.random.default_rng(cell.seed)
-    chosen = np.sort(rng.permutation(cell.cells.n_obs)[:_CELLS])
-    ranked = rank_cells(cell.cells, chosen, cell.context.extractor, **cell.study.read)
-    explainer = Explainer(cell.annotator, cell.annotator.texts_of(np.unique(cell.truth)), cell.setting["explained_by"])
-    embeds = cell.annotator.embed(cell.cells[chosen].copy(), **cell.study.read).obsm[EMBEDDING]
+    rng = np.random.default_rng(run.seed)
+    chosen = np.sort(rng.permutation(run.cells.n_obs)[:_CELLS])
+    ranked = rank_cells(run.cells, chosen, run.context.extractor, **run.study.read)
+    explainer = Explainer(run.annotator, run.annotator.texts_of(np.unique(run.truth)), run.setting["explained_by"])
+    embeds = run.annotator.embed(run.cells[chosen].copy(), **run.study.read).obsm[EMBEDDING]
     most_similar = (embeds @ explainer.text_embeds.cpu().numpy().T).argmax(axis=1)
     falls, matches = [], []
     for number in range(len(ranked)):
@@ -54,7 +54,7 @@ def measure(cell: Run) -> Result:
         }
 
     every = np.arange(len(explained))
-    return Result(scores(every) | {"match": float(np.mean(matches))}, bootstrap(len(every), scores, cell.seed, 1000))
+    return Result(scores(every) | {"match": float(np.mean(matches))}, bootstrap(len(every), scores, run.seed, 1000))
 
 
 def _near(places: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
-from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, judge
+from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, score_predictions
 from modeling_langcell.io.columns import PROBABILITIES, RUN
 from modeling_langcell.io.labels import rank_cells
 from modeling_langcell.model.errors import InputError
@@ -29,13 +29,13 @@ TASK = Task(
     metrics=("macro_f1", "accuracy", "balanced_accuracy", "ontology_score", "expected_calibration_error"),
     main_score="macro_f1",
     settings=tuple({"shots": shots} for shots in (0, 1, 3, 5, 7, 9)),
-    drawn=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
-    has=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
+    seeded=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
+    applies=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
     adapts=True,
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     The cells of fewer shots are among those of more, and all are judged by the same cells, those that nobody learns
     from. Without shots the model is told the descriptions alone; of random weights the prototypes alone judge.
@@ -43,44 +43,44 @@ def measure(cell: Run) -> Result:
     Raises:
         InputError: A type with fewer than two cells: one to learn from, one to judge by.
     """
-    truth, shots = cell.truth, cell.setting["shots"]
+    truth, shots = run.truth, run.setting["shots"]
     names, sizes = np.unique(truth, return_counts=True)
     if sizes.min() < 2 or len(names) < 2:
-        raise InputError(f"{cell.study.name}: two types are needed, and two cells of each: {names[sizes.argmin()]!r}.")
-    learnt, judged = draw(truth, shots, cell.seed)
-    known, others = cell.cells[learnt], cell.cells[judged].copy()
-    if cell.method in LEARNERS:
-        genes, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
-        if cell.method in (ON_RANKS, ON_READ):
-            read = ranks(cell)
-            genes = read if cell.method == ON_RANKS else log_normalized(genes).multiply(read > 0).tocsr()
+        raise InputError(f"{run.study.name}: two types are needed, and two cells of each: {names[sizes.argmin()]!r}.")
+    learnt, judged = draw(truth, shots, run.seed)
+    known, others = run.cells[learnt], run.cells[judged].copy()
+    if run.method in LEARNERS:
+        genes, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
+        if run.method in (ON_RANKS, ON_READ):
+            read = ranks(run)
+            genes = read if run.method == ON_RANKS else log_normalized(genes).multiply(read > 0).tocsr()
             classifier = LogisticRegression(max_iter=5000)
         else:
-            classifier = cell.context.classifiers(cell.seed)[cell.method]
+            classifier = run.context.classifiers(run.seed)[run.method]
         classifier.fit(genes[learnt], truth[learnt])
-        return judge(truth[judged], classifier.classes_, classifier.predict_proba(genes[judged]))
+        return score_predictions(truth[judged], classifier.classes_, classifier.predict_proba(genes[judged]))
     if shots == 0:
-        annotated = cell.annotator.annotate(others, names, alpha=cell.context.alpha, **cell.study.read)
+        annotated = run.annotator.annotate(others, names, alpha=run.context.alpha, **run.study.read)
     else:
         config = AdaptationConfig(
-            head="descriptions" if cell.method == LANGCELL else "prototypes",
-            prototype_weight=1.0 if cell.method == RANDOM else None,
-            seed=cell.seed,
+            head="descriptions" if run.method == LANGCELL else "prototypes",
+            prototype_weight=1.0 if run.method == RANDOM else None,
+            seed=run.seed,
         )
         adapted = adapt(
-            cell.checkpoint, known, cell.study.label_key, config=config, device=cell.context.device, **cell.study.read
+            run.checkpoint, known, run.study.label_key, config=config, device=run.context.device, **run.study.read
         )
-        annotated = adapted.annotator(device=cell.context.device).annotate(others, **cell.study.read)
-    return judge(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
+        annotated = adapted.annotator(device=run.context.device).annotate(others, **run.study.read)
+    return score_predictions(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
-def ranks(cell: Run) -> sp.csr_matrix:
+def ranks(run: Run) -> sp.csr_matrix:
     """`(cells, vocabulary)`: of the genes that the model reads, `3 / log2(1 + rank)`, on the scale of log counts."""
-    ranked = rank_cells(cell.cells, np.arange(cell.cells.n_obs), cell.context.extractor, **cell.study.read)
+    ranked = rank_cells(run.cells, np.arange(run.cells.n_obs), run.context.extractor, **run.study.read)
     lengths = ranked.lengths
     place = np.concatenate([np.arange(1, length + 1) for length in lengths])
     rows = np.repeat(np.arange(len(ranked)), lengths)
-    shape = (len(ranked), len(cell.context.extractor))
+    shape = (len(ranked), len(run.context.extractor))
     return sp.csr_matrix((3 / np.log2(1 + place), (rows, ranked.token_ids)), shape=shape)
 
 

@@ -6,7 +6,7 @@ from sklearn.model_selection import train_test_split
 
 from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
 from modeling_langcell.eval.baselines import counts_by_gene
-from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, judge
+from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, score_predictions
 from modeling_langcell.io.columns import PROBABILITIES, RUN
 from modeling_langcell.model.errors import InputError
 
@@ -22,39 +22,37 @@ TASK = Task(
     methods=(*HOW, *CLASSIFIERS),
     metrics=("macro_f1", "accuracy", "balanced_accuracy", "ontology_score", "expected_calibration_error"),
     main_score="macro_f1",
-    drawn=(*HOW, *CLASSIFIERS),
+    seeded=(*HOW, *CLASSIFIERS),
     adapts=True,
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     Of random weights the head alone is trained.
 
     Raises:
         InputError: A type with too few cells to be learnt and judged.
     """
-    truth = cell.truth
+    truth = run.truth
     names, sizes = np.unique(truth, return_counts=True)
     if sizes.min() < 3 or len(names) < 2:
-        raise InputError(
-            f"{cell.study.name}: two types are needed, and three cells of each: {names[sizes.argmin()]!r}."
-        )
+        raise InputError(f"{run.study.name}: two types are needed, and three cells of each: {names[sizes.argmin()]!r}.")
     learnt, judged = train_test_split(
-        np.arange(len(truth)), test_size=JUDGED_SHARE, random_state=cell.seed, stratify=truth
+        np.arange(len(truth)), test_size=JUDGED_SHARE, random_state=run.seed, stratify=truth
     )
-    if cell.method in CLASSIFIERS:
-        counts, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
-        classifier = cell.context.classifiers(cell.seed)[cell.method].fit(counts[learnt], truth[learnt])
-        return judge(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
-    config = AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, batch_cells=16, seed=cell.seed)
+    if run.method in CLASSIFIERS:
+        counts, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
+        classifier = run.context.classifiers(run.seed)[run.method].fit(counts[learnt], truth[learnt])
+        return score_predictions(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
+    config = AdaptationConfig(head="classes", method=HOW[run.method], epochs=EPOCHS, batch_cells=16, seed=run.seed)
     adapted = adapt(
-        cell.checkpoint,
-        cell.cells[learnt],
-        cell.study.label_key,
+        run.checkpoint,
+        run.cells[learnt],
+        run.study.label_key,
         config=config,
-        device=cell.context.device,
-        **cell.study.read,
+        device=run.context.device,
+        **run.study.read,
     )
-    found = adapted.annotator(device=cell.context.device).annotate(cell.cells[judged].copy(), **cell.study.read)
-    return judge(truth[judged], found.uns[RUN]["labels"], found.obsm[PROBABILITIES].to_numpy())
+    found = adapted.annotator(device=run.context.device).annotate(run.cells[judged].copy(), **run.study.read)
+    return score_predictions(truth[judged], found.uns[RUN]["labels"], found.obsm[PROBABILITIES].to_numpy())

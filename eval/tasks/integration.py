@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
-from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, drawing_of_cells
+from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, umap_coordinates
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.model.errors import InputError
 
@@ -30,44 +30,42 @@ TASK = Task(
     methods=(LANGCELL, RANDOM, PRINCIPAL),
     metrics=("total", "bio_conservation", "batch_correction", *BIO, *BATCH),
     main_score="total",
-    drawn=(LANGCELL, RANDOM, PRINCIPAL),
+    seeded=(LANGCELL, RANDOM, PRINCIPAL),
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     At most 3,000 cells of a study with batches. No method is told the batches or learns from these cells' labels here;
     `pca`, which is not integrated at all, is what integration has to better.
     """
-    batch_key = cell.study.batch_key
+    batch_key = run.study.batch_key
     if batch_key is None:
-        raise InputError(f"{cell.study.name} has no batches to integrate: name their column as batch_key.")
-    rows = np.random.default_rng(cell.seed).permutation(cell.cells.n_obs)[:MOST_CELLS]
-    cells = cell.cells[np.sort(rows)].copy()
-    labels, batches = (cells.obs[key].astype(str).to_numpy() for key in (cell.study.label_key, batch_key))
+        raise InputError(f"{run.study.name} has no batches to integrate: name their column as batch_key.")
+    rows = np.random.default_rng(run.seed).permutation(run.cells.n_obs)[:MOST_CELLS]
+    cells = run.cells[np.sort(rows)].copy()
+    labels, batches = (cells.obs[key].astype(str).to_numpy() for key in (run.study.label_key, batch_key))
     if not any(len(set(batches[labels == label])) > 1 for label in set(labels)):
-        raise InputError(
-            f"No label of {cell.study.name} is in two batches: what is batch and what type cannot be told."
-        )
-    if cell.method == PRINCIPAL:
-        embeds = principal_components(cell, cells, batches)
+        raise InputError(f"No label of {run.study.name} is in two batches: what is batch and what type cannot be told.")
+    if run.method == PRINCIPAL:
+        embeds = principal_components(run, cells, batches)
     else:
-        embeds = cell.annotator.embed(cells, **cell.study.read).obsm[EMBEDDING]
-    drawn = cell.method != RANDOM and cell.seed == 0  # Figures show one seed.
-    drawings = {"umap": drawing_of_cells(embeds, label=labels, batch=batches)} if drawn else {}
-    return Result(judge_embeds(embeds, labels, batches), drawings=drawings)
+        embeds = run.annotator.embed(cells, **run.study.read).obsm[EMBEDDING]
+    drawn = run.method != RANDOM and run.seed == 0  # Figures show one seed.
+    drawings = {"umap": umap_coordinates(embeds, label=labels, batch=batches)} if drawn else {}
+    return Result(integration_scores(embeds, labels, batches), drawings=drawings)
 
 
-def principal_components(cell: Run, cells: ad.AnnData, batches: np.ndarray) -> np.ndarray:
+def principal_components(run: Run, cells: ad.AnnData, batches: np.ndarray) -> np.ndarray:
     """`(cells, 50)` of the log-normalised counts of the genes that are seen in every batch."""
-    counts, _ = counts_by_gene(cells, cell.context.extractor, cell.study.read)
+    counts, _ = counts_by_gene(cells, run.context.extractor, run.study.read)
     seen = np.all([counts[batches == batch].getnnz(axis=0) > 0 for batch in np.unique(batches)], axis=0)
     values = log_normalized(counts[:, seen])
     components = min(COMPONENTS, min(values.shape) - 1)
-    return PCA(components, svd_solver="arpack", random_state=cell.seed).fit_transform(values)
+    return PCA(components, svd_solver="arpack", random_state=run.seed).fit_transform(values)
 
 
-def judge_embeds(embeds: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> dict[str, float]:
+def integration_scores(embeds: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> dict[str, float]:
     """
     The scIB metrics (Luecken et al. 2022), with the settings of scib-metrics' benchmark, each from 0 to about 1, the
     higher the better; their means; and `total`, 0.6 of bio conservation and 0.4 of batch correction. iLISI, kBET and

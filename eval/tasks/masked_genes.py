@@ -22,11 +22,11 @@ TASK = Task(
     methods=(LANGCELL, FREQUENT),
     metrics=("masked_gene_accuracy", "masked_gene_loss"),
     main_score="masked_gene_accuracy",
-    drawn=(LANGCELL, FREQUENT),
+    seeded=(LANGCELL, FREQUENT),
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     15% of the genes of at most 300 cells are masked as in pre-training. `most_frequent` guesses the gene that most
     cells of the study have and that this cell does not show.
@@ -34,18 +34,18 @@ def measure(cell: Run) -> Result:
     Raises:
         InputError: A checkpoint without a masked-gene head.
     """
-    rows = np.random.default_rng(cell.seed).permutation(cell.cells.n_obs)[:MOST_CELLS]
-    extractor = cell.context.extractor
-    ranked = rank_cells(cell.cells, np.sort(rows), extractor, **cell.study.read)
+    rows = np.random.default_rng(run.seed).permutation(run.cells.n_obs)[:MOST_CELLS]
+    extractor = run.context.extractor
+    ranked = rank_cells(run.cells, np.sort(rows), extractor, **run.study.read)
     cells = [torch.from_numpy(ranked[i].astype(np.int64)) for i in range(len(ranked))]
     corrupt = MaskedGeneModelling(len(extractor), 1, 0.15).corrupt
-    generator = torch.Generator().manual_seed(cell.seed)
+    generator = torch.Generator().manual_seed(run.seed)
     pairs = [corrupt(ids, generator) for ids in cells]
     losses = None
-    if cell.method == FREQUENT:
+    if run.method == FREQUENT:
         right = most_frequent(cells, pairs)
     else:
-        right, losses = guesses(load_head(cell.context.model), pairs)
+        right, losses = guesses(load_head(run.context.model), pairs)
     asked = np.array([int((labels != IGNORED).sum()) for _, labels in pairs])
     scores = {"masked_gene_accuracy": right.sum() / asked.sum()}
     if losses is not None:
@@ -53,7 +53,7 @@ def measure(cell: Run) -> Result:
     drawn = bootstrap(
         len(asked),
         lambda rows: {"masked_gene_accuracy": right[rows].sum() / asked[rows].sum()},
-        cell.seed,
+        run.seed,
         draws=1000,
     )
     return Result({name: float(value) for name, value in scores.items()}, drawn)

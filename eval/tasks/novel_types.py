@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, bootstrap, metric
-from modeling_langcell.eval.tasks.zero_shot import learnt_elsewhere
+from modeling_langcell.eval.tasks.zero_shot import predict_from_training_cells
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.model.errors import InputError
 
@@ -16,27 +16,27 @@ TASK = Task(
     methods=(LANGCELL, RANDOM, "logistic_regression", "knn_pca", "gene_name_embeddings"),
     metrics=("auroc", "average_precision", "novel_share"),
     main_score="auroc",
-    drawn=(RANDOM,),
-    learns_elsewhere=True,
+    seeded=(RANDOM,),
+    uses_training_cells=True,
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     A cell is the more novel, the less similar it is to the most similar description of the study's known types; for a
     baseline, the less probable its most probable known type.
     """
-    _, seen = cell.context.training_cells
-    known = np.intersect1d(cell.truth, seen)
-    novel = ~np.isin(cell.truth, known)
+    _, seen = run.context.training_cells
+    known = np.intersect1d(run.truth, seen)
+    novel = ~np.isin(run.truth, known)
     if not len(known) or not novel.any():
-        raise InputError(f"{cell.study.name} has no cells of a type that was trained on, or none of one that was not.")
-    if cell.method in (LANGCELL, RANDOM):
-        annotator = cell.annotator
-        cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
+        raise InputError(f"{run.study.name} has no cells of a type that was trained on, or none of one that was not.")
+    if run.method in (LANGCELL, RANDOM):
+        annotator = run.annotator
+        cells = annotator.embed(run.cells.copy(), **run.study.read).obsm[EMBEDDING]
         max_cosine = (cells @ annotator.embed_texts(annotator.texts_of(known).values()).T).max(axis=1)
     else:
-        max_cosine = learnt_elsewhere(cell, known)[1].max(axis=1)
+        max_cosine = predict_from_training_cells(run, known)[1].max(axis=1)
     found = metric("novelty", references=novel, scores=-max_cosine)
     roc = found.pop("roc")
 
@@ -45,4 +45,4 @@ def measure(cell: Run) -> Result:
         return {"auroc": float(roc_auc_score(novel[rows], -max_cosine[rows])) if both else np.nan}
 
     scores = {**found, "novel_share": float(novel.mean())}
-    return Result(scores, bootstrap(len(novel), area, cell.seed, draws=1000), drawings={"roc": roc})
+    return Result(scores, bootstrap(len(novel), area, run.seed, draws=1000), drawings={"roc": roc})

@@ -34,40 +34,40 @@ TASK = Task(
     methods=(*HOW, *LEARNERS),
     metrics=("macro_auroc", "macro_average_precision", "macro_f1"),
     main_score="macro_auroc",
-    drawn=(*HOW, *LEARNERS),
+    seeded=(*HOW, *LEARNERS),
     adapts=True,
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     Learnt from three cells of ten. The targets are a function of the counts that the logistic regression (one set
     against the rest) sees and the model does not, which ranks genes: the regression has an advantage.
     """
-    targets = find_targets(cell)
+    targets = find_targets(run)
     has = targets.to_numpy()
-    learnt, judged = train_test_split(np.arange(len(has)), train_size=LEARNT_SHARE, random_state=cell.seed)
-    if cell.method in LEARNERS:
-        counts, _ = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
-        classifier = OneVsRestClassifier(cell.context.classifiers(cell.seed)[cell.method])
+    learnt, judged = train_test_split(np.arange(len(has)), train_size=LEARNT_SHARE, random_state=run.seed)
+    if run.method in LEARNERS:
+        counts, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
+        classifier = OneVsRestClassifier(run.context.classifiers(run.seed)[run.method])
         found = classifier.fit(counts[learnt], has[learnt].astype(int)).predict_proba(counts[judged])
     else:
-        cells = cell.cells.copy()
+        cells = run.cells.copy()
         cells.obsm[PATHWAYS] = targets
         adapted = adapt(
-            cell.checkpoint,
+            run.checkpoint,
             cells[learnt],
             PATHWAYS,
-            config=AdaptationConfig(head="classes", method=HOW[cell.method], epochs=EPOCHS, seed=cell.seed),
-            device=cell.context.device,
-            **cell.study.read,
+            config=AdaptationConfig(head="classes", method=HOW[run.method], epochs=EPOCHS, seed=run.seed),
+            device=run.context.device,
+            **run.study.read,
         )
-        annotator = adapted.annotator(device=cell.context.device)
-        found = annotator.annotate(cells[judged].copy(), **cell.study.read).obsm[PROBABILITIES].to_numpy()
-    return judge_sets(has[judged], found, list(targets.columns), cell.seed)
+        annotator = adapted.annotator(device=run.context.device)
+        found = annotator.annotate(cells[judged].copy(), **run.study.read).obsm[PROBABILITIES].to_numpy()
+    return score_gene_sets(has[judged], found, list(targets.columns), run.seed)
 
 
-def find_targets(cell: Run) -> pd.DataFrame:
+def find_targets(run: Run) -> pd.DataFrame:
     """
     `(cells, sets)` booleans, a column a gene set: whether a cell is in the top quarter of the study by the set's score
     (`scanpy.tl.score_genes` of log-normalised counts) and scores above 0, which is what random genes of like expression
@@ -76,11 +76,11 @@ def find_targets(cell: Run) -> pd.DataFrame:
     Raises:
         InputError: Fewer than two sets are left.
     """
-    extractor, file = cell.context.extractor, cell.context.gene_sets or EXAMPLE
-    counts, there = counts_by_gene(cell.cells, extractor, cell.study.read)
-    space = ad.AnnData(log_normalized(counts)[:, there], obs=pd.DataFrame(index=cell.cells.obs_names))
+    extractor, file = run.context.extractor, run.context.gene_sets or EXAMPLE
+    counts, there = counts_by_gene(run.cells, extractor, run.study.read)
+    space = ad.AnnData(log_normalized(counts)[:, there], obs=pd.DataFrame(index=run.cells.obs_names))
     space.var_names = there.astype(str)
-    targets = pd.DataFrame(index=cell.cells.obs_names)
+    targets = pd.DataFrame(index=run.cells.obs_names)
     for name, genes in read_gene_sets(file).items():
         known = np.intersect1d(extractor.match_genes(genes).token_ids, there)
         if len(known) < LEAST_GENES:
@@ -92,7 +92,7 @@ def find_targets(cell: Run) -> pd.DataFrame:
             targets[name] = has
     if targets.shape[1] < 2:
         raise InputError(
-            f"Fewer than two sets of {file} have {LEAST_GENES} genes and {LEAST_CELLS} cells in {cell.study.name}: "
+            f"Fewer than two sets of {file} have {LEAST_GENES} genes and {LEAST_CELLS} cells in {run.study.name}: "
             "name others with --gene-sets."
         )
     return targets
@@ -121,7 +121,7 @@ def read_gene_sets(file: Path) -> dict[str, list[str]]:
     return sets
 
 
-def judge_sets(has: np.ndarray, found: np.ndarray, names: list[str], seed: int = 0) -> Result:
+def score_gene_sets(has: np.ndarray, found: np.ndarray, names: list[str], seed: int = 0) -> Result:
     """
     AUROC, average precision and F1 at 0.5 of every set, and their means; of the mean AUROC the bootstrap interval.
 

@@ -17,30 +17,30 @@ TASK = Task(
         "chance_cell_to_text_r1",
     ),
     main_score="cell_to_text_r1",
-    drawn=(RANDOM,),
+    seeded=(RANDOM,),
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """
     The texts are the descriptions of the types of all the task's studies: each of these is found among all. Of another
     study they are those of its own types.
     """
-    names = np.unique(types_of_all(cell) if cell.study.name in TASK.studies else cell.truth)
-    annotator = cell.annotator
-    cells = annotator.embed(cell.cells.copy(), **cell.study.read).obsm[EMBEDDING]
+    names = np.unique(types_of_all(run) if run.study.name in TASK.studies else run.truth)
+    annotator = run.annotator
+    cells = annotator.embed(run.cells.copy(), **run.study.read).obsm[EMBEDDING]
     similarities = cells @ annotator.embed_texts(annotator.texts_of(names).values()).T
-    own = np.searchsorted(names, cell.truth)
+    own = np.searchsorted(names, run.truth)
     found = metric("cell_text_retrieval", references=own, similarities=similarities)
     nearest = similarities >= similarities[np.arange(len(own)), own][:, None]
     first = nearest.sum(axis=1) == 1
-    drawn = bootstrap(len(own), lambda rows: {"cell_to_text_r1": float(first[rows].mean())}, cell.seed, draws=1000)
+    drawn = bootstrap(len(own), lambda rows: {"cell_to_text_r1": float(first[rows].mean())}, run.seed, draws=1000)
     return Result(found, drawn)
 
 
-def types_of_all(cell: Run) -> list[str]:
+def types_of_all(run: Run) -> list[str]:
     """The types of all the task's studies."""
     types: set[str] = set()
-    for study in map(cell.context.study, TASK.studies):
-        types |= set(cell.context.cells(study).obs[study.label_key].astype(str))
+    for study in map(run.context.study, TASK.studies):
+        types |= set(run.context.cells(study).obs[study.label_key].astype(str))
     return sorted(types)

@@ -3,8 +3,17 @@
 
 import numpy as np
 
-from modeling_langcell.eval.baselines import CELLTYPIST, counts_by_gene, has_celltypist, only_genes
-from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, drawing_of_cells, judge
+from modeling_langcell.eval.baselines import CELLTYPIST, counts_by_gene, has_celltypist, restrict_to_genes
+from modeling_langcell.eval.task import (
+    CLASSIFIERS,
+    LANGCELL,
+    RANDOM,
+    Result,
+    Run,
+    Task,
+    score_predictions,
+    umap_coordinates,
+)
 from modeling_langcell.io.columns import EMBEDDING, PROBABILITIES
 
 TASK = Task(
@@ -17,31 +26,31 @@ TASK = Task(
         *("ontology_score", "expected_calibration_error"),
     ),
     main_score="macro_f1",
-    drawn=(RANDOM,),
-    learns_elsewhere=True,
+    seeded=(RANDOM,),
+    uses_training_cells=True,
 )
 
 
-def measure(cell: Run) -> Result:
+def measure(run: Run) -> Result:
     """The candidates are the study's types. Baselines learn from the labelled training cells of these types."""
-    truth, candidates = cell.truth, np.unique(cell.truth)
-    if cell.method not in (LANGCELL, RANDOM):
-        return seen_apart(cell, judge(truth, *learnt_elsewhere(cell, candidates)))
+    truth, candidates = run.truth, np.unique(run.truth)
+    if run.method not in (LANGCELL, RANDOM):
+        return add_recall_of_seen_types(run, score_predictions(truth, *predict_from_training_cells(run, candidates)))
     # Of random weights the similarity alone is asked: their matching would only cost time.
-    alpha = 1.0 if cell.method == RANDOM else cell.context.alpha
-    adata = cell.annotator.annotate(cell.cells.copy(), candidates, alpha=alpha, **cell.study.read)
-    found = judge(truth, candidates, adata.obsm[PROBABILITIES].to_numpy())
-    if cell.method == LANGCELL:
+    alpha = 1.0 if run.method == RANDOM else run.context.alpha
+    adata = run.annotator.annotate(run.cells.copy(), candidates, alpha=alpha, **run.study.read)
+    found = score_predictions(truth, candidates, adata.obsm[PROBABILITIES].to_numpy())
+    if run.method == LANGCELL:
         named = adata.obs["langcell_cell_type"].astype(str).to_numpy()
-        found.drawings["umap"] = drawing_of_cells(adata.obsm[EMBEDDING], label=truth, prediction=named)
-    return seen_apart(cell, found)
+        found.drawings["umap"] = umap_coordinates(adata.obsm[EMBEDDING], label=truth, prediction=named)
+    return add_recall_of_seen_types(run, found)
 
 
-def seen_apart(cell: Run, found: Result) -> Result:
+def add_recall_of_seen_types(run: Run, found: Result) -> Result:
     """Adds the mean recall of the types that training cells had, and of those that none had, where they are at hand."""
-    if not (cell.context.data / "train").is_dir():
+    if not (run.context.data / "train").is_dir():
         return found
-    _, types = cell.context.training_cells
+    _, types = run.context.training_cells
     for name, seen in (("recall_seen", True), ("recall_never_seen", False)):
         recalls = [one["recall"] for label, one in found.per_class.items() if (label in types) == seen]
         if recalls:
@@ -49,11 +58,11 @@ def seen_apart(cell: Run, found: Result) -> Result:
     return found
 
 
-def learnt_elsewhere(cell: Run, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predict_from_training_cells(run: Run, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a baseline trained on the training cells of the candidates says of a study: labels, probabilities."""
-    counts, genes = counts_by_gene(cell.cells, cell.context.extractor, cell.study.read)
-    training, types = cell.context.training_cells
+    counts, genes = counts_by_gene(run.cells, run.context.extractor, run.study.read)
+    training, types = run.context.training_cells
     chosen = np.isin(types, candidates)
-    classifier = cell.context.classifiers(cell.seed)[cell.method]
-    classifier.fit(only_genes(training[chosen], genes), types[chosen])
-    return classifier.classes_, classifier.predict_proba(only_genes(counts, genes))
+    classifier = run.context.classifiers(run.seed)[run.method]
+    classifier.fit(restrict_to_genes(training[chosen], genes), types[chosen])
+    return classifier.classes_, classifier.predict_proba(restrict_to_genes(counts, genes))

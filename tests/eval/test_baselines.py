@@ -17,9 +17,15 @@ from sklearn.model_selection import train_test_split
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
-from modeling_langcell.eval.baselines import baselines, counts_by_gene, log_normalized, mean_gene_embedding, only_genes
+from modeling_langcell.eval.baselines import (
+    baselines,
+    counts_by_gene,
+    log_normalized,
+    mean_gene_embedding,
+    restrict_to_genes,
+)
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 #: Types that are easily told apart, and of which there are cells enough.
 EASY = ["B cell", "CD14-positive monocyte", "dendritic cell", "natural killer cell"]
@@ -103,17 +109,17 @@ class TestSharedGenes:
     def test_as_if_the_others_had_never_been_measured(self, extractor, easy, name):
         counts, genes, types = easy
         train, test = np.arange(0, len(types), 2), np.arange(1, len(types), 2)
-        lacking = only_genes(counts[test], genes[::2])
+        lacking = restrict_to_genes(counts[test], genes[::2])
         shared = np.intersect1d(genes, genes[::2])
-        fitted = baselines(extractor, seed=0)[name].fit(only_genes(counts[train], shared), types[train])
+        fitted = baselines(extractor, seed=0)[name].fit(restrict_to_genes(counts[train], shared), types[train])
         narrow = baselines(extractor, seed=0)[name].fit(counts[train][:, shared], types[train])
         expected = narrow.predict(counts[test][:, shared])
-        assert np.mean(fitted.predict(only_genes(lacking, shared)) == expected) > 0.99
+        assert np.mean(fitted.predict(restrict_to_genes(lacking, shared)) == expected) > 0.99
         assert np.mean(expected == types[test]) > 0.8
 
     def test_only_genes(self, easy):
         counts, genes, _ = easy
-        left = only_genes(counts, genes[:5])
+        left = restrict_to_genes(counts, genes[:5])
         expected = counts.toarray()
         expected[:, np.setdiff1d(np.arange(counts.shape[1]), genes[:5])] = 0
         np.testing.assert_array_equal(left.toarray(), expected)
@@ -168,12 +174,12 @@ class TestCellTypist:
         model.write(str(tmp_path / "own.pkl"))
         monkeypatch.setenv("LANGCELL_CELLTYPIST_MODEL", str(tmp_path / "own.pkl"))
         fitted = baselines(extractor, 0)["celltypist"].fit(counts[:2], types[:2])
-        found = fitted.predict(only_genes(counts, genes[::2])[test])
+        found = fitted.predict(restrict_to_genes(counts, genes[::2])[test])
 
         half = ad.AnnData(log_normalized(counts[test][:, genes[::2]]), var=pd.DataFrame(index=symbols[genes[::2] - 2]))
         expected = celltypist.annotate(half, model=model).predicted_labels["predicted_labels"].astype(str)
         assert found.tolist() == ["B cell" if one == "B cells" else one for one in expected]
         assert len(set(found)) > 1
-        said = fitted.predict_proba(only_genes(counts, genes[::2])[test])
+        said = fitted.predict_proba(restrict_to_genes(counts, genes[::2])[test])
         assert (fitted.classes_[said.argmax(axis=1)] == found).all()
         assert "B cell" in fitted.classes_

@@ -14,7 +14,7 @@ TYPES = ["B cell", "CD4-positive, CD25-positive, alpha-beta regulatory T cell", 
 CONFUSION = {"labels": TYPES, "cells": [[6, 2, 0], [0, 5, 5], [1, 0, 3]]}
 
 
-def a_cell(method, study="one", seed=0, drawings=None, intervals=None, shots=None, **scores):
+def a_run(method, study="one", seed=0, drawings=None, intervals=None, shots=None, **scores):
     return {
         "study": study,
         "method": method,
@@ -27,14 +27,14 @@ def a_cell(method, study="one", seed=0, drawings=None, intervals=None, shots=Non
     }
 
 
-def a_result(name, cells, main_score="macro_f1"):
+def a_result(name, runs, main_score="macro_f1"):
     known = {"what": "Blood.", "citation": "A & B 2020", "in_training": False}
     return {
         "command": f"langcell evaluate {name}",
         "task": {"name": name, "question": "What?", "metrics": ["accuracy", main_score], "main_score": main_score},
         "model": {"checkpoint": "langcell-mini", "adapter": None},
-        "studies": {cell["study"]: known for cell in cells},
-        "cells": cells,
+        "studies": {run["study"]: known for run in runs},
+        "cells": runs,
     }
 
 
@@ -49,25 +49,25 @@ def zero_shot():
     bins = [{"confidence": 0.3, "accuracy": 0.5, "cells": 2}, {"confidence": 0.9, "accuracy": 0.8, "cells": 10}]
     drawings = {"confusion": CONFUSION, "reliability": bins, "umap": umap}
     of_langcell = {"accuracy": 0.7, "macro_f1": 0.6, "expected_calibration_error": 0.125}
-    cells = []
+    runs = []
     for study in ("one", LONG):
-        cells.append(a_cell("langcell", study, 0, drawings, {"macro_f1": [0.5, 0.7]}, **of_langcell))
-        cells.append(a_cell("majority", study, accuracy=0.4, macro_f1=0.1))
-    return a_result("zero-shot", cells)
+        runs.append(a_run("langcell", study, 0, drawings, {"macro_f1": [0.5, 0.7]}, **of_langcell))
+        runs.append(a_run("majority", study, accuracy=0.4, macro_f1=0.1))
+    return a_result("zero-shot", runs)
 
 
 @pytest.fixture
 def few_shot():
     """Two seeds of two numbers of shots; two tables of the most shots, with other labels each."""
     tables = [CONFUSION, {"labels": ["B cell", "platelet"], "cells": [[3, 1], [0, 2]]}]
-    cells = [a_cell("langcell", seed=seed, shots=0, macro_f1=0.3 + seed / 10) for seed in (0, 1)]
+    runs = [a_run("langcell", seed=seed, shots=0, macro_f1=0.3 + seed / 10) for seed in (0, 1)]
     for seed in (0, 1):
-        cells.append(a_cell("langcell", seed=seed, shots=1, drawings={"confusion": CONFUSION}, macro_f1=0.5))
-        cells.append(
-            a_cell("langcell", seed=seed, shots=9, drawings={"confusion": tables[seed]}, macro_f1=0.6 + seed / 5)
+        runs.append(a_run("langcell", seed=seed, shots=1, drawings={"confusion": CONFUSION}, macro_f1=0.5))
+        runs.append(
+            a_run("langcell", seed=seed, shots=9, drawings={"confusion": tables[seed]}, macro_f1=0.6 + seed / 5)
         )
-        cells += [a_cell("prototypes", seed=seed, shots=shots, macro_f1=0.2) for shots in (1, 9)]
-    return a_result("few-shot", cells)
+        runs += [a_run("prototypes", seed=seed, shots=shots, macro_f1=0.2) for shots in (1, 9)]
+    return a_result("few-shot", runs)
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def novel_types():
     points = [(0.0, 0.0), (0.2, 0.8), (1.0, 1.0)]
     roc = [{"false_positive_rate": x, "true_positive_rate": y} for x, y in points]
     methods = ("langcell", "random_weights", "logistic_regression", "knn_pca", "gene_name_embeddings")
-    cells = [a_cell(method, LONG, drawings={"roc": roc}, auroc=0.8) for method in methods]
-    return a_result("novel-types", cells, "auroc")
+    runs = [a_run(method, LONG, drawings={"roc": roc}, auroc=0.8) for method in methods]
+    return a_result("novel-types", runs, "auroc")
 
 
 def names_of(axes):
@@ -102,7 +102,7 @@ class TestFiles:
             figures.draw_task(few_shot, tmp_path / "file")
 
     def test_nothing_is_cut(self, zero_shot, few_shot, novel_types):
-        lone = zero_shot | {"cells": [cell for cell in zero_shot["cells"] if cell["study"] == LONG]}
+        lone = zero_shot | {"cells": [run for run in zero_shot["cells"] if run["study"] == LONG]}
         for result in (zero_shot, lone, few_shot, novel_types):
             for kind, draw in figures.FIGURES.items():
                 if (figure := draw(result)) is not None:
@@ -136,7 +136,7 @@ class TestWhatIsDrawn:
         assert other.get_xydata().tolist() == [[0.1, 1]]
 
     def test_one_number_of_shots_is_no_curve(self, few_shot):
-        result = few_shot | {"cells": [cell for cell in few_shot["cells"] if cell["setting"]["shots"] != 1]}
+        result = few_shot | {"cells": [run for run in few_shot["cells"] if run["setting"]["shots"] != 1]}
         assert figures.draw_curve(result) is None
         (axes,) = figures.draw_scores(result).axes
         rows = [label.get_text() for label in axes.get_yticklabels()]

@@ -15,7 +15,7 @@ from sklearn.metrics import auc
 
 from modeling_langcell import InputError
 from modeling_langcell.ontology import agreement
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 METRICS = REPOSITORY / "eval" / "metrics"
 few = settings(max_examples=40, deadline=None)

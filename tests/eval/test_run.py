@@ -13,13 +13,22 @@ from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellForMaskedLM, LangCellModel
 from modeling_langcell.cli.main import app
-from modeling_langcell.eval import run
+from modeling_langcell.eval.run import TASKS, evaluate, find_task
 from modeling_langcell.eval.studies import read_studies
-from modeling_langcell.eval.task import LANGCELL, RANDOM, EvaluationContext, Result, Run, Task, intervals, judge
+from modeling_langcell.eval.task import (
+    LANGCELL,
+    RANDOM,
+    EvaluationContext,
+    Result,
+    Run,
+    Task,
+    intervals,
+    score_predictions,
+)
 from modeling_langcell.eval.tasks import masked_genes
 from modeling_langcell.eval.tasks.few_shot import draw
 from modeling_langcell.ontology import find_term
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 MINI = str(REPOSITORY / "hub_configs" / "langcell-mini")
 
@@ -35,9 +44,9 @@ def task():
     """Counts how often it is asked; its score is the number of the seed."""
     asked = []
 
-    def measure(cell: Run) -> Result:
-        asked.append((cell.study.name, cell.method, dict(cell.setting), cell.seed))
-        return Result({"macro_f1": cell.seed / 10, "accuracy": 0.5}, {"accuracy": [0.4, 0.6]})
+    def measure(run: Run) -> Result:
+        asked.append((run.study.name, run.method, dict(run.setting), run.seed))
+        return Result({"macro_f1": run.seed / 10, "accuracy": 0.5}, {"accuracy": [0.4, 0.6]})
 
     made = Task(
         name="zero-shot",
@@ -48,8 +57,8 @@ def task():
         main_score="macro_f1",
         measure=measure,
         settings=({"shots": 0}, {"shots": 3}),
-        drawn=(LANGCELL,),
-        has=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
+        seeded=(LANGCELL,),
+        applies=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
     )
     return made, asked
 
@@ -57,33 +66,33 @@ def task():
 class TestTheTable:
     def test_each_cell_is_filled_once(self, context, task, tmp_path):
         made, asked = task
-        result = run.evaluate(made, context, seeds=2, out=tmp_path)
+        result = evaluate(made, context, seeds=2, out=tmp_path)
         expected = [(LANGCELL, 0, 0), (LANGCELL, 0, 1), (LANGCELL, 3, 0), (LANGCELL, 3, 1), ("majority", 3, 0)]
         assert [(method, setting["shots"], seed) for _, method, setting, seed in asked] == expected
-        again = run.evaluate(made, context, seeds=2, out=tmp_path)
+        again = evaluate(made, context, seeds=2, out=tmp_path)
         assert len(asked) == 5
         assert again["cells"] == result["cells"]
-        run.evaluate(made, context, seeds=3, out=tmp_path)
+        evaluate(made, context, seeds=3, out=tmp_path)
         assert asked[5:] == [("pbmc68k_reduced", LANGCELL, {"shots": shots}, 2) for shots in (0, 3)]
 
     def test_a_run_that_died_goes_on(self, context, task, tmp_path):
         made, asked = task
 
-        def dies(cell: Run) -> Result:
+        def dies(run: Run) -> Result:
             if len(asked) == 3:
                 raise KeyboardInterrupt
-            return made.measure(cell)
+            return made.measure(run)
 
         with pytest.raises(KeyboardInterrupt):
-            run.evaluate(replace(made, measure=dies), context, seeds=2, out=tmp_path)
+            evaluate(replace(made, measure=dies), context, seeds=2, out=tmp_path)
         assert not (tmp_path / "zero-shot.json").exists()
-        run.evaluate(made, context, seeds=2, out=tmp_path)
+        evaluate(made, context, seeds=2, out=tmp_path)
         assert len(asked) == len({json.dumps(one) for one in asked}) == 5
 
     def test_another_model_has_cells_of_its_own(self, context, task, tiny_checkpoint, tmp_path):
         made, asked = task
-        run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
-        run.evaluate(
+        evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        evaluate(
             made, EvaluationContext(str(tiny_checkpoint), None, Path()), seeds=1, out=tmp_path, methods=["majority"]
         )
         assert len(asked) == 2
@@ -91,50 +100,50 @@ class TestTheTable:
     def test_what_was_found_before_stays_in_the_table(self, context, task, tmp_path):
         """And needs nothing but the table: a copy of it is gone on with elsewhere."""
         made, asked = task
-        whole = run.evaluate(made, context, seeds=2, out=tmp_path)
-        part = run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        whole = evaluate(made, context, seeds=2, out=tmp_path)
+        part = evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
         assert part["cells"] == whole["cells"]
         (tmp_path / "copy").mkdir()
         (tmp_path / "zero-shot.json").rename(tmp_path / "copy" / "zero-shot.json")
-        assert run.evaluate(made, context, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
+        assert evaluate(made, context, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
         assert len(asked) == 5
 
     @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"read": {"counts": "raw"}}])
     def test_another_entry_of_the_same_name_has_cells_of_its_own(self, context, task, tmp_path, changes):
         made, asked = task
-        run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
         other = replace(context.study("pbmc68k_reduced"), **changes)
-        run.evaluate(made, replace(context, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
+        evaluate(made, replace(context, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
     def test_another_version_of_the_task_is_measured_anew(self, context, task, tmp_path):
         made, asked = task
-        run.evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
-        run.evaluate(replace(made, version=2), context, seeds=1, out=tmp_path, methods=["majority"])
+        evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
+        evaluate(replace(made, version=2), context, seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
     def test_an_adapter_has_no_part_in_what_adapts(self, context, task, tmp_path):
         made, _ = task
         with pytest.raises(InputError, match="leave out the adapter"):
-            run.evaluate(replace(made, adapts=True), replace(context, adapter="mine"), seeds=1, out=tmp_path)
+            evaluate(replace(made, adapts=True), replace(context, adapter="mine"), seeds=1, out=tmp_path)
 
     def test_damaged_results_and_places_that_cannot_be_written(self, context, task, tmp_path):
         made, _ = task
         (tmp_path / "file").write_text("mine")
         with pytest.raises(InputError, match="cannot be written"):
-            run.evaluate(made, context, seeds=1, out=tmp_path / "file" / "out")
-        run.evaluate(made, context, seeds=1, out=tmp_path)
+            evaluate(made, context, seeds=1, out=tmp_path / "file" / "out")
+        evaluate(made, context, seeds=1, out=tmp_path)
         (tmp_path / "zero-shot.json").unlink()
         next((tmp_path / "cells").iterdir()).write_text("{")
         with pytest.raises(InputError, match="is damaged"):
-            run.evaluate(made, context, seeds=1, out=tmp_path)
+            evaluate(made, context, seeds=1, out=tmp_path)
         (tmp_path / "zero-shot.json").write_text("[]")
         with pytest.raises(InputError, match="no table of results"):
-            run.evaluate(made, context, seeds=1, out=tmp_path)
+            evaluate(made, context, seeds=1, out=tmp_path)
 
     def test_means_spreads_and_intervals(self, context, task, tmp_path):
         made, _ = task
-        run.evaluate(made, context, seeds=3, out=tmp_path)
+        evaluate(made, context, seeds=3, out=tmp_path)
         lines = (tmp_path / "zero-shot.md").read_text().splitlines()
         assert "| study | method | shots | macro f1 | accuracy |" in lines
         assert "| pbmc68k_reduced | langcell | 3 | 0.100 ± 0.100 | 0.500 ± 0.000 |" in lines
@@ -144,7 +153,7 @@ class TestTheTable:
 
     def test_the_record_says_how_to_repeat_it(self, context, task, tmp_path):
         made, _ = task
-        run.evaluate(made, context, seeds=1, out=tmp_path)
+        evaluate(made, context, seeds=1, out=tmp_path)
         said = json.loads((tmp_path / "zero-shot.json").read_text())
         assert {"command", "versions", "machine", "task", "model", "studies", "seeds", "cells"} <= set(said)
         assert said["studies"]["pbmc68k_reduced"]["citation"]
@@ -152,13 +161,13 @@ class TestTheTable:
         assert "/" not in said["command"].split()[0]
 
     def test_all_tasks_have_their_metadata(self):
-        for name in run.TASKS:
-            found = run.find_task(name)
+        for name in TASKS:
+            found = find_task(name)
             assert found.name == name
             assert found.question.endswith("?")
             assert found.main_score in found.metrics
             assert set(found.studies) <= set(read_studies())
-            assert set(found.drawn) <= set(found.methods)
+            assert set(found.seeded) <= set(found.methods)
 
 
 class TestJudging:
@@ -166,7 +175,7 @@ class TestJudging:
         truth = np.array(["B cell", "B cell", "T cell", "monocyte"])
         labels = np.array(["B cell", "T cell", "monocyte"])
         said = np.array([[0.9, 0.1, 0], [0.2, 0.7, 0.1], [0.3, 0.6, 0.1], [0.5, 0.4, 0.1]])
-        found = judge(truth, labels, said)
+        found = score_predictions(truth, labels, said)
         assert found.scores["accuracy"] == 0.5
         assert found.scores["balanced_accuracy"] == pytest.approx(0.5)
         # B cells and T cells are kinds of lymphocyte: to take one for the other is half right.
@@ -205,7 +214,7 @@ class TestFewShot:
         assert seen[0][1] == seen[1][1] == seen[2][1]
 
     def test_it_runs_on_real_cells(self, context):
-        made = run.find_task("few-shot")
+        made = find_task("few-shot")
         scores = {}
         for method, shots in ((LANGCELL, 0), ("prototypes", 3), (RANDOM, 3), ("majority", 3)):
             study = context.study("pbmc68k_reduced")
@@ -275,12 +284,12 @@ def few(context, monkeypatch, sizes):
 def test_a_type_of_which_nothing_can_be_held_back_is_named(context, monkeypatch, task):
     study = few(context, monkeypatch, {"B cell": 9, "dendritic cell": 1})
     with pytest.raises(InputError, match="cells of each: 'dendritic cell'"):
-        run.find_task(task).measure(Run(context, study, "majority", {"shots": 3}, 0))
+        find_task(task).measure(Run(context, study, "majority", {"shots": 3}, 0))
 
 
 def test_fine_tuning_tells_few_types_apart(context, monkeypatch):
     study = few(context, monkeypatch, {"B cell": 24, "CD14-positive monocyte": 24})
-    found = run.find_task("fine-tuning").measure(Run(context, study, "head_alone", {}, 0))
+    found = find_task("fine-tuning").measure(Run(context, study, "head_alone", {}, 0))
     assert found.scores["macro_f1"] > 0.9
 
 
@@ -323,13 +332,13 @@ class TestMaskedGenes:
 
 def test_retrieval_against_a_loop(context, monkeypatch):
     study = few(context, monkeypatch, {"B cell": 8, "CD14-positive monocyte": 8, "dendritic cell": 8})
-    cell = Run(context, study, LANGCELL, {}, 0)
-    found = run.find_task("retrieval").measure(cell)
-    names = sorted(set(cell.truth))
-    cells = context.annotator.embed(cell.cells, **study.read).obsm["X_langcell"]
+    run = Run(context, study, LANGCELL, {}, 0)
+    found = find_task("retrieval").measure(run)
+    names = sorted(set(run.truth))
+    cells = context.annotator.embed(run.cells, **study.read).obsm["X_langcell"]
     texts = context.annotator.embed_texts([find_term(name).description for name in names])
     nearest = [names[int(np.argmax([embed @ text for text in texts]))] for embed in cells]
-    share = np.mean([name == own for name, own in zip(nearest, cell.truth, strict=True)])
+    share = np.mean([name == own for name, own in zip(nearest, run.truth, strict=True)])
     assert found.scores["cell_to_text_r1"] == pytest.approx(share)
     low, high = found.intervals["cell_to_text_r1"]
     assert low <= share <= high
@@ -340,11 +349,11 @@ def test_novel_types_on_a_study_of_the_users_own(context, monkeypatch):
     study = context.study("pbmc68k_reduced")
     types = np.array(["B cell", "CD14-positive monocyte", "dendritic cell"])
     monkeypatch.setattr(EvaluationContext, "training_cells", (None, types))
-    novel = run.find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
+    novel = find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
     assert novel.scores["auroc"] > 0.6
     low, high = novel.intervals["auroc"]
     assert low < novel.scores["auroc"] < high
     assert novel.drawings["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
     monkeypatch.setattr(EvaluationContext, "training_cells", (None, np.array(["neuron"])))
     with pytest.raises(InputError, match="pbmc68k_reduced"):
-        run.find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
+        find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The studies that models are judged on: the committed registry, users' own, and files from the web."""
+"""The studies that models are evaluated on: the committed registry, users' own, and files from the web."""
 
 import hashlib
 import threading
@@ -14,13 +14,13 @@ import yaml
 from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.eval.studies import Study, read_studies
 from modeling_langcell.io.example import load_example
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 COMMITTED = read_studies()
 
 
 class _Files(SimpleHTTPRequestHandler):
-    """A folder's files; of those below `cut/`, the second half never comes."""
+    """Serves a folder's files; below `cut/` the second half of a file never comes."""
 
     server: "_Server"
 
@@ -53,7 +53,7 @@ class _Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def entry(cells, tmp_path):
-    """A local file of cells, and what a registry would say of it."""
+    """A local file of cells and its entry for a registry."""
     cells.obs["cell_type"] = ["B cell", "monocyte"] * 6
     (tmp_path / "served").mkdir()
     cells.write_h5ad(tmp_path / "served" / "cells.h5ad")
@@ -94,7 +94,7 @@ class TestFromTheWeb:
 
         return at
 
-    def test_only_when_asked_for_and_then_once(self, study, server, cache, cells, tmp_path):
+    def test_downloads_only_on_request_and_once(self, study, server, cache, cells, tmp_path):
         with pytest.raises(InputError, match=r"web is not on this machine: --download fetches it from http://127"):
             study().open(tmp_path)
         assert server.asked == []
@@ -111,9 +111,9 @@ class TestFromTheWeb:
             study().open(tmp_path)
         assert study().open(tmp_path, download=True).n_obs == 12
 
-    def test_what_cannot_be_used_is_not_kept(self, study, server, cache, tmp_path):
+    def test_unusable_downloads_are_not_kept(self, study, server, cache, tmp_path):
         wrong = study(sha256="0" * 64)
-        with pytest.raises(InputError, match=r"web: what http\S+/cells\.h5ad gives is not .* not 0{64}"):
+        with pytest.raises(InputError, match=r"web: the file at http\S+/cells\.h5ad is not .* not 0{64}"):
             wrong.open(tmp_path, download=True)
         with pytest.raises(InputError, match=r"web: http\S+/none\.h5ad cannot be fetched .*404"):
             study("none.h5ad").open(tmp_path, download=True)
@@ -160,7 +160,7 @@ class TestCommitted:
 
 
 class TestUsersOwn:
-    def test_the_last_of_a_name_counts(self, entry, registry):
+    def test_a_later_study_replaces_one_of_the_same_name(self, entry, registry):
         id_ = "0b2a4c1e-0000-4000-8000-000000000000"
         place = {key: value for key, value in entry.items() if key != "path"} | {"cellxgene": id_}
         first = registry({"pbmc_kang_ctrl": entry, "mine": entry | {"batch_key": "donor", "read": {"layer": "raw"}}})
@@ -170,7 +170,7 @@ class TestUsersOwn:
         assert studies["mine"].url == f"https://datasets.cellxgene.cziscience.com/{id_}.h5ad"
         assert (studies["mine"].path, studies["mine"].batch_key, studies["mine"].read) == (None, None, {})
 
-    def test_cells_without_a_label_stay_and_are_told_apart(self, cells, entry):
+    def test_cells_without_a_label_are_marked(self, cells, entry):
         labels = ["B cell", "unknown", np.nan, None, "", " ", "monocyte", "unknown cell", "B cell", "a", "b", "c"]
         study = Study("mine", **entry)
         cells.obs["cell_type"] = labels
@@ -179,7 +179,7 @@ class TestUsersOwn:
         cells.obs["cell_type"] = cells.obs["cell_type"].astype("category")
         assert study.labelled(cells).tolist() == expected
 
-    def test_another_file_is_refused(self, entry, tmp_path):
+    def test_a_file_with_another_checksum_is_refused(self, entry, tmp_path):
         study = Study("mine", **entry)
         assert study.open(tmp_path).n_obs == 12
         with open(tmp_path / study.path, "ab") as file:
@@ -190,7 +190,7 @@ class TestUsersOwn:
             study.open(tmp_path / "elsewhere")
 
     @pytest.mark.parametrize("key", ["label_key", "batch_key"])
-    def test_columns_must_be_there(self, entry, tmp_path, key):
+    def test_a_missing_column_is_named(self, entry, tmp_path, key):
         with pytest.raises(InputError, match=rf"mine: {key} 'donor' is no column of obs; .*\['cell_type'\]"):
             Study("mine", **entry | {key: "donor"}).open(tmp_path)
 
@@ -199,20 +199,20 @@ class TestUsersOwn:
         [
             ({"sha": "0"}, "unknown field sha; known are what,"),
             ({"licence": None}, "licence must be given"),
-            ({"path": None}, "one of path, url, cellxgene, source, parts must say"),
-            ({"url": "https://a.b/c.h5ad"}, "one of path, url, cellxgene, source, parts must say"),
+            ({"path": None}, "exactly one of path, url, cellxgene, source, parts must say"),
+            ({"url": "https://a.b/c.h5ad"}, "exactly one of path, url, cellxgene, source, parts must say"),
             ({"path": 3}, "path must be a text, not 3"),
             ({"in_training": "no"}, "in_training must be true or false, not 'no'"),
             ({"read": {"rows": 1}}, "read must map some of layer, use_raw"),
             ({"sha256": None}, "sha256 must be given"),
             ({"sha256": "0" * 63}, "sha256 must be given"),
             ({"path": None, "url": "ftp://a.b/c.h5ad"}, "url must begin with https://"),
-            ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl"]}, "parts must be names of studies that stand"),
+            ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl"]}, "parts must be names of studies listed"),
             ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl", "mine"]}, "parts must be names of studies"),
-            ({"path": None, "parts": ["pbmc_kang_ctrl", "pdac_moncada_card"]}, "sha256 is of a file"),
+            ({"path": None, "parts": ["pbmc_kang_ctrl", "pdac_moncada_card"]}, "sha256 is only for a file"),
             ({"path": None, "sha256": None, "parts": ["pbmc_kang_ctrl", "pbmc68k_reduced"]}, "parts must be studies"),
-            ({"path": None, "source": "seurat"}, "source can be scanpy alone"),
-            ({"path": None, "source": "scanpy"}, "sha256 is of a file"),
+            ({"path": None, "source": "seurat"}, "source must be 'scanpy'"),
+            ({"path": None, "source": "scanpy"}, "sha256 is only for a file"),
         ],
     )
     def test_a_malformed_entry_is_named(self, entry, registry, changes, message):
@@ -229,7 +229,7 @@ class TestUsersOwn:
             ("a: b", "a: the entry must be fields and their values"),
         ],
     )
-    def test_so_is_a_malformed_file(self, tmp_path, content, message):
+    def test_a_malformed_file_is_named(self, tmp_path, content, message):
         (tmp_path / "own.yaml").write_text(content)
         with pytest.raises(InputError, match=rf"own\.yaml:? {message}"):
             read_studies(tmp_path / "own.yaml")

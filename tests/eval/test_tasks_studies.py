@@ -12,13 +12,13 @@ import scipy.sparse as sp
 from scipy.spatial.distance import pdist
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.eval import run
-from modeling_langcell.eval.run import places
+from modeling_langcell.eval.run import find_task, planned_runs
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import LANGCELL, RANDOM, EvaluationContext, Run
 from modeling_langcell.eval.tasks import disease, integration, pathways
 from modeling_langcell.io.example import load_example
-from tests.conftest import GENES, REPOSITORY, TYPES
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import GENES, TYPES
 
 MINI = str(REPOSITORY / "hub_configs" / "langcell-mini")
 #: Genes of the example that no type of its cells has for its own.
@@ -29,7 +29,7 @@ PRESENTING = {"CD14+ Monocyte", "CD19+ B", "CD34+", "Dendritic"}
 
 
 @pytest.fixture
-def bench_of(tmp_path):
+def context_of(tmp_path):
     """A bench whose one study, `mine`, is these cells."""
 
     def make(model, adata, **fields):
@@ -43,12 +43,12 @@ def bench_of(tmp_path):
     return make
 
 
-def cell_of(context, method=LANGCELL, seed=0, **setting):
+def run_of(context, method=LANGCELL, seed=0, **setting):
     return Run(context, context.study("mine"), method, setting, seed)
 
 
 def ask(task, context, method, **setting):
-    return run.find_task(task.name).measure(cell_of(context, method, **setting))
+    return find_task(task.name).measure(run_of(context, method, **setting))
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def tiny_cells(number=60):
     return ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=pd.DataFrame(index=GENES))
 
 
-def test_the_untrained_checkpoint_is_the_untrained_model(bench_of):
+def test_the_untrained_checkpoint_is_the_untrained_model(context_of):
     cells = load_example()[:5].copy()
-    context = bench_of(MINI, cells)
+    context = context_of(MINI, cells)
     loaded = LangCellAnnotator.from_pretrained(context.untrained_folder(3))
     untrained, trained, embeds = (
         annotator.embed(cells, use_raw=True, counts="log1p").obsm["X_langcell"].copy()
@@ -107,9 +107,11 @@ class TestIntegration:
         rng = np.random.default_rng(0)
         labels, batches = rng.integers(0, 2, 200).astype(str), rng.integers(0, 2, 200).astype(str)
         perfect = 5 * np.eye(8)[labels.astype(int)] + rng.normal(size=(200, 8))
-        best = integration.judge_embeds(perfect, labels, batches)
-        batched = integration.judge_embeds(perfect + 9 * (batches == "1")[:, None] * np.eye(8)[7], labels, batches)
-        shuffled = integration.judge_embeds(rng.permutation(perfect), labels, batches)
+        best = integration.integration_scores(perfect, labels, batches)
+        batched = integration.integration_scores(
+            perfect + 9 * (batches == "1")[:, None] * np.eye(8)[7], labels, batches
+        )
+        shuffled = integration.integration_scores(rng.permutation(perfect), labels, batches)
         assert best["total"] > max(batched["total"], shuffled["total"]) + 0.1
         assert best["bio_conservation"] > shuffled["bio_conservation"] + 0.3
         assert best["batch_correction"] > batched["batch_correction"] + 0.3
@@ -117,22 +119,22 @@ class TestIntegration:
         assert batched["kbet"] == 0
         assert best["total"] == pytest.approx(0.6 * best["bio_conservation"] + 0.4 * best["batch_correction"])
 
-    def test_components_are_of_genes_that_all_batches_have(self, cells, tiny_checkpoint, bench_of):
+    def test_components_are_of_genes_that_all_batches_have(self, cells, tiny_checkpoint, context_of):
         cells.X = cells.X.toarray() + 1
         batches = np.array(["one", "other"] * 6)
         cells.X[batches == "one", 3] = 0
         cells.X[batches == "other", 3] = 500
         cells.obs["cell_type"] = "B cell"
-        context = bench_of(tiny_checkpoint, cells)
-        found = integration.principal_components(cell_of(context, "pca"), cells, batches)
+        context = context_of(tiny_checkpoint, cells)
+        found = integration.principal_components(run_of(context, "pca"), cells, batches)
         shared = np.delete(cells.X, 3, axis=1)
         expected = np.log1p(1e4 * shared / shared.sum(axis=1, keepdims=True))
         np.testing.assert_allclose(pdist(found), pdist(expected), rtol=1e-5)
 
-    def test_measured(self, tiny_checkpoint, bench_of, monkeypatch):
-        monkeypatch.setattr(integration, "drawing_of_cells", lambda embeds, **columns: columns)
+    def test_measured(self, tiny_checkpoint, context_of, monkeypatch):
+        monkeypatch.setattr(integration, "umap_coordinates", lambda embeds, **columns: columns)
         monkeypatch.setattr(integration, "MOST_CELLS", 50)
-        context = bench_of(tiny_checkpoint, tiny_cells(), batch_key="donor")
+        context = context_of(tiny_checkpoint, tiny_cells(), batch_key="donor")
         found = ask(integration.TASK, context, "pca")
         assert set(found.scores) == set(integration.TASK.metrics)
         assert np.isfinite([*found.scores.values()]).all()
@@ -142,7 +144,9 @@ class TestIntegration:
         assert len(drawn["label"]) == 50
         judged = {}
         for method in (LANGCELL, RANDOM):
-            monkeypatch.setattr(integration, "judge_embeds", lambda embeds, *_, of=method: judged.update({of: embeds}))
+            monkeypatch.setattr(
+                integration, "integration_scores", lambda embeds, *_, of=method: judged.update({of: embeds})
+            )
             ask(integration.TASK, context, method)
             rows = np.sort(np.random.default_rng(0).permutation(60)[:50])
             own = (
@@ -156,20 +160,22 @@ class TestIntegration:
         ("batch_key", "message"),
         [(None, "mine has no batches to integrate"), ("cell_type", "No label of mine is in two batches")],
     )
-    def test_what_has_no_batches_is_named(self, tiny_checkpoint, bench_of, batch_key, message):
-        context = bench_of(tiny_checkpoint, tiny_cells(), batch_key=batch_key)
+    def test_what_has_no_batches_is_named(self, tiny_checkpoint, context_of, batch_key, message):
+        context = context_of(tiny_checkpoint, tiny_cells(), batch_key=batch_key)
         with pytest.raises(InputError, match=message):
             ask(integration.TASK, context, LANGCELL)
 
 
 class TestDisease:
-    def test_shots_are_never_judged_and_all_others_are(self, tiny_checkpoint, bench_of, seen):
+    def test_shots_are_never_judged_and_all_others_are(self, tiny_checkpoint, context_of, seen):
         cells = tiny_cells()
-        context = bench_of(tiny_checkpoint, cells, label_key="disease")
-        shots = set(cells.obs_names[disease.draw(cell_of(context))[0]])
+        context = context_of(tiny_checkpoint, cells, label_key="disease")
+        shots = set(cells.obs_names[disease.draw(run_of(context))[0]])
         assert len(shots) == 18
-        assert shots != set(cells.obs_names[disease.draw(cell_of(context, seed=1))[0]])
-        for study, method, setting, seed in places(disease.TASK, [context.study("mine")], disease.TASK.methods, 1):
+        assert shots != set(cells.obs_names[disease.draw(run_of(context, seed=1))[0]])
+        for study, method, setting, seed in planned_runs(
+            disease.TASK, [context.study("mine")], disease.TASK.methods, 1
+        ):
             seen["learnt"], seen["judged"] = set(), set()
             found = disease.measure(Run(context, study, method, setting, seed))
             assert np.sum(found.drawings["confusion"]["cells"]) == 42
@@ -178,13 +184,13 @@ class TestDisease:
                 assert seen["learnt"] == (shots if setting["shots"] else set())
         assert ask(disease.TASK, context, "logistic_regression", shots=9).scores["macro_f1"] > 0.9
 
-    def test_what_is_said_of_labels(self, tiny_checkpoint, bench_of):
+    def test_what_is_said_of_labels(self, tiny_checkpoint, context_of):
         cells = tiny_cells()
-        context = bench_of(tiny_checkpoint, cells, label_key="disease")
-        said = disease.describe_label(cell_of(context), "colorectal cancer")
+        context = context_of(tiny_checkpoint, cells, label_key="disease")
+        said = disease.describe_label(run_of(context), "colorectal cancer")
         assert said.startswith("disease: colorectal cancer. A primary or metastatic malignant neoplasm that affects")
         cells.obs.loc["cell1", "disease_ontology_term_id"] = "PATO:0000461"
-        context = bench_of(tiny_checkpoint, cells, label_key="disease")
+        context = context_of(tiny_checkpoint, cells, label_key="disease")
         with pytest.raises(InputError, match=r"mine: the label 'colorectal cancer' needs one ontology term"):
             ask(disease.TASK, context, LANGCELL, shots=0)
 
@@ -200,8 +206,8 @@ class TestDisease:
     def test_all_labels_of_the_registered_studies_are_described(self, shared):
         context = EvaluationContext(MINI, None, shared / "data")
         for study in map(context.study, disease.TASK.studies):
-            cell = Run(context, study, LANGCELL, {}, 0)
-            texts = {label: disease.describe_label(cell, label) for label in set(cell.truth)}
+            run = Run(context, study, LANGCELL, {}, 0)
+            texts = {label: disease.describe_label(run, label) for label in set(run.truth)}
             assert len(set(texts.values())) == 2
             assert all(text.startswith(("disease: ", "tissue: ")) for text in texts.values())
 
@@ -219,15 +225,15 @@ class TestPathways:
         return cells, cells.obs_names[chosen]
 
     @pytest.fixture
-    def context(self, planted, bench_of, tmp_path):
-        context = bench_of(MINI, planted[0], read={"counts": "log1p"})
+    def context(self, planted, context_of, tmp_path):
+        context = context_of(MINI, planted[0], read={"counts": "log1p"})
         context.gene_sets = tmp_path / "sets.gmt"
         sets = {"planted": PLANTED, "class II": CLASS_II, "few": [*PLANTED[:4], "none"]}
         context.gene_sets.write_text("\n".join("\t".join([name, "", *genes]) for name, genes in sets.items()))
         return context
 
     def test_targets_are_the_cells_with_most_of_a_set(self, planted, context):
-        targets = pathways.find_targets(cell_of(context))
+        targets = pathways.find_targets(run_of(context))
         assert list(targets.columns) == ["planted", "class II"]
         assert targets.loc[planted[1], "planted"].all()
         assert targets.sum().between(100, 175).all()
@@ -252,7 +258,7 @@ class TestPathways:
     def test_scores_against_loops(self):
         rng = np.random.default_rng(0)
         has, found = rng.random((40, 2)) < 0.4, rng.random((40, 2)).round(1)
-        judged = pathways.judge_sets(has, found, ["first", "second"])
+        judged = pathways.score_gene_sets(has, found, ["first", "second"])
         for i, name in enumerate(("first", "second")):
             yes, no = found[has[:, i], i], found[~has[:, i], i]
             above = np.mean([(one > other) + (one == other) / 2 for one in yes for other in no])

@@ -16,7 +16,7 @@ from modeling_langcell import LangCellConfig
 from modeling_langcell.eval.benchmarks import annotation_rate
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.naive import NaiveProcedure
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def context(shared):
     small |= {"initializer_range": 0.5}
     geometry = LangCellConfig(cell_config=small, text_config=small | {"num_hidden_layers": 3}, initializer_range=0.5)
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
-    return annotation_rate.EvaluationContext(cells, torch.device("cpu"), seed=0, geometry=geometry)
+    return annotation_rate.BenchmarkContext(cells, torch.device("cpu"), seed=0, geometry=geometry)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import sys
 
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import pretrain
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_the_curves_of_a_run(settings, tmp_path):

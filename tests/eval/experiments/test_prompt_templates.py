@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from modeling_langcell.eval.experiments import prompt_templates
-from modeling_langcell.eval.task import EvaluationContext, judge, scores_of_rows
+from modeling_langcell.eval.task import EvaluationContext, score_predictions, scorer_of_rows
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_measures_are_those_of_annotation(shared, two):
     for name, ensemble in prompt_templates.ENSEMBLES.items():
         context.annotator.processor.prompt_templates = ensemble
         scores = context.annotator.annotate(adata.copy(), candidates).obsm["langcell_probabilities"].to_numpy()
-        expected = judge(truth, candidates, scores).scores
+        expected = score_predictions(truth, candidates, scores).scores
         measured = found[name](every)
         assert measured.pop("cell_to_text_r1") == pytest.approx(expected["accuracy"]), "all types are the study's"
         assert measured == {metric: pytest.approx(expected[metric]) for metric in measured}
@@ -40,7 +40,7 @@ def test_gains_are_of_the_same_cells(two):
     for study in prompt_templates.RETRIEVAL.studies:
         truth = rng.choice(["a", "b"], 40)
         worse = np.where(rng.random(40) < 0.3, "b", truth)
-        of_studies[study] = {prompt_templates.ONE: scores_of_rows(truth, truth), "name": scores_of_rows(truth, worse)}
+        of_studies[study] = {prompt_templates.ONE: scorer_of_rows(truth, truth), "name": scorer_of_rows(truth, worse)}
     found = prompt_templates.compare(of_studies, dict.fromkeys(of_studies, 40), seed=0, draws=30)
     accuracies = [found[study]["name"]["accuracy"] for study in of_studies]
     for study, one in zip(of_studies, accuracies, strict=True):
