@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Links from a page to any file of the repository, such as `../eval/results/few-shot.md`. They work in the repository and in
-the built guide: the build adds the linked files outside `docs/`.
+Links from a page to any file of the repository, such as `../eval/results/few-shot.md`. They work in the repository and
+in the built guide: the build adds the linked files outside `docs/`.
 """
 
 import re
