@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Disease: tumour against normal tissue or blood, from texts and from 9 cells of each. Both studies were trained on: the
-types of these very cells were seen, though never their tissue or disease.
+Disease: tumour against normal tissue or blood, from texts and from 9 cells of each. The shipped checkpoint was trained
+on both studies: it has seen the types of these cells, but never their tissue or disease.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from modeling_langcell.ontology import get_term, is_term
 SHOTS = 9
 PROTOTYPES = "prototypes"
 LEARNERS = ("majority", "logistic_regression", "knn_pca")
-#: What is said of labels that no single term is for.
+#: Descriptions of labels that no single ontology term covers.
 SENTENCES = {"lung tumour": "tissue: lung; disease: non-small cell lung carcinoma"}
 
 TASK = Task(
@@ -37,21 +37,20 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    All are judged by the same cells, those that are not drawn as shots, with or without shots. Without, the model is
-    told descriptions alone; of random weights the
-    prototypes alone judge. In the tumour of the colon the disease is also the
-    batch, and each label has types of its own: a classifier of types would do well too.
+    Scores one run. All methods and shots are scored on the same cells: those that are never drawn as shots. Without
+    shots the model has the descriptions only; random weights use the prototypes only. In the tumour of the colon the
+    disease is also the batch and each label has types of its own, so a classifier of types would do well too.
     """
     truth, labels = run.truth, np.unique(run.truth)
-    learnt, judged = draw(run)
-    known, others = run.cells[learnt], run.cells[judged].copy()
+    train, test = split(run)
+    shots, others = run.cells[train], run.cells[test].copy()
     if run.method in LEARNERS:
         counts, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
-        classifier = run.context.classifiers(run.seed)[run.method].fit(counts[learnt], truth[learnt])
-        return score_predictions(truth[judged], classifier.classes_, classifier.predict_proba(counts[judged]))
+        classifier = run.context.classifiers(run.seed)[run.method].fit(counts[train], truth[train])
+        return score_predictions(truth[test], classifier.classes_, classifier.predict_proba(counts[test]))
     described = {label: describe_label(run, label) for label in labels}
     if run.setting["shots"] == 0:
-        # Of random weights the similarity alone is asked: their matching would only cost time.
+        # Random weights are scored by similarity alone: their matching would only cost time.
         alpha = 1.0 if run.method == RANDOM else None
         annotated = run.annotator.annotate(others, described, alpha=alpha, **run.study.read)
     else:
@@ -59,7 +58,7 @@ def measure(run: Run) -> Result:
         annotated = (
             adapt(
                 run.checkpoint,
-                known,
+                shots,
                 run.study.label_key,
                 descriptions=described,
                 config=AdaptationConfig(
@@ -71,22 +70,22 @@ def measure(run: Run) -> Result:
             .annotator(device=run.context.device)
             .annotate(others, **run.study.read)
         )
-    return score_predictions(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
+    return score_predictions(truth[test], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
-def draw(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the cells that are learnt from where there are shots, and of all others."""
-    learnt = read_labels(run.cells, run.study.label_key).shots(SHOTS, run.seed).rows
-    return learnt, np.setdiff1d(np.arange(run.cells.n_obs), learnt)
+def split(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of the shots and of all other cells."""
+    train = read_labels(run.cells, run.study.label_key).shots(SHOTS, run.seed).rows
+    return train, np.setdiff1d(np.arange(run.cells.n_obs), train)
 
 
 def describe_label(run: Run, label: str) -> str:
     """
-    A sentence stated here, or `disease: {name}. {definition}` of the term that the label's cells have in the column of
-    ontology ids beside the labels'; `tissue: ...` where the labels are tissues.
+    Returns a label's description: the one in `SENTENCES`, or `disease: {name}. {definition}` of the term that its cells
+    have in the column of ontology ids beside the labels; `tissue: ...` if the labels are tissues.
 
     Raises:
-        InputError: Neither, or several terms.
+        InputError: The label has no sentence, and its cells have no term or several.
     """
     if label in SENTENCES:
         return SENTENCES[label]

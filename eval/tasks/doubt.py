@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Doubt: whether calibrated answers are wrong as seldom as they should be, and how much they still say."""
+"""Doubt: tests whether calibrated answers keep to the stated error rate, and how specific they still are."""
 
 import numpy as np
 
@@ -36,26 +36,26 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    A random half of the cells of each study is calibrated on (`all`: of all the studies; `itself`: of this one;
-    `others`: all cells of the others), and the other half judged. `right` is the share of answers that are the cell's
-    type or above it; `coverage` the share of cells with an answer; `depth` the mean depth of
-    the answers in the ontology, beside that of the same cells' types. Calibration errors are those of the best label.
-    `..._of_all` is of the judged halves of all the studies together.
+    Calibrates on a random half of the cells of each study (`all`: of all studies; `itself`: of this study; `others`: on
+    all cells of the other studies), and scores the other half. `right` is the share of answers that are the cell's type
+    or an ancestor of it; `coverage` is the share of cells with an answer; `depth` is the mean depth of the answers in
+    the ontology, and `depth_of_truth` that of the same cells' types. Calibration errors are those of the best label.
+    `..._of_all` scores the held-out halves of all studies together.
     """
     names = list(dict.fromkeys([*_STUDIES, run.study.name]))
     scored = {name: run.context.scores(run.context.study(name)) for name in names}
     halves = {name: _split_in_halves(len(scored[name].truth), run.seed) for name in names}
-    judged = {name: scored[name].take(halves[name][1]) for name in names}
+    held_out = {name: scored[name].take(halves[name][1]) for name in names}
     calibrated_on = run.setting["calibrated_on"]
     if calibrated_on == "others":
-        learnt_from = {name: scored[name] for name in names if name != run.study.name}
+        fitted_on = {name: scored[name] for name in names if name != run.study.name}
     else:
         chosen = names if calibrated_on == "all" else [run.study.name]
-        learnt_from = {name: scored[name].take(halves[name][0]) for name in chosen}
-    calibration = fit(learnt_from, run.annotator.model.config.alpha)
+        fitted_on = {name: scored[name].take(halves[name][0]) for name in chosen}
+    calibration = fit(fitted_on, run.annotator.model.config.alpha)
     threshold = calibration.thresholds.get(f"{ERROR_RATE:g}", np.inf)
 
-    own = judged[run.study.name]
+    own = held_out[run.study.name]
     answered, right, depths, truths = _answers(own, calibration.temperature, threshold)
     confidence, best = own.confidence(calibration.temperature)
     scores = {
@@ -73,7 +73,8 @@ def measure(run: Run) -> Result:
     if calibrated_on != "all":
         return Result(scores)
     reliability = metric("calibration_error", references=best, confidences=confidence.clip(0, 1))["reliability"]
-    return Result(scores | _of_all(judged, calibration.temperature, threshold), drawings={"reliability": reliability})
+    pooled = _pooled_scores(held_out, calibration.temperature, threshold)
+    return Result(scores | pooled, drawings={"reliability": reliability})
 
 
 def _split_in_halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,24 +83,24 @@ def _split_in_halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _answers(cells: LabelledScores, temperature: float, threshold: float) -> tuple[np.ndarray, ...]:
-    """Of each cell whether it is answered, whether rightly, and the depths of the answer and of the truth."""
+    """Returns for each cell whether it is answered, whether rightly, and the depths of the answer and of its type."""
     hierarchy = OntologyBackoff(cells.labels)
     answers, _ = hierarchy.answer(hierarchy.probabilities(calibrated(cells.scores, temperature)), threshold)
     truth = cells.truth.tolist()
     depths = np.array([node.depth for node in hierarchy.nodes])[answers]
-    of_types = {label: depth(find_term(label).id) for label in cells.labels}
-    return answers >= 0, hierarchy.right(answers, truth), depths, np.array([of_types[label] for label in truth])
+    type_depths = {label: depth(find_term(label).id) for label in cells.labels}
+    return answers >= 0, hierarchy.right(answers, truth), depths, np.array([type_depths[label] for label in truth])
 
 
-def _of_all(judged: dict[str, LabelledScores], temperature: float, threshold: float) -> dict[str, float]:
-    parts = [_answers(cells, temperature, threshold)[:2] for cells in judged.values()]
+def _pooled_scores(studies: dict[str, LabelledScores], temperature: float, threshold: float) -> dict[str, float]:
+    """Returns the scores of all studies' cells together."""
+    parts = [_answers(cells, temperature, threshold)[:2] for cells in studies.values()]
     answered, right = (np.concatenate(part) for part in zip(*parts, strict=True))
     scores = {"coverage_of_all": float(answered.mean())}
     if answered.any():
         scores["error_of_all"] = float(1 - right[answered].mean())
-    for name, of in (("expected_calibration_error_of_all", temperature), ("uncalibrated_error_of_all", 1.0)):
-        confidence, best = (
-            np.concatenate(part) for part in zip(*(cells.confidence(of) for cells in judged.values()), strict=True)
-        )
+    for name, divisor in (("expected_calibration_error_of_all", temperature), ("uncalibrated_error_of_all", 1.0)):
+        by_study = [cells.confidence(divisor) for cells in studies.values()]
+        confidence, best = (np.concatenate(part) for part in zip(*by_study, strict=True))
         scores[name] = calibration_error(confidence, best)
     return scores

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Explanations: whether the genes that are said to drive a match do, by leaving them out."""
+"""Explanations: tests by leaving genes out whether the genes that are said to drive a match do."""
 
 import numpy as np
 
@@ -24,9 +24,9 @@ _CELLS, _SHARE, _NEAR = 150, 0.05, 10
 
 def measure(run: Run) -> Result:
     """
-    Of 150 random cells the 5% of genes that contribute most to the match with the most similar type's description are
-    left out, or as many random genes, each at most ten ranks from one of them. `fall_...` is how much lower the match
-    is on average: the cosine where the gradient explains it, the log-odds of the matching where attention does.
+    Leaves out, in 150 random cells, the 5% of genes that contribute most to the match with the most similar type's
+    description, or as many random genes at most ten ranks from them. `fall_...` is the mean fall of the match: of the
+    cosine for gradients, of the log-odds of the matching for attention.
     """
     rng = np.random.default_rng(run.seed)
     chosen = np.sort(rng.permutation(run.cells.n_obs)[:_CELLS])
@@ -41,8 +41,8 @@ def measure(run: Run) -> Result:
         contributions = explainer(genes, label)
         most = np.argsort(-contributions, kind="stable")[: max(1, round(_SHARE * len(contributions)))]
         match = explainer.match(genes, label)
-        left = [match - explainer.match(np.delete(genes, 1 + out), label) for out in (most, _near(most, genes, rng))]
-        falls.append(left)
+        left_out = most, _random_neighbours(most, genes, rng)
+        falls.append([match - explainer.match(np.delete(genes, 1 + places), label) for places in left_out])
         matches.append(match)
     explained, random = np.array(falls).T
 
@@ -57,8 +57,8 @@ def measure(run: Run) -> Result:
     return Result(scores(every) | {"match": float(np.mean(matches))}, bootstrap(len(every), scores, run.seed, 1000))
 
 
-def _near(places: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many other places, drawn near these; a place is drawn once."""
+def _random_neighbours(places: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws as many places near these, without replacement."""
     drawn: set[int] = set()
     for place in places.tolist():
         around = range(max(0, place - _NEAR), min(len(genes) - 1, place + _NEAR + 1))

@@ -13,11 +13,11 @@ from modeling_langcell.io.labels import rank_cells
 from modeling_langcell.model.errors import InputError
 
 MOST = 9
-#: Of a type with few cells, so much at most is learnt from: the rest is what it is judged by.
+#: Largest share of a type's cells that shots are drawn from: the rest is for testing.
 LEARNT_SHARE = 3 / 5
 PROTOTYPES = "prototypes"
-#: What a regression makes of what the model reads: the order of a cell's first genes, without their counts; and of the
-#: counts of these genes. What it loses by either is what the model is not given.
+#: Regressions on what the model reads, the order of a cell's first genes, and on the counts of these genes: they show
+#: how much is lost because the model gets no more.
 ON_RANKS, ON_READ = "regression_on_ranks", "regression_on_read_genes"
 LEARNERS = (ON_RANKS, ON_READ, *CLASSIFIERS)
 
@@ -37,18 +37,18 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    The cells of fewer shots are among those of more, and all are judged by the same cells, those that nobody learns
-    from. Without shots the model is told the descriptions alone; of random weights the prototypes alone judge.
+    Scores one run. The cells of fewer shots are among those of more, and all runs are scored on the same cells, which
+    no run learns from. Without shots the model has the descriptions only; random weights use the prototypes only.
 
     Raises:
-        InputError: A type with fewer than two cells: one to learn from, one to judge by.
+        InputError: There are fewer than two types, or a type has fewer than two cells: one to learn from, one to test.
     """
     truth, shots = run.truth, run.setting["shots"]
     names, sizes = np.unique(truth, return_counts=True)
     if sizes.min() < 2 or len(names) < 2:
         raise InputError(f"{run.study.name}: two types are needed, and two cells of each: {names[sizes.argmin()]!r}.")
-    learnt, judged = draw(truth, shots, run.seed)
-    known, others = run.cells[learnt], run.cells[judged].copy()
+    train, test = split(truth, shots, run.seed)
+    known, others = run.cells[train], run.cells[test].copy()
     if run.method in LEARNERS:
         genes, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
         if run.method in (ON_RANKS, ON_READ):
@@ -57,8 +57,8 @@ def measure(run: Run) -> Result:
             classifier = LogisticRegression(max_iter=5000)
         else:
             classifier = run.context.classifiers(run.seed)[run.method]
-        classifier.fit(genes[learnt], truth[learnt])
-        return score_predictions(truth[judged], classifier.classes_, classifier.predict_proba(genes[judged]))
+        classifier.fit(genes[train], truth[train])
+        return score_predictions(truth[test], classifier.classes_, classifier.predict_proba(genes[test]))
     if shots == 0:
         annotated = run.annotator.annotate(others, names, alpha=run.context.alpha, **run.study.read)
     else:
@@ -71,11 +71,11 @@ def measure(run: Run) -> Result:
             run.checkpoint, known, run.study.label_key, config=config, device=run.context.device, **run.study.read
         )
         annotated = adapted.annotator(device=run.context.device).annotate(others, **run.study.read)
-    return score_predictions(truth[judged], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
+    return score_predictions(truth[test], annotated.uns[RUN]["labels"], annotated.obsm[PROBABILITIES].to_numpy())
 
 
 def ranks(run: Run) -> sp.csr_matrix:
-    """`(cells, vocabulary)`: of the genes that the model reads, `3 / log2(1 + rank)`, on the scale of log counts."""
+    """Returns `3 / log2(1 + rank)` of the genes that the model reads, `(cells, vocabulary)`, scaled like log counts."""
     ranked = rank_cells(run.cells, np.arange(run.cells.n_obs), run.context.extractor, **run.study.read)
     lengths = ranked.lengths
     place = np.concatenate([np.arange(1, length + 1) for length in lengths])
@@ -84,10 +84,10 @@ def ranks(run: Run) -> sp.csr_matrix:
     return sp.csr_matrix((3 / np.log2(1 + place), (rows, ranked.token_ids)), shape=shape)
 
 
-def draw(truth: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cells learnt from, and those judged by."""
+def split(truth: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of the shots and of the cells for testing."""
     order = np.random.default_rng(seed).permutation(len(truth))
     by_type = [order[truth[order] == name] for name in np.unique(truth)]
     pools = [cells[: min(MOST, int(LEARNT_SHARE * len(cells)))] for cells in by_type]
-    learnt = np.concatenate([pool[:shots] for pool in pools])
-    return np.sort(learnt), np.setdiff1d(np.arange(len(truth)), np.concatenate(pools))
+    train = np.concatenate([pool[:shots] for pool in pools])
+    return np.sort(train), np.setdiff1d(np.arange(len(truth)), np.concatenate(pools))

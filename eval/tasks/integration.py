@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Batch integration: whether embeddings keep types apart and batches together, as scIB judges it."""
+"""Batch integration: scIB's measures of whether embeddings keep types apart and batches together."""
 
 import logging
 
@@ -15,7 +15,7 @@ from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, uma
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.model.errors import InputError
 
-scib.settings.verbosity = logging.WARNING  # It tells of every label that is of one batch alone.
+scib.settings.verbosity = logging.WARNING  # It reports every label that occurs in one batch only.
 
 MOST_CELLS = 3000
 COMPONENTS = 50
@@ -36,8 +36,11 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    At most 3,000 cells of a study with batches. No method is told the batches or learns from these cells' labels here;
-    `pca`, which is not integrated at all, is what integration has to better.
+    Scores the embeddings of at most 3,000 cells of a study with batches. No method gets the batches or the labels of
+    these cells; `pca` does no integration and is the baseline to beat.
+
+    Raises:
+        InputError: The study has no batches, or no label occurs in two batches.
     """
     batch_key = run.study.batch_key
     if batch_key is None:
@@ -46,7 +49,7 @@ def measure(run: Run) -> Result:
     cells = run.cells[np.sort(rows)].copy()
     labels, batches = (cells.obs[key].astype(str).to_numpy() for key in (run.study.label_key, batch_key))
     if not any(len(set(batches[labels == label])) > 1 for label in set(labels)):
-        raise InputError(f"No label of {run.study.name} is in two batches: what is batch and what type cannot be told.")
+        raise InputError(f"No label of {run.study.name} is in two batches: batches and types cannot be told apart.")
     if run.method == PRINCIPAL:
         embeds = principal_components(run, cells, batches)
     else:
@@ -57,7 +60,7 @@ def measure(run: Run) -> Result:
 
 
 def principal_components(run: Run, cells: ad.AnnData, batches: np.ndarray) -> np.ndarray:
-    """`(cells, 50)` of the log-normalised counts of the genes that are seen in every batch."""
+    """Returns up to 50 components, `(cells, components)`, of log-normalised counts of the genes seen in every batch."""
     counts, _ = counts_by_gene(cells, run.context.extractor, run.study.read)
     seen = np.all([counts[batches == batch].getnnz(axis=0) > 0 for batch in np.unique(batches)], axis=0)
     values = log_normalized(counts[:, seen])
@@ -67,13 +70,13 @@ def principal_components(run: Run, cells: ad.AnnData, batches: np.ndarray) -> np
 
 def integration_scores(embeds: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> dict[str, float]:
     """
-    The scIB metrics (Luecken et al. 2022), with the settings of scib-metrics' benchmark, each from 0 to about 1, the
-    higher the better; their means; and `total`, 0.6 of bio conservation and 0.4 of batch correction. iLISI, kBET and
-    BRAS are of how alike batches are mixed, graph connectivity of whether a label's cells hang together.
+    Returns the scIB metrics (Luecken et al. 2022) with the settings of scib-metrics' benchmark, each from 0 to about 1,
+    higher is better; the means of both groups; and `total`, 0.6 of bio conservation and 0.4 of batch correction. iLISI,
+    kBET and BRAS measure how well batches mix, graph connectivity whether a label's cells are connected.
 
     Args:
-        embeds: `(cells, width)`.
-        labels, batches: `(cells,)`.
+        embeds: `(cells, width)` embeddings.
+        labels, batches: `(cells,)` labels and batches.
     """
     distances, indices = NearestNeighbors(n_neighbors=min(90, len(embeds))).fit(embeds).kneighbors(embeds)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Masked genes: what the first pre-training objective learns."""
+"""Masked genes: the first pre-training objective, on cells of the studies."""
 
 import numpy as np
 import torch
@@ -28,11 +28,11 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    15% of the genes of at most 300 cells are masked as in pre-training. `most_frequent` guesses the gene that most
-    cells of the study have and that this cell does not show.
+    Masks 15% of the genes of at most 300 cells as in pre-training and scores the guesses. `most_frequent` guesses the
+    gene that most cells have and that this cell does not show.
 
     Raises:
-        InputError: A checkpoint without a masked-gene head.
+        InputError: The checkpoint has no masked-gene head.
     """
     rows = np.random.default_rng(run.seed).permutation(run.cells.n_obs)[:MOST_CELLS]
     extractor = run.context.extractor
@@ -46,13 +46,13 @@ def measure(run: Run) -> Result:
         right = most_frequent(cells, pairs)
     else:
         right, losses = guesses(load_head(run.context.model), pairs)
-    asked = np.array([int((labels != IGNORED).sum()) for _, labels in pairs])
-    scores = {"masked_gene_accuracy": right.sum() / asked.sum()}
+    masked = np.array([int((labels != IGNORED).sum()) for _, labels in pairs])
+    scores = {"masked_gene_accuracy": right.sum() / masked.sum()}
     if losses is not None:
-        scores["masked_gene_loss"] = losses.sum() / asked.sum()
+        scores["masked_gene_loss"] = losses.sum() / masked.sum()
     drawn = bootstrap(
-        len(asked),
-        lambda rows: {"masked_gene_accuracy": right[rows].sum() / asked[rows].sum()},
+        len(masked),
+        lambda rows: {"masked_gene_accuracy": right[rows].sum() / masked[rows].sum()},
         run.seed,
         draws=1000,
     )
@@ -61,11 +61,13 @@ def measure(run: Run) -> Result:
 
 def load_head(checkpoint: str) -> LangCellForMaskedLM:
     """
+    Loads the cell tower with its masked-gene head.
+
     Raises:
-        InputError: The checkpoint has none.
+        InputError: The checkpoint has no such head.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # What is missing is said here.
+    logging.set_verbosity_error()  # The error below says what is missing.
     try:
         model, loading = LangCellForMaskedLM.from_pretrained(checkpoint, dtype="float32", output_loading_info=True)
     finally:
@@ -81,7 +83,7 @@ def load_head(checkpoint: str) -> LangCellForMaskedLM:
 def guesses(
     model: LangCellForMaskedLM, pairs: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each cell how many masked genes the model's best guess is, and the sum of their cross-entropies."""
+    """Returns for each cell the number of masked genes that the model guesses right, and the sum of cross-entropies."""
     right, losses = np.zeros(len(pairs)), np.zeros(len(pairs))
     for row, (shown, labels) in enumerate(pairs):
         masked = labels != IGNORED
@@ -92,7 +94,7 @@ def guesses(
 
 
 def most_frequent(cells: list[torch.Tensor], pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
-    """Of each cell how many masked genes the most frequent gene that it does not show is: one, or none."""
+    """Returns for each cell 1 if the most frequent gene that it does not show is one of its masked genes, else 0."""
     frequent = torch.bincount(torch.cat([ids[1:] for ids in cells])).argsort(descending=True)
     right = np.zeros(len(pairs))
     for row, (shown, labels) in enumerate(pairs):

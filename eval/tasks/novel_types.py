@@ -23,14 +23,19 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    A cell is the more novel, the less similar it is to the most similar description of the study's known types; for a
-    baseline, the less probable its most probable known type.
+    Scores novelty: the negative similarity of a cell to the most similar description of the study's known types; for a
+    baseline, the negative probability of the most probable known type.
+
+    Raises:
+        InputError: The study has no cells of a type with training cells, or none of a type without.
     """
     _, seen = run.context.training_cells
     known = np.intersect1d(run.truth, seen)
     novel = ~np.isin(run.truth, known)
     if not len(known) or not novel.any():
-        raise InputError(f"{run.study.name} has no cells of a type that was trained on, or none of one that was not.")
+        raise InputError(
+            f"{run.study.name} needs cells of types with training cells and of types without. Choose another study."
+        )
     if run.method in (LANGCELL, RANDOM):
         annotator = run.annotator
         cells = annotator.embed(run.cells.copy(), **run.study.read).obsm[EMBEDDING]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Pathway identification: which gene sets a cell expresses highly; several may be, or none."""
+"""Pathway identification: multilabel prediction of the gene sets that a cell expresses highly."""
 
 from pathlib import Path
 
@@ -19,59 +19,60 @@ from modeling_langcell.model.errors import InputError
 
 EXAMPLE = Path(__file__).with_name("example_pathways.gmt")
 PATHWAYS = "pathways"
-LEARNT_SHARE = 0.3
+TRAIN_SHARE = 0.3
 HIGHEST = 1 / 4
 LEAST_GENES, LEAST_CELLS = 5, 10
 EPOCHS = 10
-#: The encoder by LoRA, and not at all.
-HOW: dict[str, Method] = {LANGCELL: "lora", "frozen": "frozen", RANDOM: "frozen"}
+#: Training of the encoder: by LoRA, or none.
+ADAPTATION: dict[str, Method] = {LANGCELL: "lora", "frozen": "frozen", RANDOM: "frozen"}
 LEARNERS = ("majority", "logistic_regression")
 
 TASK = Task(
     name="pathways",
     question="Which gene sets does a cell express highly?",
     studies=("pbmc_kang_ctrl", "pdac_moncada_card"),
-    methods=(*HOW, *LEARNERS),
+    methods=(*ADAPTATION, *LEARNERS),
     metrics=("macro_auroc", "macro_average_precision", "macro_f1"),
     main_score="macro_auroc",
-    seeded=(*HOW, *LEARNERS),
+    seeded=(*ADAPTATION, *LEARNERS),
     adapts=True,
 )
 
 
 def measure(run: Run) -> Result:
     """
-    Learnt from three cells of ten. The targets are a function of the counts that the logistic regression (one set
-    against the rest) sees and the model does not, which ranks genes: the regression has an advantage.
+    Trains on 30% of the cells and scores the others. The targets are a function of counts, which the logistic
+    regression (one set against the rest) sees and the model, which reads ranks, does not: the regression has an
+    advantage.
     """
     targets = find_targets(run)
     has = targets.to_numpy()
-    learnt, judged = train_test_split(np.arange(len(has)), train_size=LEARNT_SHARE, random_state=run.seed)
+    train, test = train_test_split(np.arange(len(has)), train_size=TRAIN_SHARE, random_state=run.seed)
     if run.method in LEARNERS:
         counts, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)
         classifier = OneVsRestClassifier(run.context.classifiers(run.seed)[run.method])
-        found = classifier.fit(counts[learnt], has[learnt].astype(int)).predict_proba(counts[judged])
+        found = classifier.fit(counts[train], has[train].astype(int)).predict_proba(counts[test])
     else:
         cells = run.cells.copy()
         cells.obsm[PATHWAYS] = targets
         adapted = adapt(
             run.checkpoint,
-            cells[learnt],
+            cells[train],
             PATHWAYS,
-            config=AdaptationConfig(head="classes", method=HOW[run.method], epochs=EPOCHS, seed=run.seed),
+            config=AdaptationConfig(head="classes", method=ADAPTATION[run.method], epochs=EPOCHS, seed=run.seed),
             device=run.context.device,
             **run.study.read,
         )
         annotator = adapted.annotator(device=run.context.device)
-        found = annotator.annotate(cells[judged].copy(), **run.study.read).obsm[PROBABILITIES].to_numpy()
-    return score_gene_sets(has[judged], found, list(targets.columns), run.seed)
+        found = annotator.annotate(cells[test].copy(), **run.study.read).obsm[PROBABILITIES].to_numpy()
+    return score_gene_sets(has[test], found, list(targets.columns), run.seed)
 
 
 def find_targets(run: Run) -> pd.DataFrame:
     """
-    `(cells, sets)` booleans, a column a gene set: whether a cell is in the top quarter of the study by the set's score
-    (`scanpy.tl.score_genes` of log-normalised counts) and scores above 0, which is what random genes of like expression
-    do. Sets with fewer than 5 genes in the study, or fewer than 10 such cells, are left out.
+    Returns `(cells, sets)` booleans, one column per gene set: true for cells in the top quarter of the study by the
+    set's score (`scanpy.tl.score_genes` of log-normalised counts) that also score above 0, the score of random genes of
+    similar expression. Sets with fewer than 5 genes in the study, or fewer than 10 such cells, are left out.
 
     Raises:
         InputError: Fewer than two sets are left.
@@ -93,17 +94,17 @@ def find_targets(run: Run) -> pd.DataFrame:
     if targets.shape[1] < 2:
         raise InputError(
             f"Fewer than two sets of {file} have {LEAST_GENES} genes and {LEAST_CELLS} cells in {run.study.name}: "
-            "name others with --gene-sets."
+            "name another file with --gene-sets."
         )
     return targets
 
 
 def read_gene_sets(file: Path) -> dict[str, list[str]]:
     """
-    The sets of a `.gmt` file: on each line a name, a description and genes, with tabs between them.
+    Reads the gene sets of a `.gmt` file: on each line a name, a description and genes, separated by tabs.
 
     Raises:
-        InputError: No such file, or a line that is not of this form.
+        InputError: The file cannot be read, or a line is malformed.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -116,20 +117,21 @@ def read_gene_sets(file: Path) -> dict[str, list[str]]:
         name, *rest = (part.strip() for part in line.split("\t"))
         genes = [gene for gene in rest[1:] if gene]
         if not name or not genes or name in sets:
-            raise InputError(f"{file}, line {number}: a new name, a description and genes are needed, tabs between.")
+            raise InputError(f"{file}, line {number}: give a new name, a description and genes, separated by tabs.")
         sets[name] = genes
     return sets
 
 
 def score_gene_sets(has: np.ndarray, found: np.ndarray, names: list[str], seed: int = 0) -> Result:
     """
-    AUROC, average precision and F1 at 0.5 of every set, and their means; of the mean AUROC the bootstrap interval.
+    Returns AUROC, average precision and F1 at 0.5 of every set, their means, and the bootstrap interval of the mean
+    AUROC.
 
     Args:
         has: `(cells, sets)` booleans.
         found: `(cells, sets)` probabilities.
-        names: Of the sets.
-        seed: Of the bootstrap.
+        names: Names of the sets.
+        seed: Seed of the bootstrap.
     """
     per_set = {
         name: {

@@ -23,8 +23,8 @@ TASK = Task(
 
 def measure(run: Run) -> Result:
     """
-    The texts are the descriptions of the types of all the task's studies: each of these is found among all. Of another
-    study they are those of its own types.
+    Scores retrieval among the descriptions of the types of all the task's studies; for another study, among the
+    descriptions of its own types.
     """
     names = np.unique(types_of_all(run) if run.study.name in TASK.studies else run.truth)
     annotator = run.annotator
@@ -39,7 +39,7 @@ def measure(run: Run) -> Result:
 
 
 def types_of_all(run: Run) -> list[str]:
-    """The types of all the task's studies."""
+    """Returns the sorted types of all the task's studies."""
     types: set[str] = set()
     for study in map(run.context.study, TASK.studies):
         types |= set(run.context.cells(study).obs[study.label_key].astype(str))

@@ -32,11 +32,11 @@ TASK = Task(
 
 
 def measure(run: Run) -> Result:
-    """The candidates are the study's types. Baselines learn from the labelled training cells of these types."""
+    """Scores annotation among the study's types. Baselines learn from the labelled training cells of these types."""
     truth, candidates = run.truth, np.unique(run.truth)
     if run.method not in (LANGCELL, RANDOM):
         return add_recall_of_seen_types(run, score_predictions(truth, *predict_from_training_cells(run, candidates)))
-    # Of random weights the similarity alone is asked: their matching would only cost time.
+    # Random weights are scored by similarity alone: their matching would only cost time.
     alpha = 1.0 if run.method == RANDOM else run.context.alpha
     adata = run.annotator.annotate(run.cells.copy(), candidates, alpha=alpha, **run.study.read)
     found = score_predictions(truth, candidates, adata.obsm[PROBABILITIES].to_numpy())
@@ -47,7 +47,7 @@ def measure(run: Run) -> Result:
 
 
 def add_recall_of_seen_types(run: Run, found: Result) -> Result:
-    """Adds the mean recall of the types that training cells had, and of those that none had, where they are at hand."""
+    """Adds the mean recall of types with and without training cells, if the training cells are there."""
     if not (run.context.data / "train").is_dir():
         return found
     _, types = run.context.training_cells
@@ -59,7 +59,7 @@ def add_recall_of_seen_types(run: Run, found: Result) -> Result:
 
 
 def predict_from_training_cells(run: Run, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a baseline trained on the training cells of the candidates says of a study: labels, probabilities."""
+    """Returns the labels and probabilities of a baseline that learns from the training cells of the candidates."""
     counts, genes = counts_by_gene(run.cells, run.context.extractor, run.study.read)
     training, types = run.context.training_cells
     chosen = np.isin(types, candidates)

@@ -26,7 +26,7 @@ from modeling_langcell.eval.task import (
     score_predictions,
 )
 from modeling_langcell.eval.tasks import masked_genes
-from modeling_langcell.eval.tasks.few_shot import draw
+from modeling_langcell.eval.tasks.few_shot import split
 from modeling_langcell.ontology import find_term
 from tests.support.paths import REPOSITORY
 
@@ -205,7 +205,7 @@ class TestFewShot:
         truth = np.repeat(["a", "b", "c"], [40, 15, 5])
         seen = []
         for shots in (1, 3, 9):
-            learnt, judged = draw(truth, shots, seed=2)
+            learnt, judged = split(truth, shots, seed=2)
             assert not set(learnt) & set(judged)
             seen.append((set(learnt), judged.tolist()))
             names, sizes = np.unique(truth[learnt], return_counts=True)

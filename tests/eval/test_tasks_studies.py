@@ -170,9 +170,9 @@ class TestDisease:
     def test_shots_are_never_judged_and_all_others_are(self, tiny_checkpoint, context_of, seen):
         cells = tiny_cells()
         context = context_of(tiny_checkpoint, cells, label_key="disease")
-        shots = set(cells.obs_names[disease.draw(run_of(context))[0]])
+        shots = set(cells.obs_names[disease.split(run_of(context))[0]])
         assert len(shots) == 18
-        assert shots != set(cells.obs_names[disease.draw(run_of(context, seed=1))[0]])
+        assert shots != set(cells.obs_names[disease.split(run_of(context, seed=1))[0]])
         for study, method, setting, seed in planned_runs(
             disease.TASK, [context.study("mine")], disease.TASK.methods, 1
         ):
@@ -247,7 +247,7 @@ class TestPathways:
             seen["learnt"], seen["judged"] = set(), set()
             found[method] = ask(pathways.TASK, context, method)
             assert set(found[method].scores) == set(pathways.TASK.metrics)
-            if method in pathways.HOW:
+            if method in pathways.ADAPTATION:
                 assert (len(seen["learnt"]), len(seen["judged"])) == (210, 490)
                 assert not seen["learnt"] & seen["judged"]
         assert found["majority"].scores["macro_auroc"] == 0.5
