@@ -12,8 +12,8 @@ from transformers import BatchEncoding, get_scheduler
 
 from ..io.progress import progress_bar
 from ..model.errors import InputError
-from ..model.feature_extraction_langcell import RankedCells
 from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
+from ..model.ranking import RankedCells
 
 
 class DescriptionLoss(nn.Module):

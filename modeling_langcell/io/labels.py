@@ -10,7 +10,8 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from ..model.errors import InputError, Remedy
-from ..model.feature_extraction_langcell import LangCellFeatureExtractor, RankedCells
+from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from ..model.ranking import RankedCells
 
 _CHUNK = 4096  # Cells read at a time.
 _NO_LABEL = ("", "unknown")  # As CELLxGENE has it of a type that is not known.

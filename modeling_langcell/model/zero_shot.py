@@ -14,9 +14,9 @@ from transformers import ProcessorMixin
 
 from .configuration_langcell import templates_of
 from .errors import InputError
-from .feature_extraction_langcell import RankedCells
 from .packed_langcell import PackedSequences
 from .prompts import PROMPT_TEMPLATES, as_texts
+from .ranking import RankedCells
 from .token_budget import TokenBudget
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from transformers import AutoFeatureExtractor, AutoProcessor
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.conversion.published import read_gene_vocabulary
-from modeling_langcell.model import feature_extraction_langcell
+from modeling_langcell.model import ranking
 from modeling_langcell.model.errors import reason_of
-from modeling_langcell.model.feature_extraction_langcell import RankedCells
+from modeling_langcell.model.ranking import RankedCells
 
 
 def reference(counts, token_ids, medians: dict[int, float], cls: int, max_length: int) -> list[list[int]]:
@@ -240,8 +240,8 @@ def test_entries_given_twice_are_summed(extractor, counts, genes, expected):
 @pytest.fixture(params=[1, 4])
 def small_blocks(request, monkeypatch):
     """Chunks that are worked off in many blocks, by one thread or by several."""
-    monkeypatch.setattr(feature_extraction_langcell, "_BLOCK", 2)
-    monkeypatch.setattr(feature_extraction_langcell, "_GROUP", 2)
+    monkeypatch.setattr(ranking, "_BLOCK", 2)
+    monkeypatch.setattr(ranking, "_GROUP", 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: request.param)
 
 
@@ -617,8 +617,8 @@ def test_chosen_cells_are_padded_alone(extractor, cells, expected):
     ("value", "message"),
     [
         (-1, r"X holds negative values \(-1.0 in cell 'cell3'\). Scaled data cannot be ranked: go back to the counts."),
-        (np.nan, r"X holds values that are not finite \(nan in cell 'cell3'\). Go back to the counts, or leave .*"),
-        (np.inf, r"X holds values that are not finite \(inf in cell 'cell3'\). Go back to the counts, or leave .*"),
+        (np.nan, r"X holds values that are not finite \(nan in cell 'cell3'\). Go back to the counts, or remove .*"),
+        (np.inf, r"X holds values that are not finite \(inf in cell 'cell3'\). Go back to the counts, or remove .*"),
         (0.5, r"X holds values that are not whole, so not raw counts \(0.5 in cell 'cell3'\). .* counts='log1p' .*"),
     ],
 )
@@ -680,7 +680,7 @@ def test_the_array_that_does_hold_counts_is_named(
 
 
 def test_values_that_are_no_logarithms(extractor, counts, genes):
-    with pytest.raises(InputError, match=r"X holds whole numbers alone, so not logarithms .* Pass counts='raw'"):
+    with pytest.raises(InputError, match=r"X holds only whole numbers, so not logarithms .* Pass counts='raw'"):
         extractor(adata_of(counts.clip(max=20), genes), counts="log1p")
     with pytest.raises(InputError, match=r"X holds values too large for logarithms .* Pass counts='normalized'"):
         extractor(adata_of(counts * 100.5, genes), counts="log1p")
@@ -747,11 +747,11 @@ def test_cells_without_known_genes(extractor, counts, genes, expected):
         ({"layer": "gone"}, r"No layer 'gone'; layers here: \['counts'\]."),
         ({"use_raw": True}, "This AnnData has no raw: leave out use_raw."),
         ({"layer": "counts", "use_raw": True}, "Choose one of layer and use_raw."),
-        ({"gene_ids": ["GENE1"] * 40}, "gene_ids is for a matrix; name the column of var that has them with gene_col"),
+        ({"gene_ids": ["GENE1"] * 40}, "gene_ids is for a matrix; for an AnnData, name their column of var with gene_col"),
         ({"counts": "cpm"}, "counts='cpm' is not one of 'raw', 'normalized' and 'log1p'."),
         ({"empty_cells": "drop"}, "empty_cells='drop' is not one of 'error' and 'mark'."),
         ({"padding": "left"}, "padding='left' is not one of True, 'longest', 'max_length', False, 'do_not_pad'."),
-        ({"padding": False, "return_tensors": "pt"}, "Cells of different lengths are no tensor: pad them, or"),
+        ({"padding": False, "return_tensors": "pt"}, "Cells of different lengths do not fit one tensor: pad them, or"),
         ({"max_length": 1}, "max_length=1 leaves no room for genes"),
     ],
 )
@@ -803,7 +803,7 @@ def damaged(x: h5py.Group, name: str, change) -> None:
     [
         (lambda x: x.file.__delitem__("X"), r"cells.h5ad has no X: put the counts there\."),
         (lambda x: x.attrs.__setitem__("encoding-type", "dict"), "X of .* cannot be read: Unknown encoding type dict"),
-        (lambda x: x.attrs.__setitem__("shape", [12, 41]), r"shape is \d+ x 41, and the names are of \d+ cells and 40"),
+        (lambda x: x.attrs.__setitem__("shape", [12, 41]), r"shape is \d+ x 41, but there are names for \d+ cells and 40"),
         (lambda x: damaged(x, "indices", lambda indices: indices[:-1]), "X of .* cannot be read: "),
         (lambda x: damaged(x, "indices", lambda indices: indices - 1), "its indices are not all from 0 to 39"),
         (lambda x: damaged(x, "indices", lambda indices: indices + 40), "its indices are not all from 0 to 39"),

@@ -18,7 +18,8 @@ from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
 from modeling_langcell.cli.main import app
 from modeling_langcell.publishing.cards import write_card
 from modeling_langcell.publishing.publish import check
-from tests.conftest import REPOSITORY, tiny_config
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import tiny_config
 
 from .test_cards import python_blocks
 
@@ -64,7 +65,7 @@ class TestShippedFolders:
     @pytest.mark.parametrize("folder", [MINI, BASE])
     def test_their_code_is_the_packages(self, folder):
         copies = sorted(folder.glob("*.py"))
-        assert len(copies) == 11
+        assert len(copies) == 14
         for path in copies:
             own = REPOSITORY / "modeling_langcell" / "model" / path.name
             assert path.read_bytes() == own.read_bytes(), f"cp modeling_langcell/{path.name} {folder}"

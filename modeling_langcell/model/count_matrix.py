@@ -1,0 +1,274 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Reading counts: opens one array of an AnnData or a matrix, reads it in slices of rows, and checks its values."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .errors import InputError, Remedy, reason_of
+
+logger = logging.getLogger(__name__)
+
+#: Columns of `var` that may name the genes, besides its index.
+GENE_COLUMNS = (
+    "ensembl_id",
+    "gene_ids",
+    "gene_id",
+    "feature_id",
+    "ensembl",
+    "symbol",
+    "gene_symbol",
+    "gene_symbols",
+    "feature_name",
+    "gene_name",
+    "gene_names",
+    "gene_short_name",
+)
+#: Largest value that is read, about float32's: sums and ratios of such values are finite in float64.
+LARGEST_VALUE = 1e38
+
+
+@dataclass(frozen=True)
+class CountMatrix:
+    """
+    One array of the input, read in slices of rows.
+
+    Args:
+        matrix: The array: sparse or dense, in memory or on disk.
+        label: Its name in messages: `X`, `raw.X`, `layers['counts']`, `the matrix`.
+        cell_names: `(cells,)` names for messages; row numbers when None.
+        advice: Returns remedies that name other arrays; called only when this array is refused.
+        file: The file that holds the array, if any.
+    """
+
+    matrix: Any
+    label: str
+    cell_names: Sequence[str] | None = None
+    advice: Callable[[], Sequence[Remedy]] = tuple
+    file: Any = None
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def rows(self, start: int, stop: int) -> sp.csr_matrix:
+        """
+        Reads some rows.
+
+        Raises:
+            InputError: The array is damaged, or does not hold numbers.
+        """
+        with _naming_the_array(self.label, self.file):
+            if sp.issparse(self.matrix) and self.matrix.dtype.kind in "fiub":
+                rows = slice_rows(self.matrix, start, stop)
+            else:
+                self._require_numbers(getattr(self.matrix, "dtype", None))  # Some dtypes cannot become sparse.
+                block = self.matrix[start:stop]
+                block = block if sp.issparse(block) else np.asarray(block)
+                self._require_numbers(block.dtype)
+                # scipy has no sparse half precision.
+                rows = sp.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
+            _check_structure(rows)
+        return rows
+
+    def _require_numbers(self, dtype: np.dtype | None) -> None:
+        if dtype is not None and dtype.kind not in "fiub":
+            raise InputError(f"{self.label} holds {dtype} values: make them numbers.", *self.advice())
+
+    def list_cells(self, rows: np.ndarray) -> str:
+        """Returns the names of some cells for a message, at most five."""
+        names = [str(row) if self.cell_names is None else repr(str(self.cell_names[row])) for row in rows[:5]]
+        return ", ".join(names) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+
+
+def slice_rows(matrix: sp.csr_matrix, start: int, stop: int) -> sp.csr_matrix:
+    """Returns some rows of a matrix, which share its memory: scipy would copy them."""
+    indptr = matrix.indptr[start : stop + 1]
+    stored = slice(indptr[0], indptr[-1])
+    rows = sp.csr_matrix((len(indptr) - 1, matrix.shape[1]), dtype=matrix.dtype)
+    rows.data, rows.indices, rows.indptr = matrix.data[stored], matrix.indices[stored], indptr - indptr[0]
+    return rows
+
+
+# ---------------------------------------------------------------------- opening
+
+
+def open_anndata(
+    adata: Any, layer: str | None, use_raw: bool, gene_column: str | None
+) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
+    """
+    Opens `X`, `raw.X` or a layer.
+
+    Returns:
+        The array, and the columns that may name its genes, by their names in messages and the most trusted first.
+
+    Raises:
+        InputError: No such array or column, or an array that is damaged.
+    """
+    if use_raw and layer is not None:
+        raise InputError("Choose one of layer and use_raw.")
+    if use_raw and adata.raw is None:
+        raise InputError("This AnnData has no raw:", Remedy("leave out {option}.", "use_raw"))
+    if layer is not None and layer not in adata.layers:
+        raise InputError(f"No layer {layer!r}; layers here: {_layer_names(adata) or 'none'}.")
+    var = adata.raw.var if use_raw else adata.var
+    label = "raw.X" if use_raw else "X" if layer is None else f"layers[{layer!r}]"
+    file = adata.filename if adata.isbacked else None
+    with _naming_the_array(label, file):
+        try:
+            matrix = adata.raw.X if use_raw else adata.X if layer is None else adata.layers[layer]
+        except KeyError:  # The file lacks the array, or has a link that leads nowhere.
+            matrix = None
+        if matrix is None:
+            if layers := _layer_names(adata):
+                remedy = Remedy(f"pass {{option}}; layers here: {layers}.", "layer")
+            else:
+                remedy = Remedy("put the counts there.")
+            raise InputError(f"{file or 'This AnnData'} has no {label}:", remedy)
+        if tuple(matrix.shape) != (adata.n_obs, len(var)):
+            shape = " x ".join(map(str, matrix.shape))
+            raise ValueError(f"its shape is {shape}, but there are names for {adata.n_obs} cells and {len(var)} genes")
+        matrix = _stored_by_rows(matrix, label)
+    if gene_column is not None:
+        if gene_column not in var.columns:
+            raise InputError(f"No column {gene_column!r} in var; columns here: {sorted(map(str, var.columns))}.")
+        names = {f"var[{gene_column!r}]": var[gene_column].astype(str)}
+    else:
+        present = [column for column in GENE_COLUMNS if column in var.columns]
+        names = {"the index of var": var.index.astype(str)}
+        names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
+    return CountMatrix(matrix, label, adata.obs_names, partial(_suggest_counts, adata, label), file), names
+
+
+def open_matrix(matrix: Any, gene_ids: Sequence[str] | None) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
+    """Opens a `(cells, genes)` matrix; returns and raises the same as `open_anndata`."""
+    if not hasattr(matrix, "shape") or len(matrix.shape) != 2:
+        raise InputError(f"Cells must be an AnnData or a (cells, genes) matrix, not {type(matrix).__name__}.")
+    if gene_ids is None or len(gene_ids) != matrix.shape[1]:
+        given = "none" if gene_ids is None else f"{len(gene_ids)}"
+        raise InputError(f"A matrix needs gene_ids, one for each of its {matrix.shape[1]} columns ({given} given).")
+    label = "the matrix"
+    with _naming_the_array(label):
+        return CountMatrix(_stored_by_rows(matrix, label), label), {"gene_ids": gene_ids}
+
+
+@contextmanager
+def _naming_the_array(label: str, file: Any = None) -> Iterator[None]:
+    """Turns any error of anndata, h5py or scipy about a damaged array into an InputError that names the array."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        name = label if file is None else f"{label} of {file}"
+        raise InputError(
+            f"{name} cannot be read: {reason_of(error)}. It is damaged: use an intact copy, or write the file again."
+        ) from error
+
+
+def _layer_names(adata) -> list[str]:
+    return sorted(name for name in adata.layers if name is not None)  # None is X, since anndata 0.13.
+
+
+def _stored_by_rows(matrix, label: str):
+    """Returns a matrix whose rows are cheap to slice; other sparse formats are converted in memory, once."""
+    if getattr(matrix, "format", "csr") == "csr":
+        return matrix
+    matrix = matrix if sp.issparse(matrix) else matrix.to_memory()
+    logger.info("%s is stored as %s: it is converted to CSR in memory.", label, matrix.format.upper())
+    if matrix.format == "csc":
+        _check_structure(matrix)  # First, because scipy converts it without any check.
+    return matrix.tocsr()
+
+
+def _suggest_counts(adata, label: str) -> list[Remedy]:
+    """Finds another array of the AnnData that looks like counts, for an array that does not hold counts."""
+    sample = adata if adata.isbacked else adata[:64]
+    option = "use_raw" if label == "raw.X" else "layer"
+    arrays = {"X": (lambda: sample.X, Remedy("X looks like counts: leave out {option}.", option))}
+    if sample.raw is not None:
+        arrays["raw.X"] = lambda: sample.raw.X, Remedy("raw.X looks like counts: pass {option}.", "use_raw", True)
+    for layer in _layer_names(sample):
+        name = f"layers[{layer!r}]"
+        remedy = Remedy(f"{name} looks like counts: pass {{option}}.", "layer", layer)
+        arrays[name] = partial(sample.layers.get, layer), remedy
+    for name, (read, remedy) in arrays.items():
+        with suppress(InputError), _naming_the_array(name):
+            if name == label or (matrix := read()) is None or matrix.dtype.kind not in "fiub":
+                continue
+            values = CountMatrix(matrix, name).rows(0, 64).data
+            if len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all():
+                return [remedy]
+    return []
+
+
+# ---------------------------------------------------------------------- checking
+
+
+def _check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
+    """
+    Checks that the parts of a sparse matrix fit each other. scipy checks little of it, and would read counts of other
+    cells, the last gene for gene -1, or memory beyond the arrays.
+
+    Raises:
+        ValueError: They do not.
+    """
+    data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+    if indptr[0] or (np.diff(indptr) < 0).any() or not len(data) == len(indices) == indptr[-1]:
+        raise ValueError("its indptr does not say where each row begins and ends among its values")
+    n_indices = matrix.shape[1 if matrix.format == "csr" else 0]
+    if len(indices) and not 0 <= indices.min() <= indices.max() < n_indices:
+        raise ValueError(f"its indices are not all from 0 to {n_indices - 1}")
+
+
+def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: int) -> None:
+    """
+    Checks that values are of the kind that `counts` names.
+
+    Args:
+        chunk: Rows of `source`.
+        counts: `"raw"`, `"normalized"` or `"log1p"`.
+        source: The array, for messages.
+        start: Row of `source` where the chunk begins.
+
+    Raises:
+        InputError: They are not; the message names the array, a value and its cell.
+    """
+
+    def refuse(wrong: np.ndarray, problem: str, remedy: str, value: str | None = None) -> None:
+        if wrong.any():
+            first = np.flatnonzero(wrong)[:1]
+            cell = source.list_cells(start + np.searchsorted(chunk.indptr, first, side="right") - 1)
+            raise InputError(
+                f"{source.label} holds {problem} ({chunk.data[first[0]]} in cell {cell}).",
+                Remedy(remedy, "counts", value),
+                *source.advice(),
+            )
+
+    data = chunk.data
+    low, high = data.min(initial=0), data.max(initial=0)  # Both NaN where any value is.
+    whole = data.dtype.kind != "f" or bool((data == np.rint(data)).all())
+    if not -np.inf < low <= high < np.inf:
+        refuse(~np.isfinite(data), "values that are not finite", "Go back to the counts, or remove such cells.")
+    if low < 0:
+        refuse(data < 0, "negative values", "Scaled data cannot be ranked: go back to the counts.")
+    if high > LARGEST_VALUE:
+        refuse(data > LARGEST_VALUE, "values larger than any count", "Go back to the counts.")
+    if counts == "raw" and not whole:
+        fractions, problem = data != np.rint(data), "values that are not whole, so not raw counts"
+        if high < 16:
+            refuse(fractions, problem, "It looks log-transformed: pass {option} if so.", "log1p")
+        refuse(fractions, problem, "Pass {option} if every cell was scaled by one factor.", "normalized")
+    if counts == "log1p" and high > 30:
+        too_large = "values too large for logarithms"
+        refuse(data > 30, too_large, "Pass {option} if they are not logarithms.", "normalized")
+    if counts == "log1p" and whole and high > 0:
+        refuse(data > 0, "only whole numbers, so not logarithms", "Pass {option} for counts.", "raw")
+
+
+__all__ = ["GENE_COLUMNS", "LARGEST_VALUE", "CountMatrix", "check_values", "open_anndata", "open_matrix", "slice_rows"]

@@ -1,0 +1,270 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Rank-value encoding (LangCell, section 3.1): the genes of a cell, from the highest count / median down."""
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from .count_matrix import LARGEST_VALUE, CountMatrix, check_values, slice_rows
+from .errors import InputError, Remedy
+from .gene_matching import GeneMatch, GeneVocabulary
+
+_BLOCK = 256  # Cells that a thread reads at once; larger blocks of a dense matrix would take much memory.
+_GROUP = 64  # Cells that are ranked together; larger groups do not fit into the processor's cache.
+_WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
+
+
+@dataclass(frozen=True)
+class RankedCells:
+    """
+    Cells as sequences of different lengths, laid end to end.
+
+    Args:
+        token_ids: Ids of all the cells, each `<cls>` and then its genes by rank.
+        offsets: `(cells + 1,)`; cell `i` is `token_ids[offsets[i]:offsets[i + 1]]`.
+        matched_counts: `(cells,)` share of a cell's counts that lies in known genes.
+    """
+
+    token_ids: np.ndarray
+    offsets: np.ndarray
+    matched_counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, cell: int) -> np.ndarray:
+        return self.token_ids[self.offsets[cell] : self.offsets[cell + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(cells,)` sequence lengths, `<cls>` included."""
+        return np.diff(self.offsets)
+
+    @property
+    def without_genes(self) -> np.ndarray:
+        """`(cells,)` true for cells in which no known gene was counted."""
+        return self.lengths == 1
+
+    def pad(
+        self, cells: np.ndarray | None = None, length: int | None = None, pad_id: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Pads cells to one length, by default all cells to the longest of them.
+
+        Returns:
+            Ids and attention mask, both `(cells, length)` int64.
+        """
+        cells = np.arange(len(self)) if cells is None else np.asarray(cells)
+        width = self.lengths[cells].max(initial=1) if length is None else length
+        ids = np.full((len(cells), width), pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, cell in enumerate(cells):
+            tokens = self[cell][:width]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["RankedCells"]) -> "RankedCells":
+        """Joins chunks, in order."""
+        starts = np.cumsum([0] + [part.offsets[-1] for part in parts])
+        return cls(
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            offsets=np.concatenate([[0]] + [part.offsets[1:] + s for part, s in zip(parts, starts, strict=False)]),
+            matched_counts=np.concatenate([part.matched_counts for part in parts]),
+        )
+
+
+class RankedChunks(Sequence[RankedCells]):
+    """
+    The cells of one input, ranked chunk by chunk: made by `LangCellFeatureExtractor.chunks`.
+
+    A chunk is read and ranked when it is asked for, by its number or in a loop over all chunks, with the same result.
+    No chunk is kept, so that memory grows with the chunk and not with the input. As many threads as torch uses share
+    the work; several processes can each open one file and take different chunks.
+
+    Attributes:
+        label: Name of the array in messages: `X`, `raw.X`, `layers['counts']`, `the matrix`.
+        match: The genes of the input that are known.
+        n_cells: Number of cells of the input.
+        chunk_size: Number of cells of every chunk but the last, which has the rest.
+        counts: Kind of the values: `"raw"`, `"normalized"` or `"log1p"`.
+        empty_cells: Treatment of cells without any known gene: `"error"` or `"mark"`.
+        gene_column: The column of `var` that names the genes, if one was given.
+    """
+
+    def __init__(
+        self,
+        source: CountMatrix,
+        genes: GeneVocabulary,
+        match: GeneMatch,
+        *,
+        chunk_size: int,
+        counts: str,
+        empty_cells: str,
+        max_length: int,
+        gene_column: str | None,
+    ):
+        self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
+        self.counts, self.empty_cells, self.gene_column, self._max_length = counts, empty_cells, gene_column, max_length
+        self._source, self._genes = source, genes
+        self._ranker_of_columns = _Ranker(match.token_ids, genes.median_of_id)
+        self._ranker_of_genes = _Ranker(np.arange(genes.cls_token_id), genes.median_of_id)
+
+    def __len__(self) -> int:
+        return -(-self.n_cells // self.chunk_size)
+
+    def rows(self, chunk: int) -> range:
+        """
+        Returns the row numbers of a chunk's cells.
+
+        Raises:
+            IndexError: No such chunk; negative numbers are not counted from the end.
+        """
+        if not 0 <= operator.index(chunk) < len(self):
+            raise IndexError(f"No chunk {chunk}: they are numbered from 0 to {len(self) - 1}.")
+        start = operator.index(chunk) * self.chunk_size
+        return range(start, min(start + self.chunk_size, self.n_cells))
+
+    def __getitem__(self, chunk: int) -> RankedCells:  # type: ignore[override]
+        """
+        Reads and ranks one chunk.
+
+        Raises:
+            IndexError: No such chunk.
+            InputError: Values that are not of the kind that `counts` names; a cell without known genes.
+        """
+        rows = self.rows(chunk)
+        blocks = range(rows.start, rows.stop, _BLOCK)
+        # NumPy releases the interpreter lock while it works on large arrays.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            groups = [group for block in pool.map(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
+        ranked = RankedCells.concatenate(groups)
+        if self.empty_cells == "error" and ranked.without_genes.any():
+            empty = rows.start + np.flatnonzero(ranked.without_genes)
+            raise InputError(
+                f"{len(empty)} cell(s) of {self.label} have no counts in known genes: "
+                f"{self._source.list_cells(empty)}.",
+                Remedy("Filter them out, or keep them unannotated with {option}.", "empty_cells", "mark"),
+            )
+        return ranked
+
+    def __iter__(self) -> Iterator[RankedCells]:
+        return (ranked for _, ranked in self.ahead(range(len(self))))
+
+    def ahead(self, chunks: Iterable[int]) -> Iterator[tuple[int, RankedCells]]:
+        """Yields some chunks with their numbers, and reads the next one meanwhile."""
+        with ThreadPoolExecutor(1) as reader:
+            pending: tuple[int, Future[RankedCells]] | None = None
+            for chunk in chunks:
+                following = chunk, reader.submit(self.__getitem__, chunk)
+                if pending is not None:
+                    yield pending[0], pending[1].result()
+                pending = following
+            if pending is not None:
+                yield pending[0], pending[1].result()
+
+    def _rank(self, start: int, stop: int) -> list[RankedCells]:
+        block = self._source.rows(start, stop)
+        check_values(block, self.counts, self._source, start)
+        groups = range(0, stop - start, _GROUP)
+        return [self._rank_group(slice_rows(block, group, group + _GROUP)) for group in groups]
+
+    def _rank_group(self, counts: sp.csr_matrix) -> RankedCells:
+        if self.counts != "raw":
+            values = np.expm1(counts.data, dtype=np.float64) if self.counts == "log1p" else counts.data
+            counts.data = _as_multiples(values, counts.indptr)
+        ranker, totals = self._ranker_of_columns, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        if self.match.has_duplicates or not counts.has_canonical_format or not counts.data.all():
+            ranker, counts = self._ranker_of_genes, self._genes.sum_by_gene(counts, self.match)
+        return ranker.rank(counts, totals, self._max_length)
+
+
+class _Ranker:
+    """
+    Orders the genes of cells by count / median.
+
+    Args:
+        token_ids: `(columns,)` gene of each column of counts, -1 for none.
+        median_of_id: Medians of the ids below that of `<cls>`, which is the last.
+    """
+
+    def __init__(self, token_ids: np.ndarray, median_of_id: np.ndarray):
+        # One sort of plain integers does it all: positive floats order like their bits, so a key is median / count, the
+        # least first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
+        # ties, and ties go to the lower id. A column that is no gene has a key above that of every gene.
+        known = token_ids >= 0
+        self.cls_token_id = len(median_of_id)
+        self.id_mask = np.uint64((1 << max(16, (self.cls_token_id + 1).bit_length())) - 1)
+        self.no_gene = np.uint64(np.iinfo(np.uint64).max)
+        self.last_bits = np.where(known, token_ids.astype(np.uint64), self.no_gene)
+        self.medians = np.where(known, median_of_id[token_ids], 1.0)
+
+    def rank(self, counts: sp.csr_matrix, totals: np.ndarray, max_length: int) -> RankedCells:
+        """
+        Returns the cells, each `<cls>` and its genes from the highest value down.
+
+        Args:
+            counts: `(cells, columns)` positive, no column twice in a cell.
+            totals: `(cells,)` counts in known and unknown genes, for the share of known ones.
+            max_length: Longest sequence, `<cls>` included.
+        """
+        values = counts.data.astype(np.float64)
+        keys = self.medians.take(counts.indices)
+        keys /= values
+        keys = keys.view(np.uint64)
+        keys &= ~self.id_mask
+        keys |= self.last_bits.take(counts.indices)
+
+        unknown = np.flatnonzero(keys == self.no_gene)
+        values[unknown] = 0
+        matched = _reduce_by_cell(np.add, values, counts.indptr) / np.maximum(totals, np.finfo(np.float64).tiny)
+        n_genes = np.diff(counts.indptr) - np.diff(np.searchsorted(unknown, counts.indptr))
+        n_ranked = np.minimum(n_genes, max_length - 1)
+
+        # A loop over cells costs less than padding them to one length, and a cell that is sorted alone stays in the
+        # processor's nearest cache. Of a cell much longer than max_length, only the genes that are kept are sorted.
+        bounds = counts.indptr.tolist()
+        cells = list(zip(bounds[:-1], bounds[1:], n_ranked.tolist(), strict=True))
+        for start, stop, length in cells:
+            cell = keys[start:stop]
+            if stop - start > 1.5 * length > 0:
+                cell.partition(length)
+                cell = cell[:length]
+            cell.sort()
+        keys &= self.id_mask
+        ids = keys.astype(np.int32)
+        cls = np.array([self.cls_token_id], dtype=np.int32)
+        return RankedCells(
+            token_ids=np.concatenate([part for start, _, n in cells for part in (cls, ids[start : start + n])]),
+            offsets=np.concatenate([[0], np.cumsum(n_ranked + 1)]),
+            matched_counts=matched.astype(np.float32),
+        )
+
+
+def _reduce_by_cell(function: np.ufunc, values: np.ndarray, indptr: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    """Reduces the values of each cell to one number, `empty` where it has none; returns `(cells,)` float64."""
+    filled = np.flatnonzero(np.diff(indptr))
+    numbers = np.full(len(indptr) - 1, empty)
+    numbers[filled] = function.reduceat(values, indptr[filled], dtype=np.float64)
+    return numbers
+
+
+def _as_multiples(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """
+    Returns values as multiples of the smallest value of their cell, with whole multiples exact: values that were equal
+    counts before they were scaled are equal again.
+    """
+    smallest = _reduce_by_cell(np.minimum, np.where(values > 0, values, np.inf), indptr, np.inf)
+    smallest = np.maximum(smallest, 1 / LARGEST_VALUE)  # So that the ratios are finite.
+    ratios = values / np.repeat(smallest, np.diff(indptr))
+    whole = np.rint(ratios)
+    return np.where(np.abs(ratios - whole) <= _WHOLE * whole, whole, ratios)
+
+
+__all__ = ["RankedCells", "RankedChunks"]
