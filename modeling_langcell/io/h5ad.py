@@ -48,7 +48,7 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} cannot be read as .h5ad: {reason_of(error)}. Take a whole copy, or write it anew with anndata."
+            f"{path} cannot be read as .h5ad: {reason_of(error)}. Use an intact copy, or write it again with anndata."
         ) from error
 
 
