@@ -1,25 +1,35 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Shared fixtures: real cells and recorded behaviour, tiny random checkpoints, small AnnData, processes with a Hub."""
+"""Shared fixtures: real cells and recorded behaviour, tiny random checkpoints, small AnnData, processes and a Hub."""
 
 import gzip
 import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
+from tests.support.commands import Process, start_python
 from tests.support.hub_stand_in import TOKEN, HubStandIn
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import GENES, SYMBOLS, TYPES, WORDS, tiny_config
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+# `ci` draws the same few inputs every time; `LANGCELL_HYPOTHESIS=nightly` draws many, and others each time. A test's
+# fixtures are read and not changed, or made anew by each input.
+_FIXTURES = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
+_FIXTURES += [hypothesis.HealthCheck.data_too_large]
+for _name, _draws in (("ci", {"max_examples": 25, "derandomize": True}), ("nightly", {"max_examples": 1000})):
+    hypothesis.settings.register_profile(_name, deadline=None, suppress_health_check=_FIXTURES, **_draws)
+hypothesis.settings.load_profile(os.environ.get("LANGCELL_HYPOTHESIS", "ci"))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real cells and recorded behaviour; its absence skips, or fails where it must be there."""
+    """The folder of real cells and recorded behaviour. Without it a test is skipped, or fails under CI."""
     folder = Path(os.environ.get("LANGCELL_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
         reason = f"no real cells and recorded behaviour at {folder} (LANGCELL_SHARED names their folder)"
@@ -31,7 +41,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A browser without a window; its absence skips, or fails where it must be there."""
+    """A browser without a window. Without it a test is skipped, or fails under CI."""
     from modeling_langcell import InputError
     from modeling_langcell.eval.experiments.pictures import chromium as start
 
@@ -44,30 +54,12 @@ def chromium():
         pytest.skip(str(error))
 
 
-GENES = [f"ENSG{number:011d}" for number in range(1, 41)]
-SYMBOLS = [f"GENE{number}" for number in range(1, 41)]
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] cell type : . , b t nk natural killer monocyte a lymphocyte that is".split()
-
-
 @pytest.fixture(scope="session")
 def gene_vocabulary() -> dict[str, list]:
     """Forty genes with medians between 0.5 and 4 and one synonym each."""
     medians = np.linspace(0.5, 4.0, len(GENES)).round(3).tolist()
     names = [f"{symbol}|ALIAS{number}" for number, symbol in enumerate(SYMBOLS, 1)]
     return {"ensembl_ids": list(GENES), "medians": medians, "names": names}
-
-
-def tiny_config(**overrides):
-    """A joint config that builds in milliseconds; a new object each time, since models write into theirs."""
-    from modeling_langcell import LangCellConfig
-
-    cell = {"vocab_size": len(GENES) + 3, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    cell |= {"intermediate_size": 32, "max_position_embeddings": 64}
-    text = {"vocab_size": len(WORDS), "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3}
-    text |= {"intermediate_size": 48, "max_position_embeddings": 32}
-    cell |= overrides.pop("cell_config", {})
-    text |= overrides.pop("text_config", {})
-    return LangCellConfig(cell_config=cell, text_config=text, projection_dim=12, **overrides)
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +77,7 @@ def tiny_processor(gene_vocabulary, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_processor, tmp_path_factory) -> Path:
-    """A random LangCell checkpoint as a saved folder."""
-    import torch
+    """A saved folder of a random LangCell checkpoint."""
 
     from modeling_langcell import LangCellModel
 
@@ -99,7 +90,7 @@ def tiny_checkpoint(tiny_processor, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cells():
-    """Twelve cells of raw counts over the forty genes (symbols, Ensembl ids in var), as AnnData."""
+    """An AnnData of twelve cells with raw counts of the forty genes: symbols as names, Ensembl ids in var."""
     import anndata as ad
     import pandas as pd
 
@@ -110,16 +101,11 @@ def cells():
     return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame({"ensembl_id": GENES}, index=SYMBOLS))
 
 
-#: Types of the tiny studies.
-TYPES = {"CL:0000236": "B cell", "CL:0000623": "natural killer cell", "CL:0000576": "monocyte"}
-
-
 @pytest.fixture(scope="session")
 def tiny_studies(tmp_path_factory):
     """A corpus of three studies in which a type's genes are expressed tenfold, and a random sentence encoder."""
     import anndata as ad
     import pandas as pd
-    import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
     from modeling_langcell.corpus.build import CorpusSettings, make_corpus
@@ -133,7 +119,7 @@ def tiny_studies(tmp_path_factory):
         for number, term_id in enumerate(TYPES):
             rates[term_ids == term_id, 10 * number : 10 * number + 10] *= 10
         obs = pd.DataFrame({"cell_type_ontology_term_id": term_ids}, index=[f"s{study}c{row}" for row in range(40)])
-        if study < 2:  # Blood and bone marrow; of the third study it is not known.
+        if study < 2:  # Blood and bone marrow; the third study does not name its tissue.
             obs["tissue_ontology_term_id"] = ("UBERON:0000178", "UBERON:0002371")[study]
         obs["suspension_type"] = "cell"
         counts = sp.csr_matrix(rng.poisson(rates).astype(np.float32))
@@ -159,7 +145,7 @@ def tiny_studies(tmp_path_factory):
 
 @pytest.fixture
 def settings(tiny_studies, tmp_path):
-    """A run of seconds on the tiny studies."""
+    """Settings of a pre-training run of seconds on the tiny studies."""
     folder = tiny_studies
     return {
         "corpus": str(folder / "corpus"),
@@ -184,47 +170,47 @@ def settings(tiny_studies, tmp_path):
     }
 
 
-def started(settings):
-    """The model and processor that a run would train."""
-    from modeling_langcell.corpus.corpus import Corpus
-    from modeling_langcell.pretraining.config import PretrainingConfig
-    from modeling_langcell.pretraining.initialization import initialize_model
-
-    return initialize_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
-
-
 # ---------------------------------------------------------------------- processes and a Hub
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="session")
+def hub_server():
+    """The stand-in for the Hub that all tests of this process ask."""
     with HubStandIn() as hub:
         yield hub
 
 
 @pytest.fixture
-def start(hub, tmp_path):
-    """Starts a process that knows no Hub but the stand-in, with a cache of its own."""
-    running = []
+def hub(hub_server):
+    """An empty stand-in for the Hub."""
+    yield hub_server
+    hub_server.reset()
 
-    def start(*command, home: str = "home", token: str = TOKEN, largest: int | None = None, **environment: str):
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory) -> Path:
+    """Folder of links to the caches of the test that runs, so that `HF_HOME` stays the same from test to test."""
+    return tmp_path_factory.mktemp("homes")
+
+
+@pytest.fixture
+def start(hub, homes, tmp_path):
+    """Starts Python with arguments, in `tmp_path`, with no Hub but the stand-in and an empty cache."""
+    running: list[Process] = []
+
+    def start(*command, home: str = "home", token: str = TOKEN, environment=None, **options) -> Process:
+        (tmp_path / home).mkdir(exist_ok=True)
+        (homes / home).unlink(missing_ok=True)
+        (homes / home).symlink_to(tmp_path / home)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
             "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / home),
+            "HF_HOME": str(homes / home),
             "HF_TOKEN": token,
             "HF_HUB_DISABLE_XET": "1",
-            "PYTHONPATH": str(REPOSITORY),
-            **environment,
+            **(environment or {}),
         }
-
-        def limit() -> None:
-            if largest is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-        command = [sys.executable, *map(str, command)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=limit, **pipes))
+        running.append(start_python(*command, **{"cwd": tmp_path, "env": environment, **options}))
         return running[-1]
 
     yield start
@@ -235,11 +221,11 @@ def start(hub, tmp_path):
 
 @pytest.fixture
 def run(start):
-    """Runs one to its end: exit code, and what it said."""
+    """Runs Python with arguments to its end, as `start` does; returns the exit code, stdout and stderr."""
 
     def run(*command, **options) -> tuple[int, str, str]:
         process = start(*command, **options)
-        said, errors = process.communicate(timeout=300)
-        return process.returncode, said, errors
+        printed, errors = process.communicate(timeout=300)
+        return process.returncode, printed, errors
 
     return run

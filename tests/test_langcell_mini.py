@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from modeling_langcell import LangCellAnnotator, LangCellModel
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 MINI = REPOSITORY / "hub_configs" / "langcell-mini"
 ACCURACY = 0.5

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 import modeling_langcell
 from modeling_langcell.io.example import LABEL_COLUMN, load_example
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 VERSION = modeling_langcell.__version__
 PROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")

@@ -22,7 +22,8 @@ from modeling_langcell.adaptation.trainer import CellBatches, ClassLoss, Descrip
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from modeling_langcell.io.labels import rank_cells, read_labels
-from tests.conftest import GENES, REPOSITORY, TYPES, tiny_config
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import GENES, TYPES, tiny_config
 
 MINI = REPOSITORY / "hub_configs" / "langcell-mini"
 #: Real cells that langcell-mini knows well, under each other's names: what it makes of these it has learnt.

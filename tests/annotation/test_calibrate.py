@@ -20,7 +20,7 @@ from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 from modeling_langcell.checkpoint.loading import load_checkpoint
 from modeling_langcell.cli.main import app
 from modeling_langcell.model.prompts import PROMPT_TEMPLATES
-from tests.conftest import GENES
+from tests.support.tiny import GENES
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from modeling_langcell import LangCellModel
 from modeling_langcell.cli.main import app
-from tests.conftest import tiny_config
 from tests.support.hub_stand_in import Block, Drop, Status, sha256
+from tests.support.tiny import tiny_config
 
 NAME = "tester/tiny"
 ANNOTATE = ("-m", "modeling_langcell.cli", "annotate", "--out", "o.h5ad", "--labels", "B cell;monocyte", "--alpha", "1")

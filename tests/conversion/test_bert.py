@@ -38,7 +38,8 @@ from modeling_langcell.checkpoint.builtin import resolve_checkpoint
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.bert import GENES as GENES_FILE
 from modeling_langcell.conversion.bert import export_cell_tower, fold_token_types, read_cell_tower
-from tests.conftest import GENES, REPOSITORY, tiny_config
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import GENES, tiny_config
 
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 VOCABULARY = len(GENES) + 3

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from modeling_langcell import InputError, LangCellFeatureExtractor, LangCellModel
 from modeling_langcell.conversion.published import PARTS, convert, read_gene_vocabulary
-from tests.conftest import GENES, SYMBOLS, WORDS, tiny_config
+from tests.support.tiny import GENES, SYMBOLS, WORDS, tiny_config
 
 MEDIANS = np.linspace(0.5, 4.0, len(GENES))
 WORD_ROWS = "embeddings.word_embeddings.weight"

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 
 CONFIGS = [LangCellCellConfig, LangCellTextConfig, LangCellConfig]
 AUTO_MAPS = {

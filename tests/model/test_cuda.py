@@ -14,7 +14,7 @@ from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.model.packed_langcell import PackedSequences
 from modeling_langcell.model.token_budget import TokenBudget
 from modeling_langcell.model.zero_shot import DescriptionScorer
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 
 from .test_packed_langcell import CELLS, TEXTS, random_ids
 

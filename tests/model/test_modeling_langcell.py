@@ -36,7 +36,7 @@ from modeling_langcell import (
 )
 from modeling_langcell.model import modeling_langcell
 from modeling_langcell.model.objectives import CellCellContrast, CellTextContrast, MaskedGeneModelling
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 
 CELLS, GENES, TEXTS, TOKENS = 3, 12, 4, 6
 CELL_WIDTH, TEXT_WIDTH, SHARED_WIDTH, VOCABULARY, WORDS = 16, 24, 12, 43, 20

@@ -18,7 +18,7 @@ from modeling_langcell.model import packed_langcell
 from modeling_langcell.model.packed_langcell import PackedSequences, attend, dense, takes_onednn
 from modeling_langcell.model.token_budget import TokenBudget
 from modeling_langcell.model.zero_shot import DescriptionScorer
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 
 CELLS, TEXTS = [7, 20, 20, 1, 33], [3, 5, 5, 9]
 

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 from modeling_langcell import LangCellAnnotator, LangCellFeatureExtractor, LangCellModel
 from modeling_langcell.conversion.bert import fold_token_types
 from modeling_langcell.conversion.published import convert, read_gene_vocabulary
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 
 #: What fp32 arithmetic in another order may change; a cosine divided by the temperature is 20 times as large.
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModel, pipeline
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellForPreTraining, ZeroShotCellAnnotationPipeline
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 
 TASK = "zero-shot-cell-annotation"
 DESCRIPTIONS = {"NK": "cell type : nk .", "monocyte": "cell type : monocyte .", "B": "b cell"}

@@ -9,7 +9,8 @@ import torch
 
 from modeling_langcell import InputError, LangCellModel
 from modeling_langcell.model.token_budget import TokenBudget
-from tests.conftest import REPOSITORY, tiny_config
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import tiny_config
 
 LENGTHS = [9, 7, 7, 5, 2, 1]
 
@@ -81,7 +82,7 @@ def test_is_chosen_from_free_memory(monkeypatch):
 SCARCE = """
 import resource, torch
 from pathlib import Path
-from tests.conftest import tiny_config
+from tests.support.tiny import tiny_config
 from modeling_langcell import LangCellModel
 from modeling_langcell.packed_langcell import PackedSequences
 from modeling_langcell.token_budget import TokenBudget

@@ -11,7 +11,7 @@ from modeling_langcell.model.objectives import IGNORED
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import PretrainingBatches
 from modeling_langcell.pretraining.initialization import initialize_model
-from tests.conftest import GENES, TYPES
+from tests.support.tiny import GENES, TYPES
 
 CLS = len(GENES) + 2
 

@@ -10,11 +10,11 @@ from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.initialization import start_text_projection
 from modeling_langcell.pretraining.run import pretrain
-from tests.conftest import GENES, SYMBOLS, WORDS, started
+from tests.support.tiny import GENES, SYMBOLS, WORDS, initialized
 
 
 def test_the_text_tower_reads_as_the_encoder_it_started_from(tiny_studies, settings):
-    model, processor = started(settings)
+    model, processor = initialized(settings)
     bert = BertModel.from_pretrained(tiny_studies / "encoder", add_pooling_layer=False).eval()
     batch = processor(text=["b cell", "natural killer cell type"], return_tensors="pt")
     with torch.no_grad():
@@ -40,7 +40,7 @@ class TestGeneformer:
         return BertModel.from_pretrained(tmp_path / "geneformer", add_pooling_layer=False).eval()
 
     def test_it_reads_alike(self, geneformer, settings):
-        model, _ = started(settings)
+        model, _ = initialized(settings)
         ids = torch.randint(2, len(GENES) + 2, (5, 20))
         with torch.no_grad():
             ours = model.eval().cell_model(ids).last_hidden_state
@@ -54,7 +54,7 @@ class TestGeneformer:
     def test_positions_are_cut_or_continued(self, geneformer, settings, positions):
         settings["model"]["cell_config"] = {"max_position_embeddings": positions}
         settings["max_genes"] = positions
-        model, _ = started(settings)
+        model, _ = initialized(settings)
         ours = model.cell_model.embeddings.position_embeddings.weight
         theirs = (
             geneformer.embeddings.position_embeddings.weight + geneformer.embeddings.token_type_embeddings.weight[0]
@@ -70,16 +70,16 @@ class TestGeneformer:
         settings["model"]["cell_config"] = {}
         settings["gene_names_from"] = None
         with pytest.raises(InputError, match=r"99 tokens, the corpus 43.*--vocabulary"):
-            started(settings | {"cell_tower": str(tmp_path / "other")})
+            initialized(settings | {"cell_tower": str(tmp_path / "other")})
 
     def test_another_geometry_is_refused(self, geneformer, settings):
         settings["model"]["cell_config"] = {"hidden_size": 48}
         with pytest.raises(InputError, match="does not fit"):
-            started(settings)
+            initialized(settings)
 
     def test_other_starts_beside_it_are_refused(self, geneformer, settings):
         with pytest.raises(InputError, match="leave out"):
-            started(settings | {"gene_average_start": True})
+            initialized(settings | {"gene_average_start": True})
 
 
 class TestRefusals:
@@ -95,9 +95,9 @@ class TestRefusals:
 
     def test_checkpoints_of_another_kind(self, settings, tiny_checkpoint, tiny_studies):
         with pytest.raises(InputError, match="a checkpoint of langcell, not of bert"):
-            started(settings | {"text_tower": str(tiny_checkpoint)})
+            initialized(settings | {"text_tower": str(tiny_checkpoint)})
         with pytest.raises(InputError, match="a checkpoint of bert, not of langcell"):
-            started(settings | {"start": str(tiny_studies / "encoder")})
+            initialized(settings | {"start": str(tiny_studies / "encoder")})
 
     def test_weights_that_are_not_there(self, settings, tmp_path):
         class Half(BertModel):
@@ -109,7 +109,7 @@ class TestRefusals:
         half = Half(config, add_pooling_layer=False)
         half.save_pretrained(tmp_path / "half", state_dict=half.state_dict())
         with pytest.raises(InputError, match=r"lacks the weights encoder\.layer\.1"):
-            started(settings | {"text_tower": str(tmp_path / "half")})
+            initialized(settings | {"text_tower": str(tmp_path / "half")})
 
     @pytest.mark.parametrize(
         ("model", "says"),
@@ -128,12 +128,12 @@ class TestRefusals:
     )
     def test_settings_of_the_model(self, settings, model, says):
         with pytest.raises(InputError, match=says):
-            started(settings | {"gene_names_from": None, "model": model})
+            initialized(settings | {"gene_names_from": None, "model": model})
 
     def test_names_of_no_gene(self, settings, tmp_path):
         (tmp_path / "genes").write_text("Symbol\tSynonyms\tdbXrefs\tdescription\nA\t-\tEnsembl:ENSG99\ta\n")
         with pytest.raises(InputError, match="none of the corpus's genes"):
-            started(settings | {"gene_names_from": str(tmp_path / "genes")})
+            initialized(settings | {"gene_names_from": str(tmp_path / "genes")})
 
 
 def test_a_run_that_goes_on_may_have_other_positions(settings, tmp_path):
@@ -155,9 +155,9 @@ def test_genes_without_a_name_start_as_the_others_of_a_plain_start(settings, tmp
     lines = [f"{s}\t-\tEnsembl:{g}\t{s} protein\n" for g, s in zip(GENES[:30], SYMBOLS[:30], strict=True)]
     named.write_text("Symbol\tSynonyms\tdbXrefs\tdescription\n" + "".join(lines))
     torch.manual_seed(5)
-    plain, _ = started(settings | {"gene_names_from": None})
+    plain, _ = initialized(settings | {"gene_names_from": None})
     torch.manual_seed(5)
-    model, _ = started(settings | {"gene_names_from": str(named)})
+    model, _ = initialized(settings | {"gene_names_from": str(named)})
     weight, random = (m.cell_model.get_input_embeddings().weight for m in (model, plain))
     ids = {gene: 2 + i for i, gene in enumerate(Corpus(settings["corpus"]).gene_vocabulary["ensembl_ids"])}
     known = [ids[gene] for gene in GENES[:30]]
@@ -167,9 +167,9 @@ def test_genes_without_a_name_start_as_the_others_of_a_plain_start(settings, tmp
 
 
 def test_gene_embeddings_start_from_names(settings):
-    model, _ = started(settings)
-    other, _ = started(settings)
-    plain, _ = started(settings | {"gene_names_from": None})
+    model, _ = initialized(settings)
+    other, _ = initialized(settings)
+    plain, _ = initialized(settings | {"gene_names_from": None})
     weight, again, random = (m.cell_model.get_input_embeddings().weight for m in (model, other, plain))
     torch.testing.assert_close(weight[2:-1], again[2:-1], atol=1e-4, rtol=0)
     assert not torch.allclose(weight[2:-1], random[2:-1], atol=1e-3)
@@ -180,7 +180,7 @@ def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
     ids = torch.randint(2, 40, (20, 30))
 
     def agreement(**overrides):
-        model, _ = started(settings | {"gene_names_from": None} | overrides)
+        model, _ = initialized(settings | {"gene_names_from": None} | overrides)
         tower = model.cell_model.eval()
         with torch.no_grad():
             states, pooled = tower.embeddings(ids).mean(dim=1), tower(ids).pooler_output
@@ -195,7 +195,7 @@ def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
 
 def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
     settings["model"]["projection_dim"] = 24
-    model, _ = started(settings)
+    model, _ = initialized(settings)
     pooled = torch.randn(40, 24) * torch.linspace(0.1, 2, 24) + 5
     start_text_projection(model, pooled)
     projected = model.text_projection(pooled)
@@ -208,7 +208,7 @@ def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
 @pytest.mark.parametrize("whitening", [0.3, 1.0])
 def test_whitening_makes_the_spreads_of_the_text_projection_more_alike(settings, whitening):
     settings["model"]["projection_dim"] = 24
-    model, _ = started(settings)
+    model, _ = initialized(settings)
     pooled = torch.randn(60, 24) * torch.linspace(0.1, 2, 24) + 5
     spreads = []
     for power in (0.0, whitening):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 
@@ -59,7 +59,7 @@ def found(tmp_path_factory, tiny_studies):
     for how, processes in (("alone", 1), ("ddp", 2), ("fsdp", 2)):
         out = folder / how
         out.mkdir()
-        run = launch(processes, REPOSITORY / "tests" / "joint_batch.py", folder / "cases.json", out, how)
+        run = launch(processes, REPOSITORY / "tests" / "support" / "joint_batch.py", folder / "cases.json", out, how)
         assert run.returncode == 0, run.stdout + run.stderr
         assert f"all: {processes} processes" in run.stdout
         results[how] = {name: load_file(out / f"{name}.safetensors") for name in cases}

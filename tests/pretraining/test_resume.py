@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from modeling_langcell import InputError
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import pretrain
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 STEPS = 40
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}

@@ -25,8 +25,9 @@ from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import FrozenTexts
 from modeling_langcell.pretraining.run import pretrain
 from modeling_langcell.publishing.publish import check
-from tests.conftest import REPOSITORY, TYPES, started
 from tests.support.hub_stand_in import HubStandIn
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import TYPES, initialized
 
 
 def test_gene_info_of_another_kind_is_refused(tmp_path):
@@ -38,7 +39,7 @@ def test_gene_info_of_another_kind_is_refused(tmp_path):
 
 
 def test_a_frozen_tower_reads_every_wording_once(settings):
-    model, processor = started(settings)
+    model, processor = initialized(settings)
     frozen = FrozenTexts(model.eval(), processor, max_tokens=16)
     read = []
     frozen.text_model.register_forward_pre_hook(

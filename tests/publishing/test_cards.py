@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from modeling_langcell import InputError
 from modeling_langcell.cli.main import app
 from modeling_langcell.publishing.cards import Prose, faults_of, render, sections, summarize, write_card
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 HUB_CONFIGS, CARDS = REPOSITORY / "hub_configs", REPOSITORY / "model_cards"
 RESULTS = REPOSITORY / "eval" / "results"

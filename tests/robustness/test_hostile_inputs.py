@@ -26,7 +26,7 @@ from modeling_langcell.checkpoint.loading import load_checkpoint
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.pickles import UnsafePickle, read_plain_pickle
 from modeling_langcell.conversion.published import read_gene_vocabulary
-from tests.conftest import GENES, SYMBOLS
+from tests.support.tiny import GENES, SYMBOLS
 
 
 def tried(examples: int) -> settings:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 TABLE = REPOSITORY / "eval" / "results" / "robustness.json"
 

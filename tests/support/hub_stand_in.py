@@ -135,11 +135,18 @@ class HubStandIn(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_):
+        self.reset()
+        self.shutdown()
+        self.server_close()
+
+    def reset(self) -> None:
+        """Ends the blocked requests and forgets everything, at the same address."""
         for _, _, fault in self.faults:
             if isinstance(fault, Block):
                 fault.ended.set()
-        self.shutdown()
-        self.server_close()
+        with self.lock:
+            for kept in (self.repositories, self.of_others, self.large, self.requests, self.faults):
+                kept.clear()
 
 
 def blob_id(content: bytes) -> str:

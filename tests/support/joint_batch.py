@@ -20,11 +20,12 @@ from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import FrozenTexts, PretrainingBatches
 from modeling_langcell.pretraining.initialization import initialize_model
 from modeling_langcell.pretraining.run import freeze_parameters
+from tests.support.paths import REPOSITORY
 
 
 def split(model):
     """Splits the layers that our FSDP configuration names, as accelerate does with it, which it does on GPUs alone."""
-    path = Path(__file__).parent.parent / "hub_configs" / "accelerate" / "fsdp.yaml"
+    path = REPOSITORY / "hub_configs" / "accelerate" / "fsdp.yaml"
     layers = yaml.safe_load(path.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
     for module in model.modules():
         if type(module).__name__ in layers:
