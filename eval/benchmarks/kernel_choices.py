@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What else a processor could compute the cell tower with: why the defaults are what they are."""
+"""Alternative kernels for the cell tower: the measurements behind the defaults."""
 
 import copy
 import warnings
@@ -20,11 +20,11 @@ from modeling_langcell.model.packed_langcell import PackedSequences
 
 def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict[str, Any]:
     """
-    Rounds of the cell tower on cells of so many random genes.
+    Measures rounds of the cell tower on cells of `length` random genes.
 
     Returns:
-        Of every way: `cells_per_second` and `ratio` to the naive procedure, medians; and `cosine`, the smallest of its
-        `<cls>` states with those of the naive procedure.
+        `ways`: for every kernel its median `cells_per_second`, its median `ratio` to the naive procedure, and `cosine`,
+        the smallest cosine of its `<cls>` states with those of the naive procedure.
     """
     cells = max(1, 4096 // length)
     ids = torch.randint(2, context.config.cell_config.vocab_size - 1, (cells, length), device=context.device)
@@ -43,12 +43,12 @@ def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict
     for precision in precisions(context):
         tower = context.model_in(precision).cell_model
         ways[precision] = partial(read_packed, tower)
-        # Compiled, a tower takes torch's products and attention.
+        # A compiled tower uses torch's products and attention.
         compiled = torch.compile(copy.deepcopy(tower), dynamic=False)
         ways[f"{precision}, compiled"] = partial(read_padded, compiled)
     if context.device.type == "cpu":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # It is on its way to another package.
+            warnings.simplefilter("ignore")  # torch warns that it moves to another package.
             tower = torch.ao.quantization.quantize_dynamic(
                 copy.deepcopy(context.model.cell_model), {nn.Linear}, dtype=torch.qint8
             )
@@ -61,7 +61,7 @@ def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict
         with torch.no_grad():
             found[way] = ways[way]().float()
 
-    for way in ways:  # Compilation is no part of the rate.
+    for way in ways:  # The first call compiles, which does not count.
         run(way)
     for _ in range(rounds):
         for way in ways:

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How much memory a process holds."""
+"""The memory of a process."""
 
 import re
 from pathlib import Path
@@ -9,18 +9,18 @@ GIGABYTE = 1e9
 
 def resident(field: str, process: int | str = "self") -> int | None:
     """
-    Bytes of a process that are resident now (`VmRSS`) or were at most (`VmHWM`), None where the system does not tell.
-    (`ru_maxrss` starts at the parent's in a child.)
+    Returns the resident bytes of a process, now (`VmRSS`) or at their peak (`VmHWM`), or None where the system does not
+    report them. (`ru_maxrss` would start at the parent's value in a child.)
     """
     try:
         found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
-    except OSError:  # No such system, or no such process any more.
+    except OSError:  # The system has no /proc, or the process has ended.
         return None
     return None if found is None else int(found[1]) * 1024
 
 
 def peak_gb(process: int | str = "self") -> float | None:
-    """The most memory that was resident."""
+    """Returns the peak resident memory in GB."""
     peak = resident("VmHWM", process)
     return None if peak is None else peak / GIGABYTE
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Zero-shot annotation as the public inference code does it, written plainly: one text at a time for a whole batch of
-cells, in single precision, padded to the batch's longest cell, with plain attention, and with the keys and values of a
-cell computed anew for every text. It is what speed is measured against, and shares only the weights with the package.
+The public procedure of zero-shot annotation, written plainly: one text at a time for a whole batch of cells, in single
+precision, padded to the batch's longest cell, with plain attention, and computing a cell's keys and values anew for
+every text. It is the baseline of the speed benchmarks and shares only the weights with the package.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 
 from modeling_langcell import LangCellModel
 
-#: Cells that the public notebook reads at once.
+#: Number of cells in a batch of the public notebook.
 BATCH = 32
 
 
 def attend(attention: Any, states: torch.Tensor, others: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Of `(rows, tokens, width)` states to `(rows, others, width)` ones; `mask` is 1 where there is something."""
+    """Attends from `(rows, tokens, width)` states to `(rows, others, width)` ones; `mask` is 0 at padding."""
     heads, size = attention.self.config.num_attention_heads, attention.self.head_size
 
-    def by_head(layer: Any, of: torch.Tensor) -> torch.Tensor:
-        return F.linear(of, layer.weight, layer.bias).unflatten(-1, (heads, size)).transpose(1, 2)
+    def by_head(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, layer.weight, layer.bias).unflatten(-1, (heads, size)).transpose(1, 2)
 
     query = by_head(attention.self.query, states)
     key, value = by_head(attention.self.key, others), by_head(attention.self.value, others)
@@ -32,7 +32,7 @@ def attend(attention: Any, states: torch.Tensor, others: torch.Tensor, mask: tor
 
 
 def finish(output: Any, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """Dense, the sum with what came before, and the norm."""
+    """Applies the dense layer, adds the residual and normalises."""
     summed = F.linear(states, output.dense.weight, output.dense.bias) + residual
     return F.layer_norm(summed, summed.shape[-1:], output.LayerNorm.weight, output.LayerNorm.bias, output.LayerNorm.eps)
 
@@ -44,7 +44,7 @@ def encode(
     cells: torch.Tensor | None = None,
     cell_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Last hidden states of a tower; with cross-attention to the states of as many cells, if they are given."""
+    """Returns the last hidden states of a tower, with cross-attention to the states of one cell per row if given."""
     embeddings, config = tower.embeddings, tower.config
     states = F.embedding(ids, embeddings.word_embeddings.weight)
     states = states + embeddings.position_embeddings.weight[: ids.shape[1]]
@@ -63,11 +63,11 @@ def encode(
 
 class NaiveProcedure:
     """
-    The public loop on a batch of cells.
+    The public loop over texts for a batch of cells.
 
     Args:
         model: A joint model in single precision.
-        texts: Ids of each description.
+        texts: Token ids of each description.
         alpha: Weight of the similarity.
     """
 
@@ -80,20 +80,20 @@ class NaiveProcedure:
 
     @torch.no_grad()
     def encode_cells(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last hidden states of `(cells, genes)`, and the softmax of the similarities `(cells, texts)`."""
+        """Returns the last hidden states of `(cells, genes)` ids, and the softmax of similarities `(cells, texts)`."""
         states = encode(self.model.cell_model, ids, mask)
         embeds = F.normalize(self._through(self.model.cell_projection, states[:, 0]), dim=-1)
         return states, (embeds @ self.text_embeds.T / self.model.config.temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def match(self, states: torch.Tensor, mask: torch.Tensor, text: int) -> torch.Tensor:
-        """`(cells,)` probabilities that one text matches the cells."""
+        """Returns `(cells,)` probabilities that one text matches the cells."""
         ids = self.texts[text].repeat(len(states), 1)
         pairs = encode(self.model.text_model, ids, torch.ones_like(ids), states, mask)
         return self._through(self.model.matching_head, pairs[:, 0]).softmax(dim=-1)[:, 1]
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Scores `(cells, texts)` of a batch."""
+        """Returns the scores `(cells, texts)` of a batch."""
         states, similarity = self.encode_cells(ids, mask)
         match = torch.stack([self.match(states, mask, text) for text in range(len(self.texts))], dim=1)
         return self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=-1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How many operations something takes, how many annotation cannot do without, and how many a second the device does."""
+"""Counts of operations: those that a computation takes, those that annotation needs, and the device's rate."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ def _attend_backward(gradient, query, key, value, *_, **__) -> int:
 
 
 def _linear(states, *others, **_) -> int:
-    # What is to be added comes before the weights, the bias after them, if there is any.
+    # An addend comes before the weights and a bias after them.
     weight = [shape for shape in others if shape is not None and len(shape) == 2 and shape[1] == states[-1]][-1]
     return mm_flop((torch.Size(states[:-1]).numel(), states[-1]), weight[::-1])
 
 
-#: What torch's counter leaves out: attention on a processor, and the products that oneDNN does.
+#: Kernels that torch's counter leaves out: attention on a CPU, and oneDNN's products.
 _CPU_KERNELS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attend,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attend_backward,
@@ -35,19 +35,19 @@ _CPU_KERNELS = {
 
 
 def count_operations(work: Callable[[], Any]) -> float:
-    """Operations of matrix products and attention."""
+    """Counts the operations of matrix products and attention."""
     with FlopCounterMode(display=False, custom_mapping=_CPU_KERNELS) as counter:
         work()
     return counter.get_total_flops()
 
 
-# The operations that annotation cannot leave out, by what is known: those of every gene through every layer of its
-# tower; a cell's keys and values once a layer; of a text what depends on it alone once, and the rest once a pair; and
-# in the last layer those of `[CLS]` alone, whose product with keys and values goes over the states themselves.
+# The least operations that are known to suffice for annotation: every gene goes through every layer of its tower; a
+# cell's keys and values are computed once per layer; the part of a text that depends on it alone is computed once, the
+# rest once per pair; the last layer computes `[CLS]` alone, whose attention works on the states directly.
 
 
 def operations_of_cells(config: LangCellConfig, cells: Sequence[int]) -> float:
-    """Of reading cells of so many genes, all their last states."""
+    """Returns the operations of encoding cells with these numbers of genes, all last states included."""
     cell = config.cell_config
     width, wide = cell.hidden_size, cell.intermediate_size
     a_layer = sum(cells) * (4 * width**2 + 2 * width * wide) + 2 * width * sum(length**2 for length in cells)
@@ -55,7 +55,7 @@ def operations_of_cells(config: LangCellConfig, cells: Sequence[int]) -> float:
 
 
 def operations_of_texts(config: LangCellConfig, texts: Sequence[int]) -> float:
-    """Of embedding texts of so many tokens."""
+    """Returns the operations of embedding texts with these numbers of tokens."""
     text = config.text_config
     width, wide = text.hidden_size, text.intermediate_size
     a_layer = sum(texts) * (4 * width**2 + 2 * width * wide) + 2 * width * sum(length**2 for length in texts)
@@ -66,15 +66,15 @@ def operations_of_texts(config: LangCellConfig, texts: Sequence[int]) -> float:
 def operations_of_pairs(
     config: LangCellConfig, cells: Sequence[int], texts: Sequence[int], chosen: int | None = None
 ) -> float:
-    """Of matching cells and texts, all with all, or each cell with so many texts of mean length."""
+    """Returns the operations of matching all cells with all texts, or each cell with `chosen` texts of mean length."""
     text = config.text_config
     width, layers = text.hidden_size, text.num_hidden_layers
     ahead = 2 * width * text.intermediate_size
-    of_a_cell = len(texts) if chosen is None else chosen
-    share = of_a_cell / len(texts)
-    pairs, words = len(cells) * of_a_cell, len(cells) * sum(texts) * share
+    texts_per_cell = len(texts) if chosen is None else chosen
+    share = texts_per_cell / len(texts)
+    pairs, words = len(cells) * texts_per_cell, len(cells) * sum(texts) * share
     squares = 2 * width * sum(length**2 for length in texts)
-    met = 2 * width * sum(cells) / len(cells)  # A token's attention to a cell of mean length.
+    met = 2 * width * sum(cells) / len(cells)  # Attention of one token to a cell of mean length.
     work = 2.0 * layers * sum(cells) * config.cell_config.hidden_size * width
     work += sum(texts) * 5 * width**2 + squares + words * (width**2 + met + ahead)
     work += (layers - 2) * (words * (6 * width**2 + met + ahead) + len(cells) * share * squares)
@@ -83,7 +83,7 @@ def operations_of_pairs(
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Operations a second of products as large as suit the device, as fast as the package has them done."""
+    """Measures the operations per second of large matrix products with the package's own dense layer."""
     side = 8192 if device.type == "cuda" else 1024
     layer = torch.nn.Linear(side, side, device=device, dtype=dtype)
     states = torch.randn(side, side, device=device, dtype=dtype)
@@ -96,7 +96,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
 
 
 def time_of(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds, with what a GPU was only asked to do."""
+    """Returns the seconds of a computation, on a GPU until it is finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

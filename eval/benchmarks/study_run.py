@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What it takes to annotate a file as large as a study: by the command, killed on the way and given again."""
+"""Time and memory of annotating a file as large as a study with the command, which is killed once and repeated."""
 
 import json
 import os
@@ -25,18 +25,17 @@ from modeling_langcell.io.h5ad import open_cells, read_annotation
 
 def annotate_study(cells: Path, n_cells: int, labels: list[str], kill_at: float) -> dict[str, Any]:
     """
-    Annotates `n_cells` cells, those of a file over and over, with langcell-mini.
+    Annotates a file of `n_cells` cells, repeated from a smaller file, with langcell-mini.
 
     Args:
         cells: An `.h5ad` file of raw counts.
-        n_cells: Cells of the study.
+        n_cells: Number of cells of the study.
         labels: Candidates.
-        kill_at: The first process gets SIGKILL when this share of the cells is done.
+        kill_at: Share of the cells after which the first process gets SIGKILL.
 
     Returns:
-        Of each of the two runs its `seconds`, the cells that were done when it ended, and the most memory that was
-        resident (`peak_gb`); `cells_done_before` as the second one says; size of the file; and whether equal cells got
-        equal answers, wherever they stand in the file.
+        `runs`: `seconds`, `cells_done` and peak memory `peak_gb` of both processes; `cells_done_before`, as the second
+        reports it; the size of the file; and the share of cells with the same answer as their first copy.
     """
     with tempfile.TemporaryDirectory() as folder:
         study, output = Path(folder) / "study.h5ad", Path(folder) / "annotated.h5ad"
@@ -77,7 +76,7 @@ def annotate_study(cells: Path, n_cells: int, labels: list[str], kill_at: float)
 
 
 def tile(cells: Path, n_cells: int, output: Path) -> int:
-    """Writes a file of as many cells, those of another over and over; returns how many there are in one round."""
+    """Writes a file of `n_cells` cells that repeats the cells of another, and returns the number in one round."""
     adata = open_cells(cells).to_memory()
     once = sp.csr_matrix(adata.X)
     with h5py.File(output, "w") as file:
@@ -94,7 +93,7 @@ def tile(cells: Path, n_cells: int, output: Path) -> int:
 
 
 def _cells_done(unfinished: Path) -> int:
-    """By the chunks that are there, all of one size."""
+    """Counts the cells of the chunks that were written, which are all of one size."""
     return CHUNK_SIZE * len(list(unfinished.glob("[0-9]*.safetensors"))) if unfinished.is_dir() else 0
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What it takes to rank cells: the published dense procedure, cells to compare on, and the memory of a backed file."""
+"""Benchmarks of ranking cells: the published dense procedure, synthetic cells, and the memory of a backed file."""
 
 import json
 import subprocess
@@ -21,12 +21,12 @@ from modeling_langcell.eval.benchmarks.memory import GIGABYTE, resident
 from modeling_langcell.io.h5ad import open_cells
 
 MAX_LENGTH = 2048
-_CELLS_AT_A_TIME = 5_000  # Cells that are made and written together.
+_CELLS_AT_A_TIME = 5_000  # Number of cells that are made and written together.
 
 
 def synthetic_vocabulary(n_genes: int, seed: int) -> dict[str, list]:
-    """A gene vocabulary with medians that differ by an order of magnitude or two."""
-    # Three decimals: no two values of a cell are nearer than float32 tells apart, unless they are equal.
+    """Returns a gene vocabulary whose medians span one or two orders of magnitude."""
+    # With three decimals, different values of a cell stay different in float32.
     medians = np.random.default_rng(seed).lognormal(0.0, 0.6, n_genes).round(3).clip(0.01)
     return {
         "ensembl_ids": [f"ENSG{gene:011d}" for gene in range(n_genes)],
@@ -37,8 +37,8 @@ def synthetic_vocabulary(n_genes: int, seed: int) -> dict[str, list]:
 
 def synthetic_counts(n_cells: int, n_genes: int, seed: int) -> sp.csr_matrix:
     """
-    Counts `(cells, genes)` as sparse as real ones, about 7.5%, never dense: genes are drawn by rates and cells by
-    depths that are log-normal, and the count of a drawn gene is geometric with a mean of one and its rate.
+    Returns sparse counts `(cells, genes)` with a realistic density of about 7.5%. Genes are drawn with log-normal rates
+    and cells with log-normal depths; the count of a drawn gene is geometric with a mean of one plus its rate.
     """
     rng = np.random.default_rng(seed)
     rates = rng.lognormal(0.0, 1.5, n_genes)
@@ -57,8 +57,8 @@ def synthetic_counts(n_cells: int, n_genes: int, seed: int) -> sp.csr_matrix:
 
 def published_tokenize(counts: sp.csr_matrix, token_ids: np.ndarray, medians: np.ndarray, cls: int) -> datasets.Dataset:
     """
-    What the published inference code does: the cells as one dense matrix, each normalised and sorted by itself, and a
-    `datasets` map over lists that prepends `<cls>`, cuts and adds the length.
+    Tokenizes as the published inference code does: one dense matrix of cells, each normalised and sorted separately,
+    and a `datasets` map over lists that prepends `<cls>`, truncates and adds the length.
     """
     n_counts = np.asarray(counts.sum(axis=1))
     normalized = counts.toarray() / n_counts * 10_000 / medians
@@ -77,11 +77,12 @@ def published_tokenize(counts: sp.csr_matrix, token_ids: np.ndarray, medians: np
 
 def disagreements(ranked: list[np.ndarray], published: datasets.Dataset, values: sp.csr_matrix) -> tuple[int, int]:
     """
-    Cells whose ids differ, and those of them that differ by more than the order of genes of equal value.
+    Returns the number of cells whose ids differ, and of those that differ by more than the order of genes of equal
+    value.
 
     Args:
-        ranked, published: The same cells, encoded.
-        values: `(cells, vocabulary)` count / median.
+        ranked, published: The same cells, encoded by both procedures.
+        values: `(cells, vocabulary)` counts divided by medians.
     """
     differing = wrong = 0
     for cell, (ours, theirs) in enumerate(zip(ranked, published["input_ids"], strict=True)):
@@ -97,16 +98,16 @@ def disagreements(ranked: list[np.ndarray], published: datasets.Dataset, values:
 
 def memory_of_backed_file(cells: int, genes: int, seed: int) -> dict[str, Any]:
     """
-    Memory and time that a fresh process takes to rank all the cells of a backed `.h5ad`.
+    Measures the memory and time that a fresh process takes to rank all cells of a backed `.h5ad`.
 
     Args:
-        cells, genes: Size of the file, which is made for this and deleted; 20,000 cells and genes are about 0.24 GB.
-        seed: Of the counts and the medians.
+        cells, genes: Size of the temporary file; 20,000 cells and genes take about 0.24 GB.
+        seed: Seed of the counts and medians.
 
     Returns:
-        `cells`, `genes`, `file_gb`; `peak_gb`, the most memory that was resident; `peak_gb_above_start`, that less what
-        was resident before the first chunk, the names of the cells included (both `None` where the system does not
-        tell); `seconds` from opening the file to the last chunk.
+        `cells`, `genes`, `file_gb`; `peak_gb`, the peak resident memory; `peak_gb_above_start`, the peak less the
+        memory before the first chunk, which includes the names of the cells (both are `None` where the system does not
+        report memory); `seconds` from opening the file to the last chunk.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.h5ad"
@@ -119,7 +120,7 @@ def memory_of_backed_file(cells: int, genes: int, seed: int) -> dict[str, Any]:
 
 
 def write_backed_file(path: Path, cells: int, genes: int, seed: int) -> None:
-    """Writes an `.h5ad` of synthetic counts, a few thousand cells at a time: they are never all in memory."""
+    """Writes an `.h5ad` of synthetic counts, a few thousand cells at a time to save memory."""
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for start in range(0, cells, _CELLS_AT_A_TIME):
@@ -133,7 +134,7 @@ def write_backed_file(path: Path, cells: int, genes: int, seed: int) -> None:
 
 
 def rank_backed_file(folder: Path) -> dict[str, float | None]:
-    """Ranks the cells of `cells.h5ad` with the extractor of a folder, keeping none, and says what it took."""
+    """Ranks the cells of `cells.h5ad` with the extractor of a folder, and returns the memory and time it took."""
     extractor = LangCellFeatureExtractor.from_pretrained(folder)
     start = time.perf_counter()
     chunks = extractor.chunks(open_cells(folder / "cells.h5ad"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How fast pre-training goes on the machine at hand, and how much of what the machine can do that is."""
+"""Speed of pre-training on this machine, and the share of the machine's own rate that it reaches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from modeling_langcell import LangCellConfig, LangCellForPreTraining
 from modeling_langcell.eval.benchmarks.operations import count_operations, time_of
 
-#: The paper's corpus, and what its run took: four A100s for about fifty days.
+#: Size of the paper's corpus, and the cost of its run: four A100s for about fifty days.
 PAPER_CELLS, PAPER_A100_DAYS = 27_500_000, 200
 STAGES = {"stage 1": ("masked_gene", "cell_cell"), "stage 2": ("masked_gene", "cell_cell", "cell_text", "matching")}
 OBJECTIVES = STAGES["stage 2"]
@@ -20,12 +20,12 @@ OBJECTIVES = STAGES["stage 2"]
 @dataclass(frozen=True)
 class Workload:
     """
-    What is trained at what size.
+    Geometry of the model and size of a training step.
 
     Args:
         geometry: `mini` or `base`.
-        cells, genes: Of a step.
-        texts, tokens: Distinct descriptions of a step, and their length.
+        cells, genes: Number of cells in a step, and of genes in a cell.
+        texts, tokens: Number of distinct descriptions in a step, and of tokens in each.
     """
 
     geometry: str
@@ -36,8 +36,8 @@ class Workload:
 
     def model(self, stage: str) -> LangCellForPreTraining:
         """
-        Random weights; the weights of what the stage does not train are frozen. The cells' attention goes without
-        dropout: with it a CPU keeps every score, at the base geometry more than 20 GB of them.
+        Returns a model with random weights; those that the stage does not train are frozen. The cell tower's attention
+        has no dropout: with it a CPU keeps every score, at the base geometry more than 20 GB of them.
         """
         weights = {f"{name}_weight": float(name in STAGES[stage]) for name in OBJECTIVES}
         if self.geometry == "mini":
@@ -56,7 +56,7 @@ class Workload:
         return model
 
     def batch(self, config: LangCellConfig, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
-        """Cells of full length, and as many descriptions as are asked for."""
+        """Returns a random batch of cells of full length and of descriptions."""
         generator = torch.Generator().manual_seed(seed)
         cells, texts = config.cell_config, config.text_config
         ids = torch.randint(2, cells.vocab_size - 1, (self.cells, self.genes), generator=generator)
@@ -73,9 +73,9 @@ class Workload:
 
 def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towers: bool) -> dict[str, Any]:
     """
-    Steps of forward, backward and AdamW, each beside a product of matrices that says what the machine can do just then:
-    medians over the rounds of cells and genes a second, and the share of that rate which the model's own operations
-    reach (utilisation). What attention computes twice to save memory is counted as often.
+    Measures steps of forward, backward and AdamW, each next to matrix products that measure the machine's rate at that
+    moment. Returns medians over the rounds of cells and genes per second, and the utilisation: the share of the
+    machine's rate that the model's operations reach. Operations that attention repeats to save memory count twice.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -96,7 +96,7 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
         optimizer.step()
         optimizer.zero_grad()
 
-    with autocast():  # In single precision a GPU's batch would not fit into its memory.
+    with autocast():  # In single precision the batch would not fit into a GPU's memory.
         operations = operations_of_a_step(model, batch)
     if compile_towers:
         model.cell_model.compile()
@@ -134,14 +134,14 @@ def measure(workload: Workload, stage: str, rounds: int, seed: int, compile_towe
 
 
 def operations_of_a_step(model: LangCellForPreTraining, batch: dict[str, torch.Tensor]) -> float:
-    """Operations of matrix products and attention, forward and back."""
+    """Counts the operations of matrix products and attention, forward and backward."""
     counted = count_operations(lambda: model(**batch).loss.backward())
     model.zero_grad(set_to_none=True)
     return counted
 
 
 def days(cells_per_second: dict[str, float]) -> float:
-    """Days that the paper's cells take at these rates, once through each stage."""
+    """Returns the days that the paper's cells take at these rates, once through each stage."""
     return sum(PAPER_CELLS / rate for rate in cells_per_second.values()) / 86_400
 
 

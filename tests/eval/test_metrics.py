@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The local metrics of `eval/metrics` against plain loops."""
+"""The local metrics of `eval/metrics`, compared with plain loops."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def metric(name):
     return evaluate.load(str(METRICS / name), keep_in_memory=True)
 
 
-def test_each_loads_by_its_path_without_a_network_and_does_what_its_examples_say(tmp_path):
+def test_each_loads_offline_by_its_path_and_its_examples_run(tmp_path):
     names = sorted(path.stem for path in METRICS.glob("*/*.py"))
     assert len(names) >= 5
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -84,7 +84,7 @@ def test_ontology_score():
     assert 0.25 < expected < 0.75
 
 
-# Fifteenths lie between two bins.
+# Fifteenths lie on the edges of bins.
 confidences = st.integers(0, 15).map(lambda number: number / 15) | st.floats(0, 1)
 
 
@@ -105,7 +105,7 @@ def test_calibration_error(cells, n_bins):
     assert found["reliability"] == [pytest.approx(one) for one in diagram]
 
 
-def test_bins_are_fifteen_if_nothing_is_said():
+def test_the_default_is_fifteen_bins():
     right, sure = [True, False] * 20, np.linspace(0, 1, 40)
     default = metric("calibration_error").compute(references=right, confidences=sure)
     assert len(default["reliability"]) == 15
@@ -117,7 +117,7 @@ def test_bins_are_fifteen_if_nothing_is_said():
 def test_cell_text_retrieval(cells, texts, levels, seed):
     rng = np.random.default_rng(seed)
     own = rng.integers(0, texts, cells).tolist()
-    table = rng.integers(0, levels, (cells, texts)) / 8  # Of few levels, many are ties.
+    table = rng.integers(0, levels, (cells, texts)) / 8  # Few levels give many ties.
     text_ranks, cell_ranks = [], []
     for cell in range(cells):
         best_first = sorted(range(texts), key=lambda text: (-table[cell, text], text == own[cell]))
@@ -164,7 +164,7 @@ def test_novelty(cells):
     assert set(points) <= curve
 
 
-def test_the_curve_of_many_cells_is_thinned_to_a_hundred_points_of_nearly_the_same_area():
+def test_the_curve_of_many_cells_is_thinned_to_a_hundred_points():
     rng = np.random.default_rng(0)
     references = rng.random(4000) < 0.5
     found = metric("novelty").compute(references=references, scores=rng.normal(references))
@@ -185,7 +185,7 @@ def test_the_curve_of_many_cells_is_thinned_to_a_hundred_points_of_nearly_the_sa
         ("calibration_error", {"references": [True], "confidences": [np.nan]}, "not nan"),
         ("calibration_error", {"references": [True], "confidences": [0.5], "n_bins": 0}, "n_bins"),
         ("cell_text_retrieval", {"references": [], "similarities": []}, "no cells"),
-        ("cell_text_retrieval", {"references": [0, 0], "similarities": [[1.0], [1.0, 0.0]]}, "as many for each"),
+        ("cell_text_retrieval", {"references": [0, 0], "similarities": [[1.0], [1.0, 0.0]]}, "rows of equal length"),
         ("cell_text_retrieval", {"references": [0], "similarities": [[np.nan, 1.0]]}, "finite"),
         ("cell_text_retrieval", {"references": [-1], "similarities": [[0.0, 1.0]]}, "-1"),
         ("cell_text_retrieval", {"references": [2], "similarities": [[0.0, 1.0]]}, "2 texts"),

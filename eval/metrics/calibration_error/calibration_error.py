@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Whether a model is right as often as it says it is: expected calibration error and the reliability diagram."""
+"""Expected calibration error and the reliability diagram: confidence against accuracy."""
 
 import datasets
 import evaluate
@@ -8,9 +8,9 @@ import numpy as np
 from modeling_langcell.model.errors import InputError
 
 _DESCRIPTION = """
-Predictions are put into bins of equal width by their confidence; in each, mean confidence is compared with the share
-that is right. The expected calibration error is the mean of the absolute differences, weighted by the cells of a bin.
-It grows with the number of bins where cells are few: compare only figures of as many cells and bins.
+Predictions are binned by confidence into bins of equal width; in each bin, mean confidence is compared with accuracy.
+The expected calibration error is the mean absolute difference, weighted by the number of cells in a bin. With few cells
+it grows with the number of bins: compare only figures of equally many cells and bins.
 """
 
 _CITATION = """
@@ -25,14 +25,13 @@ _CITATION = """
 
 _INPUTS = """
 Args:
-    references: Whether the prediction for each cell is right, booleans.
-    confidences: How sure the model was of it, 0 to 1.
-    n_bins: How many bins 0 to 1 is cut into. A confidence between two bins is of the lower one.
+    references: Booleans, true for each cell whose prediction is right.
+    confidences: The model's confidence in each prediction, 0 to 1.
+    n_bins: Number of bins from 0 to 1. A confidence on the edge of two bins falls into the lower one.
 
 Returns:
-    expected_calibration_error: 0 to 1, the less the better.
-    reliability: Of each bin with cells, from the least confident on, mean `confidence`, `accuracy` and number of
-        `cells`.
+    expected_calibration_error: 0 to 1, lower is better.
+    reliability: Mean `confidence`, `accuracy` and number of `cells` of each bin with cells, the least confident first.
 
 Raises:
     InputError: There are no cells or no bins, or a confidence is not from 0 to 1.
@@ -49,7 +48,7 @@ Examples:
 
 
 class CalibrationError(evaluate.Metric):
-    """Confidences against whether the predictions are right."""
+    """Compares confidences with the accuracy of the predictions."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

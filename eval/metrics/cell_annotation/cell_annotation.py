@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How well types of cells are told: accuracy, balanced accuracy, macro-F1, and each type's own figures."""
+"""Accuracy, balanced accuracy and macro-F1 of predicted cell types, and precision, recall and F1 of each type."""
 
 import datasets
 import evaluate
@@ -8,9 +8,9 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from modeling_langcell.model.errors import InputError
 
 _DESCRIPTION = """
-Accuracy over cells, and means over types in which a rare type counts as much as a common one. The types are those that
-occur in the references: what is only ever predicted lowers the recall of the types it is mistaken for, and has no
-figures of its own. A type that is never predicted has precision 0.
+Accuracy over cells, and means over types, in which a rare type counts as much as a common one. The types are those of
+the references: a label that is only predicted lowers the recall of other types and has no scores of its own. A type
+that is never predicted has precision 0.
 """
 
 _CITATION = """
@@ -29,13 +29,13 @@ _CITATION = """
 _INPUTS = """
 Args:
     references: The type of each cell, as text.
-    predictions: The type that each was taken for.
+    predictions: The predicted type of each cell.
 
 Returns:
-    accuracy: Share of the cells whose type was told.
+    accuracy: Share of cells with the right type.
     balanced_accuracy: Mean recall over the types of the references.
     macro_f1: Mean F1 over the same types.
-    per_class: By type, `precision`, `recall`, `f1`, and the number of `cells` that are of it.
+    per_class: `precision`, `recall`, `f1` and number of `cells` of each type.
 
 Raises:
     InputError: There are no cells.
@@ -52,7 +52,7 @@ Examples:
 
 
 class CellAnnotation(evaluate.Metric):
-    """Predicted types of cells against their known types."""
+    """Compares predicted types of cells with their known types."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

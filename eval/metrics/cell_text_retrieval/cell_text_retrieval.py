@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How well cells find their texts, and texts their cells: recall among the best, and mean rank."""
+"""Retrieval of texts by cells and of cells by texts: recall at k and mean rank."""
 
 import datasets
 import evaluate
@@ -8,10 +8,10 @@ import numpy as np
 from modeling_langcell.model.errors import InputError
 
 _DESCRIPTION = """
-From cells to texts: a cell's rank is that of its own text among all texts, by similarity. From texts to cells: the rank
-of a text that has cells is that of its best cell among all cells, where its other cells do not stand in the way. Rank 1
-is the best; what is as similar as the right answer counts as before it, so that a model that tells nothing apart comes
-last. Recall at k is the share of ranks up to k: with k texts or fewer, it is 1 whatever the model.
+From cells to texts, a cell's rank is that of its own text among all texts, by similarity. From texts to cells, the rank
+of a text is that of its best cell among the cells of other texts. Rank 1 is the best; ties rank before the right
+answer, so that a model that tells nothing apart comes last. Recall at k is the share of ranks up to k: with k texts or
+fewer it is always 1.
 """
 
 _CITATION = """
@@ -25,18 +25,18 @@ _CITATION = """
 
 _INPUTS = """
 Args:
-    references: Of each cell, the place of its own text among the texts, from 0.
-    similarities: Of each cell, its similarity to every text: `(cells, texts)`, compared as float32.
+    references: Position of each cell's own text among the texts, from 0.
+    similarities: Similarity of each cell to every text, `(cells, texts)`, compared as float32.
 
 Returns:
-    cell_to_text_r1, cell_to_text_r5, cell_to_text_r10: Share of the cells whose text is among the best 1, 5, 10.
+    cell_to_text_r1, cell_to_text_r5, cell_to_text_r10: Share of cells whose text is among the best 1, 5 and 10.
     cell_to_text_mean_rank: Mean rank of the cells' own texts.
-    text_to_cell_r1, text_to_cell_r5, text_to_cell_r10: Share of the texts with cells that have one among the best.
+    text_to_cell_r1, text_to_cell_r5, text_to_cell_r10: Share of texts with cells that have one of them among the best.
     text_to_cell_mean_rank: Mean rank of the best cells of these texts.
-    chance_cell_to_text_r1: What a cell's text drawn at random would reach, 1 / texts.
+    chance_cell_to_text_r1: Expected score of random choice, 1 / texts.
 
 Raises:
-    InputError: There are no cells, rows differ in length, a similarity is not finite, or a place is no text's.
+    InputError: There are no cells, rows differ in length, a similarity is not finite, or a position is out of range.
 
 Examples:
     >>> import evaluate
@@ -53,7 +53,7 @@ def _figures(direction: str, ranks: np.ndarray) -> dict[str, float]:
 
 
 class CellTextRetrieval(evaluate.Metric):
-    """Similarities of cells to texts against whose text is whose."""
+    """Compares the similarities of cells and texts with the true pairs."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -73,13 +73,13 @@ class CellTextRetrieval(evaluate.Metric):
             raise InputError("There are no cells to score: references and similarities are empty.")
         texts = len(similarities[0])
         if any(len(row) != texts for row in similarities):
-            raise InputError("similarities must be as many for each cell: one for every text.")
+            raise InputError("similarities must have rows of equal length: one value for every text.")
         own, table = np.array(references), np.array(similarities, dtype=np.float32)
         if not np.isfinite(table).all():
             raise InputError("similarities must be finite numbers.")
         if own.min() < 0 or own.max() >= texts:
             raise InputError(
-                f"references must be places among {texts} texts, from 0: {own.min()} to {own.max()} is not."
+                f"references must be positions among {texts} texts, from 0: {own.min()} to {own.max()} is not."
             )
         text_ranks = (table >= table[np.arange(len(own)), own][:, None]).sum(axis=1)
         cell_ranks = [1 + (table[own != text, text] >= table[own == text, text].max()).sum() for text in np.unique(own)]

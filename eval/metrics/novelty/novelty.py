@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How well cells of unknown types are told from those of known ones."""
+"""AUROC and average precision of telling cells of unknown types from cells of known types."""
 
 import datasets
 import evaluate
@@ -8,12 +8,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from modeling_langcell.model.errors import InputError
 
-_POINTS = 100  # As many of the curve as a figure shows.
+_POINTS = 100  # Enough points of the curve for a figure.
 
 _DESCRIPTION = """
-Whether the cells of types that a model was not told of score higher than those of types it was told of, at whatever
-threshold: the area under the receiver operating characteristic (chance 0.5, equal scores count half) and the average
-precision (chance the share of novel cells).
+Compares the scores of cells of types that the model does not know with those of types that it knows, over all
+thresholds: the area under the receiver operating characteristic (chance 0.5, equal scores count half) and the average
+precision (chance is the share of novel cells).
 """
 
 _CITATION = """
@@ -30,8 +30,8 @@ _CITATION = """
 
 _INPUTS = """
 Args:
-    references: Whether each cell is of an unknown type, booleans.
-    scores: How novel each looks; the higher, the more.
+    references: Booleans, true for each cell of an unknown type.
+    scores: Novelty score of each cell; higher is more novel.
 
 Returns:
     auroc: Area under the curve, 0 to 1.
@@ -53,7 +53,7 @@ Examples:
 
 
 class Novelty(evaluate.Metric):
-    """Scores of novelty against which cells are of unknown types."""
+    """Compares novelty scores with the cells that are of unknown types."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

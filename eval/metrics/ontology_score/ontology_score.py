@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How near predicted types of cells come to the known ones in the Cell Ontology."""
+"""Closeness of predicted cell types to the known ones in the Cell Ontology."""
 
 import datasets
 import evaluate
@@ -9,9 +9,9 @@ from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import agreement
 
 _DESCRIPTION = """
-The mean over cells of how near the predicted type is to the known one in the Cell Ontology, by the measure of Wu &
-Palmer on its graph (`modeling_langcell.ontology.agreement`): 1 for the type itself, less for a parent, less again for a
-sibling, 0 where all the two share is that they are cells. What accuracy counts as wrong is so told apart by how wrong.
+The mean over cells of the closeness of the predicted type to the known one in the Cell Ontology, by the measure of Wu &
+Palmer on its graph (`modeling_langcell.ontology.agreement`): 1 for the type itself, less for a parent, less still for a
+sibling, and 0 for types that have nothing in common but being cells. It grades the errors that accuracy counts alike.
 """
 
 _CITATION = """
@@ -27,16 +27,16 @@ _CITATION = """
 _INPUTS = """
 Args:
     references: The type of each cell, as an id of the Cell Ontology.
-    predictions: The id of the type that each was taken for.
+    predictions: The id of each cell's predicted type.
 
 Returns:
     ontology_score: Mean agreement, 0 to 1.
 
 Raises:
-    InputError: There are no cells, or an id is no living term of the Cell Ontology.
+    InputError: There are no cells, or an id is not a current term of the Cell Ontology.
 
 Examples:
-    A T cell taken for a T cell, and another taken for a lymphocyte:
+    One T cell predicted as a T cell, another as a lymphocyte:
 
     >>> import evaluate
     >>> metric = evaluate.load("eval/metrics/ontology_score")
@@ -46,7 +46,7 @@ Examples:
 
 
 class OntologyScore(evaluate.Metric):
-    """Predicted terms of the Cell Ontology against the known ones."""
+    """Compares predicted terms of the Cell Ontology with the known ones."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
