@@ -1,8 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-The guide and the README. Every command and every snippet is run as it stands: page by page, in order, in a folder that
-holds the files the page names, real cells among them; and what is said to be printed is printed. The guide is built
-without a warning, and its links hold.
+Tests of the guide and the README. Every command and snippet of a page runs unchanged and in order, in a folder with the
+files that the page names, and prints what the page shows. The guide builds without a warning, and its links work.
 """
 
 import doctest
@@ -28,14 +27,14 @@ from typer.testing import CliRunner
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.published import read_gene_vocabulary
 from modeling_langcell.ontology import kinds_below
-from tests.conftest import REPOSITORY
 from tests.support.hub_stand_in import HubStandIn
+from tests.support.paths import REPOSITORY
 
 GUIDE = REPOSITORY / "docs"
 PAGES = {"README.md": REPOSITORY / "README.md"}
 PAGES |= {path.relative_to(GUIDE).as_posix(): path for path in sorted(GUIDE.rglob("*.md"))}
 
-#: Installing is what the tests themselves rest on: the only commands of the guide that are not run.
+#: The only commands of the guide that are not run: the environment of the tests is installed already.
 INSTALLS = ("pip install", "make demo", "make test")
 
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.DOTALL | re.MULTILINE)
@@ -44,12 +43,12 @@ _PICTURE = re.compile(r"!\[[^]]*\]\([^)]+\)\n\n(.*?)\n\n", flags=re.DOTALL)
 _RELATIVE_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)")
 
 
-# ---------------------------------------------------------------------- what a page holds
+# ---------------------------------------------------------------------- reading a page
 
 
 @dataclass
 class Step:
-    """Commands or a snippet, and what the page says that the last of it prints."""
+    """Commands or a snippet, and the text that the page shows as the output of the last command."""
 
     kind: str
     content: str
@@ -58,15 +57,15 @@ class Step:
 
 def read_page(path: Path) -> tuple[list[Step], dict[str, str]]:
     """
-    The steps of a page, and the files that it shows, by name.
+    Reads the steps of a page, and the files that it shows, by name.
 
-    A block is `sh` or `python`; `text`, what the snippet or the last command before it prints (`...` stands for
-    anything; what begins with `Error:` goes to stderr, and the command fails); or has a title, the name of a file that
-    holds it.
+    A block is `sh` or `python`; or `text`, the output of the snippet or the last command before it (`...` stands for
+    anything; a text that begins with `Error:` goes to stderr, and the command fails); or has a title, the name of a
+    file with this content.
     """
     page = path.read_text()
     found = _FENCE.findall(page)
-    assert page.count("```") == 2 * len(found), f"{path.name}: a block that is not closed, or is indented"
+    assert page.count("```") == 2 * len(found), f"{path.name}: a block is indented or not closed"
     steps: list[Step] = []
     files: dict[str, str] = {}
     before = ""
@@ -74,10 +73,10 @@ def read_page(path: Path) -> tuple[list[Step], dict[str, str]]:
         if title:
             files[title] = content
         elif kind == "text":
-            assert before in ("sh", "python"), f"{path.name}: nothing prints {content!r}"
+            assert before in ("sh", "python"), f"{path.name}: no command or snippet prints {content!r}"
             steps[-1].printed = content
         else:
-            assert kind in ("sh", "python"), f"{path.name}: a block of {kind!r} that no test can run"
+            assert kind in ("sh", "python"), f"{path.name}: no test can run a block of {kind!r}"
             steps.append(Step(kind, content))
         before = "" if title else kind
     return steps, files
@@ -89,12 +88,12 @@ def commands(step: Step) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line and not line.startswith(INSTALLS)]
 
 
-# ---------------------------------------------------------------------- running it
+# ---------------------------------------------------------------------- running a page
 
 
 @dataclass
 class Session:
-    """Where a page is followed: a folder, names that its snippets share, and what is to be set in the environment."""
+    """A folder in which a page is followed, the names that its snippets share, and its environment variables."""
 
     folder: Path
     shared: Path
@@ -102,16 +101,16 @@ class Session:
     names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
 
     def cells(self, study: str) -> ad.AnnData:
-        """The shared cells of a study."""
+        """Reads the shared cells of a study."""
         return ad.read_h5ad(self.shared / "data" / f"{study}.h5ad")
 
     def link(self, **files: str | Path) -> None:
-        """Lays files, or folders, of the shared data, or of anywhere."""
+        """Links files or folders, of the shared data or of any other place, into the folder."""
         for name, source in files.items():
             (self.folder / name).symlink_to(self.shared / source)
 
     def run(self, step: Step) -> None:
-        """Runs a step, and compares what it prints with what the page says."""
+        """Runs a step, and compares its output with the page."""
         said = ""
         if step.kind == "python":
             said = self.snippet(step.content)
@@ -126,7 +125,7 @@ class Session:
             assert same, f"{step.content}\nThe page says:\n{step.printed}\nbut it prints:\n{said}"
 
     def snippet(self, content: str) -> str:
-        """What a snippet prints. Those of a page share their names, unless the environment has a say in it."""
+        """Returns the output of a snippet. Snippets of a page share their names, unless the page sets variables."""
         if self.environment:
             return self.process([sys.executable, "-c", content], fails=False)
         with redirect_stdout(StringIO()) as printed:
@@ -135,8 +134,8 @@ class Session:
 
     def command(self, arguments: list[str], fails: bool) -> str:
         """
-        What a command prints: on stderr, and with exit code 2, if it is to fail. `langcell` is called in this process,
-        unless the environment has a say in it, which is read when packages are imported.
+        Returns the output of a command; if it should fail, that on stderr, with exit code 2. `langcell` runs in this
+        process, unless the page sets environment variables, which are read when packages are imported.
         """
         if arguments[0] != "langcell" or self.environment:
             return self.process(arguments, fails)
@@ -155,12 +154,12 @@ def _output(arguments: list[str], fails: bool, code: int, out: str, err: str) ->
     return err if fails else out
 
 
-#: How each page is followed: what lies there before, and, after the `yield`, what is there in the end.
+#: For each page, a function that lays its files and, after the `yield`, checks its results.
 SETUPS: dict[str, Callable[[Session], Iterator[None]]] = {}
 
 
 def page(name: str):
-    """Says how a page is followed."""
+    """Registers the function that prepares a page."""
 
     def register(setup: Callable[[Session], Iterator[None]]) -> Callable[[Session], Iterator[None]]:
         SETUPS[name] = setup
@@ -174,7 +173,7 @@ def test_page(name, shared, tmp_path, monkeypatch):
     steps, files = read_page(PAGES[name])
     if not any(step.kind == "python" or commands(step) for step in steps):
         return
-    assert name in SETUPS, f"docs/{name} has commands or snippets: say here how it is followed, with @page({name!r})"
+    assert name in SETUPS, f"docs/{name} has commands or snippets: prepare its files here, with @page({name!r})"
     monkeypatch.chdir(tmp_path)
     for shown, content in files.items():
         Path(shown).write_text(content)
@@ -185,13 +184,13 @@ def test_page(name, shared, tmp_path, monkeypatch):
             session.run(step)
 
 
-def test_every_setup_is_of_a_page():
+def test_every_setup_belongs_to_a_page():
     assert SETUPS.keys() <= PAGES.keys()
 
 
 # ---------------------------------------------------------------------- the pages
 
-#: Blood that langcell-mini was not trained on; and 15 cells of each of 11 types.
+#: Two studies of blood that langcell-mini was not trained on; the second has 15 cells of each of 11 types.
 BLOOD, SORTED_BLOOD = "validation/pbmc_kang_ctrl", "validation/zheng68k_subset_pbmc"
 
 
@@ -214,7 +213,7 @@ def pre_train_your_own(session):
 
 @contextmanager
 def hub_for(session: Session) -> Iterator[HubStandIn]:
-    """A stand-in for the Hub, in which a page's reader is logged in."""
+    """Starts a stand-in for the Hub, in which the page's reader is logged in."""
     with HubStandIn() as hub:
         session.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
         session.environment["HF_HOME"] = str(session.folder / "home")
@@ -294,11 +293,11 @@ def confidence(session):
     cells.write_h5ad("cells.h5ad")
     cells[::3].write_h5ad("labelled.h5ad")
     yield
-    careful, bolder = (
+    default, specific = (
         ad.read_h5ad(name).obs["langcell_answer_id"].map(kinds_below, na_action="ignore").astype(int).sum()
-        for name in ("annotated.h5ad", "bolder.h5ad")
+        for name in ("annotated.h5ad", "specific.h5ad")
     )
-    assert bolder < careful, "bolder answers are more specific"
+    assert specific < default, "a higher error rate gives more specific answers"
     assert "langcell_answer_id" in ad.read_h5ad("by-mine.h5ad").obs
 
 
@@ -346,7 +345,7 @@ def convert(session):
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:100_000])
     cells = session.cells(BLOOD)[:50]
-    # The genes of the recorded checkpoint are made up.
+    # The recorded checkpoint has invented genes.
     genes = read_gene_vocabulary(*DICTIONARIES)["ensembl_ids"]
     cells = cells[:, np.argsort(-cells.X.sum(axis=0).A1)[: len(genes)]].copy()
     cells.var_names = genes
@@ -391,9 +390,9 @@ def evaluate(session):
 def readme(session):
     cells = session.cells(BLOOD)[::3].copy()
     cells.write_h5ad("cells.h5ad")
-    Path("types.tsv").write_text("B cell\nmine\tcell type: T cell. What I call so.\n")
+    Path("types.tsv").write_text("B cell\nmine\tcell type: T cell. My own description.\n")
     few = cells[cells.obs["cell_type"].isin(["B cell", "natural killer cell"])]
-    few = few[:, np.arange(0, few.n_vars, 8)].copy()  # So that it takes seconds.
+    few = few[:, np.arange(0, few.n_vars, 8)].copy()  # Fewer genes, so that it takes seconds.
     few[::2].write_h5ad("labelled.h5ad")
     few[1::2].write_h5ad("new.h5ad")
     yield
@@ -401,7 +400,7 @@ def readme(session):
 
 
 def give_checksum(cells: str, studies: str) -> None:
-    """Fills in what a page leaves to its reader."""
+    """Fills in the checksum that a page leaves to its reader."""
     digest = hashlib.sha256(Path(cells).read_bytes()).hexdigest()
     entry = Path(studies).read_text()
     assert "what sha256sum says of the file" in entry
@@ -413,7 +412,7 @@ def give_checksum(cells: str, studies: str) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The guide, built; a warning is an error."""
+    """Builds the guide; a warning is an error."""
     pytest.importorskip("mkdocstrings", reason="the guide is built on Python 3.11 or newer")
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(REPOSITORY / "mkdocs.yml")]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The app, in a browser, as its visitors meet it: in a process of its own, with real cells and langcell-mini."""
+"""The app in a browser and in a process of its own, with real cells and langcell-mini."""
 
 import json
 import os
@@ -18,17 +18,17 @@ import pandas as pd
 import pytest
 
 from modeling_langcell import LangCellAnnotator
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "space"))
 from visits import Visits
 
-LONG = 180_000  # Milliseconds in which a busy machine annotates a few cells.
+LONG = 180_000  # Milliseconds: enough to annotate a few cells on a busy machine.
 
 
 @pytest.fixture(scope="module")
 def temporary(tmp_path_factory):
-    """Where the app keeps what visitors bring."""
+    """The folder in which the app keeps visitors' files."""
     return tmp_path_factory.mktemp("app")
 
 
@@ -41,12 +41,12 @@ def address(chromium, temporary):
         open_to_the_end.goto(address)
         yield address
     open_to_the_end.close()
-    assert not [path for path in temporary.rglob("*") if path.is_file()], "nothing stays when the app stops"
+    assert not [path for path in temporary.rglob("*") if path.is_file()], "no file stays when the app stops"
 
 
 @pytest.fixture
 def visit(chromium, address):
-    """Opens the page as another visitor."""
+    """Opens the page as a new visitor."""
     contexts = []
 
     def visit():
@@ -74,14 +74,14 @@ def drop(tab, path: Path) -> None:
 
 
 def annotate(tab):
-    """Presses the button: the report."""
+    """Clicks the button. Returns the frame of the report."""
     tab.get_by_role("button", name="Annotate").click()
     tab.get_by_role("link", name="Download the annotated .h5ad").wait_for()
     return tab.frame_locator("iframe")
 
 
 def until(holds, seconds: float = 60) -> bool:
-    """Waits for what another process does."""
+    """Waits until a condition holds, and returns whether it does."""
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
         time.sleep(0.1)
@@ -101,7 +101,7 @@ def test_a_file_is_annotated_shown_and_given_back(visit, blood, tmp_path):
     tab = visit()
     drop(tab, blood)
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
-    tab.get_by_label("Or in your own words").fill("platelet maker: cell type: megakaryocyte, full of PF4 and PPBP.")
+    tab.get_by_label("Types in your own words").fill("platelet maker: cell type: megakaryocyte, full of PF4 and PPBP.")
     page = annotate(tab)
     for said in (
         "150 cells; X read as raw values",
@@ -139,7 +139,7 @@ def test_the_example(visit):
 
 
 def test_a_file_with_values_that_have_no_size(visit, blood, tmp_path):
-    """What scanpy's `log1p` notes of its base is None, a dataset without a shape; others are single values."""
+    """scanpy's `log1p` records None as its base, which is a dataset without a shape; others are single values."""
     cells = ad.read_h5ad(blood)
     cells.X.data = np.log1p(cells.X.data)
     cells.uns = {"log1p": {"base": None}, "title": "blood", "n": 3, "none": np.empty(0), "names": np.array(["a", "b"])}
@@ -148,8 +148,8 @@ def test_a_file_with_values_that_have_no_size(visit, blood, tmp_path):
     tab = visit()
     drop(tab, tmp_path / "logarithms.h5ad")
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
-    tab.get_by_label("Its values are").click()
-    tab.get_by_role("option", name="their logarithms").click()
+    tab.get_by_label("Values in this array").click()
+    tab.get_by_role("option", name="log-transformed counts").click()
     annotate(tab).get_by_text("150 cells; X read as log1p values").wait_for()
     with tab.expect_download() as started:
         tab.get_by_role("link", name="Download the annotated .h5ad").click()
@@ -157,7 +157,7 @@ def test_a_file_with_values_that_have_no_size(visit, blood, tmp_path):
     assert ad.read_h5ad(tmp_path / "annotated.h5ad").uns["log1p"].get("base") is None
 
 
-def test_errors_are_kind(visit, blood, tmp_path):
+def test_errors_tell_the_visitor_what_to_do(visit, blood, tmp_path):
     tab = visit()
     tab.get_by_role("button", name="Annotate").click()
     assert "Drop an .h5ad file first" in said_in_error(tab)
@@ -177,7 +177,7 @@ def test_errors_are_kind(visit, blood, tmp_path):
     tab.get_by_role("button", name="Annotate").click()
     assert "negative values" in said_in_error(tab)
 
-    tab.get_by_label("Or in your own words").fill("no description")
+    tab.get_by_label("Types in your own words").fill("no description")
     tab.get_by_role("button", name="Annotate").click()
     assert "write 'label: description'" in said_in_error(tab)
 
@@ -187,16 +187,16 @@ def test_files_that_are_too_large(visit, address, tmp_path):
     many.write_h5ad(tmp_path / "many.h5ad")
     tab = visit()
     drop(tab, tmp_path / "many.h5ad")
-    assert "20,001 cells x 2 genes are more than is done here" in said_in_error(tab)
+    assert "20,001 cells x 2 genes are more than this app takes" in said_in_error(tab)
 
     with open(tmp_path / "large.h5ad", "wb") as large:
         large.truncate(201 * 2**20)
-    with open(tmp_path / "large.h5ad", "rb") as large:  # Whatever the page would do.
+    with open(tmp_path / "large.h5ad", "rb") as large:  # Without the page's own check.
         sent = httpx.post(f"{address}/gradio_api/upload", files={"files": large}, timeout=120)
     assert sent.status_code == 413
 
 
-def test_a_file_that_asks_for_others_of_the_server(visit, blood, tmp_path):
+def test_a_file_that_refers_to_files_of_the_server(visit, blood, tmp_path):
     (tmp_path / "secret.txt").write_text("a secret of the server")
     shutil.copy(blood, tmp_path / "spy.h5ad")
     with h5py.File(tmp_path / "spy.h5ad", "r+") as file:
@@ -207,7 +207,7 @@ def test_a_file_that_asks_for_others_of_the_server(visit, blood, tmp_path):
 
 
 def send(address: str, event: dict, data: list, page: str | None = None) -> str:
-    """Sends an event as a program would, whatever a page would send: the error it ends in, or nothing."""
+    """Sends an event without a browser. Returns its error, or nothing."""
     session = secrets.token_hex(8)
     body = {"data": data, "fn_index": event["id"], "session_hash": session}
     headers = {} if page is None else {"x-langcell-page": page}
@@ -222,22 +222,22 @@ def send(address: str, event: dict, data: list, page: str | None = None) -> str:
 
 
 def events(address: str) -> list[dict]:
-    """What a page may ask for, with the ids of its inputs."""
+    """Returns the events that a page may send, with the ids of their inputs."""
     return httpx.get(f"{address}/config").json()["dependencies"]
 
 
-def of_a_file(path) -> dict:
-    """A file as an event names it."""
+def file_data(path) -> dict:
+    """Returns a file in the form in which an event names it."""
     return {"path": str(path), "orig_name": "cells.h5ad", "meta": {"_type": "gradio.FileData"}}
 
 
-def takes_a_file(address: str) -> dict:
-    """The event that follows an upload."""
+def upload_event(address: str) -> dict:
+    """Returns the event that follows an upload."""
     return next(event for event in events(address) if [name for _, name in event["targets"]] == ["upload"])
 
 
 @pytest.mark.parametrize("what", ["file", "link", "folder", "device", "address", "passed by"])
-def test_an_event_that_names_what_its_page_did_not_upload(address, temporary, blood, tmp_path, what):
+def test_an_event_cannot_name_a_file_that_its_page_did_not_upload(address, temporary, blood, tmp_path, what):
     (uploads,) = temporary.glob("langcell-uploads-*")
     own = tmp_path / "of the server.h5ad"
     shutil.copy(blood, own)
@@ -251,7 +251,7 @@ def test_an_event_that_names_what_its_page_did_not_upload(address, temporary, bl
         "address": f"{address}/theme.css",
         "passed by": f"{uploads}/{os.path.relpath(own, uploads)}",
     }
-    named = of_a_file(places[what])
+    named = file_data(places[what])
     before = set(temporary.rglob("*"))
     try:
         for event in events(address):
@@ -260,7 +260,7 @@ def test_an_event_that_names_what_its_page_did_not_upload(address, temporary, bl
                     data = [value if number == place else None for number in range(len(event["inputs"]))]
                     assert "not from this page" in send(address, event, data), (event["targets"], place)
                     assert "not from this page" in send(address, event, data, "a page of its own")
-        direct = {"data": [named], "fn_index": takes_a_file(address)["id"], "session_hash": "direct"}
+        direct = {"data": [named], "fn_index": upload_event(address)["id"], "session_hash": "direct"}
         assert httpx.post(f"{address}/gradio_api/run/receive", json=direct, timeout=60).status_code >= 400
         assert own.read_bytes() == blood.read_bytes()
         assert not set(temporary.rglob("*")) - before, "nothing was copied"
@@ -268,10 +268,10 @@ def test_an_event_that_names_what_its_page_did_not_upload(address, temporary, bl
         link.unlink()
 
 
-def test_an_event_that_names_what_another_page_uploaded(visit, address, blood):
-    event = takes_a_file(address)
+def test_an_event_cannot_name_a_file_that_another_page_uploaded(visit, address, blood):
+    event = upload_event(address)
     tab = visit()
-    tab.route("**/queue/join*", lambda route: route.abort())  # It is not said yet that the file has arrived.
+    tab.route("**/queue/join*", lambda route: route.abort())  # The event after the upload is not sent yet.
     with (
         tab.expect_response(re.compile(r"/gradio_api/upload(\?|$)")) as arrived,
         tab.expect_request("**/queue/join*") as asked,
@@ -280,25 +280,25 @@ def test_an_event_that_names_what_another_page_uploaded(visit, address, blood):
     (upload,) = arrived.value.json()
     page = asked.value.headers.get("x-langcell-page")
     for other in (None, "", "a page of its own"):
-        assert "not from this page" in send(address, event, [of_a_file(upload)], other)
+        assert "not from this page" in send(address, event, [file_data(upload)], other)
     assert Path(upload).read_bytes() == blood.read_bytes()
-    assert "not from this page" in send(address, event, [of_a_file(Path(upload).parent)], page)
-    assert send(address, event, [of_a_file(upload)], page) == ""
+    assert "not from this page" in send(address, event, [file_data(Path(upload).parent)], page)
+    assert send(address, event, [file_data(upload)], page) == ""
     assert not Path(upload).exists()
-    assert "not from this page" in send(address, event, [of_a_file(upload)], page), "once"
+    assert "not from this page" in send(address, event, [file_data(upload)], page), "a page names a file once"
 
 
-def test_a_small_file_that_unpacks_to_much(visit, blood, tmp_path):
+def test_a_small_file_that_unpacks_to_a_large_one(visit, blood, tmp_path):
     shutil.copy(blood, tmp_path / "bomb.h5ad")
     with h5py.File(tmp_path / "bomb.h5ad", "r+") as file:
         file["obs"].create_dataset("more", (60_000_000,), "f8", chunks=(1_000_000,), compression="gzip")
     tab = visit()
     drop(tab, tmp_path / "bomb.h5ad")
-    assert "Unpacked, this file is larger than is done here" in said_in_error(tab)
+    assert "Unpacked, this file is larger than this app takes" in said_in_error(tab)
 
 
-def test_while_cells_are_annotated(visit, temporary, blood):
-    """Another file has to wait; and a page that is closed then leaves nothing either."""
+def test_another_file_waits_while_cells_are_annotated(visit, temporary, blood):
+    """Another file has to wait, and a page that is closed meanwhile leaves no file."""
     before = set(temporary.rglob("cells.h5ad"))
     tab = visit()
     drop(tab, blood)
@@ -312,7 +312,7 @@ def test_while_cells_are_annotated(visit, temporary, blood):
     assert until(lambda: not cells.parent.exists(), 180)
 
 
-def test_a_file_that_is_taken_back(visit, blood):
+def test_a_file_that_is_removed_again(visit, blood):
     tab = visit()
     drop(tab, blood)
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
@@ -350,11 +350,11 @@ def test_visitors_do_not_see_each_other_and_leave_nothing(visit, address, tempor
     assert httpx.get(f"{address}/{link}").status_code == 404
 
 
-# ---------------------------------------------------------------------- what is kept, and for how long
+# ---------------------------------------------------------------------- how long files are kept
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock whose time a test sets."""
 
     def __init__(self):
         self.now = time.time()
@@ -377,7 +377,7 @@ def visits(tmp_path, clock):
     assert not (tmp_path / "uploads").exists()
 
 
-def test_what_is_not_used_is_deleted(visits, clock, tmp_path):
+def test_unused_files_are_deleted(visits, clock, tmp_path):
     visit = visits.of("page")
     (visit.folder / "report.html").touch()
     half = tmp_path / "uploads" / "of someone" / "half"
@@ -385,7 +385,7 @@ def test_what_is_not_used_is_deleted(visits, clock, tmp_path):
     half.touch()
     clock.now += 400
     visits.sweep()
-    assert visits.find(visit.token, "report.html"), "which is a use of it"
+    assert visits.find(visit.token, "report.html"), "finding a file counts as a use"
     assert half.is_file()
     clock.now += 400
     visits.sweep()
@@ -398,13 +398,13 @@ def test_what_is_not_used_is_deleted(visits, clock, tmp_path):
     assert visits.of("page").token != visit.token
 
 
-def test_what_is_worked_on_is_not_deleted_before_its_end(visits, clock):
+def test_a_busy_visit_is_not_deleted_before_its_end(visits, clock):
     with visits.working("page") as visit:
         clock.now += 10_000
         visits.sweep()
-        assert visit.folder.is_dir(), "however long it takes"
+        assert visit.folder.is_dir(), "a busy visit stays, however long it takes"
     visits.sweep()
-    assert visit.folder.is_dir(), "the end of the work is a use of it"
+    assert visit.folder.is_dir(), "the end of the work counts as a use"
     with visits.working("page") as visit:
         visits.end("page")
         assert visit.folder.is_dir()
@@ -412,7 +412,7 @@ def test_what_is_worked_on_is_not_deleted_before_its_end(visits, clock):
     assert not visit.folder.exists()
 
 
-def test_others_that_delete_uploads_do_not_stop_the_sweep(visits, clock, tmp_path, monkeypatch):
+def test_uploads_that_others_delete_do_not_stop_the_sweep(visits, clock, tmp_path, monkeypatch):
     gone = tmp_path / "uploads" / "gone"
     monkeypatch.setattr(Path, "rglob", lambda *_: [gone])
     clock.now += 10_000
@@ -428,7 +428,7 @@ def test_a_file_is_taken_once_by_the_pages_that_uploaded_it(visits, tmp_path):
     assert visits.take("page", upload)
     assert not visits.take("page", upload)
     upload.unlink()
-    assert not visits.take("another page", upload), "it is gone"
+    assert not visits.take("another page", upload), "the file is gone"
 
     for no_file in (tmp_path / "uploads", tmp_path / "uploads" / "link"):
         visits.note("page", no_file)
@@ -440,10 +440,10 @@ def test_a_file_is_taken_once_by_the_pages_that_uploaded_it(visits, tmp_path):
     visits.note("page", upload)
     visits.sweep()
     upload.touch()
-    assert not visits.take("page", upload), "it was gone, and what came since is another's"
+    assert not visits.take("page", upload), "the file was gone, and the new one is another page's"
 
 
-def test_a_visit_is_found_by_its_token_alone(visits):
+def test_a_visit_is_found_only_by_its_token(visits):
     visit = visits.of("page")
     (visit.folder / "report.html").touch()
     assert visits.of("page") is visit
