@@ -13,7 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..annotation.annotator import LangCellAnnotator, find_device
+from ..annotation.annotator import LangCellAnnotator
+from ..annotation.device import find_device
 from ..checkpoint.adaptation_record import Adaptation, Head, versions
 from ..checkpoint.builtin import display_name, resolve_checkpoint
 from ..checkpoint.fingerprint import weights_of_base

@@ -1,7 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The chunks of cells that are done, kept as files beside the output until all of them are there."""
+"""Annotated chunks of cells, stored as files beside the output until all of them are there."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -18,182 +19,224 @@ from safetensors.numpy import save
 
 from ..io.atomic import atomic_write, require_writable_file
 from ..model.errors import InputError, reason_of
-from ..model.feature_extraction_langcell import RankedChunks
-from .annotator import AnnotatedCells
+from ..model.ranking import RankedChunks
+from .annotation_run import AnnotatedCells
 from .predictions import Predictions
 
-_POLL = 0.5  # Seconds between two looks at what other processes have done.
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the files of other processes.
+POLL_SECONDS = 0.5
+
 _PLAN, _MERGED = "plan.json", "annotated.h5ad"
-#: All that is ever in the folder of what is unfinished, and nothing else is deleted there.
+#: The names of all files that this module writes into a store's folder; it deletes no others.
 _OURS = re.compile(r"\.?(plan\.json|annotated\.h5ad|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?")
 
 
 class ChunkStore:
     """
-    The folder of what is done of an output that is not there yet.
+    The folder `.{name of the output}.unfinished` beside an output, with the chunks that are annotated so far.
 
-    `plan.json` says what decides the results, and which run of the first process wrote it; `00000007.safetensors` is a
-    chunk; `seen-2-...` says that process 2 knows of that run, so that the folder is not gone before all have seen it.
+    `plan.json` holds everything that decides the results, and the id of the run of the first process that wrote it.
+    `00000007.safetensors` is a chunk. `seen-2-...` shows that process 2 knows the run's id, so that the first process
+    does not delete the folder before all others have seen it.
 
     Args:
-        output: The file to be.
-        plan: All that decides the results.
-        chunks: Of the input.
-        rank, processes: Which process this is of how many that have something to do.
+        output: The output file, which does not exist yet or will be replaced.
+        plan: Everything that decides the results, as JSON takes it.
+        chunks: The chunks of the input.
+        rank: Number of this process.
+        processes: Number of processes that share the chunks.
     """
 
     def __init__(self, output: Path, plan: dict[str, Any], chunks: RankedChunks, rank: int, processes: int):
         self.output, self.folder = output, output.absolute().parent / f".{output.name}.unfinished"
         self.plan = json.loads(json.dumps(plan, default=str))
         self.chunks, self.rank, self.processes = chunks, rank, processes
-        self.own = range(rank, len(chunks), processes)
-        #: Chunks that are known to be there; the first process looks for all, another for its own.
-        self.whole: set[int] = set()
+        self._own = range(rank, len(chunks), processes)
+        #: Chunks that are known to be stored. The first process looks for all chunks, the others for their own.
+        self._stored: set[int] = set()
 
     @property
     def merged(self) -> Path:
-        """Where the output is made."""
+        """The file in which the output is put together."""
         return self.folder / _MERGED
 
-    def begin(self) -> None:
+    def open(self) -> None:
         """
-        Makes the folder, and throws away what is in it of another plan; only the first process does so, and the others
-        wait for it.
+        Makes the folder, or opens that of an interrupted run. The first process deletes the files of another plan; the
+        others wait for it.
 
         Raises:
-            InputError: Something of others is in the folder, or nothing can be written there.
+            InputError: The folder holds files of others, or cannot be written to.
         """
-        with self._writing():
+        with self.writing():
             require_writable_file(self.output)
         if self.rank == 0:
-            with self._writing():
+            with self.writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                found = self._found()
-                if self._run() is None:
-                    (self.folder / _PLAN).unlink(missing_ok=True)  # First: nobody is to take these chunks for theirs.
+                found = self._files()
+                if self._run_id() is None:
+                    if found:
+                        logger.warning("%s is of a different annotation: deleting it and beginning anew.", self.folder)
+                    (self.folder / _PLAN).unlink(missing_ok=True)  # First, so that no process takes these chunks.
                     for path in found:
                         path.unlink(missing_ok=True)
-                self.run = uuid4().hex
+                self.run_id = uuid4().hex
                 self.merged.unlink(missing_ok=True)
-                self._write_whole(self.folder / _PLAN, json.dumps({"run": self.run, "plan": self.plan}).encode())
-        while self._run() is None:
-            time.sleep(_POLL)
-        for number in self.own:
-            if not self._is_whole(number):
-                self._path(number).unlink(missing_ok=True)
+                self._write_file(self.folder / _PLAN, json.dumps({"run": self.run_id, "plan": self.plan}).encode())
+        while self._run_id() is None:
+            time.sleep(POLL_SECONDS)
+        for number in self._own:
+            path = self._path(number)
+            if path.exists() and not self._is_intact(number):
+                logger.warning("%s is damaged: annotating its cells again.", path)
+                path.unlink(missing_ok=True)
 
-    def look(self) -> int:
-        """How many cells are done."""
+    def count_cells(self) -> int:
+        """Looks for new chunks and returns the number of cells in all stored ones."""
         names = set(os.listdir(self.folder))
-        for number in range(len(self.chunks)) if self.rank == 0 else self.own:
-            if number not in self.whole and self._path(number).name in names and self._is_whole(number):
-                self.whole.add(number)
-        return sum(len(self.chunks.rows(number)) for number in self.whole)
+        for number in range(len(self.chunks)) if self.rank == 0 else self._own:
+            if number not in self._stored and self._path(number).name in names and self._is_intact(number):
+                self._stored.add(number)
+        return sum(len(self.chunks.rows(number)) for number in self._stored)
 
-    def write(self, number: int, found: AnnotatedCells) -> None:
-        """Keeps a chunk."""
+    def missing(self) -> list[int]:
+        """Returns the numbers of the chunks that this process has yet to annotate."""
+        return [number for number in self._own if number not in self._stored]
+
+    def write(self, number: int, annotated: AnnotatedCells) -> None:
+        """
+        Stores a chunk.
+
+        Raises:
+            InputError: Another run took the folder over, or the file cannot be written.
+        """
         arrays = {
-            "embeds": found.embeds,
-            "scores": np.ascontiguousarray(found.scores.T),  # By label, as they are merged.
-            **vars(found.answers),
+            "embeds": annotated.embeds,
+            "scores": np.ascontiguousarray(annotated.scores.T),  # By label, the order in which they are merged.
+            **vars(annotated.predictions),
         }
-        if self._run() is None:
-            raise InputError(f"{self.folder} was taken away, or by another run: one at a time writes {self.output}.")
-        with self._writing():
-            self._write_whole(self._path(number), save(arrays, {"checksum": _checksum(arrays)}))
+        if self._run_id() is None:
+            raise InputError(
+                f"{self.folder} was deleted, or taken over by another run: write {self.output} with one run at a time."
+            )
+        with self.writing():
+            self._write_file(self._path(number), save(arrays, {"checksum": _checksum(arrays)}))
 
-    def answers(self, number: int) -> Predictions:
-        """Of a chunk."""
-        with safe_open(self._path(number), framework="numpy") as file:
-            return Predictions(**{name: file.get_tensor(name) for name in Predictions.names()})
+    def predictions(self) -> Predictions:
+        """Reads the predictions of all chunks."""
+        return Predictions.concatenate(map(self._read_predictions, range(len(self.chunks))))
 
     def embeds(self, number: int) -> np.ndarray:
-        """Of a chunk."""
+        """Reads the `(cells, width)` embeddings of a chunk."""
         with safe_open(self._path(number), framework="numpy") as file:
             return file.get_tensor("embeds")
 
-    def read_scores(self, number: int, labels: slice) -> np.ndarray:
-        """`(labels, cells)` some labels' scores of a chunk."""
+    def scores(self, number: int, labels: slice = slice(None)) -> np.ndarray:
+        """Reads the `(labels, cells)` scores of a chunk for some labels."""
         with safe_open(self._path(number), framework="numpy") as file:
             return file.get_slice("scores")[labels]
 
     def size(self) -> int:
-        """Bytes of all the chunks."""
+        """Returns the size of all chunks in bytes."""
         return sum(self._path(number).stat().st_size for number in range(len(self.chunks)))
 
-    def all_there(self) -> bool:
-        """Whether all chunks are done, and all the other processes know of this run."""
-        self.look()
-        seen = all((self.folder / f"seen-{rank}-{self.run}").exists() for rank in range(1, self.processes))
-        return len(self.whole) == len(self.chunks) and seen
-
-    def wait_to_be_seen(self) -> None:
+    def wait_for_others(self) -> Iterator[int]:
         """
-        Says that this process knows of the run, until the first process has taken the folder away. What it finds may be
-        an earlier run's, whose plan is the same, if the first process is late.
+        Waits, in the first process, until all chunks are stored and all other processes have seen the run. Yields the
+        number of stored cells while it waits.
         """
-        said = None
-        while (run := self._run()) is not None:
-            if run != said:
-                with self._writing():
-                    (self.folder / f"seen-{self.rank}-{run}").touch()
-                said = run
-            time.sleep(_POLL)
+        while True:
+            cells = self.count_cells()
+            seen = all((self.folder / f"seen-{rank}-{self.run_id}").exists() for rank in range(1, self.processes))
+            if len(self._stored) == len(self.chunks) and seen:
+                return
+            yield cells
+            time.sleep(POLL_SECONDS)
 
-    def leave(self) -> None:
-        """After an error, leaves no folder in which nothing is done; where others work there, it stays."""
+    def wait_for_first(self) -> None:
+        """
+        Waits, in a process other than the first, until the first process has deleted the folder, and shows that this
+        process has seen the run. If the first process is late, the run may be an earlier one with the same plan.
+        """
+        seen = None
+        while (run_id := self._run_id()) is not None:
+            if run_id != seen:
+                with self.writing():
+                    (self.folder / f"seen-{self.rank}-{run_id}").touch()
+                seen = run_id
+            time.sleep(POLL_SECONDS)
+
+    def close_after_error(self) -> None:
+        """Deletes a folder without chunks, unless other processes work there."""
         with suppress(InputError, OSError):
-            if self.processes == 1 and not any(path.suffix == ".safetensors" for path in self._found()):
-                self.remove()
+            if self.processes == 1 and not any(path.suffix == ".safetensors" for path in self._files()):
+                self.delete()
 
-    def remove(self) -> None:
-        """Takes the folder away, with what this class put there."""
-        with self._writing():
-            found = self._found()
-            (self.folder / _PLAN).unlink(missing_ok=True)  # First, which tells the other processes.
+    def delete(self) -> None:
+        """Deletes the folder."""
+        with self.writing():
+            found = self._files()
+            (self.folder / _PLAN).unlink(missing_ok=True)  # First: it tells the other processes that all is done.
             for path in found:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """
+        Turns errors of writing into a message that says what is kept.
+
+        Raises:
+            InputError: The disk is full, the folder is not writable, or the like.
+        """
         try:
             yield
-        except (OSError, RuntimeError) as error:  # HDF5 has both.
-            is_kept = any(self.folder.glob("*.safetensors"))
-            kept = f" What is done is kept in {self.folder}: the same command goes on." if is_kept else ""
+        except (OSError, RuntimeError) as error:  # HDF5 raises both.
+            has_chunks = any(self.folder.glob("*.safetensors"))
+            kept = f" The finished part is kept in {self.folder}: the same command continues it." if has_chunks else ""
             raise InputError(f"{self.output} cannot be written: {reason_of(error)}.{kept}") from error
 
-    def _write_whole(self, path: Path, content: bytes) -> None:
+    def _write_file(self, path: Path, content: bytes) -> None:
         try:
             atomic_write(path, content)
         finally:
-            for aside in self.folder.glob(f".{path.name}.*"):  # Of a full disk, or of a run that was killed.
-                aside.unlink()
+            for temporary in self.folder.glob(f".{path.name}.*"):  # Left by a full disk or a killed run.
+                temporary.unlink()
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08}.safetensors"
 
-    def _found(self) -> list[Path]:
-        """What is in the folder."""
+    def _files(self) -> list[Path]:
+        """
+        Lists the files in the folder.
+
+        Raises:
+            InputError: One of them was not written by this class.
+        """
         found = list(self.folder.iterdir())
         for path in found:
             if not _OURS.fullmatch(path.name) or not path.is_file():
-                raise InputError(f"{self.folder} holds {path.name}, which no annotation has put there: move it away.")
+                raise InputError(f"{self.folder} holds {path.name}, which no annotation wrote there: move it away.")
         return found
 
-    def _run(self) -> str | None:
-        """Which run of the first process wrote this plan; `None` where there is no plan, or another."""
+    def _run_id(self) -> str | None:
+        """Reads the id of the run that wrote this plan; None where there is no plan, or another one."""
         try:
             found = json.loads((self.folder / _PLAN).read_bytes())
             return found["run"] if found["plan"] == self.plan else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _is_whole(self, number: int) -> bool:
+    def _read_predictions(self, number: int) -> Predictions:
+        with safe_open(self._path(number), framework="numpy") as file:
+            return Predictions(**{name: file.get_tensor(name) for name in Predictions.names()})
+
+    def _is_intact(self, number: int) -> bool:
         try:
             with safe_open(self._path(number), framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
                 return (file.metadata() or {}).get("checksum") == _checksum(arrays)
         except (OSError, SafetensorError):
             return False
@@ -206,4 +249,4 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
     return f"{value:08x}"
 
 
-__all__ = []
+__all__ = ["POLL_SECONDS", "ChunkStore"]

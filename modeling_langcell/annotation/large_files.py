@@ -1,18 +1,18 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-A file of cells in, an annotated file out: in memory that does not grow with the file, by one process or by several, and
-going on where it was killed.
+Annotates a file of any size: in memory that does not grow with the file, in one process or several, resuming where it
+was interrupted.
 
-Chunks of cells that are done lie as files of their own beside the output, until all of them are there and become it.
+Annotated chunks of cells are files in a folder beside the output, until all of them are there and become the output.
 Several processes share that folder and nothing else.
 """
 
 import hashlib
 import inspect
 import json
+import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,17 @@ from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedChunks
 from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import Shortlist
-from .annotator import LangCellAnnotator, checked_rows
-from .chunk_store import _POLL, ChunkStore
-from .clusters import Consensus
-from .predictions import DecisionRule, Predictions
-from .scorers import Scorer
+from .annotation_run import AnnotationRun
+from .chunk_store import ChunkStore
+from .predictor import Predictor
 
-_BLOCK = 2**28  # Bytes of scores that are held while they are turned from chunks of cells into columns of labels.
+logger = logging.getLogger(__name__)
+
+_BLOCK = 2**28  # Bytes of scores that are held while chunks of cells are turned into columns of labels.
 
 
 def annotate_file(
-    annotator: LangCellAnnotator,
+    annotator: Predictor,
     cells: str | Path,
     output: str | Path,
     labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
@@ -54,110 +54,103 @@ def annotate_file(
     **cell_options: Any,
 ) -> Path | None:
     """
-    Annotates a `.h5ad` file of any size: writes a copy of it with what `LangCellAnnotator.annotate` would add. What is
-    in memory is one chunk of cells, besides `obs` and a few numbers a cell.
+    Annotates an `.h5ad` file of any size: writes a copy of it with everything that `LangCellAnnotator.annotate` adds.
+    Memory holds one chunk of cells, `obs`, and a few numbers for each cell.
 
-    What is done lies in a folder `.{name of the output}.unfinished` beside the output. If the work is interrupted, by
-    whatever, the same call goes on from there; a call that would find something else begins anew. The folder is gone
-    once the output is there, which appears whole or not at all.
+    Finished chunks are kept in a folder `.{name of the output}.unfinished` beside the output. After an interruption of
+    any kind the same call continues from there; a call that would give other results begins anew. The output appears
+    whole or not at all, and the folder is then deleted.
 
-    Several processes, as `accelerate launch` or `torchrun` starts them (each knows itself by `RANK` and `WORLD_SIZE`),
-    share the chunks. They need to see the same files, and do not communicate otherwise. The first of them writes the
-    output when all have done their part. The result does not depend on how many there are.
+    Several processes, as started by `accelerate launch` or `torchrun` (each knows itself by `RANK` and `WORLD_SIZE`),
+    share the chunks. They need to see the same files, and communicate in no other way. The first process writes the
+    output when all others are done. The result does not depend on the number of processes.
 
     Args:
-        annotator: Of every process its own.
-        cells: The file.
-        output: May be the same file, which is then replaced.
+        annotator: The annotator; each process has its own.
+        cells: The input file.
+        output: The output file. It may be the input, which is then replaced.
         labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: As for `LangCellAnnotator.annotate`.
-        resumed: Told of how many cells an earlier call had done, if any, before the work goes on.
+        resumed: Called, before the work continues, with the number of cells that an earlier call annotated.
 
     Returns:
-        The output; of several processes, in all but the first, `None`.
+        The output; None in all processes but the first.
 
     Raises:
-        InputError: As for `LangCellAnnotator.annotate`; or a file that cannot be read, changes meanwhile, or cannot be
-            written, because the disk is full for instance: then what is done is kept.
+        InputError: As for `LangCellAnnotator.annotate`; or the input cannot be read or changes meanwhile, or the output
+            cannot be written, for example because the disk is full. Finished chunks are kept.
     """
     cells, output = Path(cells), Path(output)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if check < 0:
-        raise InputError(f"check={check} is no number of cells.")
     with open_lightly(cells) as adata:
         state = cells.stat()
-        scorer = annotator.scorer(labels, alpha, shortlist)
-        rule = DecisionRule(scorer, error_rate)
-        consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, rule)
-        _require_columns(probability_columns(scorer.descriptions), adata.obs_names.name)
-        chunks = annotator.chunks(adata, **cell_options)
+        run = AnnotationRun(
+            annotator,
+            adata,
+            labels,
+            alpha=alpha,
+            shortlist=shortlist,
+            check=check,
+            error_rate=error_rate,
+            cluster_key=cluster_key,
+            **cell_options,
+        )
+        _check_columns(probability_columns(run.rule.labels), adata.obs_names.name)
+        chunks = run.chunks
         if rank >= len(chunks):
-            return None  # There is nothing for it to do.
+            logger.info("Process %d has nothing to do: there are %d chunks of cells.", rank, len(chunks))
+            return None
         plan = {
             "input": {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "cells": adata.n_obs},
-            "model": _fingerprint(annotator),
+            "model": _model_hashes(annotator),
             "error_rate": error_rate,
             "cluster_key": cluster_key,
-            "labels": list(scorer.descriptions.items()),
-            "settings": scorer.settings | rule.settings,
+            "labels": list(run.scorer.descriptions.items()),
+            "settings": run.scorer.settings | run.rule.settings,
             "check": check,
-            "cells": _defaults(annotator.processor.feature_extractor.chunks) | cell_options,
+            "cells": _default_options(annotator.processor.feature_extractor.chunks) | cell_options,
             "chunk": chunks.chunk_size,
             "record": annotator.run_record(chunks, np.ones(1)),
         }
-        unfinished = ChunkStore(output, plan, chunks, rank, min(processes, len(chunks)))
+        store = ChunkStore(output, plan, chunks, rank, min(processes, len(chunks)))
         try:
-            unfinished.begin()
-            done = unfinished.look()
+            store.open()
+            done = store.count_cells()
             if done and rank == 0:
+                logger.info("Resuming: %d of %d cells are annotated.", done, chunks.n_cells)
                 resumed(done)
-            _annotate_chunks(annotator, scorer, rule, chunks, check, unfinished, done)
+            _annotate_chunks(run, store, done)
         except BaseException:
-            unfinished.leave()
+            store.close_after_error()
             raise
         if rank > 0:
-            unfinished.wait_to_be_seen()
+            store.wait_for_first()
             return None
         now = cells.stat()
         if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
-            raise InputError(f"{cells} was changed while it was annotated: begin anew.")
-        answers = Predictions.concatenate(unfinished.answers(number) for number in range(len(chunks)))
+            raise InputError(f"{cells} was changed while it was annotated: annotate it again.")
+        predictions = store.predictions()
         obs = adata.obs.copy()
-        rule.write(obs, answers)
-        if consensus is not None:
-            for number in range(len(chunks)):
-                consensus.add(chunks.rows(number), unfinished.read_scores(number, slice(None)).T)
-            consensus.write(obs, answers)
-        record = annotator.record_of(scorer, rule, chunks, answers, cluster_key)
-        _merge(cells, obs, record, scorer, chunks, unfinished)
-        unfinished.remove()
+        run.write_obs(obs, predictions, (store.scores(number).T for number in range(len(chunks))))
+        _merge(cells, obs, run.record(predictions), run, store)
+        store.delete()
     return output
 
 
-def _annotate_chunks(
-    annotator: LangCellAnnotator,
-    scorer: Scorer,
-    rule: DecisionRule,
-    chunks: RankedChunks,
-    check: int,
-    unfinished: "ChunkStore",
-    done: int,
-) -> None:
-    """Annotates those chunks of this process that are not done; the first process waits for those of the others."""
+def _annotate_chunks(run: AnnotationRun, store: ChunkStore, done: int) -> None:
+    """Annotates the missing chunks of this process; the first process then waits for those of the others."""
     with progress_bar() as progress:
-        progress.disable |= unfinished.rank > 0
-        task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
-        for number, ranked in chunks.ahead([n for n in unfinished.own if n not in unfinished.whole]):
-            rows = checked_rows(chunks.rows(number), chunks.n_cells, check)
-            found = annotator.annotate_cells(ranked, scorer, rule, rows, lambda n: progress.advance(task, n))
-            unfinished.write(number, found)
-            progress.update(task, completed=unfinished.look())
-        while unfinished.rank == 0 and not unfinished.all_there():
-            progress.update(task, completed=unfinished.look())
-            time.sleep(_POLL)
+        progress.disable |= store.rank > 0
+        task = progress.add_task("Cells", total=run.chunks.n_cells, completed=done)
+        for number, ranked in run.chunks.ahead(store.missing()):
+            store.write(number, run.annotate(number, ranked, lambda n: progress.advance(task, n)))
+            progress.update(task, completed=store.count_cells())
+        if store.rank == 0:
+            for stored in store.wait_for_others():
+                progress.update(task, completed=stored)
 
 
-def _fingerprint(annotator: LangCellAnnotator) -> list[str]:
-    """What decides what the model computes, with that which is learnt outside of it."""
+def _model_hashes(annotator: Predictor) -> list[str]:
+    """Returns hashes of everything that decides the model's outputs, including prototypes beside its weights."""
     model, extractor = annotator.model, annotator.processor.feature_extractor
     if isinstance(model, LangCellModel):
         found = [fingerprint(model, annotator.processor)]
@@ -170,93 +163,82 @@ def _fingerprint(annotator: LangCellAnnotator) -> list[str]:
     return found
 
 
-def _defaults(function: Callable) -> dict[str, Any]:
-    """Its options, as they are if they are not given."""
+def _default_options(function: Callable) -> dict[str, Any]:
+    """Returns the default values of a function's options."""
     given = inspect.signature(function).parameters.values()
     return {parameter.name: parameter.default for parameter in given if parameter.default is not parameter.empty}
 
 
-def _require_columns(columns: list[str], index: Any) -> None:
-    """Before hours of work, whether a table with such columns can be written."""
+def _check_columns(columns: list[str], index: Any) -> None:
+    """
+    Checks, before hours of work, that a table with these columns can be written.
+
+    Raises:
+        InputError: A column has the name of the index or of another column, or none that HDF5 takes.
+    """
     taken = {"_index" if index is None else index, ".", ""}
     for number, column in enumerate(columns):
         if column in taken:
-            raise InputError(f"No table can have a column {column!r}: label {number + 1} needs another name.")
+            raise InputError(f"A table cannot have a column {column!r}: give label {number + 1} another name.")
         taken.add(column)
 
 
-# ---------------------------------------------------------------------- the input
-
-
-# ---------------------------------------------------------------------- what is done
-
-
-# ---------------------------------------------------------------------- the output
-
-
-def _merge(
-    cells: Path,
-    obs: pd.DataFrame,
-    record: dict[str, Any],
-    scorer: Scorer,
-    chunks: RankedChunks,
-    unfinished: ChunkStore,
-) -> None:
-    """Writes the output: a copy of the input, with what is known of its cells and what is in the chunks."""
-    columns = probability_columns(scorer.descriptions)
-    # Names of more columns than this do not fit into an attribute as files before HDF5 1.10 have them.
+def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: AnnotationRun, store: ChunkStore) -> None:
+    """Writes the output: a copy of the input with `obs`, the record of the run, and the stored chunks."""
+    columns = probability_columns(run.rule.labels)
+    # More column names than this do not fit into an attribute in the format of HDF5 before 1.10.
     formats = ("v110", "latest") if len(columns) > 4000 else None
-    with unfinished._writing():
+    with store.writing():
         try:
-            shutil.copyfile(cells, unfinished.merged)
-            # What is in the chunks, what anndata writes anew, and what HDF5 needs to say of every column.
+            shutil.copyfile(cells, store.merged)
+            # Room for the chunks, for what anndata writes anew, and for HDF5's own description of each column.
             texts = obs.memory_usage(deep=True).sum() + 4 * sum(
-                len(text) for of_label in scorer.descriptions.values() for text in of_label
+                len(text) for texts in run.scorer.descriptions.values() for text in texts
             )
-            _reserve(unfinished.merged, unfinished.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
-            with h5py.File(unfinished.merged, "r+", libver=formats) as file:
+            _reserve(store.merged, store.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
+            with h5py.File(store.merged, "r+", libver=formats) as file:
                 ad.io.write_elem(file, "obs", obs)
                 for name in ("obsm", "uns"):
-                    if not isinstance(file.get(name), h5py.Group):  # Of an old file, or of one that has none.
+                    if not isinstance(file.get(name), h5py.Group):  # Old files have arrays here, or nothing.
                         ad.io.write_elem(file, name, dict(getattr(open_cells(cells), name)))
                 ad.io.write_elem(file["uns"], RUN, record)
-                _write_embeds(file["obsm"], chunks, unfinished)
-                _write_probabilities(file["obsm"], obs.index, columns, chunks, unfinished)
-            with open(unfinished.merged, "rb") as written:
+                _write_embeds(file["obsm"], run.chunks, store)
+                _write_probabilities(file["obsm"], obs.index, columns, run.chunks, store)
+            with open(store.merged, "rb") as written:
                 os.fsync(written.fileno())
-            unfinished.merged.replace(unfinished.output)
+            store.merged.replace(store.output)
         finally:
-            unfinished.merged.unlink(missing_ok=True)
+            store.merged.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, size: int) -> None:
     """
-    Lengthens a file. A disk that is full is told of here, since HDF5 does not recover from it; what of the room it does
-    not need it gives back.
+    Lengthens a file, so that a full disk fails here: HDF5 does not recover from it. HDF5 gives back the space that it
+    does not need.
     """
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size + size)
 
 
-def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, unfinished: ChunkStore) -> None:
+def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, store: ChunkStore) -> None:
     if EMBEDDING in obsm:
         del obsm[EMBEDDING]
     dataset = None
     for number in range(len(chunks)):
-        embeds = unfinished.embeds(number)
+        embeds = store.embeds(number)
         if dataset is None:
-            dataset = _as_array(obsm.create_dataset(EMBEDDING, (chunks.n_cells, embeds.shape[1]), embeds.dtype))
+            dataset = _mark_array(obsm.create_dataset(EMBEDDING, (chunks.n_cells, embeds.shape[1]), embeds.dtype))
         rows = chunks.rows(number)
         dataset[rows.start : rows.stop] = embeds
 
 
 def _write_probabilities(
-    obsm: h5py.Group, index: pd.Index, columns: list[str], chunks: RankedChunks, unfinished: ChunkStore
+    obsm: h5py.Group, index: pd.Index, columns: list[str], chunks: RankedChunks, store: ChunkStore
 ) -> None:
     """
-    A table as anndata's format has it (dataframe 0.2.0: an array a column), as many columns at a time as there is room
-    for: every one is written at once, and every score is read once.
+    Writes a table in anndata's format (dataframe 0.2.0, an array for each column), as many columns at a time as memory
+    allows: each column is written at once, and each score is read once.
     """
     ad.io.write_elem(obsm, PROBABILITIES, pd.DataFrame(index=index))
     table = obsm[PROBABILITIES]
@@ -267,13 +249,13 @@ def _write_probabilities(
         block = np.empty((labels.stop - first, chunks.n_cells), dtype=np.float32)
         for number in range(len(chunks)):
             rows = chunks.rows(number)
-            block[:, rows.start : rows.stop] = unfinished.read_scores(number, labels)
+            block[:, rows.start : rows.stop] = store.scores(number, labels)
         for column, scores in zip(columns[labels], block, strict=True):
-            _as_array(table.create_dataset(column, data=scores))
+            _mark_array(table.create_dataset(column, data=scores))
 
 
-def _as_array(dataset: h5py.Dataset) -> h5py.Dataset:
-    """Marks it as what it is in anndata's format."""
+def _mark_array(dataset: h5py.Dataset) -> h5py.Dataset:
+    """Marks a dataset as an array of anndata's format."""
     dataset.attrs["encoding-type"], dataset.attrs["encoding-version"] = "array", "0.2.0"
     return dataset
 

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from ..io.columns import CELL_TYPE
 from ..model.errors import InputError
-from .predictions import candidates_of
+from .records import candidate_labels
 
 
 def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
@@ -40,7 +40,7 @@ def compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
     if reference == CELL_TYPE:
         raise InputError(f"obs[{CELL_TYPE!r}] is what was found: there is nothing to compare it with.")
-    candidates = set(candidates_of(adata))
+    candidates = set(candidate_labels(adata))
     both = adata.obs[[reference, CELL_TYPE]].dropna()
     both = both[both[reference].isin(candidates)].astype(str)
     if both.empty:

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cells by a text, and texts by a cell: the nearest in the space that they share."""
+"""Search: the cells that a text describes best, and the texts that describe a cell best."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from ..io.columns import EMBEDDING, RUN
 from ..model.errors import InputError
 from ..ontology import all_terms, id_of
-from .annotator import LangCellAnnotator
+from .predictor import Predictor
 
-#: Up to as many embeddings all are compared; of more, an index knows where to look.
+logger = logging.getLogger(__name__)
+
+#: Up to this many embeddings are all compared with a query; more are searched through an index.
 EXACT = 1_000_000
 
 _BLOCK = 2**26  # Similarities that are held at once.
@@ -22,12 +25,12 @@ _BLOCK = 2**26  # Similarities that are held at once.
 
 class Neighbours:
     """
-    The nearest of many embeddings by cosine. Up to a million the answer is exact. Above, an HNSW graph (Malkov &
-    Yashunin, 2018) is built once, and finds nearly all of them without comparing with each.
+    Finds the nearest of many embeddings by cosine. Up to a million embeddings the result is exact. For more, an HNSW
+    graph (Malkov & Yashunin, 2018) is built once, and finds nearly all of the nearest without comparing with each.
 
     Args:
-        embeds: `(embeddings, width)` of length 1; rows of missing values are nobody's neighbours.
-        exact: Whether all are compared; by default up to a million.
+        embeds: `(embeddings, width)` of length 1; rows of missing values are never found.
+        exact: True to compare with all embeddings; by default so up to a million.
 
     Raises:
         InputError: An index is needed and usearch is not installed.
@@ -38,26 +41,30 @@ class Neighbours:
         self._embeds = np.ascontiguousarray(embeds[self.rows] if len(self.rows) < len(embeds) else embeds, np.float32)
         self._index: Any = None
         if not (len(self.rows) <= EXACT if exact is None else exact):
+            logger.info("Building an approximate index of %d embeddings.", len(self.rows))
             self._index = _build_index(self._embeds)
 
-    def __call__(self, queries: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """
+        Finds the embeddings that are nearest to each query.
+
         Args:
             queries: `(queries, width)` of length 1.
-            n: How many to find; all, if there are fewer.
+            top_k: Number of embeddings to find; all of them if there are fewer.
 
         Returns:
-            `(queries, n)` places among the embeddings, the nearest first, and their cosines.
+            `(queries, top_k)` rows of the embeddings, the nearest first, and their cosines.
         """
-        n = min(n, len(self.rows))
+        top_k = min(top_k, len(self.rows))
         if self._index is not None:
-            found = self._index.search(queries.astype(np.float32), n)
-            return self.rows[found.keys.astype(np.int64).reshape(len(queries), n)], 1 - found.distances.reshape(-1, n)
+            found = self._index.search(queries.astype(np.float32), top_k)
+            rows = self.rows[found.keys.astype(np.int64).reshape(len(queries), top_k)]
+            return rows, 1 - found.distances.reshape(-1, top_k)
         parts = []
         blocks = min(len(queries), 1 + len(queries) * len(self.rows) // _BLOCK)
         for block in np.array_split(queries.astype(np.float32), blocks):
-            similar = torch.from_numpy(block) @ torch.from_numpy(self._embeds).T
-            parts.append([part.numpy() for part in similar.topk(n, dim=1)])
+            similarities = torch.from_numpy(block) @ torch.from_numpy(self._embeds).T
+            parts.append([part.numpy() for part in similarities.topk(top_k, dim=1)])
         cosines, places = (np.concatenate(part) for part in zip(*parts, strict=True))
         return self.rows[places], cosines
 
@@ -66,7 +73,9 @@ def _build_index(embeds: np.ndarray) -> Any:
     try:
         from usearch.index import Index
     except ImportError as error:
-        raise InputError('So many embeddings need usearch: pip install "modeling-langcell[search]".') from error
+        raise InputError(
+            'An index of so many embeddings needs usearch: pip install "modeling-langcell[search]".'
+        ) from error
     width = embeds.shape[1]
     index = Index(ndim=width, metric="ip", dtype="f32", connectivity=32, expansion_add=200, expansion_search=256)
     index.add(np.arange(len(embeds)), embeds)
@@ -74,92 +83,95 @@ def _build_index(embeds: np.ndarray) -> Any:
 
 
 def search(
-    annotator: LangCellAnnotator, adata: ad.AnnData, text: str, n: int = 20, *, exact: bool | None = None
+    annotator: Predictor, adata: ad.AnnData, text: str, top_k: int = 20, *, exact: bool | None = None
 ) -> pd.DataFrame:
     """
-    The cells that a text describes best.
+    Finds the cells that a text describes best.
 
     Args:
-        annotator: What embedded the cells.
+        annotator: The annotator that embedded the cells.
         adata: Cells with `obsm["X_langcell"]`, as `annotate` and `embed` write it.
-        text: In words of your own, or a name or id of the Cell Ontology, whose description is then searched for.
-        n: How many cells.
-        exact: As of `Neighbours`.
+        text: Free text, or a name or id of the Cell Ontology, which is searched for by its description.
+        top_k: Number of cells to find.
+        exact: As for `Neighbours`.
 
     Returns:
-        A row a cell, the most similar first: its name as the index, its place in `adata` (`row`) and its cosine with
-        the text (`similarity`).
+        A row for each cell, the most similar first: its name as the index, its position in `adata` (`row`) and its
+        cosine with the text (`similarity`).
 
     Raises:
-        InputError: Cells that were not embedded, or by another checkpoint; no text; or a `CL:` id that is none.
+        InputError: The cells were not embedded, or by another checkpoint; the text is empty; or the ontology has no
+            such `CL:` id.
     """
-    _require_number(n)
+    _require_positive(top_k)
     if not text.strip():
         raise InputError("Say what to search for: the text is empty.")
     embeds = _embeds_of(annotator, adata)
-    known = text.startswith("CL:") or id_of(text) is not None
-    texts = annotator.texts_of([text])[text] if known else text
-    (rows,), (cosines,) = Neighbours(embeds, exact)(annotator.embed_texts([texts]), n)
+    is_term = text.startswith("CL:") or id_of(text) is not None
+    texts = annotator.texts_of([text])[text] if is_term else text
+    (rows,), (cosines,) = Neighbours(embeds, exact)(annotator.embed_texts([texts]), top_k)
     found = pd.DataFrame({"row": rows, "similarity": cosines}, index=adata.obs_names[rows])
     return found.rename_axis("cell")
 
 
 def nearest_texts(
-    annotator: LangCellAnnotator,
+    annotator: Predictor,
     adata: ad.AnnData,
     labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
-    n: int = 5,
+    top_k: int = 5,
 ) -> pd.DataFrame:
     """
-    The texts that describe each cell best.
+    Finds the texts that describe each cell best.
 
     Args:
         annotator, adata: As for `search`.
-        labels: Labels or descriptions, as for `LangCellAnnotator.annotate`; by default all of the Cell Ontology.
-        n: How many of each cell.
+        labels: Labels or descriptions, as for `LangCellAnnotator.annotate`; by default all terms of the Cell Ontology.
+        top_k: Number of texts to find for each cell.
 
     Returns:
-        A row a cell and rank (the index), the most similar first: `label` and `similarity`. Cells without an embedding
-        have none.
+        A row for each cell and rank (the index), the most similar first: `label` and `similarity`. Cells without an
+        embedding have no rows.
 
     Raises:
-        InputError: As for `search`, or labels that nobody knows.
+        InputError: As for `search`, or a label is unknown.
     """
-    _require_number(n)
+    _require_positive(top_k)
     embeds = _embeds_of(annotator, adata)
-    described = annotator.texts_of([term.name for term in all_terms()] if labels is None else labels)
+    texts = annotator.texts_of([term.name for term in all_terms()] if labels is None else labels)
     cells = np.flatnonzero(~np.isnan(embeds[:, 0]))
-    places, cosines = Neighbours(annotator.embed_texts(described.values()))(embeds[cells], n)
+    places, cosines = Neighbours(annotator.embed_texts(texts.values()))(embeds[cells], top_k)
     index = pd.MultiIndex.from_product([adata.obs_names[cells], range(1, places.shape[1] + 1)], names=["cell", "rank"])
-    labels_of = np.array(list(described), dtype=object)[places.ravel()]
-    return pd.DataFrame({"label": labels_of, "similarity": cosines.ravel()}, index=index)
+    found = np.array(list(texts), dtype=object)[places.ravel()]
+    return pd.DataFrame({"label": found, "similarity": cosines.ravel()}, index=index)
 
 
-def _embeds_of(annotator: LangCellAnnotator, adata: ad.AnnData) -> np.ndarray:
+def _embeds_of(annotator: Predictor, adata: ad.AnnData) -> np.ndarray:
     if EMBEDDING not in adata.obsm or RUN not in adata.uns:
         raise InputError(f"The cells have no obsm[{EMBEDDING!r}]: embed or annotate them first.")
     run = adata.uns[RUN]
-    by, own = (tuple(str(of.get(name, "")) for name in ("checkpoint", "adapter")) for of in (run, annotator.origin()))
-    if by != own:
-        raise InputError(
-            f"The cells were embedded by {' with '.join(filter(None, by)) or 'a model in memory'}, not by "
-            f"{' with '.join(filter(None, own)) or 'a model in memory'}: embed them again."
-        )
+    theirs, ours = _origin_name(run), _origin_name(annotator.origin())
+    if theirs != ours:
+        raise InputError(f"The cells were embedded by {theirs}, not by {ours}: embed them again.")
     embeds = adata.obsm[EMBEDDING]
-    right = isinstance(embeds, np.ndarray) and embeds.dtype.kind == "f" and embeds.shape[1:] == (annotator.width,)
-    if right:
+    valid = isinstance(embeds, np.ndarray) and embeds.dtype.kind == "f" and embeds.shape[1:] == (annotator.width,)
+    if valid:
         known = embeds[~np.isnan(embeds[:, 0])]
-        right = len(known) > 0 and bool(np.isfinite(known).all())
-    if not right:
+        valid = len(known) > 0 and bool(np.isfinite(known).all())
+    if not valid:
         raise InputError(
-            f"obsm[{EMBEDDING!r}] holds no embeddings of {annotator.width} numbers a cell: embed the cells again."
+            f"obsm[{EMBEDDING!r}] does not hold {annotator.width} numbers for each cell: embed the cells again."
         )
     return embeds
 
 
-def _require_number(n: int) -> None:
-    if n < 1:
-        raise InputError(f"n={n} is no number of results.")
+def _origin_name(origin: Mapping[str, Any]) -> str:
+    names = [str(origin.get(name, "")) for name in ("checkpoint", "adapter")]
+    return " with ".join(filter(None, names)) or "a model in memory"
+
+
+def _require_positive(top_k: int) -> None:
+    if top_k < 1:
+        raise InputError(f"top_k={top_k} is not a number of results: give 1 or more.")
 
 
 __all__ = ["EXACT", "Neighbours", "nearest_texts", "search"]

@@ -156,13 +156,13 @@ def annotate(
 
     Killed, the same command goes on where it was. Under 'accelerate launch' several processes share one file.
     """
-    from ..annotation.annotator import LangCellAnnotator, describe_input
+    from ..annotation.annotator import LangCellAnnotator
     from ..annotation.clusters import count_clusters
     from ..annotation.explain import explain_annotated
     from ..annotation.large_files import annotate_file
     from ..annotation.metrics import agreement
-    from ..annotation.predictions import best_of, count_answers
     from ..annotation.quality import examine
+    from ..annotation.records import best_labels, count_answers, describe_input
     from ..io import example as example_cells
     from ..io.columns import RUN
     from ..io.h5ad import open_lightly, read_annotation, write_annotated
@@ -247,7 +247,7 @@ def annotate(
             adata, report, layout, quality=quality, genes=genes, reference=reference, command=command
         )
 
-    found = best_of(adata).value_counts()
+    found = best_labels(adata).value_counts()
     run = adata.uns[RUN]
     answers = count_answers(adata.obs)
     clusters = count_clusters(adata.obs, str(run["cluster_key"])) if cluster_key is not None else {}
@@ -305,7 +305,8 @@ def embed(
     dtype: Dtype = "float32",
 ) -> None:
     """Place every cell in the space that cells and texts share."""
-    from ..annotation.annotator import LangCellAnnotator, describe_input
+    from ..annotation.annotator import LangCellAnnotator
+    from ..annotation.records import describe_input
     from ..io.h5ad import open_cells, write_annotated
 
     require_apart(
@@ -417,8 +418,8 @@ def explain(
 ) -> None:
     """Show which genes drive the matches of cells with the label found for them."""
     from ..annotation.annotator import LangCellAnnotator
-    from ..annotation.explain import draw_genes
     from ..annotation.explain import explain as explain_cells
+    from ..report.plots import draw_genes
     from ..io.h5ad import open_cells
 
     _require_picture(figure)

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from ..annotation.annotator import describe_input, texts_read
 from ..annotation.clusters import count_clusters
 from ..annotation.metrics import agreement, compared
 from ..annotation.ontology_backoff import UNKNOWN
-from ..annotation.predictions import count_answers
 from ..annotation.quality import InputQuality
+from ..annotation.records import count_answers, describe_input, label_texts
 from ..io.columns import ANSWER, CELL_TYPE, MARGIN, NOVELTY, RUN, SCORE, SECOND
 from ..model.zero_shot import SHORTLIST
 from .html import write_page
@@ -79,7 +78,7 @@ def write_report(
         known=known,
         doubtful=_doubtful(obs, run),
         genes=None if genes is None else _genes(genes),
-        descriptions=texts_read(run),
+        descriptions=label_texts(run),
         code=command or _in_python(run),
         facts=_facts(run),
     )
@@ -235,7 +234,7 @@ def _in_python(run: Mapping[str, Any]) -> str:
     where = [repr(str(run["checkpoint"])), *where, f"dtype={str(run['dtype'])!r}"]
     made = f"LangCellAnnotator.from_pretrained({', '.join(where)})" if run["checkpoint"] else "...  # it was in memory"
 
-    texts = texts_read(run)
+    texts = label_texts(run)
     # What classifies, or compares with cells that were learnt from, has labels of its own.
     own = "prototype_weight" in run or "alpha" not in run
     labels = "" if own else "".join(f"    {label!r}: {found!r},\n" for label, found in texts.items())

@@ -70,15 +70,34 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     names = labels.cat.categories
     for name, colour in zip(names, colours(len(names)), strict=True):
         chosen = (drawn == name).to_numpy()
-        scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour, label=_short(name), linewidths=0)
+        scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour, label=_shorten(name), linewidths=0)
     scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by the label found", xlabel="UMAP of X_langcell")
     scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     if reference is None:
         shares = labels.value_counts(normalize=True).sort_values()
-        beside.barh([_short(name) for name in shares.index], shares)
+        beside.barh([_shorten(name) for name in shares.index], shares)
         beside.set(title="Shares of the labels", xlabel="share of cells")
     else:
         _draw_confusion(figure, beside, *compared(adata, reference), reference)
+    return figure
+
+
+def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
+    """Draws the genes that contribute most to each label's matches; `explained` is a table from `explain`."""
+    labels = explained["label"].unique()
+    columns = min(3, len(labels))
+    rows = -(-len(labels) // max(1, columns))
+    figure = Figure(figsize=(4.2 * columns, (0.24 * genes + 0.9) * rows), layout="constrained")
+    panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes, label in zip(panels, labels, strict=False):
+        most = explained[explained["label"] == label].head(genes)[::-1]
+        axes.barh(most["gene"], most["contribution"], color="C0")
+        axes.set_title(f"{_shorten(label, 36)} ({most['cells'].iloc[0]} cells)", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(labels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("mean contribution to the match", fontsize=9)
     return figure
 
 
@@ -95,7 +114,7 @@ def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, refe
     ticks = range(len(names))
     axes.set_xticks(ticks, [str(number + 1) for number in ticks])
     sizes = [int((truth == name).sum()) for name in names]
-    axes.set_yticks(ticks, [f"{_short(name)} ({sizes[i]:,})   {i + 1}" for i, name in enumerate(names)], fontsize=8)
+    axes.set_yticks(ticks, [f"{_shorten(name)} ({sizes[i]:,})   {i + 1}" for i, name in enumerate(names)], fontsize=8)
     for row, column in np.argwhere(shares >= 0.05):
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=colour)
@@ -104,7 +123,7 @@ def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, refe
     figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
 
 
-def _short(label: str, length: int = 60) -> str:
+def _shorten(label: str, length: int = 60) -> str:
     return label if len(label) <= length else label[: length - 1] + "…"
 
 
@@ -115,4 +134,4 @@ def render(figure: Figure, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["Layout", "colours", "draw", "lay_out", "render"]
+__all__ = ["Layout", "colours", "draw", "draw_genes", "lay_out", "render"]

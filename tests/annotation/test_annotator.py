@@ -11,11 +11,10 @@ import scipy.sparse as sp
 import torch
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.annotation.annotator import describe_input
 from modeling_langcell.annotation.explain import explain, explain_annotated
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.metrics import agreement
-from modeling_langcell.annotation.predictions import best_of
+from modeling_langcell.annotation.records import best_labels, describe_input
 from modeling_langcell.io.example import CELL_OPTIONS, load_example
 from modeling_langcell.io.h5ad import open_cells, write_annotated
 
@@ -101,7 +100,7 @@ class TestCandidatesWithoutACell:
         for annotated in (new, old):
             found = explain_annotated(annotator, blood, annotated, cells_per_label=2, **CELL_OPTIONS)
             pd.testing.assert_frame_equal(found, expected)
-            assert best_of(annotated).value_counts().to_dict() == {name: sizes.get(name, 0) for name in self.CANDIDATES}
+            assert best_labels(annotated).value_counts().to_dict() == {name: sizes.get(name, 0) for name in self.CANDIDATES}
             assert agreement(annotated, "known")["cells"] == 175, "neurons too, which no cell was found to be"
 
     def test_cells_without_any_label_are_written_and_read(self, annotator, cells, tmp_path):
@@ -109,7 +108,7 @@ class TestCandidatesWithoutACell:
         annotator.annotate(cells, LABELS, empty_cells="mark")
         for annotated in (cells, ad.read_h5ad(write_annotated(cells, tmp_path / "o.h5ad"))):
             assert isinstance(annotated.obs["langcell_cell_type"].dtype, pd.CategoricalDtype)
-            assert best_of(annotated).value_counts().to_dict() == dict.fromkeys(LABELS, 0)
+            assert best_labels(annotated).value_counts().to_dict() == dict.fromkeys(LABELS, 0)
 
 
 def test_the_run_can_be_repeated_from_what_is_recorded(annotator, cells, tiny_checkpoint):
@@ -159,7 +158,7 @@ def test_batching_order_and_neighbours_change_nothing(tiny_checkpoint, cells):
 def test_chunks_are_put_back_in_place(tiny_checkpoint, cells, monkeypatch):
     annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
     whole = annotator.embed(cells.copy()).obsm["X_langcell"]
-    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 5)
+    monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 5)
     np.testing.assert_allclose(annotator.embed(cells.copy()).obsm["X_langcell"], whole, atol=1e-6)
 
 

@@ -9,10 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.annotation.explain import Explainer, draw_genes, explain
+from modeling_langcell.annotation.explain import Explainer, explain
 from modeling_langcell.cli.main import app
 from modeling_langcell.ontology import describe
-from tests.conftest import GENES, SYMBOLS
+from modeling_langcell.report.plots import draw_genes
+from tests.support.tiny import GENES, SYMBOLS
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]
 TEXTS = {"b": "cell type : b", "nk": "a natural killer", "t": "cell type : t"}
@@ -129,7 +130,7 @@ def test_cells_without_known_genes_are_passed_over(annotator, cells):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"method": "shap"}, "not one of gradient, attention"), ({"cells_per_label": 0}, "no number")],
+    [({"method": "shap"}, "not one of gradient, attention"), ({"cells_per_label": 0}, "not a number of cells")],
 )
 def test_bad_options(annotator, cells, options, message):
     with pytest.raises(InputError, match=message):

@@ -22,11 +22,13 @@ import torch
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequenceClassification
+from modeling_langcell.annotation.annotation_run import AnnotationRun
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
-from tests.conftest import GENES, REPOSITORY, SYMBOLS, tiny_config
+from tests.support.paths import REPOSITORY
+from tests.support.tiny import GENES, SYMBOLS, tiny_config
 
 CHUNK = 8
 LABELS = {
@@ -40,13 +42,14 @@ OPTIONS = {"alpha": 0.3, "shortlist": 2, "check": 7}
 #: The `langcell` command with small chunks; it notes each chunk that it annotates, and takes its time over it.
 DRIVER = f"""
 import os, sys, time
-from modeling_langcell import annotation
+from modeling_langcell.annotation import predictor
+from modeling_langcell.annotation.annotation_run import AnnotationRun
 from modeling_langcell.cli import main
 
 log, pause = sys.argv[1], float(sys.argv[2])
 del sys.argv[1:3]
-annotation._CHUNK = {CHUNK}
-annotate = annotation.LangCellAnnotator.annotate_cells
+predictor.CHUNK_SIZE = {CHUNK}
+annotate = AnnotationRun.annotate
 
 def watched(self, *arguments):
     found = annotate(self, *arguments)
@@ -55,7 +58,7 @@ def watched(self, *arguments):
         file.write(os.environ.get("RANK", "0"))
     return found
 
-annotation.LangCellAnnotator.annotate_cells = watched
+AnnotationRun.annotate = watched
 if __name__ == "__main__":
     main()
 """
@@ -72,8 +75,8 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", CHUNK)
-    monkeypatch.setattr("modeling_langcell.annotation.chunk_store._POLL", 0.05)
+    monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", CHUNK)
+    monkeypatch.setattr("modeling_langcell.annotation.chunk_store.POLL_SECONDS", 0.05)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
@@ -145,16 +148,16 @@ def chunk_files(output):
 def counting(monkeypatch, fail_at: int | None = None):
     """Counts the chunks that are annotated; at one of them the machine fails."""
     annotated = []
-    annotate = LangCellAnnotator.annotate_cells
+    annotate = AnnotationRun.annotate
 
     def watched(self, *arguments):
         if len(annotated) == fail_at:
             raise KeyboardInterrupt
-        annotated.append(len(arguments[0]))
+        annotated.append(len(arguments[1]))
         return annotate(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LangCellAnnotator, "annotate_cells", watched)
+        patched.setattr(AnnotationRun, "annotate", watched)
         yield annotated
 
 
@@ -260,7 +263,7 @@ def test_many_columns_are_written_some_at_a_time(annotator, cells_file, tmp_path
 def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
     cells, labels = 1600, {f"type {number}": "b cell" for number in range(1000)}
     some_cells(cells).write_h5ad(tmp_path / "cells.h5ad")
-    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 100)
+    monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 100)
     monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 400_000)
     tracemalloc.start()
     annotate_file(annotator, tmp_path / "cells.h5ad", tmp_path / "o.h5ad", labels, alpha=1)
@@ -273,7 +276,7 @@ def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
 
 def test_columns_that_no_file_can_hold_are_refused_at_once(annotator, cells_file, tmp_path):
     for labels in ({"a/b": "b", "a|b": "t"}, {"barcode": "b"}, {".": "b", "t": "t"}):
-        with pytest.raises(InputError, match="No table can have a column"):
+        with pytest.raises(InputError, match="A table cannot have a column"):
             annotate_file(annotator, cells_file, tmp_path / "o.h5ad", labels)
     assert list(tmp_path.iterdir()) == [cells_file]
 
@@ -338,7 +341,7 @@ def test_what_would_differ_is_thrown_away(annotator, cells_file, tmp_path, monke
         adata.X[0, 0] += 1
         adata.write_h5ad(cells_file)
     elif change == "chunk":
-        monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 9)
+        monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 9)
     else:
         options |= {"alpha": 0.4} if change == "alpha" else {}
         options |= {"shortlist": 3} if change == "shortlist" else {"check": 8} if change == "check" else {}
@@ -433,27 +436,27 @@ def test_cells_that_cannot_be_read_later_on(annotator, tmp_path):
 
 
 def test_an_input_that_changes_meanwhile(annotator, cells_file, tmp_path, monkeypatch):
-    annotate = LangCellAnnotator.annotate_cells
+    annotate = AnnotationRun.annotate
 
     def meanwhile(self, *arguments):
         os.utime(cells_file)
         return annotate(self, *arguments)
 
-    monkeypatch.setattr(LangCellAnnotator, "annotate_cells", meanwhile)
+    monkeypatch.setattr(AnnotationRun, "annotate", meanwhile)
     with pytest.raises(InputError, match="was changed"):
         annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS)
     assert not (tmp_path / "o.h5ad").exists()
 
 
 def test_another_run_that_takes_the_folder_over(annotator, cells_file, tmp_path, monkeypatch):
-    out, annotate = tmp_path / "o.h5ad", LangCellAnnotator.annotate_cells
+    out, annotate = tmp_path / "o.h5ad", AnnotationRun.annotate
 
     def meanwhile(self, *arguments):
         (unfinished(out) / "plan.json").write_text("{}")
         return annotate(self, *arguments)
 
-    monkeypatch.setattr(LangCellAnnotator, "annotate_cells", meanwhile)
-    with pytest.raises(InputError, match="taken away"):
+    monkeypatch.setattr(AnnotationRun, "annotate", meanwhile)
+    with pytest.raises(InputError, match="taken over by another run"):
         annotate_file(annotator, cells_file, out, LABELS)
     assert not chunk_files(out)
 
@@ -476,7 +479,7 @@ def largest_file(size: int):
 def test_a_disk_that_is_full_while_chunks_are_kept(annotator, cells_file, expected, tmp_path, monkeypatch, when):
     out, limited = tmp_path / "o.h5ad", largest_file(500)
     interrupt(annotator, cells_file, out, monkeypatch)
-    annotate = LangCellAnnotator.annotate_cells
+    annotate = AnnotationRun.annotate
 
     def full(self, *arguments):
         limited.__enter__()
@@ -484,10 +487,10 @@ def test_a_disk_that_is_full_while_chunks_are_kept(annotator, cells_file, expect
 
     with monkeypatch.context() as patched:
         if when == "later":
-            patched.setattr(LangCellAnnotator, "annotate_cells", full)
+            patched.setattr(AnnotationRun, "annotate", full)
         else:
             limited.__enter__()
-        with pytest.raises(InputError, match=r"o\.h5ad cannot be written.*the same command goes on"):
+        with pytest.raises(InputError, match=r"o\.h5ad cannot be written.*the same command continues it"):
             annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
         limited.__exit__(None, None, None)
     assert not out.exists()
@@ -653,7 +656,7 @@ def test_two_processes_share_a_file(annotator, tiny_checkpoint, tmp_path, monkey
     said = pair.result()
     assert said["cells"] == sum(said["labels"].values()) == 4200
     assert said["shortlist"]["checked"] == 7
-    monkeypatch.setattr("modeling_langcell.annotation.annotator._CHUNK", 4096)
+    monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 4096)
     theirs = annotator.annotate(open_cells(cells), LABELS, **OPTIONS)
     assert_same_file(pair.output, write_annotated(theirs, tmp_path / "theirs.h5ad"))
     assert not unfinished(pair.output).exists()

@@ -110,7 +110,7 @@ def test_all_of_the_ontology_by_default(annotator, embedded):
 def test_what_cannot_be_searched(annotator, embedded, cells):
     with pytest.raises(InputError, match="the text is empty"):
         search(annotator, embedded, " ")
-    with pytest.raises(InputError, match="no number of results"):
+    with pytest.raises(InputError, match="top_k=0 is not a number of results"):
         search(annotator, embedded, "a lymphocyte", 0)
     with pytest.raises(InputError, match="no term of an ontology"):
         search(annotator, embedded, "CL:1")

@@ -121,7 +121,7 @@ def test_a_disk_that_was_full_and_on(run, cells_file, tiny_checkpoint, monkeypat
         failed = run(*arguments)
     assert failed.exit_code == 2
     assert "No space left on device" in failed.stderr
-    assert "the same command goes on" in failed.stderr
+    assert "the same command continues it" in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
     on = run(*arguments)
     assert on.exit_code == 0, on.output

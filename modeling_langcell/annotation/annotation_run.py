@@ -1,0 +1,142 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""One annotation of some cells, chunk by chunk: the work that annotating in memory and annotating a file share."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from ..model.errors import InputError
+from ..model.feature_extraction_langcell import RankedCells
+from ..model.zero_shot import DescriptionScorer, Shortlist, read_cells
+from .clusters import Consensus
+from .predictions import DecisionRule, Predictions
+from .predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnnotatedCells:
+    """
+    An annotated chunk of cells. Cells without known genes have missing values.
+
+    Args:
+        embeds: `(cells, width)` float32, L2-normalised.
+        scores: `(cells, labels)` float32 from 0 to 1.
+        predictions: The predictions that follow from the scores.
+    """
+
+    embeds: np.ndarray
+    scores: np.ndarray
+    predictions: Predictions
+
+
+class AnnotationRun:
+    """
+    An annotation of the cells of an AnnData, in chunks.
+
+    Args:
+        predictor: The checkpoint.
+        adata: Cells with counts, in memory or backed. They are read and not changed.
+        labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: As for `LangCellAnnotator.annotate`.
+
+    Raises:
+        InputError: As for `LangCellAnnotator.annotate`.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        adata: ad.AnnData,
+        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        *,
+        alpha: float | None = None,
+        shortlist: Shortlist = "auto",
+        check: int = 0,
+        error_rate: float | None = None,
+        cluster_key: str | None = None,
+        **cell_options: Any,
+    ):
+        if check < 0:
+            raise InputError(f"check={check} is not a number of cells: give 0 or more.")
+        self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
+        self.scorer = predictor.scorer(labels, alpha, shortlist)
+        self.rule = DecisionRule(self.scorer, error_rate)
+        self.consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, self.rule)
+        self.chunks = predictor.chunks(adata, **cell_options)
+
+    def annotate(
+        self, number: int, ranked: RankedCells, advance: Callable[[int], Any] = lambda cells: None
+    ) -> AnnotatedCells:
+        """
+        Annotates a chunk.
+
+        Args:
+            number: Number of the chunk.
+            ranked: The chunk's cells.
+            advance: Called with the number of further cells that were read.
+        """
+        scorer, budget, device = self.scorer, self.scorer.budget, self.predictor.device
+        embeds = np.full((len(ranked), self.predictor.width), np.nan, dtype=np.float32)
+        scores = np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32)
+        max_cosine = np.full(len(ranked), np.nan, dtype=np.float32)
+        shortlist_is_exact = np.zeros(len(ranked), dtype=bool)
+        best_of_all = np.full(len(ranked), -1, dtype=np.int32)
+        for rows, found in read_cells(ranked, scorer, budget, device):
+            embeds[rows], scores[rows] = found.embeds.cpu().numpy(), found.scores.cpu().numpy()
+            max_cosine[rows] = found.max_cosine.cpu().numpy()
+            shortlist_is_exact[rows] = found.shortlist_is_exact.numpy()
+            advance(len(rows))
+        checked = _rows_to_check(self.chunks.rows(number), self.chunks.n_cells, self.check)
+        if isinstance(scorer, DescriptionScorer) and scorer.shortlist is not None and len(checked):
+            for rows, found in read_cells(ranked, scorer.reading(None), budget, device, checked):
+                best_of_all[rows] = found.scores.argmax(dim=1).cpu().numpy()
+        if without_genes := int(ranked.without_genes.sum()):
+            logger.info("%d cells of chunk %d have no known gene and get no label.", without_genes, number)
+        predictions = self.rule(scores, max_cosine, shortlist_is_exact, best_of_all, ranked.matched_counts)
+        return AnnotatedCells(embeds, scores, predictions)
+
+    def write_obs(self, obs: pd.DataFrame, predictions: Predictions, scores: Iterable[np.ndarray]) -> None:
+        """
+        Writes predictions, and the consensus where there are clusters, into `obs`.
+
+        Args:
+            obs: `obs` of all cells.
+            predictions: Predictions for all cells.
+            scores: `(cells, labels)` scores of each chunk, in order. They are read only where there are clusters.
+        """
+        self.rule.write(obs, predictions)
+        if self.consensus is not None:
+            for number, chunk_scores in enumerate(scores):
+                self.consensus.add(self.chunks.rows(number), chunk_scores)
+            self.consensus.write(obs, predictions)
+
+    def record(self, predictions: Predictions) -> dict[str, Any]:
+        """Returns the record for `uns["langcell"]`: all that repeats the run, and a summary of its shortlist."""
+        return self.predictor.run_record(self.chunks, predictions.matched_counts) | {
+            "labels": np.array(list(self.scorer.descriptions)),
+            "descriptions": np.array([_one_text_a_line(texts) for texts in self.scorer.descriptions.values()]),
+            **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
+            **self.scorer.settings,
+            **self.rule.settings,
+            **self.rule.summarize_shortlist(predictions),
+        }
+
+
+def _one_text_a_line(texts: Sequence[str]) -> str:
+    """Joins a label's texts with line breaks; one within a text becomes a space, as it is to a tokenizer."""
+    return "\n".join(" ".join(text.splitlines()) for text in texts)
+
+
+def _rows_to_check(rows: range, n_cells: int, check: int) -> np.ndarray:
+    """Returns the rows of a chunk, from its first, that are among `check` rows spread evenly over all cells."""
+    chosen = np.unique(np.linspace(0, n_cells - 1, min(check, n_cells)).astype(int))
+    return chosen[(chosen >= rows.start) & (chosen < rows.stop)] - rows.start
+
+
+__all__ = ["AnnotatedCells", "AnnotationRun"]

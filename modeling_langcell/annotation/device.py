@@ -1,0 +1,37 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The device to compute on."""
+
+import logging
+import os
+
+import torch
+
+from ..model.errors import InputError, reason_of
+
+logger = logging.getLogger(__name__)
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """
+    Returns the named device; by default CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: This machine has no such device.
+    """
+    if device is None:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():  # Each of several processes takes a GPU of its own.
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        logger.info("No device was named: using %s.", device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:  # torch's own message lists every kind of device it has ever supported.
+        raise InputError(f"The device {str(device)!r} cannot be used: name cpu, cuda, cuda:1 or mps.") from error
+    try:
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"The device {str(device)!r} cannot be used: {reason_of(error).partition('. ')[0]}") from error
+    return found
+
+
+__all__ = ["find_device"]

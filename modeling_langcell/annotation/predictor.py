@@ -1,0 +1,171 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""A checkpoint on a device: it ranks and embeds cells, embeds texts, and scores cells against labels."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..checkpoint.adaptation_record import Adaptation
+from ..checkpoint.builtin import display_name
+from ..model.errors import InputError
+from ..model.feature_extraction_langcell import RankedChunks
+from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
+from ..model.packed_langcell import PackedSequences
+from ..model.processing_langcell import LangCellProcessor
+from ..model.token_budget import TokenBudget
+from ..model.zero_shot import DescriptionScorer, Shortlist
+from ..ontology import texts_of
+from .device import find_device
+from .scorers import ClassScorer, PrototypeScorer, Scorer
+
+CHUNK_SIZE = 4096  # Cells that are ranked, and sorted by length, at a time.
+
+
+class Predictor:
+    """
+    A model and its processor on a device.
+
+    Args:
+        model: A `LangCellModel`, or a `LangCellForSequenceClassification` for the labels it was trained on.
+        processor: The model's `LangCellProcessor`.
+        adaptation: The adaptation of the model, if there is one. Its labels are then the default candidates.
+        device: Device to compute on, as for `find_device`.
+        batch_tokens: Number of gene positions that pass through the cell tower at once, and of word positions through
+            the text tower; chosen from free memory and the device by default. It is halved when memory runs out, and
+            the work continues. It does not change results.
+    """
+
+    def __init__(
+        self,
+        model: LangCellModel | LangCellForSequenceClassification,
+        processor: LangCellProcessor,
+        *,
+        adaptation: Adaptation | None = None,
+        device: str | torch.device | None = None,
+        batch_tokens: int | None = None,
+    ):
+        self.device = find_device(device)
+        self.model = model.to(self.device).eval()
+        self.processor, self.adaptation = processor, adaptation
+        self.budget = TokenBudget.for_model(self.model) if batch_tokens is None else TokenBudget(batch_tokens)
+
+    def chunks(self, adata: ad.AnnData, **cell_options: Any) -> RankedChunks:
+        """Ranks the cells, a chunk at a time; arguments and errors as for `LangCellFeatureExtractor.chunks`."""
+        return self.processor.feature_extractor.chunks(adata, chunk_size=CHUNK_SIZE, **cell_options)
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        config = self.model.config
+        return config.projection_dim if isinstance(self.model, LangCellModel) else config.hidden_size
+
+    @torch.inference_mode()
+    def embed_packed(self, ids: torch.Tensor, cells: PackedSequences) -> torch.Tensor:
+        """
+        Embeds packed cells.
+
+        Args:
+            ids: `(genes of all cells,)` gene ids, one cell after the other.
+            cells: The boundaries of the cells.
+
+        Returns:
+            `(cells, width)` float32, L2-normalised.
+        """
+        _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
+        if isinstance(self.model, LangCellModel):
+            return self.model.project_cells(pooled).float()
+        return F.normalize(pooled.float(), dim=-1)
+
+    def texts_of(self, labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        """
+        Returns the texts that this checkpoint compares cells with for each label, worded by its processor's prompt
+        templates; arguments and errors as for `ontology.candidates`.
+        """
+        return texts_of(labels, self.processor.prompt_templates)
+
+    def embed_texts(self, texts: Iterable[str | Sequence[str]]) -> np.ndarray:
+        """
+        Embeds texts, such as descriptions, in the space of the cells. Several texts for one label, as `texts_of`
+        returns them, get one joint embedding, as in `DescriptionScorer`.
+
+        Returns:
+            `(texts, projection_dim)` float32, L2-normalised.
+
+        Raises:
+            InputError: The checkpoint is a classifier, which reads no texts.
+        """
+        if not isinstance(self.model, LangCellModel):
+            raise InputError("This checkpoint classifies into labels of its own and reads no texts.")
+        descriptions = {str(number): text for number, text in enumerate(texts)}
+        scorer = DescriptionScorer(self.model, self.processor, descriptions, 1.0, budget=self.budget)
+        return scorer.text_embeds.cpu().numpy()
+
+    def scorer(
+        self,
+        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        alpha: float | None = None,
+        shortlist: Shortlist = "auto",
+    ) -> Scorer:
+        """Returns the scorer of the candidates; arguments and errors as for `LangCellAnnotator.annotate`."""
+        adaptation = self.adaptation
+        if isinstance(self.model, LangCellForSequenceClassification):
+            if labels is not None or alpha is not None:
+                raise InputError("This checkpoint classifies into labels of its own: leave labels and alpha out.")
+            names = dict.fromkeys(self.model.config.id2label.values(), "")
+            return ClassScorer(self.model, names if adaptation is None else adaptation.labels, self.budget)
+        own = adaptation if labels is None else None
+        if labels is None and own is None:
+            raise InputError("Name the candidates: this checkpoint was not adapted to labels of its own.")
+        if alpha is None:
+            alpha = self.model.config.alpha if adaptation is None else adaptation.alpha
+        if not 0 <= alpha <= 1:
+            raise InputError(f"alpha={alpha} is not between 0 and 1.")
+        descriptions = self.texts_of(() if labels is None else labels) if own is None else own.labels
+        by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, shortlist, self.budget)
+        if own is not None and own.prototypes is not None:
+            return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
+        return by_description
+
+    def origin(self) -> dict[str, str]:
+        """Returns the names of the `checkpoint`, its `revision` and the `adapter`; empty where there is none."""
+        config = self.model.config
+        return {
+            "checkpoint": display_name(config.name_or_path or ""),
+            "revision": str(getattr(config, "_commit_hash", None) or ""),
+            "adapter": "" if self.adaptation is None else self.adaptation.loaded_from,
+        }
+
+    def run_record(self, chunks: RankedChunks, matched_counts: np.ndarray) -> dict[str, Any]:
+        """
+        Returns the record of a run for `uns["langcell"]`, in types that `.h5ad` holds.
+
+        Args:
+            chunks: The cells.
+            matched_counts: `(cells,)` share of each cell's counts that lies in known genes.
+        """
+        match = chunks.match
+        facts = {
+            "array": chunks.label,
+            "counts": chunks.counts,
+            "empty_cells": chunks.empty_cells,
+            **({} if chunks.gene_column is None else {"gene_column": chunks.gene_column}),
+            "genes": len(match.token_ids),
+            "genes_by_ensembl_id": match.by_ensembl_id,
+            "genes_by_symbol": match.by_symbol,
+            "genes_by_synonym": match.by_synonym,
+            "matched_counts": float(np.median(matched_counts)),
+        }
+        return {
+            **self.origin(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "input": facts,
+            "versions": {name: version(name) for name in ("modeling-langcell", "transformers", "torch", "anndata")},
+        }
+
+
+__all__ = ["CHUNK_SIZE", "Predictor"]

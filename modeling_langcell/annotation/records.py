@@ -1,0 +1,55 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Readers of what an annotation recorded in an AnnData."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+
+from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, RUN
+
+
+def candidate_labels(annotated: ad.AnnData) -> list[str]:
+    """Returns the labels that an annotation chose from, in order, including those that no cell has."""
+    return [str(label) for label in annotated.uns[RUN]["labels"]]
+
+
+def best_labels(annotated: ad.AnnData) -> pd.Series:
+    """Returns each cell's best label. All candidates are categories, so that codes are numbers of candidates."""
+    return annotated.obs[CELL_TYPE].cat.set_categories(candidate_labels(annotated))
+
+
+def label_texts(run: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the texts that described each label in a run; `run` is `uns["langcell"]`."""
+    pairs = zip(run["labels"], run["descriptions"], strict=True)
+    return {str(label): str(texts).split("\n") for label, texts in pairs}
+
+
+def count_answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
+    """
+    Counts the `cells` with each `answer` and `id`, the most frequent first. The list is empty where the annotation was
+    not calibrated.
+    """
+    if ANSWER not in obs:
+        return []
+    sizes = obs.groupby([ANSWER, ANSWER_ID], observed=True).size().sort_values(ascending=False, kind="stable")
+    names, ids = sizes.index.get_level_values(ANSWER), sizes.index.get_level_values(ANSWER_ID)
+    return [
+        {"answer": str(name), "id": str(term_id), "cells": int(cells)}
+        for name, term_id, cells in zip(names, ids, sizes, strict=True)
+    ]
+
+
+def describe_input(adata: ad.AnnData) -> str:
+    """Returns a sentence on the cells, values and genes that a run read, from an annotated or embedded AnnData."""
+    facts = adata.uns[RUN]["input"]
+    found = {how: facts[f"genes_by_{how}"] for how in ("ensembl_id", "symbol", "synonym")}
+    ways = ", ".join(f"{number:,} by {how.replace('_', ' ')}" for how, number in found.items() if number)
+    return (
+        f"{adata.n_obs:,} cells; {facts['array']} read as {facts['counts']} values; {sum(found.values()):,} of "
+        f"{facts['genes']:,} genes known ({ways}), with {facts['matched_counts']:.0%} of the median cell's counts."
+    )
+
+
+__all__ = ["best_labels", "candidate_labels", "count_answers", "describe_input", "label_texts"]
