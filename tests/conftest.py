@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from tests.support.commands import Process, start_python
+from tests.support.commands import Process, link_cache, start_python
 from tests.support.hub_stand_in import TOKEN, HubStandIn
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, TYPES, WORDS, tiny_config
@@ -187,25 +187,16 @@ def hub(hub_server):
     hub_server.reset()
 
 
-@pytest.fixture(scope="session")
-def homes(tmp_path_factory) -> Path:
-    """Folder of links to the caches of the test that runs, so that `HF_HOME` stays the same from test to test."""
-    return tmp_path_factory.mktemp("homes")
-
-
 @pytest.fixture
-def start(hub, homes, tmp_path):
+def start(hub, tmp_path):
     """Starts Python with arguments, in `tmp_path`, with no Hub but the stand-in and an empty cache."""
     running: list[Process] = []
 
     def start(*command, home: str = "home", token: str = TOKEN, environment=None, **options) -> Process:
-        (tmp_path / home).mkdir(exist_ok=True)
-        (homes / home).unlink(missing_ok=True)
-        (homes / home).symlink_to(tmp_path / home)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
             "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(homes / home),
+            "HF_HOME": str(link_cache(tmp_path / home)),
             "HF_TOKEN": token,
             "HF_HUB_DISABLE_XET": "1",
             **(environment or {}),

@@ -3,8 +3,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import anndata as ad
 import numpy as np
@@ -22,6 +20,7 @@ from modeling_langcell.adaptation.trainer import CellBatches, ClassLoss, Descrip
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from modeling_langcell.io.labels import rank_cells, read_labels
+from tests.support.commands import run_without_the_package
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, TYPES, tiny_config
 
@@ -332,8 +331,8 @@ def test_transformers_and_peft_alone_predict_the_same(labelled, tiny_checkpoint,
     expected = adapted.annotator().annotate(labelled.copy()).obsm["langcell_probabilities"].to_numpy()
     sp.save_npz(tmp_path / "counts.npz", labelled.X)
     (tmp_path / "genes.json").write_text(json.dumps(GENES))
-    command = [sys.executable, "-c", SESSION, str(tiny_checkpoint), str(tmp_path / "adapter"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    arguments = (tiny_checkpoint, tmp_path / "adapter", tmp_path)
+    done = run_without_the_package("-c", SESSION, *arguments, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")["probabilities"].numpy()
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()

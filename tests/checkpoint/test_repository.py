@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import anndata as ad
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 
 from modeling_langcell import LangCellModel
 from modeling_langcell.cli.main import app
+from tests.support.commands import Process
 from tests.support.hub_stand_in import Block, Drop, Status, sha256
 from tests.support.tiny import tiny_config
 
@@ -44,7 +44,7 @@ else:
 #: Pushes as each object of argv[1] says, and says what came of it.
 PUSH = f"""
 from modeling_langcell import InputError
-from modeling_langcell.hub import push
+from modeling_langcell.checkpoint.repository import push
 {_CALLS}
 for options in calls:
     try:
@@ -57,7 +57,7 @@ for options in calls:
 PULL = f"""
 from transformers import AutoModel, AutoProcessor
 from modeling_langcell import InputError
-from modeling_langcell.adapters import load_checkpoint
+from modeling_langcell.checkpoint.loading import load_checkpoint
 {_CALLS}
 weight = lambda model: model.cell_projection.weight.flatten()[0].item()
 for options in calls:
@@ -115,7 +115,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def kill_apart(process: subprocess.Popen, faults: list[Block]) -> None:
+def kill_apart(process: Process, faults: list[Block]) -> None:
     """SIGKILL for each call of a script above, when its fault has struck."""
     ids = json.loads(process.stdout.readline())
     for id, fault in zip(ids, faults, strict=True):
@@ -142,12 +142,14 @@ def test_a_revision_is_the_one_that_was_named(hub, run, says, versions, cells_fi
     assert found == [of_first, of_second, of_second, of_first]
     assert "no such branch, tag or commit" in unknown[1]
     assert [model, genes] == of_first[1:]
-    code, _, errors = run(*ANNOTATE, cells_file, "--model", NAME, "--revision", "v1", HF_HUB_OFFLINE="1")
+    code, _, errors = run(
+        *ANNOTATE, cells_file, "--model", NAME, "--revision", "v1", environment={"HF_HUB_OFFLINE": "1"}
+    )
     assert code == 0, errors
     uns = ad.read_h5ad(tmp_path / "o.h5ad").uns["langcell"]
     assert (uns["checkpoint"], uns["revision"]) == (NAME, first)
     asked = [*asked[:2], {"checkpoint": other, "revision": "v1"}]
-    *found, (_, why) = says(PULL, asked, HF_ENDPOINT="http://127.0.0.1:9")
+    *found, (_, why) = says(PULL, asked, environment={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert found == [of_first, of_second]
     assert "No cached tree listing" in why
 
@@ -221,7 +223,7 @@ def test_a_pull_that_was_killed(hub, start, says, versions):
     faults = [hub.fault(Block(100), "GET", path) for path in (large[0], "/tester/config/resolve/.*/config.json")]
     asked = [{"checkpoint": name} for name in names]
     kill_apart(start("-c", PULL, json.dumps(asked), "apart"), faults)
-    *found, model, processor = says(PULL, asked, "tester/config", "main", HF_HUB_OFFLINE="1")
+    *found, model, processor = says(PULL, asked, "tester/config", "main", environment={"HF_HUB_OFFLINE": "1"})
     assert [what for what, _ in found] == ["refused", "refused"]
     assert all("check your connection" in why for _, why in found)
     assert (model, processor) == ("refused", "refused")

@@ -3,8 +3,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import anndata as ad
 import numpy as np
@@ -38,6 +36,7 @@ from modeling_langcell.checkpoint.builtin import resolve_checkpoint
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.bert import GENES as GENES_FILE
 from modeling_langcell.conversion.bert import export_cell_tower, fold_token_types, read_cell_tower
+from tests.support.commands import run_without_the_package
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, tiny_config
 
@@ -324,11 +323,7 @@ def test_a_fresh_process_without_the_package_computes_the_same(pretrained, batch
     ]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
     save_file(batch, tmp_path / "batch.safetensors")
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", SESSION, str(tmp_path)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = run_without_the_package("-I", "-c", SESSION, tmp_path, cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr[-4000:]
 
     loadings = json.loads((tmp_path / "loadings.json").read_text())

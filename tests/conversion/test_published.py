@@ -5,8 +5,6 @@ import copyreg
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from modeling_langcell import InputError, LangCellFeatureExtractor, LangCellModel
 from modeling_langcell.conversion.published import PARTS, convert, read_gene_vocabulary
+from tests.support.commands import run_without_the_package
 from tests.support.tiny import GENES, SYMBOLS, WORDS, tiny_config
 
 MEDIANS = np.linspace(0.5, 4.0, len(GENES))
@@ -109,9 +108,8 @@ def test_a_fresh_process_without_the_package_reads_what_was_converted(published,
     assert {*tmp_path.iterdir()} == {output.parent, *published.values()} - {output}
     assert [*output.parent.iterdir()] == [output]
 
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", READ_BACK, str(output), str(tmp_path / "read.safetensors"), *SYMBOLS[:4]]
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
+    arguments = (output, tmp_path / "read.safetensors", *SYMBOLS[:4])
+    run_without_the_package("-c", READ_BACK, *arguments, cwd=tmp_path, cache=tmp_path / "cache", check=True)
     read = load_file(tmp_path / "read.safetensors")
     # Values are counts over medians of 0.5, 0.59, 0.68 and 0.77.
     assert read["ids"].tolist() == [[42, 5, 2, 4], [42, 2, 3, 0]]

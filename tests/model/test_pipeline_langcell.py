@@ -2,14 +2,13 @@
 """transformers' pipeline: the annotator's scores, from the package and from a repository's own code."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from transformers import AutoModel, pipeline
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellForPreTraining, ZeroShotCellAnnotationPipeline
+from tests.support.commands import run_without_the_package
 from tests.support.tiny import tiny_config
 
 TASK = "zero-shot-cell-annotation"
@@ -174,11 +173,9 @@ class TestSaved:
 
     def run_without_the_package(self, folder, cells, candidates, tmp_path):
         cells.write_h5ad(tmp_path / "cells.h5ad")
-        arguments = [str(folder), str(tmp_path / "cells.h5ad"), json.dumps(candidates), "answers.json"]
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, *arguments],
-            cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        arguments = (folder, tmp_path / "cells.h5ad", json.dumps(candidates), "answers.json")
+        cache = tmp_path / "cache"
+        done = run_without_the_package("-I", "-c", WITHOUT_THE_PACKAGE, *arguments, cwd=tmp_path, cache=cache)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((tmp_path / "answers.json").read_text())
 

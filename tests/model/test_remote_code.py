@@ -20,6 +20,7 @@ from modeling_langcell import (
     LangCellModel,
     LangCellTextModel,
 )
+from tests.support.commands import run_without_the_package
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, tiny_config
 
@@ -116,25 +117,11 @@ save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, targe
 
 
 def session(source: Path, target: Path, home: Path) -> tuple[dict, dict]:
-    """Runs SESSION in a fresh process with empty caches; its report and its outputs."""
+    """Runs SESSION in a process of its own with empty caches; returns its report and its outputs."""
     for folder in (target, home):
         folder.mkdir()
-    environment = {
-        **os.environ,
-        "HF_HOME": str(home),
-        "HF_MODULES_CACHE": str(home / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", SESSION, str(source), str(target)],
-        cwd=home,
-        env=environment,
-        stdin=subprocess.DEVNULL,  # Nobody answers "do you wish to run the custom code?".
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    # Its stdin is empty: nobody answers "do you wish to run the custom code?".
+    done = run_without_the_package("-I", "-c", SESSION, source, target, cwd=home, cache=home)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((target / "report.json").read_text()), load_file(target / "outputs.safetensors")
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """How much goes through a model at once: bounded by memory, less when it runs out, with nothing lost or done twice."""
 
-import subprocess
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from modeling_langcell import InputError, LangCellModel
 from modeling_langcell.model.token_budget import TokenBudget
-from tests.support.paths import REPOSITORY
+from tests.support.commands import run_python
 from tests.support.tiny import tiny_config
 
 LENGTHS = [9, 7, 7, 5, 2, 1]
@@ -84,8 +83,8 @@ import resource, torch
 from pathlib import Path
 from tests.support.tiny import tiny_config
 from modeling_langcell import LangCellModel
-from modeling_langcell.packed_langcell import PackedSequences
-from modeling_langcell.token_budget import TokenBudget
+from modeling_langcell.model.packed_langcell import PackedSequences
+from modeling_langcell.model.token_budget import TokenBudget
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -111,8 +110,6 @@ print(scarce.tokens)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are the kernel's")
 def test_memory_that_really_runs_out():
-    done = subprocess.run(
-        [sys.executable, "-c", SCARCE], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_python("-c", SCARCE)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 150_000

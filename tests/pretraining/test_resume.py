@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from modeling_langcell import InputError
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import pretrain
+from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
 
 STEPS = 40
@@ -36,8 +36,8 @@ class Training:
         # Two processes want a GPU each, which NCCL insists on, or none.
         environment = ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": ""} if launcher else {})
         with open(self.errors, "w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, *launcher, "train.py", str(path)],
+            self.process = start_python(
+                *launcher, "train.py", path,
                 cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
             )  # fmt: skip
 

@@ -3,9 +3,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from shutil import which
 
@@ -25,7 +22,7 @@ from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import FrozenTexts
 from modeling_langcell.pretraining.run import pretrain
 from modeling_langcell.publishing.publish import check
-from tests.support.hub_stand_in import HubStandIn
+from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import TYPES, initialized
 
@@ -210,11 +207,11 @@ def test_an_output_that_cannot_be_written(settings, tmp_path):
 
 def test_train_py_as_a_process(settings, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    script = str(REPOSITORY / "train.py")
-    run = subprocess.run([sys.executable, script, str(tmp_path / "c.yaml"), "steps=2"], capture_output=True, text=True)
+    script = REPOSITORY / "train.py"
+    run = run_python(script, tmp_path / "c.yaml", "steps=2")
     assert run.returncode == 0, run.stderr
     assert f"Checkpoint: {settings['output']}" in run.stdout
-    run = subprocess.run([sys.executable, script, str(tmp_path / "no.yaml")], capture_output=True, text=True)
+    run = run_python(script, tmp_path / "no.yaml")
     assert run.returncode == 2
     assert "No configuration" in run.stderr
     assert "Traceback" not in run.stderr
@@ -241,79 +238,64 @@ def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model,
     assert len(runs) == len(stages)
 
 
-def test_a_finished_checkpoint_is_pushed(settings, tmp_path):
+def test_a_finished_checkpoint_is_pushed(hub, run, settings, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    with HubStandIn() as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HOME": str(tmp_path / "home")}
-        environment.pop("HF_HUB_OFFLINE", None)
-        command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), "push_to=tester/tiny"]
-        run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        pushed = hub.repositories["tester/tiny"]
-        assert {
-            "config.json",
-            "model.safetensors",
-            "processor_config.json",
-            "training.json",
-            "README.md",
-        } <= pushed.keys()
-        assert not [name for name in pushed if name.endswith(".jsonl") or name.startswith(("checkpoints", "tensor"))]
-        check = "from modeling_langcell import LangCellAnnotator as A; print(A.from_pretrained('tester/tiny').model)"
-        pulled = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
-        assert pulled.returncode == 0, pulled.stderr
-        assert "LangCellModel" in pulled.stdout
+    code, _, errors = run(REPOSITORY / "train.py", tmp_path / "c.yaml", "push_to=tester/tiny")
+    assert code == 0, errors
+    pushed = hub.repositories["tester/tiny"]
+    assert {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "training.json",
+        "README.md",
+    } <= pushed.keys()
+    assert not [name for name in pushed if name.endswith(".jsonl") or name.startswith(("checkpoints", "tensor"))]
+    check = "from modeling_langcell import LangCellAnnotator as A; print(A.from_pretrained('tester/tiny').model)"
+    code, printed, errors = run("-c", check)
+    assert code == 0, errors
+    assert "LangCellModel" in printed
 
 
-def test_a_run_that_was_killed_before_its_push_still_pushes(settings, tmp_path):
-    """And nothing but the checkpoint, whatever a killed process left beside it."""
+def test_a_run_that_was_killed_before_its_push_still_pushes(hub, run, settings, tmp_path):
+    """It pushes nothing but the checkpoint, whatever a killed process left beside it."""
     output = Path(settings["output"])
     kill = "import os, sys, modeling_langcell.pretraining.run as p; p._conclude = lambda _: os.kill(os.getpid(), 9)"
-    with HubStandIn() as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY)}
-        environment.pop("HF_HUB_OFFLINE", None)
-        (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings | {"push_to": "tester/tiny", "checkpoint_every": 1}))
-        train = f"import train; sys.exit(train.main([{str(tmp_path / 'c.yaml')!r}]))"
-        killed = subprocess.run([sys.executable, "-c", f"{kill}; {train}"], env=environment, capture_output=True)
-        assert killed.returncode == -9
-        assert (output / "training.json").exists()
-        assert hub.repositories["tester/tiny"].keys() == {".gitattributes"}
-        (output / ".losses.jsonl.half").write_text("half")
-        weights = (output / "model.safetensors").stat().st_mtime_ns
-        again = subprocess.run([sys.executable, "-c", f"import sys; {train}"], env=environment, capture_output=True)
-        assert again.returncode == 0, again.stderr
-        assert (output / "model.safetensors").stat().st_mtime_ns == weights
-        pushed = hub.repositories["tester/tiny"]
-        assert {"model.safetensors", "processor_config.json", "training.json"} <= pushed.keys()
-        assert not [name for name in pushed if "jsonl" in name or name.startswith(("run", "checkpoints"))]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings | {"push_to": "tester/tiny", "checkpoint_every": 1}))
+    train = f"import train; sys.exit(train.main([{str(tmp_path / 'c.yaml')!r}]))"
+    code, _, errors = run("-c", f"{kill}; {train}")
+    assert code == -9, errors
+    assert (output / "training.json").exists()
+    assert hub.repositories["tester/tiny"].keys() == {".gitattributes"}
+    (output / ".losses.jsonl.half").write_text("half")
+    weights = (output / "model.safetensors").stat().st_mtime_ns
+    code, _, errors = run("-c", f"import sys; {train}")
+    assert code == 0, errors
+    assert (output / "model.safetensors").stat().st_mtime_ns == weights
+    pushed = hub.repositories["tester/tiny"]
+    assert {"model.safetensors", "processor_config.json", "training.json"} <= pushed.keys()
+    assert not [name for name in pushed if "jsonl" in name or name.startswith(("run", "checkpoints"))]
     assert not (output / "checkpoints").exists()
     assert not (output / "run.json").exists()
 
 
-def test_what_is_somebody_elses_is_not_trained_for(settings, tmp_path):
+def test_what_is_somebody_elses_is_not_trained_for(hub, run, settings, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    with HubStandIn() as hub:
-        hub.of_others.add("somebody/tiny")
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody"}
-        environment.pop("HF_HUB_OFFLINE", None)
-        command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), "push_to=somebody/tiny"]
-        run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert run.returncode == 2, run.stderr
-    assert "push_to: somebody/tiny cannot be pushed to" in run.stderr
+    hub.of_others.add("somebody/tiny")
+    code, _, errors = run(REPOSITORY / "train.py", tmp_path / "c.yaml", "push_to=somebody/tiny")
+    assert code == 2, errors
+    assert "push_to: somebody/tiny cannot be pushed to" in errors
     assert not (tmp_path / "run" / "losses.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["tester/tiny", "not a name"])
-def test_where_nothing_can_be_pushed_nothing_is_trained(settings, tmp_path, name):
+def test_where_nothing_can_be_pushed_nothing_is_trained(run, settings, tmp_path, name):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_of_nobody"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "train.py", str(tmp_path / "c.yaml"), f"push_to={name}"]
-    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert run.returncode == 2, run.stderr
-    assert f"push_to: {name} cannot be pushed to" in run.stderr
-    assert "Traceback" not in run.stderr
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    code, _, errors = run(REPOSITORY / "train.py", tmp_path / "c.yaml", f"push_to={name}", environment=unreachable)
+    assert code == 2, errors
+    assert f"push_to: {name} cannot be pushed to" in errors
+    assert "Traceback" not in errors
     assert not (tmp_path / "run" / "losses.jsonl").exists()
 
 

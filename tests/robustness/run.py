@@ -8,12 +8,9 @@ What is wrong must end in one message and exit code 2: no traceback, no output, 
 folder, and nothing run of what a file holds. What is only unusual must work.
 """
 
-import multiprocessing
 import os
 import re
-import resource
 import shlex
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,14 +20,12 @@ import typer
 
 from modeling_langcell.eval.record import write_record
 from tests.robustness.hostile_inputs import Attempt, Bench
+from tests.support.commands import run_python
 
 _LONGEST = 100  # Letters of an argument that are shown.
 
 
-#: Every command has a process of its own, forked from one that has imported what all of them do.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["modeling_langcell.annotation.large_files", "modeling_langcell.cli.main", __name__])
-_SECONDS = 300
+_SECONDS = 300  # A command that takes longer is killed, and the run ends.
 
 
 def try_out(attempt: Attempt) -> dict[str, Any]:
@@ -38,17 +33,14 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
     What happened: the exit code, the message, what was left in the folder, and whether that is as it should be.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, printed, errors = (Path(name) / part for part in ("place/work", "stdout", "stderr"))
+        folder = Path(name) / "place" / "work"
         folder.mkdir(parents=True)
         arguments = [str(argument) for argument in attempt.lay(folder)]
         before = _listing(folder)
-        process = _PROCESSES.Process(target=_langcell, args=(arguments, folder, printed, errors, attempt.largest))
-        process.start()
-        process.join(_SECONDS)
-        process.kill()
-        process.join()
+        command = ("-m", "modeling_langcell.cli", *arguments)
+        done = run_python(*command, cwd=folder, largest=attempt.largest, timeout=_SECONDS)
         left = sorted(_listing(folder) - before)
-        out, err, code = printed.read_text(errors="replace"), errors.read_text(errors="replace"), process.exitcode
+        out, err, code = done.stdout, done.stderr, done.returncode
     said = [line for line in err.splitlines() if line.startswith("Error: ")]
     refused = code == 2 and (len(said) == 1 or "Usage: " in err)
     right = code == 0 and left == ["out.h5ad"] if attempt.works else refused and left == [*attempt.leaves]
@@ -67,19 +59,6 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
         "should": "work" if attempt.works else "be refused",
         "as_it_should": right,
     }
-
-
-def _langcell(arguments: list[str], folder: Path, printed: Path, errors: Path, largest: int | None) -> None:
-    """The command, in the process that this is."""
-    from modeling_langcell.cli.main import app
-
-    for path, stream in ((printed, sys.stdout), (errors, sys.stderr)):
-        with path.open("w") as file:
-            os.dup2(file.fileno(), stream.fileno())
-    os.chdir(folder)
-    if largest is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    app(arguments, prog_name="langcell")
 
 
 def _short(text: str, longest: int = _LONGEST) -> str:

@@ -9,7 +9,7 @@ of the server, and `-I` means only that neither it nor the working directory is.
 `subprocess`.
 
 Some variables are read when a library is imported (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, ...), so every setting
-of them has a server of its own.
+of them has a server of its own. `link_cache` keeps `HF_HOME` the same from test to test.
 """
 
 import atexit
@@ -17,10 +17,12 @@ import json
 import os
 import resource
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Mapping
@@ -42,8 +44,8 @@ PACKAGE = (
 )
 #: Modules that a process without the package needs.
 WITHOUT_THE_PACKAGE = (
-    "anndata",
     "peft",
+    "scipy.sparse",
     "safetensors.torch",
     "transformers.pipelines",
     "transformers.models.auto.modeling_auto",
@@ -139,6 +141,7 @@ class _Server:
 
 
 _servers: dict[tuple, _Server] = {}
+_caches: Path | None = None
 
 
 @atexit.register
@@ -217,6 +220,38 @@ def run_python(
     if check and done.returncode:
         raise AssertionError(f"{done.args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def link_cache(folder: Path) -> Path:
+    """
+    Makes a folder the cache of commands that start from now on.
+
+    Returns:
+        A path for `HF_HOME` that depends on the folder's name alone, so that all tests can share a server.
+    """
+    global _caches
+    if _caches is None:
+        _caches = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, _caches, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    link = _caches / folder.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    return link
+
+
+def run_without_the_package(*command: object, cache: Path, **options: Any) -> subprocess.CompletedProcess:
+    """
+    Runs Python where torch and transformers are imported and the package is not, offline.
+
+    Args:
+        command: The arguments of Python.
+        cache: Folder for what transformers caches, the code of repositories included.
+        options: Those of `run_python`.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(link_cache(cache)), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return run_python(*command, env=environment, preload=WITHOUT_THE_PACKAGE, **options)
 
 
 # ---------------------------------------------------------------------- in the server
