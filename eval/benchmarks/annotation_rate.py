@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-How fast annotation goes beside the naive procedure: the same weights, the same real cells, one after the other in each
-round. The base geometry with random weights: what is computed does not depend on them.
+Speed of annotation compared with the naive procedure, with the same weights on the same real cells, both measured in
+each round. The model has the base geometry and random weights: speed does not depend on their values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +26,19 @@ from modeling_langcell.model.ranking import RankedCells
 from modeling_langcell.model.zero_shot import DescriptionScorer, read_cells
 from modeling_langcell.ontology import all_terms
 
-ALPHA = 0.1  # As in the public notebook.
+ALPHA = 0.1  # The public notebook's value.
 
 
 @dataclass(frozen=True)
 class Setting:
     """
-    One way to annotate.
+    Settings of annotation that are measured.
 
     Args:
         candidates: Number of descriptions.
-        shortlist: Of which the matching reads so many of each cell; all by default.
+        shortlist: Number of descriptions per cell that the matching reads; None for all.
         precision: `float32` or `bfloat16`.
-        cells: Of a naive batch, how many are annotated.
+        cells: Number of cells of a naive batch that are annotated.
     """
 
     candidates: int
@@ -48,7 +48,7 @@ class Setting:
 
     @property
     def way(self) -> str:
-        """What it is called, whatever the number of candidates."""
+        """Name of precision and shortlist, without the number of candidates."""
         return self.precision if self.shortlist is None else f"{self.precision}, shortlist of {self.shortlist}"
 
 
@@ -58,9 +58,9 @@ class BenchmarkContext:
 
     Args:
         cells: An `.h5ad` file.
-        device: Where to compute.
-        seed: Of weights, cells and candidates.
-        geometry: Another than the base one; its vocabularies are set to fit.
+        device: Device of the model.
+        seed: Seed of weights, cells and candidates.
+        geometry: Another config than that of the base geometry; its vocabularies are set to fit.
     """
 
     def __init__(self, cells: Path, device: torch.device, seed: int, geometry: LangCellConfig | None = None):
@@ -82,7 +82,7 @@ class BenchmarkContext:
         self.descriptions = [terms[number].description for number in order]
 
     def model_in(self, precision: str) -> LangCellModel:
-        """The model with its weights in a precision."""
+        """Returns the model with its weights in a precision."""
         if precision not in self.models:
             copied = LangCellModel(self.config)
             copied.load_state_dict(self.model.state_dict())
@@ -90,7 +90,7 @@ class BenchmarkContext:
         return self.models[precision]
 
     def scorer(self, setting: Setting) -> DescriptionScorer:
-        """What annotates in this way; ways that differ in the shortlist share their encoded texts."""
+        """Returns the scorer of a setting; settings that differ only in the shortlist share their encoded texts."""
         key = setting.candidates, setting.precision
         if key not in self._scorers:
             chosen = {str(number): text for number, text in enumerate(self.descriptions[: setting.candidates])}
@@ -99,34 +99,34 @@ class BenchmarkContext:
         return self._scorers[key].reading(setting.shortlist)
 
     def texts(self, candidates: int) -> list[list[int]]:
-        """Ids of the first descriptions."""
+        """Returns the token ids of the first descriptions."""
         return self.processor(text=self.descriptions[:candidates], text_kwargs={"padding": False})["input_ids"]
 
     def batch(self) -> np.ndarray:
-        """Rows of as many cells as the public loop reads at once, shortest first."""
+        """Draws the rows of one batch of the public loop, shortest cells first."""
         rows = self.rng.choice(np.flatnonzero(~self.ranked.without_genes), BATCH, replace=False)
         return rows[np.argsort(self.ranked.lengths[rows], kind="stable")]
 
     def some(self, rows: np.ndarray, cells: int) -> np.ndarray:
-        """So many of a batch: the middle ones of as many equal parts by length, so that they are like the others."""
+        """Returns the rows of `cells` cells of a batch, spread evenly over its lengths."""
         return rows[((np.arange(cells) + 0.5) * len(rows) / cells).astype(int)]
 
     def pad(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask as the naive procedure takes them."""
+        """Returns ids and mask in the form that the naive procedure takes."""
         ids, mask = (torch.from_numpy(array).to(self.device) for array in self.ranked.pad(rows))
         return ids, mask
 
 
 class NaiveSeconds:
     """
-    What the naive procedure takes on a batch. Its texts come one at a time, each at a cost that grows with its length
-    alone: a few texts, from the shortest to the longest, tell the cost of any number.
+    Seconds of the naive procedure on a batch. It reads texts one at a time, at a cost that depends on their length
+    alone: timing a few texts from the shortest to the longest gives the cost of any number.
 
     Args:
         context: Model and cells.
-        rows: The batch.
-        lengths: Of all texts.
-        timed: How many texts are timed.
+        rows: Rows of the batch.
+        texts: Token ids of all texts.
+        timed: Number of texts that are timed.
     """
 
     def __init__(self, context: BenchmarkContext, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
@@ -141,7 +141,7 @@ class NaiveSeconds:
         def encode() -> None:
             found["states"], _ = naive.encode_cells(ids, mask)
 
-        if context.device.type == "cuda":  # Whose first calls of a size cost more than the others.
+        if context.device.type == "cuda":  # The first calls with a size cost more than later ones.
             encode()
             naive.match(found["states"], mask, -1)
         self.cells = len(rows)
@@ -153,11 +153,11 @@ class NaiveSeconds:
         self._known = self.lengths[sample]
 
     def match(self, candidates: int) -> float:
-        """Seconds a cell for the matching with so many texts."""
+        """Returns the seconds per cell of the matching with the first `candidates` texts."""
         return float(np.interp(self.lengths[:candidates], self._known, self.matching).sum()) / self.cells
 
     def annotate(self, candidates: int) -> float:
-        """Seconds a cell for so many candidates."""
+        """Returns the seconds per cell of annotation with the first `candidates` texts."""
         return self.encoding / self.cells + self.match(candidates)
 
 
@@ -165,19 +165,19 @@ def measure_annotation(
     context: BenchmarkContext, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """
-    Rounds of the naive procedure and of every setting on the same cells. Encoding the candidates, once a run for both,
-    is not in it.
+    Measures rounds of the naive procedure and of every setting on the same cells, without the encoding of candidates,
+    which both do once per run.
 
     Returns:
-        `ways`, of every setting: `cells_per_second` and `ratio` to the naive procedure, medians of the rounds, and
-        where all candidates are read `share_of_floor` (what part of the time the device needs for the least operations
-        that are known) and `same_answer`, the share of cells whose best candidate is that of single precision; and of
-        the naive procedure `naive_cells_per_second` by candidates.
+        `ways`: for every setting the medians over rounds of `cells_per_second` and of `ratio` to the naive procedure.
+        Where all candidates are read, also `share_of_floor`, the share of the time that the least known operations
+        would take at the device's rate, and `same_answer`, the share of cells with the best candidate of single
+        precision. `naive_cells_per_second`: the naive procedure's rate by number of candidates.
     """
     scorers = {setting: context.scorer(setting) for setting in settings}
     most = max(setting.candidates for setting in settings)
     texts = context.texts(most)
-    # What the first call of all costs is no part of the rate; on a GPU that is memory for a whole batch too.
+    # The cost of the very first call is not part of the rate; on a GPU it includes memory for a whole batch.
     gpu = context.device.type == "cuda"
     for setting, scorer in scorers.items():
         _annotate(context, scorer, context.batch()[: BATCH if gpu else 1])
@@ -189,7 +189,7 @@ def measure_annotation(
         seconds = NaiveSeconds(context, rows, texts, timed_texts)
         for candidates, times in naive.items():
             times.append(seconds.annotate(candidates))
-        best: dict[tuple[int, int], int] = {}  # Of a number of candidates and a cell, as exact single precision has it.
+        best: dict[tuple[int, int], int] = {}  # Exact answers by number of candidates and cell.
         for setting, scorer in scorers.items():
             chosen = context.some(rows, setting.cells)
             answers: list[int] = []
@@ -218,7 +218,7 @@ def measure_annotation(
                 f"{found[setting][-1]['ratio']:.1f} times the naive rate")  # fmt: skip
     return {
         "naive_cells_per_second": {number: 1 / float(np.median(times)) for number, times in naive.items()},
-        "ways": [_summary(setting, of_rounds) for setting, of_rounds in found.items()],
+        "ways": [_summary(setting, rounds_found) for setting, rounds_found in found.items()],
     }
 
 
@@ -238,14 +238,14 @@ def _summary(setting: Setting, rounds: list[dict[str, float]]) -> dict[str, Any]
         "ratio_by_round": [one["ratio"] for one in rounds],
     }
     if setting.shortlist is None:
-        # Of a shortlist neither says anything here: which texts are read is not known, and weights that are random make
-        # texts too much alike for their order by similarity to survive rounding.
+        # Neither has a meaning for a shortlist here: the texts that are read are not known, and with random weights
+        # texts are too similar for their order to survive rounding.
         summary |= {"share_of_floor": median("share_of_floor"), "same_answer": median("same_answer")}
     return summary
 
 
 def _annotate(context: BenchmarkContext, scorer: DescriptionScorer, rows: np.ndarray) -> list[int]:
-    """The best candidate of each cell."""
+    """Returns the best candidate of each cell."""
     best = dict[int, int]()
     for done, found in read_cells(context.ranked, scorer, scorer.budget, context.device, rows):
         best |= zip(done.tolist(), found.scores.argmax(dim=1).tolist(), strict=True)
@@ -253,7 +253,7 @@ def _annotate(context: BenchmarkContext, scorer: DescriptionScorer, rows: np.nda
 
 
 def largest_difference(context: BenchmarkContext, candidates: int, cells: int) -> float:
-    """Between the scores of the naive procedure and the exact ones in single precision, of a few cells."""
+    """Returns the largest difference between naive scores and exact scores in single precision, for a few cells."""
     rows = context.some(context.batch(), cells)
     naive = NaiveProcedure(context.model, context.texts(candidates), ALPHA)(*context.pad(rows))
     scorer = context.scorer(Setting(candidates, None, "float32", cells))
@@ -269,9 +269,9 @@ def agreement_of_mini(
     cells: Path, candidates: int, shortlist: int, n_cells: int, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """
-    How often langcell-mini, whose weights are trained, gives the answer of exact single precision: with a shortlist,
-    and in half precision. The candidates are the types of the cells and others of the Cell Ontology; `alpha` is 0.1, so
-    that the matching has its say.
+    Returns how often langcell-mini, a trained model, gives the answer of exact single precision with a shortlist and in
+    half precision. The candidates are the types of the cells and other types of the Cell Ontology; `alpha` is 0.1 to
+    give the matching a large weight.
     """
     rng = np.random.default_rng(seed)
     adata = open_cells(cells)
@@ -310,7 +310,7 @@ def agreement_of_mini(
 def measure_matching(
     context: BenchmarkContext, candidates: int, rounds: int, timed_texts: int, cells: int
 ) -> dict[str, Any]:
-    """Rounds of the matching alone, of cells that were encoded before: pairs a second, medians, and their ratio."""
+    """Measures rounds of matching cells that are already encoded: median pairs per second, and their ratios."""
     texts = context.texts(candidates)
     ways = {precision: context.scorer(Setting(candidates, None, precision, cells)) for precision in precisions(context)}
     chosen = torch.arange(candidates).expand(cells, -1)
@@ -341,8 +341,8 @@ def measure_matching(
 
 def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """
-    Rounds of the cell tower alone on cells of so many random genes: cells a second of the naive procedure and of each
-    precision, their ratio, and the share of the device's matrix rate that is reached, medians.
+    Measures rounds of the cell tower on cells of random genes, for each length: median cells per second of the naive
+    procedure and of each precision, and the share of the device's matrix rate that each precision reaches.
     """
     at_once = 65_536 if context.device.type == "cuda" else 4_096
     measured = []
@@ -365,7 +365,7 @@ def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds
                 if number:
                     rate = matrix_rate(context.device, getattr(torch, precision))
                     shares.setdefault(precision, []).append(operations / taken[precision] / rate)
-            if number:  # The first round is for what first calls cost.
+            if number:  # The first round only warms up.
                 for way, seconds in taken.items():
                     rates.setdefault(way, []).append(cells / seconds)
         measured.append(
@@ -380,14 +380,14 @@ def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds
 
 
 def precisions(context: BenchmarkContext) -> Iterator[str]:
-    """Those that the device computes fast in."""
+    """Yields the precisions that the device computes fast."""
     yield "float32"
     if context.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         yield "bfloat16"
 
 
 def draw(figures: dict[str, Any]) -> Figure:
-    """Cells a second by the number of candidates, and those of the cell tower by the length of the cells."""
+    """Draws cells per second by number of candidates, and those of the cell tower by length of the cells."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     by_candidates, by_length = figure.subplots(1, 2)
     naive = figures["naive_cells_per_second"]

@@ -1,28 +1,28 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Speed and memory beside the published procedures, both measured in one run on the same cells.
+Speed and memory compared with the published procedures, measured in one run on the same cells. Tokenizing:
 
     python eval/benchmarks/throughput.py tokenize --json eval/results/throughput_tokenize.json
 
-and the memory that making a corpus takes, by the number of its cells:
+Peak memory of making a corpus, by its number of cells:
 
     python eval/benchmarks/throughput.py corpus --json eval/results/throughput_corpus.json
 
-and how fast annotation, and its matching alone, go beside the public loop, on real cells:
+Annotation, and its matching alone, compared with the public loop on real cells:
 
     python eval/benchmarks/throughput.py annotate --json eval/results/throughput_annotate.json \\
         --figure docs/throughput.png
     python eval/benchmarks/throughput.py match --json eval/results/throughput_match.json
 
-and what the towers could be computed with instead:
+Alternative kernels for the cell tower:
 
     python eval/benchmarks/throughput.py kernels --json eval/results/throughput_kernels.json
 
-and what annotating a large file takes, by the command, killed on the way and given again:
+Time and memory of annotating a large file with the command, which is killed once and repeated:
 
     python eval/benchmarks/throughput.py study --json eval/results/throughput_study.json
 
-and how fast pre-training goes, and how long the paper's run would take at that rate:
+Speed of pre-training, and the time that the paper's run would take at that speed:
 
     python eval/benchmarks/throughput.py train --json eval/results/throughput_train.json
 """
@@ -47,7 +47,7 @@ from modeling_langcell import LangCellFeatureExtractor
 from modeling_langcell.annotation.device import find_device
 from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.sources import find_sources
-from modeling_langcell.eval.benchmarks import annotation_rate as rate
+from modeling_langcell.eval.benchmarks import annotation_rate
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
 from modeling_langcell.eval.benchmarks.study_run import annotate_study
@@ -76,10 +76,12 @@ from modeling_langcell.report.plots import render
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
+JsonFile = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
+
 
 @app.callback()
 def main() -> None:
-    """Speed and memory beside the published procedures."""
+    """Measure speed and memory, compared with the published procedures."""
 
 
 # ---------------------------------------------------------------------- tokenize
@@ -87,16 +89,21 @@ def main() -> None:
 
 @app.command()
 def tokenize(
-    quick: Annotated[bool, typer.Option(help="A small run: says that it works, not how fast.")] = False,
-    n_cells: Annotated[int | None, typer.Option("--cells", help="Cells; 20,000, or 300 when quick.")] = None,
-    n_genes: Annotated[int | None, typer.Option("--genes", help="Genes; 20,000, or 1,000 when quick.")] = None,
-    dense_cells: Annotated[int | None, typer.Option(help="Cells a round for the published procedure.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of both; 7, or 2 when quick.")] = None,
-    files: Annotated[list[int] | None, typer.Option("--file", help="Cells of a backed file, for its memory.")] = None,
+    quick: Annotated[bool, typer.Option(help="Small run that tests the script, not the speed.")] = False,
+    n_cells: Annotated[int | None, typer.Option("--cells", help="Number of cells: 20,000, or 300 if quick.")] = None,
+    n_genes: Annotated[
+        int | None, typer.Option("--genes", help="Number of genes; 20,000, or 1,000 with --quick.")
+    ] = None,
+    dense_cells: Annotated[int | None, typer.Option(help="Cells per round of the published procedure.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds; 7, or 2 with --quick.")] = None,
+    files: Annotated[
+        list[int] | None,
+        typer.Option("--file", help="Number of cells of a backed file whose memory is measured; can be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Counts to ranked gene ids: cells a second beside the published dense procedure, and peak memory."""
+    """Measure cells per second and peak memory of ranking genes, compared with the published dense procedure."""
     n_cells, n_genes = n_cells or (300 if quick else 20_000), n_genes or (1_000 if quick else 20_000)
     dense_cells, rounds = dense_cells or (100 if quick else 2_000), rounds or (2 if quick else 7)
     datasets.disable_progress_bars()
@@ -122,7 +129,7 @@ def tokenize(
         return published_tokenize(part, token_ids, medians, cls)
 
     for procedure in (encode, encode_in_one_thread, publish):
-        procedure(counts[:100])  # what the first call of all costs is no part of the rate
+        procedure(counts[:100])  # The cost of the very first call is not part of the rate.
     rates: dict[str, list[float]] = {"extractor": [], "extractor_one_thread": [], "published": []}
     compared = differing = wrong = 0
     for first in np.arange(rounds) * dense_cells % max(1, n_cells - dense_cells + 1):
@@ -176,7 +183,7 @@ def tokenize(
 
 
 def _rate(procedure: Callable[[sp.csr_matrix], Any], cells: sp.csr_matrix) -> tuple[Any, float]:
-    """What the procedure makes of the cells, and how many of them it does in a second."""
+    """Returns the procedure's result for the cells, and the cells per second."""
     start = time.perf_counter()
     result = procedure(cells)
     return result, cells.shape[0] / (time.perf_counter() - start)
@@ -186,7 +193,7 @@ def _rate(procedure: Callable[[sp.csr_matrix], Any], cells: sp.csr_matrix) -> tu
 
 
 def _peak_memory(counts: sp.csr_matrix, n_genes: int, gene_ids: list[str], seed: int) -> dict[str, float] | None:
-    """Peak GB above the input of encoding it in a fresh process; None where the system does not tell."""
+    """Returns the peak GB above the input when a fresh process encodes it; None if the system does not report it."""
     if resident("VmHWM") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +206,7 @@ def _peak_memory(counts: sp.csr_matrix, n_genes: int, gene_ids: list[str], seed:
 
 @app.command(hidden=True)
 def memory(folder: Path, n_genes: int, seed: int) -> None:
-    """What a fresh process needs above its input to encode it: streamed, then as one padded batch (the larger)."""
+    """Measure the memory above the input of encoding it in this process: streamed, then as one padded batch."""
     data, indices, indptr = (np.load(folder / f"{name}.npy") for name in ("data", "indices", "indptr"))
     counts = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
     gene_ids = json.loads((folder / "gene_ids.json").read_text())
@@ -219,13 +226,16 @@ def memory(folder: Path, n_genes: int, seed: int) -> None:
 
 @app.command()
 def corpus(
-    cells: Annotated[list[int] | None, typer.Option(help="Numbers of cells; 5,000, 15,000 and 50,000.")] = None,
-    n_genes: Annotated[int, typer.Option("--genes", help="Genes.")] = 20_000,
-    chunk_cells: Annotated[int, typer.Option(help="Cells of a shard.")] = 2048,
+    cells: Annotated[
+        list[int] | None,
+        typer.Option(help="Number of cells; can be repeated. By default 5,000, 15,000 and 50,000."),
+    ] = None,
+    n_genes: Annotated[int, typer.Option("--genes", help="Number of genes.")] = 20_000,
+    chunk_cells: Annotated[int, typer.Option(help="Number of cells in a shard.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Peak memory of `langcell corpus` in one process, on synthetic cells, each time in a fresh one."""
+    """Measure the peak memory of making a corpus of synthetic cells, each time in a fresh process."""
     peaks, seconds = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         gene_info = Path(folder) / "gene_info.tsv"
@@ -257,7 +267,7 @@ def corpus(
 
 @app.command(hidden=True)
 def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) -> None:
-    """Makes a corpus of `cells.h5ad` and says the peak memory of this process in GB."""
+    """Make a corpus of `cells.h5ad` and print the peak memory of this process in GB."""
     make_corpus(find_sources([str(sources / "cells.h5ad")]), out, CorpusSettings(gene_info, chunk_cells=chunk_cells))
     typer.echo(resident("VmHWM") / GIGABYTE)
 
@@ -266,7 +276,8 @@ def corpus_memory(sources: Path, gene_info: str, out: Path, chunk_cells: int) ->
 
 Cells = Annotated[Path, typer.Option("--cells", help="An .h5ad file of real cells.")]
 PBMC = Path("../shared/data/validation/pbmc_kang_ctrl.h5ad")
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds of all, one after the other.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds; each measures all procedures in turn.")]
+Device = Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; the best one by default.")]
 
 
 @app.command()
@@ -275,24 +286,24 @@ def annotate(
         bool, typer.Option("--quick", help="8 and 128 candidates (1,024 with a shortlist), in minutes.")
     ] = False,
     cells_file: Cells = PBMC,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of all; 3, or 2 when quick.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds; 3, or 2 with --quick.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
-    figure_file: Annotated[Path | None, typer.Option("--figure", help="Where the figure goes.")] = None,
+    device: Device = None,
+    json_file: JsonFile = None,
+    figure_file: Annotated[Path | None, typer.Option("--figure", help="File for the figure.")] = None,
 ) -> None:
-    """Cells a second beside the public loop, by the number of candidates and the length of the cells."""
+    """Measure annotated cells per second, compared with the public loop, by candidates and by length of the cells."""
     context = _context(cells_file, device, seed)
     gpu = context.device.type == "cuda"
     every, rounds = len(context.descriptions), rounds or (2 if quick else 3)
-    # Candidates, and cells a round: fewer where each has more pairs.
+    # Candidates, and cells per round: fewer cells where each has more pairs.
     exact = {8: 16, 128: 2} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
     short = {128: 8, 1024: 8} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
-    if gpu:  # Which takes them all.
+    if gpu:  # A GPU is fast enough for the whole batch.
         exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
     settings = [
-        rate.Setting(candidates, shortlist, precision, cells)
-        for precision in rate.precisions(context)
+        annotation_rate.Setting(candidates, shortlist, precision, cells)
+        for precision in annotation_rate.precisions(context)
         for shortlist, sizes in ((None, exact), (16, short))
         for candidates, cells in sizes.items()
         if not (quick and precision != "float32" and candidates == 1024)
@@ -302,15 +313,17 @@ def annotate(
         "genes_of_a_cell": {"mean": float(context.ranked.lengths.mean()), "longest": int(context.ranked.lengths.max())},
         "tokens_of_a_text": float(np.mean([len(text) for text in context.texts(128)])),
         "device": _device_name(context.device),
-        "largest_difference": {n: rate.largest_difference(context, n, 2) for n in ((8,) if quick else (8, 128))},
+        "largest_difference": {
+            n: annotation_rate.largest_difference(context, n, 2) for n in ((8,) if quick else (8, 128))
+        },
     }
-    figures |= rate.measure_annotation(context, settings, rounds, 3 if quick else 5, typer.echo)
+    figures |= annotation_rate.measure_annotation(context, settings, rounds, 3 if quick else 5, typer.echo)
     lengths = (512, 2048) if quick else (128, 256, 512, 1024, 2048)
-    figures["cell_tower"] = rate.measure_cell_tower(context, lengths, 1 if quick else rounds)
+    figures["cell_tower"] = annotation_rate.measure_cell_tower(context, lengths, 1 if quick else rounds)
     figures["ratio"] = next(
         way["ratio"] for way in figures["ways"] if (way["candidates"], way["way"]) == (8, "float32")
     )
-    figures["mini"] = rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed, context.device)
+    figures["mini"] = annotation_rate.agreement_of_mini(cells_file, 128, 16, 16 if quick else 400, seed, context.device)
     figures["peak_gb"] = _peak_gb(context.device)
     for way in figures["ways"]:
         more = ""
@@ -321,28 +334,28 @@ def annotate(
             f"{way['ratio']:6.1f} times the naive rate{more}"
         )
     for way, same in figures["mini"]["same_answer"].items():
-        typer.echo(f"langcell-mini, 128 candidates, {way}: the answer of exact single precision for {same:.1%}")
+        typer.echo(f"langcell-mini, 128 candidates, {way}: same answer as exact single precision for {same:.1%}")
     if not gpu:
-        typer.echo("No GPU here: on one, this reads 32 cells a round in every way, and 65,536 genes in the cell tower.")
+        typer.echo("No GPU: with one, every round takes 32 cells, and the cell tower 65,536 genes.")
     typer.echo(f"Largest difference from the naive scores, by candidates: {figures['largest_difference']}")
     write_record(json_file, {"seed": seed, **figures})
     if figure_file is not None:
-        atomic_write(figure_file, render(rate.draw(figures), 110))
+        atomic_write(figure_file, render(annotation_rate.draw(figures), 110))
 
 
 @app.command()
 def match(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs.")] = False,
     cells_file: Cells = PBMC,
-    candidates: Annotated[int, typer.Option(help="Descriptions.")] = 32,
+    candidates: Annotated[int, typer.Option(help="Number of descriptions.")] = 32,
     rounds: Rounds = 3,
     seed: Annotated[int, typer.Option(help="Seed of weights, cells and candidates.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    device: Device = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """The matching alone: pairs of a cell and a text a second, beside the public loop."""
+    """Measure matched pairs of a cell and a text per second, compared with the public loop."""
     context = _context(cells_file, device, seed)
-    figures = rate.measure_matching(context, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
+    figures = annotation_rate.measure_matching(context, candidates, rounds, 2 if quick else 5, 4 if quick else 16)
     for way, ratio in figures["ratios"].items():
         typer.echo(f"{way}: {figures['pairs_per_second'][way]:.3g} pairs/s, {ratio:.1f} times the naive rate")
     figures |= {"device": _device_name(context.device), "peak_gb": _peak_gb(context.device)}
@@ -352,34 +365,34 @@ def match(
 @app.command()
 def kernels(
     cells_file: Cells = PBMC,
-    length: Annotated[int, typer.Option(help="Genes of a cell.")] = 512,
+    length: Annotated[int, typer.Option(help="Number of genes in a cell.")] = 512,
     rounds: Rounds = 5,
     seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda; the best there is by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    device: Device = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """The cell tower compiled, in half precision, with int8 weights: what the defaults were chosen from."""
+    """Measure the cell tower compiled, in half precision and with int8 weights: the reasons for the defaults."""
     figures = measure_choices(_context(cells_file, device, seed), length, rounds)
     for way, one in figures["ways"].items():
         typer.echo(f"{way:<22} {one['ratio']:5.2f} times the naive rate, cosine at least {one['cosine']:.4f}")
     write_record(json_file, {"seed": seed, **figures})
 
 
-def _context(cells: Path, device: str | None, seed: int) -> rate.BenchmarkContext:
+def _context(cells: Path, device: str | None, seed: int) -> annotation_rate.BenchmarkContext:
     try:
-        return rate.BenchmarkContext(cells, find_device(device), seed)
+        return annotation_rate.BenchmarkContext(cells, find_device(device), seed)
     except InputError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
 
 
 def _device_name(device: torch.device) -> str | None:
-    """A GPU's; a processor's is in every record."""
+    """Returns the name of a GPU; a record names the CPU anyway."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def _peak_gb(device: torch.device) -> float | None:
-    """Of the device's own memory."""
+    """Returns the peak use of the device's own memory."""
     return torch.cuda.max_memory_allocated(device) / GIGABYTE if device.type == "cuda" else peak_gb()
 
 
@@ -390,21 +403,24 @@ def _peak_gb(device: torch.device) -> float | None:
 def study(
     quick: Annotated[bool, typer.Option("--quick", help="20,000 cells.")] = False,
     cells_file: Cells = Path("../shared/data/train/pbmc_facs_zheng.h5ad"),
-    n_cells: Annotated[int | None, typer.Option("--number", help="Cells, those of the file over and over.")] = None,
+    n_cells: Annotated[
+        int | None,
+        typer.Option("--number", help="Number of cells, repeated from the file; 100,000 by default."),
+    ] = None,
     kill_at: Annotated[float, typer.Option(help="Share of the cells after which the first run is killed.")] = 0.5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """A study of 100,000 cells annotated with langcell-mini by the command, killed once and given again."""
+    """Annotate a study of 100,000 cells with langcell-mini and the command, which is killed once and repeated."""
     labels = sorted(
         {label for label in open_cells(cells_file).obs["cell_type"].astype(str).unique() if label != "unknown"}
     )
     figures = annotate_study(cells_file, n_cells or (20_000 if quick else 100_000), labels, kill_at)
     for number, run in enumerate(figures["runs"], 1):
         typer.echo(
-            f"run {number}: {run['seconds']:.0f} s, then {run['cells_done']:,} of {figures['cells']:,} cells done, "
+            f"run {number}: {run['seconds']:.0f} s, {run['cells_done']:,} of {figures['cells']:,} cells done, "
             f"peak {run['peak_gb']:.2f} GB, ended by {run['ended_by']}"
         )
-    typer.echo(f"equal cells got equal answers: {figures['equal_cells_get_equal_answers']:.2%}")
+    typer.echo(f"equal cells with equal answers: {figures['equal_cells_get_equal_answers']:.2%}")
     write_record(json_file, {"source": cells_file.name, **figures})
 
 
@@ -413,20 +429,20 @@ def study(
 
 @app.command()
 def train(
-    quick: Annotated[bool, typer.Option(help="Short cells and few of them: says that it works, not how fast.")] = False,
+    quick: Annotated[bool, typer.Option(help="Few and short cells, to test the script, not the speed.")] = False,
     geometry: Annotated[list[str] | None, typer.Option(help="mini or base; can be repeated. Both by default.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Steps measured; 3, or 2 when quick.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of measured steps; 3, or 2 with --quick.")] = None,
     compile_towers: Annotated[bool, typer.Option("--compile", help="Compile the towers.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and cells.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Pre-training steps of both stages at the mini and the base geometry: rates, and days for the paper's run."""
+    """Measure pre-training steps of both stages and geometries, and estimate the days of the paper's run."""
     gpu = torch.cuda.is_available()
     sizes = {"mini": (64, 512, 32, 64), "base": (2, 2048, 2, 128)}
-    if gpu:  # More at once keep it busy: these fill most of 80 GB, and of less memory they take their share.
+    if gpu:  # Large steps keep it busy: these sizes fill most of 80 GB, and shrink with the memory.
         share = min(1.0, torch.cuda.get_device_properties(0).total_memory / 72e9)
-        cells, of_mini = int(32 * share), int(512 * share)
-        sizes = {"mini": (of_mini, 512, of_mini // 2, 64), "base": (cells, 2048, cells, 128)}
+        cells, mini_cells = int(32 * share), int(512 * share)
+        sizes = {"mini": (mini_cells, 512, mini_cells // 2, 64), "base": (cells, 2048, cells, 128)}
     if quick:
         sizes = {"mini": (8, 64, 4, 16), "base": (2, 64, 2, 16)}
     figures: dict[str, Any] = {"geometries": {}, "paper": {"cells": PAPER_CELLS, "a100_days": PAPER_A100_DAYS}}

@@ -1,12 +1,12 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-What each choice in langcell-mini's recipe is worth: its second stage as it is, and with one choice made otherwise, each
-from several seeds, measured on the validation studies by similarity alone when the run ends.
+Ablation of langcell-mini's recipe: its second stage with one choice changed at a time, from several seeds, scored at
+the end of training on the validation studies by similarity alone.
 
     python eval/experiments/ablation.py --json eval/results/ablation_mini.json
 
-Runs that are finished are not run again; one that was killed goes on. What a run starts from is the same for all seeds:
-reading the genes' names takes as long as the training.
+Finished runs are not repeated, and a run that was killed continues. All seeds start from the same checkpoint, because
+embedding the genes' names takes as long as the training.
 """
 
 import json
@@ -27,7 +27,7 @@ from modeling_langcell.eval.record import write_record
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 RECIPE = REPOSITORY / "hub_configs" / "pretraining" / "mini-stage2.yaml"
 
-#: What is made otherwise, one choice at a time.
+#: Changes to the recipe, one choice at a time.
 CHOICES: dict[str, dict[str, object]] = {
     "the recipe": {},
     "after the first stage": {"start": "runs/mini-stage1"},
@@ -46,19 +46,19 @@ CHOICES: dict[str, dict[str, object]] = {
     "last layer starts at random": {"gene_average_start": False},
 }
 
-#: Of the choices, what is over when the training begins.
-OF_THE_START = ("gene_names_from", "gene_average_start", "text_whitening")
+#: Settings that only shape the checkpoint that training starts from.
+START_SETTINGS = ("gene_names_from", "gene_average_start", "text_whitening")
 
 
 @dataclass(frozen=True)
 class Trials:
     """
-    The runs, each a process of its own.
+    Training runs, each in a process of its own.
 
     Args:
-        folder: Where they are kept.
-        threads: Of each.
-        steps: Of each, in place of the recipe's.
+        folder: Folder of the runs.
+        threads: Number of threads of each run.
+        steps: Number of steps of each run; the recipe's by default.
     """
 
     folder: Path
@@ -66,20 +66,20 @@ class Trials:
     steps: int | None
 
     def start(self, choice: str) -> Path:
-        """Where the checkpoint is that a run starts from."""
-        return self.folder / "-".join(["start", *_of_the_start(CHOICES[choice])])
+        """Returns the folder of the checkpoint that a run starts from."""
+        return self.folder / "-".join(["start", *_start_settings(CHOICES[choice])])
 
     def make_start(self, choice: str) -> None:
-        """Makes it, unless it was: the start of the recipe, or one that is made otherwise."""
-        self._train(self.start(choice), _read_recipe() | _of_the_start(CHOICES[choice]) | {"steps": 0})
+        """Makes the checkpoint that a run starts from, unless it exists."""
+        self._train(self.start(choice), _read_recipe() | _start_settings(CHOICES[choice]) | {"steps": 0})
 
     def measure(self, choice: str, seed: int) -> dict[str, float]:
-        """The last measurement of a run, which is trained unless it was."""
+        """Trains a run, unless it is finished, and returns its last measurement."""
         output = self.folder / f"{choice.replace(' ', '-').replace(',', '')}-seed{seed}"
         changes = {"start": str(self.start(choice))} | CHOICES[choice] | {"seed": seed}
         changes |= {"held_out_cells": 1_000_000, "evaluate_every": 1_000_000}
         changes |= {} if self.steps is None else {"steps": self.steps}
-        changes = {name: value for name, value in changes.items() if name not in OF_THE_START}
+        changes = {name: value for name, value in changes.items() if name not in START_SETTINGS}
         self._train(output, _read_recipe() | changes)
         *_, last = (output / "held_out.jsonl").read_text().splitlines()
         return json.loads(last)
@@ -88,7 +88,7 @@ class Trials:
         path, content = output.with_suffix(".yaml"), yaml.safe_dump(settings | {"output": str(output)})
         if (output / "training.json").exists():
             if path.read_text() != content:
-                raise RuntimeError(f"{output.name} was run by another recipe: choose another folder, or remove it.")
+                raise RuntimeError(f"{output.name} was run with another recipe: choose another folder, or remove it.")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -99,8 +99,8 @@ class Trials:
             raise RuntimeError(f"{output.name}: {done.stderr[-2000:]}")
 
 
-def _of_the_start(changes: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in changes.items() if name in OF_THE_START}
+def _start_settings(changes: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in changes.items() if name in START_SETTINGS}
 
 
 def _read_recipe() -> dict[str, object]:
@@ -108,22 +108,23 @@ def _read_recipe() -> dict[str, object]:
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="How many seeds each.")] = 3,
-    choice: Annotated[list[str] | None, typer.Option(help="Only this; can be repeated.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = REPOSITORY / "runs" / "ablation",
-    num_proc: Annotated[int, typer.Option(help="Runs at once.")] = 1,
-    threads: Annotated[int, typer.Option(help="Threads of each.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Steps of each, in place of the recipe's.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 3,
+    choice: Annotated[list[str] | None, typer.Option(help="Run only this choice; can be repeated.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the runs.")] = REPOSITORY / "runs" / "ablation",
+    num_proc: Annotated[int, typer.Option(help="Number of runs at the same time.")] = 1,
+    threads: Annotated[int, typer.Option(help="Number of threads of each run.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Number of steps of each run; the recipe's by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """What each choice in langcell-mini's recipe is worth."""
+    """Measure what each choice in langcell-mini's recipe contributes."""
     chosen = choice or list(CHOICES)
-    # Seed by seed: what is there early says something of every choice.
+    # Seed by seed, so that early results cover every choice.
     jobs = [(name, seed) for seed in range(seeds) for name in chosen]
     trials = Trials(folder.resolve(), threads, steps)
     with ThreadPoolExecutor(num_proc) as pool:
-        ours = [name for name in chosen if "start" not in CHOICES[name]]
-        list(pool.map(trials.make_start, {trials.start(name): name for name in ours}.values()))  # Many share one.
+        made_here = [name for name in chosen if "start" not in CHOICES[name]]
+        # Many choices start from the same checkpoint: each is made once.
+        list(pool.map(trials.make_start, {trials.start(name): name for name in made_here}.values()))
         found = dict(zip(jobs, pool.map(lambda job: trials.measure(*job), jobs), strict=True))
     rows: dict[str, dict[str, Any]] = {}
     for name in chosen:

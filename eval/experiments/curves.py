@@ -1,6 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-What runs measured on cells held out while they trained, as one figure and one record.
+Validation curves of pre-training runs, as one figure and one record.
 
     python eval/experiments/curves.py runs/mini-stage1 runs/mini-stage2 \\
         --json eval/results/curves_mini.json --figure docs/curves.png
@@ -15,7 +15,7 @@ import typer
 
 from modeling_langcell.eval.record import write_record
 
-#: What is drawn, where it was measured.
+#: Measures that are drawn, if a run has them.
 MEASURES = {
     "masked_gene_loss": "masked-gene loss",
     "cell_to_text_r1": "R@1, cell to text",
@@ -24,7 +24,7 @@ MEASURES = {
 
 
 def read(run: Path) -> dict[str, Any]:
-    """The measurements of a finished run, and how it was made."""
+    """Returns the measurements of a finished run and the record of how it was made."""
     lines = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
     made = json.loads((run / "training.json").read_text())["runs"][-1]
     curves = {name: [line[name] for line in lines] for name in lines[0] if name != "step"}
@@ -32,7 +32,7 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, dict[str, Any]]) -> plt.Figure:
-    """A panel for each measure of each run."""
+    """Draws one panel for each measure of each run."""
     panels = [(name, key) for name, run in runs.items() for key in MEASURES if key in run["curves"]]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained")
     for axis, (name, key) in zip(axes[0], panels, strict=True):
@@ -43,11 +43,11 @@ def draw(runs: dict[str, dict[str, Any]]) -> plt.Figure:
 
 
 def main(
-    folders: Annotated[list[Path], typer.Argument(help="Finished runs with a held_out corpus.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Where the picture goes.")] = None,
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs with a held_out corpus.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="File for the picture.")] = None,
 ) -> None:
-    """What runs measured on cells held out while they trained."""
+    """Draw the validation curves of pre-training runs."""
     runs = {folder.name: read(folder) for folder in folders}
     for name, run in runs.items():
         for key in (key for key in MEASURES if key in run["curves"]):

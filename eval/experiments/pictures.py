@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-The report and the app as a browser shows them: pictures for the guide, of a page that is there already or of the app as
-it annotates.
+Screenshots of the report and the app in a browser, for the guide.
 
     langcell annotate --example --report demo/report.html
     python eval/experiments/pictures.py report demo/report.html docs/report.png
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from PIL import Image
 
 from modeling_langcell.model.errors import InputError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-#: Chromium asks its makers for updates otherwise, and a container has no sandbox for it.
+#: Stops Chromium from looking for updates, and from needing a sandbox, which containers lack.
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -38,10 +38,10 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 @contextmanager
 def chromium() -> Iterator["Browser"]:
     """
-    The system's Chromium, without a window.
+    Runs the system's Chromium without a window.
 
     Raises:
-        InputError: There is none, or no package playwright, which drives it.
+        InputError: Chromium or the package playwright, which drives it, is not installed.
     """
     try:
         from playwright.sync_api import sync_playwright
@@ -49,7 +49,7 @@ def chromium() -> Iterator["Browser"]:
         raise InputError('No package playwright: pip install "modeling-langcell[dev]".') from error
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
-        raise InputError("There is no Chromium here: apt-get install chromium, for instance.")
+        raise InputError("Chromium is not installed: apt-get install chromium, for instance.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(_OPTIONS))
         yield browser
@@ -59,16 +59,16 @@ def chromium() -> Iterator["Browser"]:
 @contextmanager
 def running_app(**environment: str) -> Iterator[str]:
     """
-    The app of `space/` in a process of its own: the address it answers at.
+    Runs the app of `space/` in a process of its own and yields its address.
 
     Args:
-        environment: What is set for it besides.
+        environment: More environment variables of the process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    around = {**os.environ, "PYTHONPATH": str(_REPOSITORY), "HOST": "127.0.0.1", "PORT": str(port), **environment}
-    process = subprocess.Popen([sys.executable, str(_REPOSITORY / "space" / "app.py")], env=around)
+    variables = {**os.environ, "PYTHONPATH": str(_REPOSITORY), "HOST": "127.0.0.1", "PORT": str(port), **environment}
+    process = subprocess.Popen([sys.executable, str(_REPOSITORY / "space" / "app.py")], env=variables)
     try:
         while process.poll() is None:
             with socket.socket() as asked:
@@ -85,12 +85,10 @@ def running_app(**environment: str) -> Iterator[str]:
 
 @app.command()
 def report(
-    page: Annotated[Path, typer.Argument(metavar="REPORT.html", help="What 'langcell annotate --report' wrote.")],
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
+    page: Annotated[Path, typer.Argument(metavar="REPORT.html", help="Page that 'langcell annotate --report' wrote.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
 ) -> None:
-    """The first screen of a report, light on the left and dark on the right."""
-    from PIL import Image
-
+    """Take the first screen of a report, light on the left and dark on the right."""
     width, height = 1000, 1100
     with chromium() as browser:
         halves = []
@@ -111,9 +109,9 @@ def report(
 
 @app.command("app")
 def picture_app(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="Where the picture goes.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
 ) -> None:
-    """The app with its example annotated."""
+    """Take the app with its example annotated."""
     with running_app() as address, chromium() as browser:
         tab = browser.new_page(viewport={"width": 1100, "height": 1500})
         tab.goto(address)

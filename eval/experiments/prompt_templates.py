@@ -1,12 +1,12 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-What it is worth to word a type of cell otherwise, or in several ways at once: ensembles of wordings, decided upon
-before they were measured, on the validation studies by similarity alone.
+Comparison of prompt templates for cell types, single ones and ensembles. They were chosen before they were measured, on
+the validation studies by similarity alone.
 
     python eval/experiments/prompt_templates.py --json eval/results/wordings.json
 
-To tell a gain over the one wording from chance, cells are drawn again with replacement within each study, the same
-cells for all ensembles.
+To tell a gain over the default template from chance, cells are drawn with replacement within each study, the same cells
+for all ensembles.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from modeling_langcell.eval.tasks.zero_shot import TASK as ZERO_SHOT
 from modeling_langcell.io.columns import EMBEDDING
 from modeling_langcell.model.prompts import PROMPT_TEMPLATES
 
-ONE = "name and definition"
+DEFAULT = "name and definition"
 ENSEMBLES: dict[str, tuple[str, ...]] = {
-    ONE: PROMPT_TEMPLATES,
+    DEFAULT: PROMPT_TEMPLATES,
     "name": ("cell type: {name}.",),
     "bare name": ("{name}",),
     "definition": ("cell type: {definition}",),
@@ -43,12 +43,15 @@ ENSEMBLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-#: What of drawn rows of a study's cells an ensemble is worth, by metric.
+#: A function from rows of a study's cells to the scores of an ensemble, by metric.
 Measure = Callable[[np.ndarray], dict[str, float]]
 
 
 def measures(context: EvaluationContext, study: Study, all_types: list[str]) -> dict[str, Measure]:
-    """Of each ensemble: zero-shot annotation among the study's types and, where all types are given, R@1 among them."""
+    """
+    Returns the measure of each ensemble: zero-shot annotation among the study's types and, if `all_types` has any, R@1
+    among these.
+    """
     adata = context.cells(study)
     truth = adata.obs[study.label_key].astype(str).to_numpy()
     cells = context.annotator.embed(adata.copy(), **study.read).obsm[EMBEDDING]
@@ -79,22 +82,22 @@ def _measure(
     return lambda rows: annotation(rows) | {"cell_to_text_r1": float(first[rows].mean())}
 
 
-def compare(of_studies: dict[str, dict[str, Measure]], cells: dict[str, int], seed: int, draws: int) -> dict[str, Any]:
+def compare(by_study: dict[str, dict[str, Measure]], cells: dict[str, int], seed: int, draws: int) -> dict[str, Any]:
     """
-    By study and for their mean, by ensemble and metric: the score, its gain over the one wording, and the gain's 95%
-    interval by bootstrap.
+    Returns by study and for their mean, by ensemble and metric: the score, its gain over the default template, and the
+    gain's 95% bootstrap interval.
 
     Args:
-        of_studies: As `measures` gives them.
-        cells: Of each study, how many.
-        seed, draws: Of the bootstrap.
+        by_study: The result of `measures` for each study.
+        cells: Number of cells of each study.
+        seed, draws: Seed and number of draws of the bootstrap.
     """
     rng = np.random.default_rng(seed)
-    # The first are the cells themselves.
+    # The first rows are all cells, undrawn.
     rows = [{study: np.arange(number) for study, number in cells.items()}]
     rows += [{study: rng.integers(0, number, number) for study, number in cells.items()} for _ in range(draws)]
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for study, ensembles in of_studies.items():
+    for study, ensembles in by_study.items():
         found[study] = {}
         for name, measure in ensembles.items():
             drawn = [measure(one[study]) for one in rows]
@@ -108,7 +111,7 @@ def compare(of_studies: dict[str, dict[str, Measure]], cells: dict[str, int], se
     }
     return {
         study: {
-            name: {metric: _gain(values, ensembles[ONE][metric]) for metric, values in scores.items()}
+            name: {metric: _gain(values, ensembles[DEFAULT][metric]) for metric, values in scores.items()}
             for name, scores in ensembles.items()
         }
         for study, ensembles in found.items()
@@ -116,13 +119,13 @@ def compare(of_studies: dict[str, dict[str, Measure]], cells: dict[str, int], se
 
 
 def _gain(values: np.ndarray, before: np.ndarray) -> dict[str, Any]:
-    """Of a metric: of all cells first, then of those drawn."""
+    """Returns score, gain and interval of a metric's values: those of all cells first, then those of the draws."""
     gains = values - before
     interval = np.quantile(gains[1:], [0.025, 0.975]).tolist()
     return {"score": float(values[0]), "gain": float(gains[0]), "interval": interval}
 
 
-def _say(gain: dict[str, Any]) -> str:
+def _format(gain: dict[str, Any]) -> str:
     low, high = gain["interval"]
     return f"{gain['score']:.3f} ({gain['gain']:+.3f}, {low:+.3f} to {high:+.3f})"
 
@@ -130,11 +133,11 @@ def _say(gain: dict[str, Any]) -> str:
 def main(
     model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")] = MINI,
     data: Annotated[Path, typer.Option(help="Folder with validation/.")] = Path("../shared/data"),
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    draws: Annotated[int, typer.Option(help="Of the bootstrap.", min=1)] = 1000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    draws: Annotated[int, typer.Option(help="Number of draws of the bootstrap.", min=1)] = 1000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Zero-shot annotation and R@1 by ensembles of wordings, beside the one wording."""
+    """Measure zero-shot annotation and R@1 of prompt templates, compared with the default one."""
     context = EvaluationContext(resolve_checkpoint(model), None, data)
     studies = [context.study(name) for name in ZERO_SHOT.studies]
     types = {
@@ -142,13 +145,13 @@ def main(
         for study in studies
         if study.name in RETRIEVAL.studies
     }
-    all_types = sorted({one for of_study in types.values() for one in of_study})
-    of_studies = {study.name: measures(context, study, all_types if study.name in types else []) for study in studies}
-    found = compare(of_studies, {study.name: context.cells(study).n_obs for study in studies}, seed, draws)
+    all_types = sorted({one for labels in types.values() for one in labels})
+    by_study = {study.name: measures(context, study, all_types if study.name in types else []) for study in studies}
+    found = compare(by_study, {study.name: context.cells(study).n_obs for study in studies}, seed, draws)
     for study, ensembles in found.items():
         typer.echo(study)
         for name, scores in ensembles.items():
-            typer.echo(f"  {name:37} " + "  ".join(f"{metric} {_say(one)}" for metric, one in scores.items()))
+            typer.echo(f"  {name:37} " + "  ".join(f"{metric} {_format(one)}" for metric, one in scores.items()))
     figures = {"model": model, "seed": seed, "draws": draws, "studies_of_mean": RETRIEVAL.studies}
     write_record(json_file, figures | {"ensembles": ENSEMBLES, "results": found})
 

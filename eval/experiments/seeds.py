@@ -1,6 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Zero-shot annotation by checkpoints that differ by the seed of their training, and the mean of their scores.
+Zero-shot scores of checkpoints that differ in the seed of their training, and their means.
 
     python eval/experiments/seeds.py runs/seed0 runs/seed1 runs/seed2 --alpha 1 --json eval/results/zero_shot_seeds.json
 """
@@ -17,19 +17,21 @@ from modeling_langcell.eval.task import LANGCELL, EvaluationContext
 
 
 def main(
-    models: Annotated[list[str], typer.Argument(help="The checkpoints.")],
+    models: Annotated[list[str], typer.Argument(help="Checkpoints: folders or Hub ids.")],
     data: Annotated[Path, typer.Option(help="Folder with train/ and validation/.")] = Path("../shared/data"),
-    alpha: Annotated[float | None, typer.Option(help="Weight of the similarity; the checkpoints' own.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results of each.")] = Path("runs/seeds"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the similarity; the checkpoints' own by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results of each checkpoint.")] = Path("runs/seeds"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Zero-shot scores of several checkpoints, and their mean."""
+    """Measure zero-shot scores of several checkpoints, and their means."""
     task = find_task("zero-shot")
     by_study: dict[str, list[dict[str, float]]] = {}
     for number, model in enumerate(models):
         context = EvaluationContext(model, None, data, alpha=alpha)
-        for cell in evaluate(task, context, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
-            by_study.setdefault(cell["study"], []).append(cell["scores"])
+        for run in evaluate(task, context, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
+            by_study.setdefault(run["study"], []).append(run["scores"])
     means = {
         study: {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
         for study, scores in by_study.items()

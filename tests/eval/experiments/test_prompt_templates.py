@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Ensembles of wordings measured: the scores are those of annotation, and gains are of the same cells."""
+"""The comparison of prompt templates: scores are those of annotation, and gains are those of the same cells."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def two(monkeypatch):
     monkeypatch.setattr(
         prompt_templates,
         "ENSEMBLES",
-        {prompt_templates.ONE: prompt_templates.ENSEMBLES[prompt_templates.ONE], "name": ("{name}",)},
+        {prompt_templates.DEFAULT: prompt_templates.ENSEMBLES[prompt_templates.DEFAULT], "name": ("{name}",)},
     )
 
 
@@ -31,21 +31,24 @@ def test_measures_are_those_of_annotation(shared, two):
         measured = found[name](every)
         assert measured.pop("cell_to_text_r1") == pytest.approx(expected["accuracy"]), "all types are the study's"
         assert measured == {metric: pytest.approx(expected[metric]) for metric in measured}
-    assert found[prompt_templates.ONE](every) != found["name"](every)
+    assert found[prompt_templates.DEFAULT](every) != found["name"](every)
 
 
 def test_gains_are_of_the_same_cells(two):
     rng = np.random.default_rng(0)
-    of_studies = {}
+    by_study = {}
     for study in prompt_templates.RETRIEVAL.studies:
         truth = rng.choice(["a", "b"], 40)
         worse = np.where(rng.random(40) < 0.3, "b", truth)
-        of_studies[study] = {prompt_templates.ONE: scorer_of_rows(truth, truth), "name": scorer_of_rows(truth, worse)}
-    found = prompt_templates.compare(of_studies, dict.fromkeys(of_studies, 40), seed=0, draws=30)
-    accuracies = [found[study]["name"]["accuracy"] for study in of_studies]
-    for study, one in zip(of_studies, accuracies, strict=True):
-        assert one["score"] == of_studies[study]["name"](np.arange(40))["accuracy"]
+        by_study[study] = {
+            prompt_templates.DEFAULT: scorer_of_rows(truth, truth),
+            "name": scorer_of_rows(truth, worse),
+        }
+    found = prompt_templates.compare(by_study, dict.fromkeys(by_study, 40), seed=0, draws=30)
+    accuracies = [found[study]["name"]["accuracy"] for study in by_study]
+    for study, one in zip(by_study, accuracies, strict=True):
+        assert one["score"] == by_study[study]["name"](np.arange(40))["accuracy"]
         assert one["gain"] == pytest.approx(one["score"] - 1)
         assert one["interval"][0] < one["gain"] < one["interval"][1] <= 0
     assert found["mean"]["name"]["accuracy"]["score"] == pytest.approx(np.mean([one["score"] for one in accuracies]))
-    assert found["mean"][prompt_templates.ONE]["macro_f1"] == {"score": 1.0, "gain": 0.0, "interval": [0.0, 0.0]}
+    assert found["mean"][prompt_templates.DEFAULT]["macro_f1"] == {"score": 1.0, "gain": 0.0, "interval": [0.0, 0.0]}
