@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 import tracemalloc
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
+from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, tiny_config
 
@@ -560,10 +560,6 @@ class Command:
     def __init__(
         self, tmp_path, checkpoint, cells, *, pause=0.0, launcher=(), module=False, largest=None, **environment
     ):
-        def limit():
-            if largest is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
         self.log = tmp_path / "log"
         self.log.touch()
         driver = tmp_path / "driver.py"
@@ -574,14 +570,11 @@ class Command:
         self.arguments = ["annotate", cells, "--model", checkpoint, "--labels", labels, "--out", self.output, "--json"]
         self.arguments += ["--alpha", 0.3, "--shortlist", 2, "--check-shortlist", 7, "--device", "cpu"]
         self.arguments = list(map(str, self.arguments))
-        command = [sys.executable, *launcher]
-        command += ["-m", "modeling_langcell.cli"] if module else [driver, self.log, pause]
-        self.process = subprocess.Popen(
-            [*map(str, command), *self.arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            preexec_fn=limit,
-        )  # fmt: skip
+        command = ["-m", "modeling_langcell.cli"] if module else [driver, self.log, pause]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+        self.process = start_python(
+            *launcher, *command, *self.arguments, env=environment, start_new_session=True, largest=largest
+        )
 
     def annotated(self) -> str:
         """For every chunk that was annotated so far, which process did it."""
