@@ -17,7 +17,7 @@ from ..model.errors import InputError, reason_of
 @cache
 def _templates() -> Environment:
     return Environment(
-        loader=PackageLoader("modeling_langcell"),
+        loader=PackageLoader(__package__),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
