@@ -1,87 +1,114 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Registers the family with transformers' Auto classes.
+Registers the family with transformers' Auto classes and pipelines.
 
-transformers registers classes, and importing ours takes seconds, most of them torch's. So each registration waits until
-the module of its Auto class is imported, which takes those seconds anyway.
+transformers registers classes, and importing ours takes seconds, most of them torch's. Each registration therefore
+waits until the module of its Auto class is imported, which takes those seconds anyway.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import modeling_langcell as langcell  # Its names are imported when they are asked for.
+
+_FAMILY = f"{__package__}.model."
 
 
 def register() -> None:
     """Registers with those Auto classes that are imported already, and with the others as soon as they are."""
-    watcher = _ImportWatcher(_REGISTRATIONS)
-    sys.meta_path.insert(0, watcher)
-    watcher.register()
+    if _HOOK in sys.meta_path:  # The package is being reloaded.
+        return
+    sys.meta_path.insert(0, _HOOK)
+    for module in _REGISTRATIONS:
+        if module in sys.modules:
+            import_module(module)  # Waits for another thread that may be importing it.
+            _HOOK.after_import(module)
 
 
-class _Registration(NamedTuple):
+class _RegistrationHook(MetaPathFinder):
     """
-    What to register where.
+    Lets the other finders find the modules of Auto classes and of the family, and registers after they are imported.
 
-    Args:
-        auto: transformers' module with the Auto class.
-        ours: Our modules with what is registered.
-        act: Registers it, given the module `auto`.
+    A module of the family may itself import an Auto class by way of others. Registering then would need the family's
+    classes while they are half imported, so it waits until no module of the family is being imported.
+
+    Attributes:
+        due: Modules of Auto classes that are imported, with which the family is not registered yet.
+        importing: Modules of the family that are being imported.
     """
 
-    auto: str
-    ours: tuple[str, ...]
-    act: Callable[[Any], None]
-
-
-class _ImportWatcher(MetaPathFinder):
-    """Leaves finding modules to the other finders, and registers as soon as the modules that it takes are imported."""
-
-    def __init__(self, registrations: Sequence[_Registration]):
-        self.waiting = list(registrations)
-        self.watched = {name for registration in registrations for name in (registration.auto, *registration.ours)}
-        self.imported = self.watched & sys.modules.keys()
-        self.watched -= self.imported
-
-    def register(self) -> None:
-        """
-        Carries out what can be. One of our modules that is only half imported asked for the Auto class itself, by way
-        of others: the registration then waits for it too.
-        """
-        for registration in [*self.waiting]:
-            half_imported = set(registration.ours) & sys.modules.keys() - self.imported
-            if registration.auto in self.imported and not half_imported and registration in self.waiting:
-                self.waiting.remove(registration)
-                registration.act(sys.modules[registration.auto])
+    def __init__(self) -> None:
+        self.due: set[str] = set()
+        self.importing: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.watched:
+        if fullname not in _REGISTRATIONS and not fullname.startswith(_FAMILY):
             return None
-        self.watched.remove(fullname)  # First: finding the module comes by here again.
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            self.imported.add(fullname)
-            self.register()
-
-        setattr(spec.loader, "exec_module", execute_and_register)  # noqa: B010 - a method of this one loader
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # Those before have been asked already.
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _RegisteringLoader(spec.loader, self)
         return spec
+
+    def after_import(self, module: str) -> None:
+        """
+        Registers what is due.
+
+        Raises:
+            Exception: The family cannot be imported. The import that led here fails with it.
+        """
+        if module in _REGISTRATIONS:
+            self.due.add(module)
+        while self.due and not self.importing:
+            try:
+                auto = self.due.pop()  # Before registering, which imports modules of the family and leads here again.
+            except KeyError:  # Another thread took the last one.
+                return
+            if auto not in sys.modules:  # Its import failed after all; it is due again when it succeeds.
+                continue
+            try:
+                _REGISTRATIONS[auto](sys.modules[auto])
+            except BaseException:
+                self.due.add(auto)
+                raise
+
+
+class _RegisteringLoader(Loader):
+    """Loads a module with the loader that was found for it, which becomes the module's loader, and then registers."""
+
+    def __init__(self, loader: Loader, hook: _RegistrationHook):
+        self._loader, self._hook = loader, hook
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)  # For those who read source or resources from a spec without importing it.
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None
+        module.__loader__ = spec.loader = self._loader
+        if spec.name.startswith(_FAMILY):
+            self._hook.importing.add(spec.name)
+        try:
+            self._loader.exec_module(module)
+        finally:
+            self._hook.importing.discard(spec.name)
+        self._hook.after_import(spec.name)
 
 
 def _register_configs(auto: Any) -> None:
     for config in (langcell.LangCellConfig, langcell.LangCellCellConfig, langcell.LangCellTextConfig):
-        auto.AutoConfig.register(config.model_type, config)
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models(auto: Any) -> None:
@@ -93,16 +120,16 @@ def _register_models(auto: Any) -> None:
         (auto.AutoModelForSequenceClassification, langcell.LangCellForSequenceClassification),
         (auto.AutoModelForPreTraining, langcell.LangCellForPreTraining),
     ):
-        auto_class.register(model.config_class, model)
+        auto_class.register(model.config_class, model, exist_ok=True)
 
 
 def _register_feature_extractor(auto: Any) -> None:
     for config in (langcell.LangCellConfig, langcell.LangCellCellConfig):
-        auto.AutoFeatureExtractor.register(config, langcell.LangCellFeatureExtractor)
+        auto.AutoFeatureExtractor.register(config, langcell.LangCellFeatureExtractor, exist_ok=True)
 
 
 def _register_processor(auto: Any) -> None:
-    auto.AutoProcessor.register(langcell.LangCellConfig, langcell.LangCellProcessor)
+    auto.AutoProcessor.register(langcell.LangCellConfig, langcell.LangCellProcessor, exist_ok=True)
 
 
 def _register_pipeline(pipelines: Any) -> None:
@@ -110,15 +137,14 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=pipelines.AutoModel)
 
 
-_CONFIGS, _MODELS = f"{__package__}.model.configuration_langcell", f"{__package__}.model.modeling_langcell"
-_CELLS, _TEXTS = f"{__package__}.model.feature_extraction_langcell", f"{__package__}.model.processing_langcell"
-_PIPELINE = f"{__package__}.model.pipeline_langcell"
-_REGISTRATIONS = (
-    _Registration("transformers.models.auto.configuration_auto", (_CONFIGS,), _register_configs),
-    _Registration("transformers.models.auto.modeling_auto", (_MODELS,), _register_models),
-    _Registration("transformers.models.auto.feature_extraction_auto", (_CONFIGS, _CELLS), _register_feature_extractor),
-    _Registration("transformers.models.auto.processing_auto", (_CONFIGS, _TEXTS), _register_processor),
-    _Registration("transformers.pipelines", (_PIPELINE,), _register_pipeline),
-)
+#: How to register with each module of transformers.
+_REGISTRATIONS: dict[str, Callable[[Any], None]] = {
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
+    "transformers.models.auto.processing_auto": _register_processor,
+    "transformers.pipelines": _register_pipeline,
+}
+_HOOK = _RegistrationHook()
 
 __all__ = ["register"]
