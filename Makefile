@@ -3,34 +3,46 @@ PYTHON ?= python3
 # Before anything that depends on it, so that no dependency chooses another build.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-ALL := train,census,dask,adapt,eval,scib,search,app,docs,dev
-# The ends of what is supported, each with a Python that has it: the lowest set is of 3.10 and 3.11.
+# What the tests need, and what only checks or documents the code.
+TESTED := train,census,dask,adapt,eval,scib,search,app,test
+ALL := $(TESTED),docs,dev
+# Two processes, each on one thread; one that has finished its tests takes tests of the other.
+PYTEST := pytest -rs --durations=10 -n 2 --dist worksteal
+# Python for the lowest and the newest supported versions; the lowest need 3.10 or 3.11.
 PYTHON_lowest ?= $(PYTHON)
 PYTHON_newest ?= $(PYTHON)
-# Another torch than theirs, as in TORCH_lowest=torch==2.13.0; some of the tests.
+# Another torch than theirs, as in TORCH_lowest=torch==2.13.0; other tests than the quick ones, as in TESTS=tests/cli.
 TORCH_lowest ?=
 TORCH_newest ?=
-TESTS ?=
+TESTS ?= -m "not e2e"
 
-.PHONY: demo test test-matrix test-lowest test-newest clean
+.PHONY: demo test test-e2e test-all test-nightly test-matrix test-lowest test-newest clean
 
 demo: .venv/demo-installed  ## annotate 700 real blood cells with the shipped checkpoint
 	$(BIN)/langcell annotate --example --out demo/pbmc68k_annotated.h5ad \
 		--figure demo/figure.png --report demo/report.html
 
-test: .venv/test-installed  ## lint, types, and the whole test suite
+test: .venv/test-installed  ## lint, types, the order of imports, and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy eval/*.py eval/tasks/*.py
+	$(BIN)/mypy eval/*.py eval/tasks/*.py eval/benchmarks/*.py eval/experiments/*.py
 	$(BIN)/mypy space/*.py
-	$(BIN)/pytest -rs
+	$(BIN)/$(PYTEST) -m "not e2e"
 
-test-matrix: test-lowest test-newest  ## the test suite on the lowest and on the newest supported versions
+test-e2e: .venv/test-installed  ## the guide, the wheel, browsers, kills, several processes, a Hub over HTTP
+	$(BIN)/$(PYTEST) -m e2e
 
-# What is tested of the release makes environments of its own.
+test-all: test test-e2e  ## every test
+
+test-nightly: .venv/test-installed  ## the property tests with many random inputs
+	LANGCELL_HYPOTHESIS=nightly $(BIN)/$(PYTEST) -m hypothesis
+
+test-matrix: test-lowest test-newest  ## the quick tests on the lowest and on the newest supported versions
+
 test-lowest test-newest: test-%: .venv-%/installed
-	.venv-$*/bin/pytest -rs --ignore tests/test_release.py $(TESTS)
+	.venv-$*/bin/$(PYTEST) $(TESTS)
 
 .venv/demo-installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -46,7 +58,7 @@ test-lowest test-newest: test-%: .venv-%/installed
 	$(PYTHON_$*) -m venv --clear .venv-$*
 	sed 's/^torch==.*/$(or $(TORCH_$*),&)/' constraints/$*.txt > .venv-$*/constraints.txt
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check --constraint .venv-$*/constraints.txt \
-		--editable ".[$(ALL)]"
+		--editable ".[$(TESTED)]"
 	touch $@
 
 clean:

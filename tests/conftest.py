@@ -27,6 +27,18 @@ for _name, _draws in (("ci", {"max_examples": 25, "derandomize": True}), ("night
 hypothesis.settings.load_profile(os.environ.get("LANGCELL_HYPOTHESIS", "ci"))
 
 
+#: Fixtures whose tests take a browser, a Hub over HTTP, the built guide, a wheel or a measurement by a script.
+_END_TO_END = {"chromium", "hub_server", "site", "wheel", "sdist", "throughput"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the tests that use such a fixture as `e2e`."""
+    for item in items:
+        if _END_TO_END & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.e2e)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real cells and recorded behaviour. Without it a test is skipped, or fails under CI."""

@@ -169,6 +169,7 @@ def page(name: str):
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.e2e
 def test_page(name, shared, tmp_path, monkeypatch):
     steps, files = read_page(PAGES[name])
     if not any(step.kind == "python" or commands(step) for step in steps):

@@ -132,6 +132,7 @@ class TestConstraints:
         assert {name for name, _ in self.pins("newest")} == set(self.BOUNDS)
 
 
+@pytest.mark.e2e
 class TestContent:
     def test_of_the_wheel(self, wheel):
         names = content(wheel)
@@ -177,6 +178,7 @@ class TestContent:
         assert content(build(unpacked, tmp_path / "wheel", "wheel")) == content(wheel)
 
 
+@pytest.mark.e2e
 class TestWheelAlone:
     """In an environment that holds nothing else, and in an empty folder."""
 

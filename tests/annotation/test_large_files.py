@@ -600,6 +600,7 @@ LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", REPOSITORY / "hub
 LAUNCH += ["--num_processes=2", "--main_process_port=0"]
 
 
+@pytest.mark.e2e
 def test_sigkill_and_on(tiny_checkpoint, cells_file, expected, tmp_path, monkeypatch):
     killed = Command(tmp_path, tiny_checkpoint, cells_file, pause=0.15)
     killed.wait_for(lambda: len(chunk_files(killed.output)) == 2)
@@ -625,6 +626,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(tiny_checkpoint, cells_file, tm
     assert len(chunk_files(tmp_path / "o.h5ad")) == 6
 
 
+@pytest.mark.e2e
 def test_one_of_two_is_killed_and_one_goes_on(annotator, tiny_checkpoint, cells_file, expected, tmp_path, monkeypatch):
     pair = Command(tmp_path, tiny_checkpoint, cells_file, pause=0.3, launcher=LAUNCH)
     pair.wait_for(lambda: set(pair.annotated()) == {"0", "1"})
@@ -641,6 +643,7 @@ def test_one_of_two_is_killed_and_one_goes_on(annotator, tiny_checkpoint, cells_
     assert_same_file(pair.output, expected)
 
 
+@pytest.mark.e2e
 def test_two_processes_share_a_file(annotator, tiny_checkpoint, tmp_path, monkeypatch):
     """As the command is launched, with chunks as they are: two of them."""
     cells = tmp_path / "cells.h5ad"
@@ -656,6 +659,7 @@ def test_two_processes_share_a_file(annotator, tiny_checkpoint, tmp_path, monkey
 
 
 @pytest.mark.parametrize("late", ["the first", "the second"])
+@pytest.mark.e2e
 def test_no_process_waits_for_one_that_has_been(annotator, tiny_checkpoint, tmp_path, monkeypatch, late):
     """An earlier run left nothing to do but the output, which replaces the input, and the processes start apart."""
     cells = tmp_path / "o.h5ad"

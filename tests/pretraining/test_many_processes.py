@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from tests.support.paths import REPOSITORY
 
+pytestmark = pytest.mark.e2e
+
 OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 
 

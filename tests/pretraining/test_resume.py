@@ -95,6 +95,7 @@ def assert_same_run(output, unbroken):
     assert not (output / "checkpoints").exists()
 
 
+@pytest.mark.e2e
 def test_three_kills_change_nothing(long_settings, tmp_path):
     unbroken = run_unbroken(long_settings, tmp_path)
     long_settings["workers"] = 1  # Batches do not depend on who prepares them.
@@ -108,6 +109,7 @@ def test_three_kills_change_nothing(long_settings, tmp_path):
     assert_same_run(training.output, unbroken)
 
 
+@pytest.mark.e2e
 def test_two_processes_that_are_told_to_stop_go_on(long_settings, tmp_path):
     unbroken = run_unbroken(long_settings, tmp_path, *LAUNCH)
     settings = long_settings | {"checkpoint_every": 0}
@@ -122,6 +124,7 @@ def test_two_processes_that_are_told_to_stop_go_on(long_settings, tmp_path):
     assert_same_run(training.output, unbroken)
 
 
+@pytest.mark.e2e
 def test_a_stopped_run_ends_with_the_status_of_sigterm(long_settings):
     training = Training(long_settings)
     training.signal_at(2, signal.SIGTERM)

@@ -330,6 +330,7 @@ def test_how_it_is_computed_changes_little(settings, tmp_path, changes, toleranc
 
 
 @pytest.mark.skipif(not which("g++"), reason="torch.compile needs a compiler")
+@pytest.mark.e2e
 def test_compiled_towers_compute_the_same(settings, tmp_path):
     settings |= {"steps": 2, "length_groups": 1}
     settings["model"] |= {"cell_text_weight": 0, "matching_weight": 0}

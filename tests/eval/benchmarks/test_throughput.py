@@ -20,37 +20,37 @@ from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> dict:
+def throughput(tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("throughput") / "figures.json"
     options = ["--quick", "--cells", "60", "--genes", "300", "--dense-cells", "30", "--seed", "3", "--json", str(file)]
     subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "tokenize", *options], cwd=REPOSITORY, check=True)
     return json.loads(file.read_text())
 
 
-def test_both_procedures_give_the_same_ids(report):
-    assert report["cells_compared"] == 60
-    assert report["cells_that_differ"] == 0
+def test_both_procedures_give_the_same_ids(throughput):
+    assert throughput["cells_compared"] == 60
+    assert throughput["cells_that_differ"] == 0
 
 
-def test_the_figures_are_there(report):
-    assert (report["cells"], report["genes"], report["published_cells_per_round"]) == (60, 300, 30)
-    assert 0.05 < report["density"] < 0.12
+def test_the_figures_are_there(throughput):
+    assert (throughput["cells"], throughput["genes"], throughput["published_cells_per_round"]) == (60, 300, 30)
+    assert 0.05 < throughput["density"] < 0.12
     for procedure in ("extractor", "extractor_one_thread", "published"):
-        assert len(report["cells_per_second_by_round"][procedure]) == 2
-        assert report["cells_per_second"][procedure] > 0
+        assert len(throughput["cells_per_second_by_round"][procedure]) == 2
+        assert throughput["cells_per_second"][procedure] > 0
     for ratio, procedure in (("ratio", "extractor"), ("ratio_one_thread", "extractor_one_thread")):
-        pairs = zip(*(report["cells_per_second_by_round"][name] for name in (procedure, "published")), strict=True)
-        assert report["ratio_by_round"][procedure] == pytest.approx([ours / theirs for ours, theirs in pairs])
-        assert report[ratio] == pytest.approx(np.median(report["ratio_by_round"][procedure]))
-    assert 0 < report["peak_gb_above_input"]["stream"] <= report["peak_gb_above_input"]["batch"]
+        pairs = zip(*(throughput["cells_per_second_by_round"][name] for name in (procedure, "published")), strict=True)
+        assert throughput["ratio_by_round"][procedure] == pytest.approx([ours / theirs for ours, theirs in pairs])
+        assert throughput[ratio] == pytest.approx(np.median(throughput["ratio_by_round"][procedure]))
+    assert 0 < throughput["peak_gb_above_input"]["stream"] <= throughput["peak_gb_above_input"]["batch"]
 
 
-def test_the_run_can_be_repeated_from_the_record(report):
-    assert report["command"].startswith("python eval/benchmarks/throughput.py tokenize --quick --cells 60")
-    assert report["seed"] == 3
-    assert {"python", "numpy", "scipy", "torch", "transformers", "datasets"} <= set(report["versions"])
-    assert report["machine"]["cpus"] >= report["machine"]["threads"] >= 1
-    assert report["machine"]["cpu"]
+def test_the_run_can_be_repeated_from_the_record(throughput):
+    assert throughput["command"].startswith("python eval/benchmarks/throughput.py tokenize --quick --cells 60")
+    assert throughput["seed"] == 3
+    assert {"python", "numpy", "scipy", "torch", "transformers", "datasets"} <= set(throughput["versions"])
+    assert throughput["machine"]["cpus"] >= throughput["machine"]["threads"] >= 1
+    assert throughput["machine"]["cpu"]
 
 
 def test_a_disagreement_is_found(monkeypatch):
@@ -139,6 +139,7 @@ def test_other_kernels_give_the_same(context, monkeypatch):
         assert one["cosine"] > (0.99999 if way.startswith(("naive", "float32")) else 0.5), way
 
 
+@pytest.mark.e2e
 def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
     file = tmp_path / "figures.json"
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
@@ -153,6 +154,7 @@ def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
     assert report["nothing_left"]
 
 
+@pytest.mark.e2e
 def test_the_rate_of_training(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--quick", "--geometry", "mini", "--json", str(file)]
@@ -183,6 +185,7 @@ def test_attention_is_counted_on_a_cpu_too(monkeypatch):
     assert counts[0] < counts[1] < 1.05 * counts[0], "sdpa's way back computes the scores again"
 
 
+@pytest.mark.e2e
 def test_the_memory_of_a_corpus(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--cells", "40", "--cells", "80", "--genes", "200", "--chunk-cells", "16", "--json", str(file)]
