@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""A finished corpus: the cells of many studies as ranked gene ids and the term ids that describe them."""
+"""A finished corpus: the cells of many studies as ranked gene ids, with the term ids that describe them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,31 +13,27 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from ..model.errors import InputError
+from .folder import GENES, MANIFEST, PANELS, SHARDS, UNFINISHED
 from .sources import ASPECTS
-
-FORMAT = 1
-MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
-SHARDS, UNFINISHED = "shards", "unfinished"
-#: What a corpus was begun with; until this is gone the making of it is not over.
-PLAN = Path(UNFINISHED, "plan.json")
 
 
 class Corpus:
     """
-    A corpus that was made: its cells stay on disk, what describes them is in memory as small integers.
+    A finished corpus. Its cells stay on disk; what describes them is held in memory as small integers.
 
     Args:
-        folder: Where it is.
+        folder: The corpus's folder.
 
     Raises:
-        InputError: There is none, or the making of it was not finished.
+        InputError: The folder holds no corpus, or an unfinished one.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
-            begun = (self.folder / UNFINISHED).exists()
-            raise InputError(f"{folder} holds no corpus" + (": the making of it was not finished." if begun else "."))
+            if (self.folder / UNFINISHED).exists():
+                raise InputError(f"{folder} holds an unfinished corpus: give the command that builds it again.")
+            raise InputError(f"{folder} holds no corpus.")
         self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
 
     def __len__(self) -> int:
@@ -45,12 +41,14 @@ class Corpus:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a model's record says of the cells that it learnt from: how many, and of which sources."""
-        said = ("name", "sha256", "kept", "left_out", "about")
+        """The corpus as a model's training record describes it: numbers of cells and genes, and the sources."""
+        recorded = ("name", "sha256", "kept", "left_out", "about")
         return {
             "cells": len(self),
             "genes": self.manifest["genes"],
-            "sources": [{name: source[name] for name in said if name in source} for source in self.manifest["sources"]],
+            "sources": [
+                {name: source[name] for name in recorded if name in source} for source in self.manifest["sources"]
+            ],
         }
 
     @cached_property
@@ -61,7 +59,7 @@ class Corpus:
     @cached_property
     def cells(self) -> Dataset:
         """
-        `token_ids`, `length`, `study` and a term id for each aspect, of every cell; they stay on disk.
+        Every cell's `token_ids`, `length`, `study` and a term id for each aspect, on disk.
 
         Raises:
             InputError: A shard is missing.
@@ -72,17 +70,17 @@ class Corpus:
 
     @cached_property
     def facts(self) -> pd.DataFrame:
-        """All but the genes, in memory: `length`, and categories for `study` and the aspects."""
+        """Every column of `cells` but the genes, in memory: `length`, and `study` and the aspects as categories."""
         table = self.cells.data.table.select(["length", "study", *ASPECTS])
         return table.to_pandas(strings_to_categorical=True)
 
     def token_ids(self, cells: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """Ranked ids of some cells, `<cls>` first."""
+        """Reads the ranked ids of some cells, `<cls>` first."""
         return [np.asarray(ids) for ids in self._token_ids[cells]["token_ids"]]
 
     @cached_property
     def panels(self) -> dict[str, np.ndarray]:
-        """Ids of all that was counted in each study, `<cls>` included."""
+        """Ids of all genes that were counted in each study, and of `<cls>`."""
         table = pa.ipc.open_stream((self.folder / PANELS).read_bytes()).read_all()
         ids = (np.asarray(panel) for panel in table["token_ids"].to_pylist())
         return dict(zip(table["study"].to_pylist(), ids, strict=True))
@@ -94,12 +92,14 @@ class Corpus:
 
 def require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
     """
+    Checks that the shards of a manifest exist.
+
     Raises:
-        InputError: A shard of the manifest is not there.
+        InputError: A shard is missing.
     """
     for shard in shards:
         if not (folder / SHARDS / shard["file"]).is_file():
-            raise InputError(f"{folder} lacks its shard {shard['file']}: make the corpus anew.")
+            raise InputError(f"{folder} lacks its shard {shard['file']}: build the corpus anew.")
 
 
-__all__ = ["FORMAT", "GENES", "MANIFEST", "PANELS", "PLAN", "SHARDS", "UNFINISHED", "Corpus"]
+__all__ = ["Corpus"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The genes of a corpus: their names from NCBI, and their medians from one streaming pass over the counts."""
+"""The genes of a corpus: their names from NCBI, and their medians from one pass over the counts."""
 
 import csv
 import gzip
@@ -23,7 +23,7 @@ _FIRST_GENE = 2  # Ids 0 and 1 are <pad> and <mask>.
 
 @dataclass(frozen=True)
 class Gene:
-    """A gene of NCBI's `gene_info`: names for matching, and the full name for a text start of its embedding."""
+    """A gene of NCBI's `gene_info`: its names, and the full name that its embedding can be initialized from."""
 
     ensembl_id: str
     symbol: str
@@ -38,7 +38,7 @@ class Gene:
 
 def read_gene_info(path: str | Path) -> list[Gene]:
     """
-    The genes of an NCBI `gene_info(.gz)` table that have an Ensembl id, each id once, in the order of their ids.
+    Reads the genes of an NCBI `gene_info(.gz)` table that have an Ensembl id, each id once, in the order of their ids.
 
     Raises:
         InputError: The file is missing or damaged, or lacks NCBI's columns.
@@ -59,12 +59,12 @@ def read_gene_info(path: str | Path) -> list[Gene]:
                 for ensembl_id in re.findall(r"Ensembl:(ENSG\d+)", row["dbXrefs"]):
                     genes.setdefault(ensembl_id, Gene(ensembl_id, row["Symbol"], synonyms, row["description"]))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        raise InputError(f"{path} is not a whole gene_info table: {reason_of(error)}. Download it again.") from error
+        raise InputError(f"{path} is not a complete gene_info table: {reason_of(error)}. Download it again.") from error
     return [genes[ensembl_id] for ensembl_id in sorted(genes)]
 
 
-def every_gene(genes: Sequence[Gene]) -> LangCellFeatureExtractor:
-    """An extractor that knows all the genes and no medians yet: what a corpus is first read with."""
+def all_genes_extractor(genes: Sequence[Gene]) -> LangCellFeatureExtractor:
+    """Returns an extractor that knows all the genes and no medians yet, for a corpus's first pass over the counts."""
     return LangCellFeatureExtractor(
         {
             "ensembl_ids": [gene.ensembl_id for gene in genes],
@@ -77,33 +77,33 @@ def every_gene(genes: Sequence[Gene]) -> LangCellFeatureExtractor:
 @dataclass(frozen=True)
 class MedianSketch:
     """
-    How often each gene's non-zero values fell into each of many narrow bins: enough for its median. Sketches of
-    different cells add up, in any order and to the last bit, to that of all of them.
+    A histogram of each gene's non-zero values in narrow bins, from which medians are computed. The sketches of
+    different cells add up, in any order and to the last bit, to the sketch of all the cells.
 
-    Values are counts of a cell scaled to 10,000 in all the genes of its matrix. A bin spans a factor of 2 ** (1/64)
-    and is spoken of by its middle, so a median is off by at most 0.55% (for an even number of values, where it is the
-    mean of the two middle ones, too).
+    Values are a cell's counts scaled to a sum of 10,000 over all genes of its matrix. A bin spans a factor of
+    2 ** (1/64) and stands for its middle, so the error of a median is at most 0.55% (also for an even number of values,
+    where the median is the mean of the two middle ones).
 
     Args:
-        bins: Sorted codes `gene * BINS + bin`, genes by their place in the table.
-        values: How many values each bin holds.
+        bins: Sorted codes `gene * BINS + bin`, with genes by their place in the table.
+        values: Number of values in each bin.
     """
 
     bins: np.ndarray
     values: np.ndarray
 
     PER_DOUBLING = 64
-    #: From 2 ** -12, one count among forty million, to beyond 2 ** 13, where a gene is all that a cell has.
+    #: Bins reach from 2 ** -12, one count among forty million, to beyond 2 ** 13, a cell with a single gene.
     LOWEST, BINS = -12 * PER_DOUBLING, 26 * PER_DOUBLING
 
     @classmethod
-    def of(cls, counts: sp.csr_matrix, totals: np.ndarray) -> "MedianSketch":
+    def from_counts(cls, counts: sp.csr_matrix, totals: np.ndarray) -> "MedianSketch":
         """
-        Sketch of some cells.
+        Sketches some cells.
 
         Args:
-            counts: `(cells, ids)` counts by the ids of `every_gene`'s extractor.
-            totals: `(cells,)` counts in all the genes of the matrix, known or not.
+            counts: `(cells, ids)` counts, by the ids of `all_genes_extractor`.
+            totals: `(cells,)` sums of the counts over all genes of the matrix, known or not.
         """
         per_cell = np.repeat(TARGET_COUNTS / np.maximum(totals, 1), np.diff(counts.indptr))
         level = np.floor(np.log2(counts.data * per_cell) * cls.PER_DOUBLING).astype(np.int64) - cls.LOWEST
@@ -111,33 +111,32 @@ class MedianSketch:
         return cls(*np.unique(gene * cls.BINS + level.clip(0, cls.BINS - 1), return_counts=True))
 
     def save(self, path: str | Path) -> None:
-        """Writes it to an `.npz` file, whole or not at all."""
+        """Writes the sketch to an `.npz` file, atomically."""
         content = io.BytesIO()
         np.savez_compressed(content, bins=self.bins, values=self.values)
         atomic_write(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> "MedianSketch":
-        """Reads what `save` wrote."""
+        """Reads a sketch that `save` wrote."""
         with np.load(path) as arrays:
             return cls(arrays["bins"], arrays["values"])
 
 
-def gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene], min_cells: int) -> dict[str, list]:
+def merge_gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene], min_cells: int) -> dict[str, list]:
     """
-    The genes counted in at least `min_cells` cells and their medians, as
-    `LangCellFeatureExtractor(gene_vocabulary=...)` takes them. Memory is that of all the bins of all the genes,
-    whatever the number of sketches.
+    Merges sketches into the genes that are counted in at least `min_cells` cells and their medians, as
+    `LangCellFeatureExtractor(gene_vocabulary=...)` takes them. Memory depends on the number of genes, not of sketches.
     """
     values = np.zeros((len(genes), MedianSketch.BINS), dtype=np.uint32)
     for sketch in sketches:
         values.reshape(-1)[sketch.bins] += sketch.values.astype(np.uint32)
     middle = 2.0 ** ((np.arange(MedianSketch.BINS) + MedianSketch.LOWEST + 0.5) / MedianSketch.PER_DOUBLING)
     chosen, medians = [], []
-    for gene, of_gene in zip(genes, values, strict=True):
-        up_to = of_gene.cumsum(dtype=np.int64)
-        if up_to[-1] >= min_cells:
-            middle_two = np.searchsorted(up_to, [(up_to[-1] + 1) // 2, up_to[-1] // 2 + 1])
+    for gene, histogram in zip(genes, values, strict=True):
+        cumulative = histogram.cumsum(dtype=np.int64)
+        if cumulative[-1] >= min_cells:
+            middle_two = np.searchsorted(cumulative, [(cumulative[-1] + 1) // 2, cumulative[-1] // 2 + 1])
             chosen.append(gene)
             medians.append(float(f"{middle[middle_two].mean():.6g}"))
     return {
@@ -147,4 +146,4 @@ def gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene], min
     }
 
 
-__all__ = ["Gene", "MedianSketch", "every_gene", "gene_vocabulary", "read_gene_info"]
+__all__ = ["Gene", "MedianSketch", "all_genes_extractor", "merge_gene_vocabulary", "read_gene_info"]

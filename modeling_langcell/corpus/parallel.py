@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Tasks shared by processes of this machine or by the workers of a Dask cluster."""
+"""Running tasks in this process, in several processes of this machine, or on the workers of a Dask cluster."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,23 +14,26 @@ from rich.progress import track
 from ..model.errors import InputError
 
 
-class SharedWork:
+class WorkerPool:
     """
-    Who does the tasks: this process, several of this machine, or a Dask cluster's workers. A context manager.
+    Runs tasks in this process, in several processes of this machine, or on a Dask cluster's workers. A context manager.
 
     Args:
-        processes: How many on this machine; 1 is this one itself.
-        scheduler: Address of a Dask scheduler; then `processes` does not count. Tasks of a worker that dies are given
-            to another.
+        processes: Number of processes on this machine; 1 runs the tasks in this one.
+        scheduler: Address of a Dask scheduler; `processes` is then ignored. The tasks of a worker that dies are given
+            to another one.
+
+    Raises:
+        InputError: There are fewer than 1 process, or no scheduler answers.
     """
 
     def __init__(self, processes: int = 1, scheduler: str | None = None):
         if processes < 1:
-            raise InputError(f"{processes} processes cannot do anything: give at least 1.")
+            raise InputError(f"processes is {processes}, but must be at least 1.")
         self.processes, self.scheduler = processes, scheduler
         self._open = ExitStack()
 
-    def __enter__(self) -> "SharedWork":
+    def __enter__(self) -> "WorkerPool":
         if self.scheduler is not None:
             self._client = self._open.enter_context(_dask_client(self.scheduler))
         elif self.processes > 1:
@@ -45,11 +48,11 @@ class SharedWork:
     def __exit__(self, *error: Any) -> None:
         self._open.close()
 
-    def share(self, title: str, function: Callable, tasks: Sequence[tuple]) -> list[Any]:
-        """The results of `function(*task)`, in the order of the tasks, with a progress bar."""
+    def map(self, title: str, function: Callable, tasks: Sequence[tuple]) -> list[Any]:
+        """Returns the results of `function(*task)`, in the order of the tasks, and shows a progress bar."""
         results: Iterable[Any]
         if self.scheduler is not None:
-            # Not pure: a task looks for the file that it is to write each time it is given out.
+            # Not pure: whenever a task is handed out it looks for its file first.
             futures = [self._client.submit(function, *task, pure=False) for task in tasks]
             results = (future.result() for future in futures)
         elif self.processes > 1:
@@ -64,11 +67,11 @@ def _dask_client(scheduler: str) -> Any:
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise InputError("To share the work with a Dask cluster, install the extra [dask].") from error
+        raise InputError("To run on a Dask cluster, install the extra [dask].") from error
     try:
         return Client(scheduler, timeout=30)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(f"No Dask scheduler answers at {scheduler}: {error}") from error
 
 
-__all__ = ["SharedWork"]
+__all__ = ["WorkerPool"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Where a corpus's cells come from: `.h5ad` files and TileDB-SOMA experiments, read in slices of cells."""
+"""The sources of a corpus's cells: `.h5ad` files and TileDB-SOMA experiments, read in slices of cells."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from ..io.h5ad import open_cells
 from ..model.errors import InputError, reason_of
 
-#: What a description can speak of, and CELLxGENE's column of `obs` for it.
+#: The aspects of a cell that a description can mention, and CELLxGENE's column of `obs` for each.
 ASPECTS = {
     "cell_type": "cell_type_ontology_term_id",
     "tissue": "tissue_ontology_term_id",
@@ -30,21 +30,22 @@ ASPECTS = {
     "suspension_type": "suspension_type",
 }
 UNKNOWN = "unknown"
-#: What `uns` may say of where the cells come from: CELLxGENE has the first two.
+#: Keys of `uns` that name the origin of the cells; CELLxGENE's files have the first two.
 ORIGIN = ("title", "citation", "source", "licence", "license")
 _STUDY, _PRIMARY = "dataset_id", "is_primary_data"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY)
-#: Files are named after their source, which file systems allow 255 bytes for: this many are left for the rest.
-_LONGEST_NAME = 200
+#: Largest length of a source's name, in bytes. File names begin with it, and file systems allow 255.
+_MAX_NAME_BYTES = 200
 
 
 class Source(ABC):
     """
-    Cells with raw counts and CELLxGENE's columns in `obs`. Only where it lies goes to another process.
+    Cells with raw counts and CELLxGENE's columns in `obs`. Another process receives the location only, and opens the
+    source itself.
 
     Args:
         location: A path, or the URI of an experiment.
-        where: Which cells to take, as a condition on columns of `obs`: `tissue_general == 'blood'`.
+        where: A condition on columns of `obs` that selects cells, such as `tissue_general == 'blood'`.
     """
 
     def __init__(self, location: str, where: str | None = None):
@@ -55,53 +56,60 @@ class Source(ABC):
 
     @property
     def name(self) -> str:
-        """What its study is called where `obs` has no `dataset_id`."""
-        return Path(os.path.abspath(self.location)).stem  # "." is called as its folder is.
+        """Name of the source, and of its study where `obs` has no `dataset_id`."""
+        return Path(os.path.abspath(self.location)).stem  # "." gets the name of its folder.
 
     @property
     @abstractmethod
-    def stored(self) -> int:
-        """How many cells it holds."""
+    def n_cells(self) -> int:
+        """Number of cells, selected or not."""
 
     @property
     @abstractmethod
     def rows(self) -> np.ndarray:
-        """The numbers of the cells that are asked for, ascending."""
+        """Ascending numbers of the selected cells."""
 
     @abstractmethod
     def read(self, rows: np.ndarray) -> ad.AnnData:
-        """These cells, in memory: counts, and of `obs` what CELLxGENE prescribes."""
+        """Reads some cells into memory: counts, and CELLxGENE's columns of `obs`."""
 
     def about(self) -> dict[str, str]:
-        """What it says of its origin: `ORIGIN`'s keys, as far as they are there."""
+        """Returns the keys of `ORIGIN` that the source has."""
         return {}
 
     @abstractmethod
     def checksum(self) -> str:
-        """SHA-256 of what it holds, or of what names its version where that is beyond reading."""
+        """Computes the SHA-256 of the content, or, of a source too large to read for it, of what names its version."""
 
 
-def facts_of(obs: pd.DataFrame, study: str) -> pd.DataFrame:
+def cell_facts(obs: pd.DataFrame, study: str) -> pd.DataFrame:
     """
-    `(cells, 10)`: the term id of each aspect, `unknown` where there is none; `study`; and `primary`, false for cells
-    that CELLxGENE says it has elsewhere too.
+    Reads what is known of each cell from `obs`.
+
+    Args:
+        obs: The cells' annotations.
+        study: Name of the study where `obs` has none.
+
+    Returns:
+        `(cells, 10)`: the term id of each aspect, `unknown` where there is none; `study`; and `primary`, false for
+        cells that CELLxGENE also has in another dataset.
     """
-    facts = {aspect: _text(obs, column, UNKNOWN) for aspect, column in ASPECTS.items()}
-    facts["study"] = _text(obs, _STUDY, study)
+    facts = {aspect: _text_column(obs, column, UNKNOWN) for aspect, column in ASPECTS.items()}
+    facts["study"] = _text_column(obs, _STUDY, study)
     facts["primary"] = obs[_PRIMARY].astype(bool).to_numpy() if _PRIMARY in obs else np.ones(len(obs), bool)
     return pd.DataFrame(facts)
 
 
-def _text(obs: pd.DataFrame, column: str, otherwise: str) -> np.ndarray:
+def _text_column(obs: pd.DataFrame, column: str, default: str) -> np.ndarray:
     if column not in obs:
-        return np.full(len(obs), otherwise, dtype=object)
-    return obs[column].astype(object).where(obs[column].notna(), otherwise).astype(str).to_numpy()
+        return np.full(len(obs), default, dtype=object)
+    return obs[column].astype(object).where(obs[column].notna(), default).astype(str).to_numpy()
 
 
 class H5adFile(Source):
     """
-    An `.h5ad` file, read from disk in slices. Where there is a `raw` that holds whole numbers these are the counts, as
-    CELLxGENE has it for files with normalised values in `X`; else `X` must hold them.
+    An `.h5ad` file, read from disk in slices. The counts are those in `raw` where it holds whole numbers, as in
+    CELLxGENE's files with normalised values in `X`; otherwise `X` must hold them.
     """
 
     @cached_property
@@ -109,44 +117,43 @@ class H5adFile(Source):
         return open_cells(self.location)
 
     @property
-    def stored(self) -> int:
+    def n_cells(self) -> int:
         return self._adata.n_obs
 
     @cached_property
     def rows(self) -> np.ndarray:
         if self.where is None:
-            return np.arange(self.stored)
+            return np.arange(self.n_cells)
         try:
-            chosen = self._adata.obs.eval(
-                self.where, local_dict={}, global_dict={}
-            )  # Of columns alone, and of no program
-            return np.flatnonzero(np.asarray(chosen, dtype=bool))
-        except Exception as error:  # pandas raises whatever a condition makes it stumble over
+            # The condition sees the columns only, and no variables of this program.
+            selected = self._adata.obs.eval(self.where, local_dict={}, global_dict={})
+            return np.flatnonzero(np.asarray(selected, dtype=bool))
+        except Exception as error:  # pandas raises many kinds of errors for a bad condition.
             raise InputError(
-                f"{self.location}: the condition {self.where!r} cannot be judged: {reason_of(error)}"
+                f"{self.location}: the condition {self.where!r} cannot be evaluated: {reason_of(error)}"
             ) from error
 
     def read(self, rows: np.ndarray) -> ad.AnnData:
-        together = rows[-1] - rows[0] + 1 == len(rows)  # A slice is read sooner than as many single cells.
+        contiguous = rows[-1] - rows[0] + 1 == len(rows)  # Reading a slice is faster than reading single cells.
         try:
             matrix, genes = self._counts
-            counts = matrix[rows[0] : rows[-1] + 1] if together else matrix[rows]
-        except Exception as error:  # h5py raises whatever a damaged file makes it stumble over
+            counts = matrix[rows[0] : rows[-1] + 1] if contiguous else matrix[rows]
+        except Exception as error:  # h5py raises many kinds of errors for a damaged file.
             raise InputError(f"{self.location} cannot be read from cell {rows[0]} on: {reason_of(error)}") from error
         obs = self._adata.obs.iloc[rows]
         return ad.AnnData(counts, obs=obs.loc[:, obs.columns.isin(_COLUMNS)], var=genes.copy())
 
     @cached_property
     def _counts(self) -> tuple[Any, pd.DataFrame]:
-        """The matrix with the counts, and its genes."""
+        """Matrix of the counts, and its genes."""
         raw = self._adata.raw
-        if raw is not None and _are_whole(raw.X[:64]):
+        if raw is not None and _holds_whole_numbers(raw.X[:64]):
             return raw.X, raw.var
         return self._adata.X, self._adata.var
 
     def about(self) -> dict[str, str]:
-        told = {name: self._adata.uns.get(name) for name in ORIGIN}
-        return {name.replace("license", "licence"): text for name, text in told.items() if isinstance(text, str)}
+        found = {name: self._adata.uns.get(name) for name in ORIGIN}
+        return {name.replace("license", "licence"): text for name, text in found.items() if isinstance(text, str)}
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
@@ -156,13 +163,13 @@ class H5adFile(Source):
         return digest.hexdigest()
 
 
-def _are_whole(matrix: Any) -> bool:
+def _holds_whole_numbers(matrix: Any) -> bool:
     values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
     return bool((values == np.rint(values)).all())
 
 
 class SomaExperiment(Source):
-    """A TileDB-SOMA experiment with raw counts in `ms["RNA"]/X/raw`, as the CELLxGENE Census has them."""
+    """A TileDB-SOMA experiment with raw counts in `ms["RNA"]/X/raw`, like the CELLxGENE Census."""
 
     @cached_property
     def _experiment(self) -> Any:
@@ -175,7 +182,7 @@ class SomaExperiment(Source):
             raise InputError(f"{self.location} cannot be opened as a SOMA experiment: {error}") from error
 
     @property
-    def stored(self) -> int:
+    def n_cells(self) -> int:
         return int(self._experiment.obs.count)
 
     @cached_property
@@ -185,7 +192,7 @@ class SomaExperiment(Source):
             ids = self._experiment.obs.read(column_names=["soma_joinid"], value_filter=self.where).concat()
         except soma.SOMAError as error:
             raise InputError(
-                f"{self.location}: the condition {self.where!r} cannot be judged: {reason_of(error)}"
+                f"{self.location}: the condition {self.where!r} cannot be evaluated: {reason_of(error)}"
             ) from error
         return np.sort(ids["soma_joinid"].to_numpy())
 
@@ -196,8 +203,8 @@ class SomaExperiment(Source):
             return query.to_anndata("raw", column_names={"obs": ["soma_joinid", *known]})
 
     def checksum(self) -> str:
-        # An atlas is not read twice to name it: its address, which for the Census has the release in it, and its size.
-        return hashlib.sha256(f"{self.location} {self.stored}".encode()).hexdigest()
+        # An atlas is too large to read for its checksum. The Census has its release in its address.
+        return hashlib.sha256(f"{self.location} {self.n_cells}".encode()).hexdigest()
 
 
 def _import_soma() -> Any:
@@ -210,10 +217,15 @@ def _import_soma() -> Any:
 
 def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source]:
     """
-    Sources of `.h5ad` files, folders of them, and SOMA experiments (folders, or URIs), ordered by name.
+    Finds the sources among `.h5ad` files, folders of them, and SOMA experiments (folders or URIs), ordered by name.
+
+    Args:
+        inputs: Paths and URIs.
+        where: A condition on `obs` that selects cells.
 
     Raises:
-        InputError: Nothing there, two sources of one name, or a name that no study can have.
+        InputError: An input does not exist or holds no cells, two sources have the same name, or a name is too long or
+            not valid UTF-8.
     """
     found: list[Source] = []
     for location in inputs:
@@ -226,24 +238,25 @@ def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source
         else:
             found += [H5adFile(str(file), where) for file in files]
     for source in found:
-        if len(os.fsencode(source.name)) > _LONGEST_NAME or not _is_text(source.name):
+        if len(os.fsencode(source.name)) > _MAX_NAME_BYTES or not _is_utf8(source.name):
             raise InputError(
-                f"{source.location} has a name that is no text in UTF-8, or longer than {_LONGEST_NAME} bytes: "
-                "rename it."
+                f"The name of {source.location} is not valid UTF-8, or longer than {_MAX_NAME_BYTES} bytes: rename it."
             )
     found.sort(key=lambda source: source.name)
-    for one, other in pairwise(found):
-        if one.name == other.name:
-            raise InputError(f"{one.location} and {other.location} are both called {one.name!r}: rename one.")
+    for source, following in pairwise(found):
+        if source.name == following.name:
+            raise InputError(
+                f"{source.location} and {following.location} have the same name {source.name!r}: rename one."
+            )
     return found
 
 
-def _is_text(name: str) -> bool:
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # Bytes on disk that are no UTF-8
+    except UnicodeEncodeError:  # The file system holds other bytes.
         return False
     return True
 
 
-__all__ = ["ASPECTS", "UNKNOWN", "H5adFile", "SomaExperiment", "Source", "facts_of", "find_sources"]
+__all__ = ["ASPECTS", "UNKNOWN", "H5adFile", "SomaExperiment", "Source", "cell_facts", "find_sources"]

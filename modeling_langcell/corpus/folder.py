@@ -1,0 +1,155 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+A corpus's folder: the names of its files, and which files a build may replace or delete.
+
+Other files may lie in the folder when a build starts, or appear while it runs. A build recognises its own files by
+their exact names and leaves all others alone.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..io.atomic import atomic_write
+from ..model.errors import InputError
+
+FORMAT = 1
+MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
+SHARDS, UNFINISHED = "shards", "unfinished"
+#: Sources and settings of a corpus that is being built; the build is finished once this file is gone.
+PLAN = Path(UNFINISHED, "plan.json")
+_UNFIT_SOURCES = "unfit.json"
+#: The name that `atomic_write` gives to an incomplete file. A leading dot is not enough: sources may have one too.
+_INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
+
+
+class BuildFolder:
+    """
+    The folder that a corpus is built in.
+
+    Args:
+        path: The folder; it need not exist.
+        chunks: Names of the chunks of cells. A chunk has one sketch and one shard.
+    """
+
+    def __init__(self, path: Path, chunks: Iterable[str]):
+        chunks = list(chunks)
+        self.path, self.plan = path, path / PLAN
+        self.manifest, self.genes, self.panels = path / MANIFEST, path / GENES, path / PANELS
+        self.shards, self.unfinished = path / SHARDS, path / UNFINISHED
+        self.unfit_sources = self.unfinished / _UNFIT_SOURCES
+        self._own_names = {
+            path: {MANIFEST, GENES, PANELS},
+            self.shards: {self.shard(chunk).name for chunk in chunks},
+            self.unfinished: {PLAN.name, _UNFIT_SOURCES, *(self.sketch(chunk).name for chunk in chunks)},
+        }
+
+    def sketch(self, chunk: str) -> Path:
+        """Returns the file for the sketch of a chunk's gene values."""
+        return self.unfinished / f"{chunk}.npz"
+
+    def shard(self, chunk: str) -> Path:
+        """Returns the file for a chunk's ranked cells."""
+        return self.shards / f"{chunk}.arrow"
+
+    def claim(self, plan: dict[str, Any]) -> bool:
+        """
+        Writes the plan into a folder that is new or empty, or checks that the folder holds an unfinished corpus of the
+        same plan and nothing else.
+
+        Returns:
+            Whether there is an unfinished corpus to resume.
+
+        Raises:
+            InputError: The folder holds other files or a corpus of another plan, or it cannot be written.
+        """
+        try:
+            self._is_new = not self.path.exists()
+            found = _read_plan(self.plan)
+            if found is None:
+                if not self._is_new and not self._is_free():
+                    raise InputError(f"{self.path} is not empty: choose a new folder.")
+                atomic_write(self.plan, to_json(plan))
+            elif found != plan:
+                raise InputError(
+                    f"{self.path} holds an unfinished corpus of other sources or settings: choose a new folder."
+                )
+            elif foreign := [path for path in self._entries() if self._own_name(path) is None]:
+                raise InputError(
+                    f"{min(foreign)} does not belong to the unfinished corpus in {self.path}: move it away."
+                )
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+        return found is not None
+
+    def _is_free(self) -> bool:
+        """Returns whether the folder holds nothing but the incomplete plan of a build that was killed at its start."""
+        free = all(path == self.unfinished for path in self.path.iterdir())
+        return free and all(self._own_name(path) == PLAN.name != path.name for path in self._entries())
+
+    def remove_incomplete_files(self) -> None:
+        """Removes files that a killed process left incomplete."""
+        for path in self._entries():
+            if self._own_name(path) not in (None, path.name):
+                path.unlink(missing_ok=True)
+
+    def remove_working_files(self) -> None:
+        """Removes the files that only the build needs; the plan goes last, so that a kill here can be resumed too."""
+        for path in self._entries():
+            if path.parent == self.unfinished and path.name != PLAN.name and self._own_name(path):
+                path.unlink()
+        self.plan.unlink()
+        with suppress(OSError):  # A folder in which someone has put a file meanwhile stays.
+            self.unfinished.rmdir()
+
+    def remove_corpus(self) -> None:
+        """Removes all that the build has written; the folder itself too, if the build made it."""
+        for path in self._entries():
+            if path.parent != self.unfinished and self._own_name(path):
+                path.unlink()
+        with suppress(OSError):
+            self.shards.rmdir()
+        self.remove_working_files()
+        if self._is_new:
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def _entries(self) -> Iterator[Path]:
+        """Yields the entries of the folder and of its two subfolders, without these subfolders themselves."""
+        for folder in self._own_names:
+            if folder == self.path or _is_real_folder(folder):
+                entries = [*folder.iterdir()]
+                yield from (path for path in entries if path not in self._own_names or not _is_real_folder(path))
+
+    def _own_name(self, path: Path) -> str | None:
+        """Returns the name under which a file, complete or not, belongs to the corpus; None for any other entry."""
+        incomplete = _INCOMPLETE.fullmatch(path.name)
+        name = incomplete[1] if incomplete else path.name
+        return name if name in self._own_names[path.parent] and path.is_file() and not path.is_symlink() else None
+
+
+def _is_real_folder(path: Path) -> bool:
+    """Returns whether a path is a folder, and no link to one elsewhere."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _read_plan(path: Path) -> Any:
+    """Reads the plan of an unfinished corpus; returns None where there is none."""
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        plan = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return plan if isinstance(plan, dict) and "format" in plan else None
+
+
+def to_json(value: Any) -> bytes:
+    """Returns a value as the JSON files of a corpus hold it."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+__all__ = ["FORMAT", "GENES", "MANIFEST", "PANELS", "PLAN", "SHARDS", "UNFINISHED", "BuildFolder", "to_json"]

@@ -1,0 +1,187 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""
+The tasks of a corpus build: each reads one source or one chunk of its cells, wherever the process that runs it is.
+
+What a task writes depends on its arguments alone. A file appears complete or not at all, and one that exists is not
+written again.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..io.atomic import atomic_write
+from ..model.errors import InputError, reason_of
+from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from .genes import MedianSketch, all_genes_extractor, read_gene_info
+from .sources import ASPECTS, Source, cell_facts
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive cells of a source: `size` of its selected cells, or fewer at the end; `number` counts from 0."""
+
+    source: Source
+    number: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}-{self.number:06}"
+
+    def read(self) -> tuple[ad.AnnData, pd.DataFrame]:
+        """Reads the counts, and what is known of each cell."""
+        rows = self.source.rows[self.number * self.size :][: self.size]
+        adata = self.source.read(rows)
+        return adata, cell_facts(adata.obs, self.source.name)
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """A file that tasks read, with its checksum: a process that remembers the file notices when it has changed."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def at(cls, path: str | Path) -> "HashedFile":
+        """
+        Computes the checksum of a file.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
+        try:
+            return cls(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
+
+
+@dataclass(frozen=True)
+class UnfitSource:
+    """The result of a task whose source cannot be used, and why."""
+
+    fault: str
+
+
+def _returning_faults(task):
+    """Makes a task return `UnfitSource` where it would raise an InputError, so that the other tasks still run."""
+
+    @wraps(task)
+    def returning(*arguments):
+        try:
+            return task(*arguments)
+        except InputError as error:
+            return UnfitSource(str(error))
+
+    return returning
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Puts the source's location before the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source.location}: {error}") from error
+
+
+@_returning_faults
+def inspect_source(source: Source, gene_info: HashedFile) -> dict[str, Any]:
+    """Opens a source and reads its first selected cell; returns what the manifest says of the source."""
+    selected = len(source.rows)
+    if selected:
+        with _naming(source):
+            _all_genes_extractor(gene_info).read_counts(source.read(source.rows[:1]))
+    facts = {"sha256": source.checksum(), "cells": source.n_cells, "asked_for": selected}
+    about = source.about()
+    return facts | ({"about": about} if about else {})
+
+
+@_returning_faults
+def sketch_chunk(chunk: Chunk, gene_info: HashedFile, path: Path) -> Path:
+    """Writes the sketch of the gene values of a chunk's primary cells; returns its path."""
+    if not path.exists():
+        extractor = _all_genes_extractor(gene_info)
+        adata, facts = chunk.read()
+        with _naming(chunk.source):
+            counts, totals = extractor.read_counts(adata)
+        primary = facts["primary"].to_numpy()
+        MedianSketch.from_counts(counts[primary], totals[primary]).save(path)
+    return path
+
+
+@_returning_faults
+def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path) -> dict[str, Any]:
+    """Writes the shard of a chunk's ranked cells; returns the shard's description."""
+    if not path.exists():
+        extractor = _ranking_extractor(genes, max_genes)
+        adata, facts = chunk.read()
+        with _naming(chunk.source):
+            ranked = extractor.rank(adata, empty_cells="mark")
+        reasons = np.select([~facts["primary"], ranked.without_genes], ["not primary data", "no known gene"], "")
+        kept = np.flatnonzero(reasons == "")
+        id_type = pa.uint16() if len(extractor) <= 2**16 else pa.uint32()
+        offsets = np.concatenate([[0], np.cumsum(ranked.lengths[kept])]).astype(np.int32)
+        flat = np.concatenate([ranked[int(cell)] for cell in kept] or [np.empty(0)]).astype(id_type.to_pandas_dtype())
+        columns = {
+            "token_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+            "length": pa.array(ranked.lengths[kept].astype(np.uint16)),
+            "study": pa.array(facts["study"].to_numpy()[kept], pa.string()),
+        } | {aspect: pa.array(facts[aspect].to_numpy()[kept], pa.string()) for aspect in ASPECTS}
+        left_out = dict(sorted(Counter(reasons[reasons != ""].tolist()).items()))
+        table = pa.table(columns).replace_schema_metadata({"left_out": json.dumps(left_out)})
+        atomic_write(path, to_arrow(table))
+    return _describe_shard(path)
+
+
+def _describe_shard(path: Path) -> dict[str, Any]:
+    """Reads from a shard what manifest and panels say of it; `measured` has a bit for every gene of each study."""
+    content = path.read_bytes()
+    table = pa.ipc.open_stream(content).read_all()
+    measured = {}
+    for study in table["study"].unique().to_pylist():
+        token_ids = table.filter(pc.equal(table["study"], study))["token_ids"].combine_chunks().flatten()
+        seen = np.zeros(2**16 if token_ids.type == pa.uint16() else 2**20, dtype=bool)
+        seen[token_ids.to_numpy()] = True
+        measured[study] = np.packbits(seen)
+    return {
+        "file": path.name,
+        "cells": table.num_rows,
+        "left_out": json.loads(table.schema.metadata[b"left_out"]),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "measured": measured,
+    }
+
+
+def to_arrow(table: pa.Table) -> bytes:
+    """Returns a table as an Arrow stream, which `datasets` reads from disk."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@lru_cache(maxsize=1)
+def _all_genes_extractor(gene_info: HashedFile) -> LangCellFeatureExtractor:
+    return all_genes_extractor(read_gene_info(gene_info.path))
+
+
+@lru_cache(maxsize=1)
+def _ranking_extractor(genes: HashedFile, max_genes: int) -> LangCellFeatureExtractor:
+    return LangCellFeatureExtractor(json.loads(Path(genes.path).read_text()), max_length=max_genes)
+
+
+__all__ = ["Chunk", "HashedFile", "UnfitSource", "encode_chunk", "inspect_source", "sketch_chunk", "to_arrow"]

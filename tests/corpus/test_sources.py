@@ -1,0 +1,71 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Sources of cells: how they are found, named and read."""
+
+import os
+import shutil
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from modeling_langcell import InputError
+from modeling_langcell.corpus.sources import H5adFile, find_sources
+from tests.conftest import REPOSITORY
+from tests.corpus.conftest import build, same_folders
+
+
+class TestFindSources:
+    @pytest.mark.parametrize("name", [b"latin-\xe9", b"x" * 201])
+    def test_names_that_no_study_can_have_are_refused(self, studies, name):
+        odd = os.fsencode(studies) + b"/" + name + b".h5ad"
+        os.rename(studies / "second.h5ad", odd)
+        with pytest.raises(InputError, match="rename it"):
+            find_sources([str(studies)])
+        with pytest.raises(InputError, match="rename it"):
+            find_sources([os.fsdecode(odd)])
+
+    def test_the_current_folder_gets_its_own_name(self, tmp_path, monkeypatch):
+        (tmp_path / "atlas" / "__group").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "atlas")
+        assert [source.name for source in find_sources(["."])] == ["atlas"]
+
+    def test_missing_sources(self, tmp_path):
+        with pytest.raises(InputError, match="no folder of them"):
+            find_sources([str(tmp_path)])
+        with pytest.raises(InputError, match="no folder of them"):
+            find_sources([str(tmp_path / "absent.h5ad")])
+
+    def test_two_sources_of_the_same_name(self, studies, tmp_path):
+        shutil.copytree(studies, tmp_path / "again")
+        with pytest.raises(InputError, match="have the same name 'first'"):
+            find_sources([str(studies), str(tmp_path / "again")])
+
+
+def test_h5ad_files_are_read_in_slices(studies):
+    source = H5adFile(str(studies / "first.h5ad"))
+    part = source.read(np.array([3, 4, 7]))
+    assert part.obs_names.tolist() == ["first3", "first4", "first7"]
+    assert (part.X != ad.read_h5ad(studies / "first.h5ad")[[3, 4, 7]].X).nnz == 0
+    assert source.checksum() == H5adFile(str(studies / "first.h5ad")).checksum()
+    assert source.checksum() != H5adFile(str(studies / "second.h5ad")).checksum()
+
+
+def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path, monkeypatch):
+    soma_io = pytest.importorskip("tiledbsoma.io")
+    name = "zheng_sorted_safe"
+    adata = ad.read_h5ad(shared / "data" / "train" / f"{name}.h5ad")
+    experiment = str(tmp_path / name)
+    # tiledbsoma 2.3 takes X, which anndata 0.13 counts among the layers, for a layer of no name.
+    monkeypatch.setattr(type(adata.layers), "items", lambda layers: [(n, layers[n]) for n in layers if n is not None])
+    soma_io.from_anndata(experiment, adata, measurement_name="RNA", X_layer_name="raw")
+    monkeypatch.undo()
+    gene_info = str(shared / "data" / "genes" / "Homo_sapiens.gene_info.gz")
+    options = {"vocabulary": str(REPOSITORY / "hub_configs" / "langcell-mini"), "chunk_cells": 128}
+    corpus = build(experiment, tmp_path / "corpus", gene_info, **options)
+    of_file = build(shared / "data" / "train" / f"{name}.h5ad", tmp_path / "file", gene_info, **options)
+    assert same_folders(corpus.folder / "shards", of_file.folder / "shards")
+    condition = "cell_type == 'B cell' and tissue == 'blood'"
+    b_cells = build(experiment, tmp_path / "b", gene_info, where=condition, **options)
+    assert len(b_cells) == (adata.obs["cell_type"] == "B cell").sum()
+    with pytest.raises(InputError, match="cannot be evaluated"):
+        build(experiment, tmp_path / "none", gene_info, where="no_such == 1", **options)
