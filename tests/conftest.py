@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from tests.support.commands import Process, link_cache, start_python
+from tests.support.commands import Process, link_cache, start_python, stop_servers
 from tests.support.hub_stand_in import TOKEN, HubStandIn
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, TYPES, WORDS, tiny_config
@@ -37,6 +37,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if _END_TO_END & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.e2e)
+
+
+def pytest_sessionfinish():
+    stop_servers()
 
 
 @pytest.fixture(scope="session")

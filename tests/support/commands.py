@@ -146,7 +146,7 @@ _caches: Path | None = None
 
 @atexit.register
 def stop_servers() -> None:
-    """Ends the servers; commands that still run are not touched."""
+    """Ends the servers. Commands that still run go on."""
     while _servers:
         _servers.popitem()[1].stop()
 
@@ -264,15 +264,16 @@ def serve(control: int, preload: tuple[str, ...]) -> None:
     # jemalloc, which pyarrow brings, prepares its thread for a fork; no other thread may be there.
     threads = {Path("/proc/self/task", task, "comm").read_text().strip() for task in os.listdir("/proc/self/task")}
     assert len(threads - {"jemalloc_bg_thd"}) == 1, f"forking with threads is not safe: {threads}"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for those that wait for a command.
     with socket.socket(fileno=control) as requests:
+        waiting: set[int] = set()
         while descriptors := socket.recv_fds(requests, 1, 4)[1]:
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 break
             for descriptor in descriptors:
                 os.close(descriptor)
+            waiting = {pid} | {other for other in waiting if os.waitpid(other, os.WNOHANG) == (0, 0)}
     if descriptors:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _run(_fork_command(*descriptors))
 
 
