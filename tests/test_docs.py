@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.published import read_gene_vocabulary
 from modeling_langcell.ontology import kinds_below
+from tests.support.commands import LANGCELL, link_cache, run_python
 from tests.support.hub_stand_in import HubStandIn
 from tests.support.paths import REPOSITORY
 
@@ -127,7 +128,7 @@ class Session:
     def snippet(self, content: str) -> str:
         """Returns the output of a snippet. Snippets of a page share their names, unless the page sets variables."""
         if self.environment:
-            return self.process([sys.executable, "-c", content], fails=False)
+            return self.process(["python", "-c", content], fails=False)
         with redirect_stdout(StringIO()) as printed:
             exec(compile(content, "<snippet>", "exec"), self.names)
         return printed.getvalue()
@@ -145,8 +146,15 @@ class Session:
     def process(self, arguments: list[str], fails: bool) -> str:
         environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
         environment = os.environ | environment | self.environment
-        run = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        if arguments[0] in _PYTHON:
+            run = run_python(*_PYTHON[arguments[0]], *arguments[1:], env=environment, timeout=600)
+        else:
+            run = subprocess.run(arguments, env=environment, capture_output=True, text=True)
         return _output(arguments, fails, run.returncode, run.stdout, run.stderr)
+
+
+#: Python's arguments for commands of the guide.
+_PYTHON = {"python": [], "langcell": [LANGCELL]}
 
 
 def _output(arguments: list[str], fails: bool, code: int, out: str, err: str) -> str:
@@ -217,7 +225,7 @@ def hub_for(session: Session) -> Iterator[HubStandIn]:
     """Starts a stand-in for the Hub, in which the page's reader is logged in."""
     with HubStandIn() as hub:
         session.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1"}
-        session.environment["HF_HOME"] = str(session.folder / "home")
+        session.environment["HF_HOME"] = str(link_cache(session.folder / "home"))
         yield hub
 
 

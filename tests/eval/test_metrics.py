@@ -2,23 +2,21 @@
 """The local metrics of `eval/metrics`, compared with plain loops."""
 
 import os
-import subprocess
-import sys
 from functools import cache
 
 import evaluate
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import auc
 
 from modeling_langcell import InputError
 from modeling_langcell.ontology import agreement
+from tests.support.commands import link_cache, run_python
 from tests.support.paths import REPOSITORY
 
 METRICS = REPOSITORY / "eval" / "metrics"
-few = settings(max_examples=40, deadline=None)
 
 RUN_EXAMPLES = """
 import doctest
@@ -41,17 +39,14 @@ def metric(name):
 def test_each_loads_offline_by_its_path_and_its_examples_run(tmp_path):
     names = sorted(path.stem for path in METRICS.glob("*/*.py"))
     assert len(names) >= 5
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_EXAMPLES, *names], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(link_cache(tmp_path / "home"))}
+    done = run_python("-c", RUN_EXAMPLES, *names, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 types = st.sampled_from(["B cell", "T cell", "natural killer cell", "monocyte"])
 
 
-@few
 @given(st.lists(st.tuples(types, types), min_size=1, max_size=30))
 def test_cell_annotation(pairs):
     references, predictions = zip(*pairs, strict=True)
@@ -88,7 +83,6 @@ def test_ontology_score():
 confidences = st.integers(0, 15).map(lambda number: number / 15) | st.floats(0, 1)
 
 
-@few
 @given(st.lists(st.tuples(st.booleans(), confidences), min_size=1, max_size=40), st.sampled_from([1, 4, 15]))
 def test_calibration_error(cells, n_bins):
     error, diagram = 0.0, []
@@ -112,7 +106,6 @@ def test_the_default_is_fifteen_bins():
     assert default == metric("calibration_error").compute(references=right, confidences=sure, n_bins=15)
 
 
-@few
 @given(st.integers(1, 12), st.integers(1, 12), st.sampled_from([3, 1000]), st.integers(0, 2**32 - 1))
 def test_cell_text_retrieval(cells, texts, levels, seed):
     rng = np.random.default_rng(seed)
@@ -139,7 +132,6 @@ def test_a_model_that_tells_nothing_apart_comes_last():
     assert found["text_to_cell_mean_rank"] == pytest.approx((3 + 4 + 4) / 3), "after the cells of other texts"
 
 
-@few
 @given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3) | st.floats(-4, 4)), max_size=30))
 def test_novelty(cells):
     cells = [(True, 1.0), (False, 0.0), *cells]

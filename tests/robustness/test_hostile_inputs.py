@@ -17,7 +17,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -27,13 +27,6 @@ from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.pickles import UnsafePickle, read_plain_pickle
 from modeling_langcell.conversion.published import read_gene_vocabulary
 from tests.support.tiny import GENES, SYMBOLS
-
-
-def tried(examples: int) -> settings:
-    """So many inputs, the same ones every time. Fixtures are read and not changed, or made anew by each."""
-    fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=examples, derandomize=True, deadline=None, suppress_health_check=fixtures)
-
 
 # ---------------------------------------------------------------------- counts to ranks
 
@@ -77,7 +70,6 @@ def assert_kept(ranked, n_cells: int, extractor: LangCellFeatureExtractor, max_l
         assert all(2 <= token_id < extractor.cls_token_id for token_id in ids)
 
 
-@tried(400)
 @given(
     odd_matrices(),
     st.sampled_from(["raw", "normalized", "log1p"]),
@@ -123,7 +115,6 @@ def counted(draw):
     return counts, genes, draw(st.permutations(range(n_genes)))
 
 
-@tried(150)
 @given(counted(), st.integers(-40, 60))
 def test_order_and_scale_of_genes_never_matter(tiny_processor, drawn, power):
     counts, genes, order = drawn
@@ -147,7 +138,6 @@ def test_order_and_scale_of_genes_never_matter(tiny_processor, drawn, power):
         assert all(one >= other * (1 - 1e-9) for one, other in pairwise(values))
 
 
-@tried(60)
 @given(st.data())
 def test_sparse_parts_that_do_not_fit_are_never_read(tiny_processor, data):
     counts = sp.csr_matrix(np.arange(1, 41, dtype=np.float32).reshape(2, 20) % 3)
@@ -219,7 +209,6 @@ OPTIONS = {
 }
 
 
-@tried(60)
 @given(st.data())
 def test_any_options(folder, tiny_checkpoint, data):
     names = data.draw(st.lists(st.sampled_from(sorted(OPTIONS)), max_size=3, unique=True))
@@ -237,7 +226,6 @@ JSON = st.recursive(
 )
 
 
-@tried(120)
 @given(
     st.one_of(st.binary(max_size=40), JSON.map(lambda found: json.dumps(found).encode())),
     st.sampled_from([".json", ".tsv", ".txt"]),
@@ -259,7 +247,6 @@ def test_any_bytes_as_labels(folder, tiny_checkpoint, content, suffix):
         path.unlink()
 
 
-@tried(60)
 @given(st.data())
 def test_any_damage_to_a_file(folder, tiny_checkpoint, data):
     content = bytearray((folder / "cells.h5ad").read_bytes())
@@ -339,13 +326,11 @@ PLAIN = st.dictionaries(
 )
 
 
-@tried(300)
 @given(PLAIN, st.integers(0, 5))
 def test_plain_dicts_are_read(found, protocol):
     assert read_plain_pickle(pickle.dumps(found, protocol)) == found
 
 
-@tried(500)
 @given(st.data())
 def test_any_bytes_as_a_pickle_run_nothing(tmp_path, canary, data):
     """Of random bytes, of pickles that would run something, and of good ones: pieces put together and changed."""

@@ -32,6 +32,8 @@ from typing import IO, Any
 
 from tests.support.paths import REPOSITORY
 
+#: The installed `langcell` command, as a script.
+LANGCELL = str(Path(sys.executable).parent / "langcell")
 #: Modules that the package's commands need.
 PACKAGE = (
     "scanpy",

@@ -2,8 +2,6 @@
 """The throughput script runs, at a tiny size, and what it writes is whole; nothing is said of speed."""
 
 import json
-import subprocess
-import sys
 from importlib import import_module
 
 import numpy as np
@@ -16,6 +14,7 @@ from modeling_langcell import LangCellConfig
 from modeling_langcell.eval.benchmarks import annotation_rate
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.naive import NaiveProcedure
+from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
 
 
@@ -23,7 +22,7 @@ from tests.support.paths import REPOSITORY
 def throughput(tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("throughput") / "figures.json"
     options = ["--quick", "--cells", "60", "--genes", "300", "--dense-cells", "30", "--seed", "3", "--json", str(file)]
-    subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "tokenize", *options], cwd=REPOSITORY, check=True)
+    run_python("eval/benchmarks/throughput.py", "tokenize", *options, cwd=REPOSITORY, check=True)
     return json.loads(file.read_text())
 
 
@@ -144,7 +143,7 @@ def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
     file = tmp_path / "figures.json"
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
     options = ["--cells", str(cells), "--number", "9000", "--kill-at", "0.4", "--json", str(file)]
-    subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "study", *options], cwd=REPOSITORY, check=True)
+    run_python("eval/benchmarks/throughput.py", "study", *options, cwd=REPOSITORY, check=True)
     report = json.loads(file.read_text())
     killed, finished = report["runs"]
     assert (killed["ended_by"], finished["ended_by"]) == ("SIGKILL", 0)
@@ -158,8 +157,7 @@ def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
 def test_the_rate_of_training(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--quick", "--geometry", "mini", "--json", str(file)]
-    command = [sys.executable, "eval/benchmarks/throughput.py", "train", *options]
-    run = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    run = run_python("eval/benchmarks/throughput.py", "train", *options, cwd=REPOSITORY, check=True)
     assert "days" in run.stdout
     report = json.loads(file.read_text())
     (mini,) = report["geometries"].values()
@@ -189,7 +187,7 @@ def test_attention_is_counted_on_a_cpu_too(monkeypatch):
 def test_the_memory_of_a_corpus(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--cells", "40", "--cells", "80", "--genes", "200", "--chunk-cells", "16", "--json", str(file)]
-    subprocess.run([sys.executable, "eval/benchmarks/throughput.py", "corpus", *options], cwd=REPOSITORY, check=True)
+    run_python("eval/benchmarks/throughput.py", "corpus", *options, cwd=REPOSITORY, check=True)
     report = json.loads(file.read_text())
     assert list(report["peak_gb"]) == list(report["seconds"]) == ["40", "80"]
     assert all(peak > 0 for peak in report["peak_gb"].values())

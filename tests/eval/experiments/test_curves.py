@@ -2,11 +2,10 @@
 """A run's curves become a picture and a record."""
 
 import json
-import subprocess
-import sys
 
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import pretrain
+from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
 
 
@@ -14,16 +13,8 @@ def test_the_curves_of_a_run(settings, tmp_path):
     settings |= {"held_out": settings["corpus"], "evaluate_every": 2, "steps": 5}
     run = pretrain(PretrainingConfig(**settings))
     files = [tmp_path / "curves.json", tmp_path / "curves.png"]
-    command = [
-        sys.executable,
-        "eval/experiments/curves.py",
-        str(run),
-        "--json",
-        str(files[0]),
-        "--figure",
-        str(files[1]),
-    ]
-    said = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = ("eval/experiments/curves.py", run, "--json", files[0], "--figure", files[1])
+    said = run_python(*command, cwd=REPOSITORY, check=True).stdout
     report = json.loads(files[0].read_text())
     (curves,) = report["runs"].values()
     assert curves["steps"] == [2, 4, 5]
