@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 # mypy: disable-error-code="func-returns-value, misc"
-# Inputs are laid by expressions, several of which give nothing back.
-"""Hostile and unusual inputs of every command, each laid into a folder of its own."""
+# Inputs are made by expressions, some of which return nothing.
+"""Hostile and unusual inputs for every command, each in a folder of its own."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from modeling_langcell.checkpoint.fingerprint import weights_of_base
 from modeling_langcell.checkpoint.loading import load_checkpoint
 
 LABELS = "B cell;T cell;monocyte"
-#: Bytes of the largest file where the disk is to be full.
+#: Largest file in bytes that imitates a full disk.
 FULL = 60_000
 
 Change = Callable[[Path], Any]
@@ -34,32 +34,37 @@ Change = Callable[[Path], Any]
 @dataclass(frozen=True)
 class Attempt:
     """
-    A hostile or unusual input.
+    A hostile or unusual input of a command.
 
     Args:
-        about: What of the input is odd.
-        what: How.
-        lay: Lays the input into an empty folder, and says the arguments of `langcell`, with paths relative to it.
-        works: Whether it is only unusual.
-        largest: Bytes that a file may have, as on a disk that is full then.
-        leaves: What is whole, and stays, although something else cannot be written.
+        about: The part of the input that is unusual.
+        what: What is unusual about it.
+        set_up: Writes the input into an empty folder, and returns the arguments of `langcell`, relative to it.
+        valid: True if the input is only unusual, and must work.
+        max_file_bytes: Largest size of a file that the command may write, in place of a full disk.
+        kept: Whole files that stay although another file cannot be written.
     """
 
     about: str
     what: str
-    lay: Callable[[Path], Sequence[str]]
-    works: bool = False
-    largest: int | None = None
-    leaves: tuple[str, ...] = ()
+    set_up: Callable[[Path], Sequence[str]]
+    valid: bool = False
+    max_file_bytes: int | None = None
+    kept: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Part and oddity, in one phrase."""
+        return f"{self.about} {self.what}"
 
 
-class Bench:
+class HostileInputs:
     """
-    Real cells and a real checkpoint, to be damaged.
+    Attempts made by damaging real cells and a real checkpoint.
 
     Args:
         data: Folder with `validation/pbmc_kang_ctrl.h5ad`.
-        reference: Folder with a small checkpoint in the published layout, its dictionaries and its words.
+        reference: Folder with a small checkpoint in the published layout, its dictionaries and its vocabulary.
     """
 
     def __init__(self, data: Path, reference: Path):
@@ -69,11 +74,11 @@ class Bench:
         self.cells.uns.clear()
 
     def base_weights(self, head: Head) -> str:
-        """What an adapter of the shipped checkpoint says of its weights."""
+        """Returns the hash of the base weights that an adapter of the shipped checkpoint records."""
         return weights_of_base(load_checkpoint(MINI)[0], head)
 
     def attempts(self) -> list[Attempt]:
-        """All of them."""
+        """Returns all attempts."""
         return [
             *self._files(),
             *self._counts(),
@@ -90,9 +95,9 @@ class Bench:
             *self._evaluations(),
         ]
 
-    # ------------------------------------------------------------------ what most begin with
+    # ------------------------------------------------------------------ shared set-up
 
-    def _lay_cells(self, folder: Path, change: Callable[[ad.AnnData], Any] = lambda adata: None) -> None:
+    def _write_cells(self, folder: Path, change: Callable[[ad.AnnData], Any] = lambda adata: None) -> None:
         adata = self.cells.copy()
         adata = changed if isinstance(changed := change(adata), ad.AnnData) else adata
         adata.write_h5ad(folder / "cells.h5ad")
@@ -100,14 +105,14 @@ class Bench:
     def _attempt(
         self, about: str, what: str, *arguments: str, prepare: Change = lambda folder: None, **facts: Any
     ) -> Attempt:
-        """Good cells, something else that is odd, and a command."""
+        """Returns an attempt with good cells, something else that is unusual, and a command."""
 
-        def lay(folder: Path) -> Sequence[str]:
-            self._lay_cells(folder)
+        def set_up(folder: Path) -> Sequence[str]:
+            self._write_cells(folder)
             prepare(folder)
             return arguments
 
-        return Attempt(about, what, lay, **facts)
+        return Attempt(about, what, set_up, **facts)
 
     def _annotate(self, about: str, what: str, *options: str, labels: str = LABELS, **facts: Any) -> Attempt:
         return self._attempt(about, what, *annotate(*options, labels=labels), **facts)
@@ -115,53 +120,53 @@ class Bench:
     # ------------------------------------------------------------------ cells
 
     def _files(self) -> Iterator[Attempt]:
-        def file(what: str, change: Change, works: bool = False) -> Attempt:
-            return self._annotate("file", what, prepare=lambda folder: change(folder / "cells.h5ad"), works=works)
+        def file(what: str, change: Change, valid: bool = False) -> Attempt:
+            return self._annotate("file", what, prepare=lambda folder: change(folder / "cells.h5ad"), valid=valid)
 
-        yield file("is not there", Path.unlink)
+        yield file("does not exist", Path.unlink)
         yield file("is a folder", lambda path: (path.unlink(), path.mkdir()))
         yield file("is empty", lambda path: path.write_bytes(b""))
         yield file("is text", lambda path: path.write_text("cell,gene\n1,2\n"))
         yield file("is random bytes", lambda path: path.write_bytes(np.random.default_rng(0).bytes(10_000)))
         for share in (0.01, 0.5, 0.99):
             yield file(
-                f"is cut after {share:.0%}", lambda path, s=share: os.truncate(path, int(path.stat().st_size * s))
+                f"is truncated to {share:.0%}", lambda path, s=share: os.truncate(path, int(path.stat().st_size * s))
             )
-        yield file("has a hole of zeros in its middle", lambda path: _overwrite(path, 0.3, bytes(20_000)))
+        yield file("has zeros in its middle", lambda path: _overwrite(path, 0.3, bytes(20_000)))
         yield file(
             "is a link to the file",
             lambda path: (path.rename(path.with_name("real.h5ad")), path.symlink_to("real.h5ad")),
-            works=True,
+            valid=True,
         )
         yield file("is a link to nothing", lambda path: (path.unlink(), path.symlink_to("nowhere.h5ad")))
         yield file("is a link to itself", lambda path: (path.unlink(), path.symlink_to(path.name)))
         yield self._attempt("file", "has a name that is too long", *annotate(cells="a" * 300 + ".h5ad"))
         hdf5: list[tuple[str, Callable[[h5py.File], Any]]] = [
-            ("holds no X", lambda file: file.__delitem__("X")),
-            ("holds no obs", lambda file: file.__delitem__("obs")),
-            ("holds no var", lambda file: file.__delitem__("var")),
-            ("holds fewer gene numbers than values", lambda file: _edit(file, "X/indices", lambda old: old[:-1])),
-            ("names a gene beyond the last", lambda file: _edit(file, "X/indices", lambda old: np.r_[10**6, old[1:]])),
-            ("names a gene below 0", lambda file: _edit(file, "X/indices", lambda old: np.r_[-7, old[1:]])),
+            ("has no X", lambda file: file.__delitem__("X")),
+            ("has no obs", lambda file: file.__delitem__("obs")),
+            ("has no var", lambda file: file.__delitem__("var")),
+            ("has fewer gene indices than values", lambda file: _edit(file, "X/indices", lambda old: old[:-1])),
+            ("has a gene index too high", lambda file: _edit(file, "X/indices", lambda old: np.r_[10**6, old[1:]])),
+            ("has a negative gene index", lambda file: _edit(file, "X/indices", lambda old: np.r_[-7, old[1:]])),
             ("has rows that end before they begin", lambda file: _edit(file, "X/indptr", lambda old: old[::-1])),
-            ("says another shape than it has", lambda file: file["X"].attrs.__setitem__("shape", [7, 3])),
-            ("says that X is a dictionary", lambda file: file["X"].attrs.__setitem__("encoding-type", "dict")),
-            ("holds text for counts", lambda file: _edit(file, "X/data", lambda old: old.astype("S9"))),
-            ("names fewer cells than it has", lambda file: _edit(file, "obs/_index", lambda old: old[:-1])),
-            ("has cell types that no category is", lambda file: _edit(
+            ("states a wrong shape", lambda file: file["X"].attrs.__setitem__("shape", [7, 3])),
+            ("states that X is a dictionary", lambda file: file["X"].attrs.__setitem__("encoding-type", "dict")),
+            ("has text for counts", lambda file: _edit(file, "X/data", lambda old: old.astype("S9"))),
+            ("has fewer cell names than cells", lambda file: _edit(file, "obs/_index", lambda old: old[:-1])),
+            ("has cell type codes without a category", lambda file: _edit(
                 file, "obs/cell_type/codes", lambda old: old + 99)),
             ("links X to another file", lambda file: (
                 file.__delitem__("X"), file.__setitem__("X", h5py.ExternalLink("../elsewhere.h5", "/X")))),
-            ("has obs read from another file's bytes", lambda file: file["obs"].create_dataset(
+            ("reads obs from another file's bytes", lambda file: file["obs"].create_dataset(
                 "leak", (9,), "u1", external=[("../secret.txt", 0, 9)])),
-            ("has obs read from another HDF5 file", lambda file: file["obs"].create_virtual_dataset(
+            ("reads obs from another HDF5 file", lambda file: file["obs"].create_virtual_dataset(
                 "leak", _virtual("../secret.h5", (20,)))),
             ("links X to itself", lambda file: (file.__delitem__("X"), file.__setitem__("X", h5py.SoftLink("/X")))),
         ]  # fmt: skip
         for what, change in hdf5:
             yield file(what, lambda path, change=change: _in_hdf5(path, change))
-        yield file("has obs hold itself", lambda path: _in_hdf5(
-            path, lambda file: file.__setitem__("obs/more", file["obs"])), works=True)  # fmt: skip
+        yield file("has an obs that contains itself", lambda path: _in_hdf5(
+            path, lambda file: file.__setitem__("obs/more", file["obs"])), valid=True)  # fmt: skip
 
     def _counts(self) -> Iterator[Attempt]:
         def value(number: float, dtype: Any = np.float32) -> Callable[[ad.AnnData], Any]:
@@ -176,44 +181,44 @@ class Bench:
             return lambda adata: setattr(adata, "X", x(adata.X))
 
         def called(name: Callable[[int], str]) -> Callable[[ad.AnnData], Any]:
-            """Genes by number, and by nothing else."""
+            """Names genes by a function of their number, and drops all other columns."""
             return lambda adata: setattr(adata, "var", pd.DataFrame(index=[name(i) for i in range(adata.n_vars)]))
 
         refused: list[tuple[str, Callable[[ad.AnnData], Any]]] = [
-            ("hold NaN", value(np.nan)),
-            ("hold infinity", value(np.inf)),
-            ("hold a number below 0", value(-1)),
+            ("contain NaN", value(np.nan)),
+            ("contain infinity", value(np.inf)),
+            ("contain a negative number", value(-1)),
             ("are fractions", replaced(lambda x: x * 0.37)),
             ("are tiny fractions", replaced(lambda x: x.astype(np.float64) * 1e-300)),
             ("are complex", replaced(lambda x: x.toarray().astype(np.complex64))),
             ("are all 0", replaced(lambda x: x * 0)),
-            ("are of no cell", lambda adata: adata[:0].copy()),
-            ("are of no gene", lambda adata: adata[:, :0].copy()),
-            ("are of genes without a name", called(lambda gene: "")),
-            ("are of genes called by number", called(str)),
-            ("are of a mouse", called("ENSMUSG{:011d}".format)),
-            ("are of genes all called alike", called(lambda gene: "ENSG00000000000")),
+            ("have no cells", lambda adata: adata[:0].copy()),
+            ("have no genes", lambda adata: adata[:, :0].copy()),
+            ("have genes without names", called(lambda gene: "")),
+            ("have numbers for gene names", called(str)),
+            ("have mouse genes", called("ENSMUSG{:011d}".format)),
+            ("have one name for all genes", called(lambda gene: "ENSG00000000000")),
         ]
-        works: list[tuple[str, Callable[[ad.AnnData], Any]]] = [
+        accepted: list[tuple[str, Callable[[ad.AnnData], Any]]] = [
             ("are huge", value(1e30, np.float64)),
             ("are stored by genes (CSC)", replaced(sp.csc_matrix)),
             ("are dense 64-bit integers", replaced(lambda x: x.toarray().astype(np.int64))),
             ("are booleans", replaced(lambda x: x.toarray() > 0)),
-            ("are of genes named twice", lambda adata: setattr(
+            ("have gene names twice", lambda adata: setattr(
                 adata, "var_names", [adata.var_names[max(0, i - 1)] for i in range(adata.n_vars)])),
-            ("are of cells named alike", lambda adata: setattr(adata, "obs_names", ["cell"] * adata.n_obs)),
-            ("are of cells without a name", lambda adata: setattr(adata, "obs_names", [""] * adata.n_obs)),
-            ("are of cells named in Greek and emoji", lambda adata: setattr(
+            ("have one name for all cells", lambda adata: setattr(adata, "obs_names", ["cell"] * adata.n_obs)),
+            ("have cells without names", lambda adata: setattr(adata, "obs_names", [""] * adata.n_obs)),
+            ("have cell names in Greek and emoji", lambda adata: setattr(
                 adata, "obs_names", [f"κύτταρο/🧬 {i}" for i in range(adata.n_obs)])),
-            ("are of a single cell", lambda adata: adata[:1].copy()),
+            ("have a single cell", lambda adata: adata[:1].copy()),
         ]  # fmt: skip
-        for ends_well, cases in ((False, refused), (True, works)):
+        for valid, cases in ((False, refused), (True, accepted)):
             for what, change in cases:
                 yield Attempt(
                     "counts",
                     what,
-                    lambda folder, change=change: (self._lay_cells(folder, change), annotate())[1],
-                    ends_well,
+                    lambda folder, change=change: (self._write_cells(folder, change), annotate())[1],
+                    valid,
                 )
 
     # ------------------------------------------------------------------ options and labels
@@ -221,32 +226,32 @@ class Bench:
     def _options(self) -> Iterator[Attempt]:
         options = {
             "an alpha of 2": "--alpha 2",
-            "an alpha that is no number": "--alpha nan",
-            "an error rate that was not fitted": "--error-rate 0.37",
-            "an error rate below 0": "--error-rate -1",
-            "an error rate for another alpha": "--error-rate 0.1 --alpha 0.5",
-            "a shortlist of none": "--shortlist 0",
-            "a shortlist in words": "--shortlist many",
-            "a budget of no genes": "--batch-tokens 0",
-            "a device that is not there": "--device cuda:99",
-            "a device that nobody makes": "--device abacus",
-            "a precision that nobody has": "--dtype int3",
-            "a layer that is not there": "--layer counts",
-            "raw counts that are not there": "--use-raw",
-            "a gene column that is not there": "--gene-column symbols",
-            "counts of a kind that nobody knows": "--counts guess",
-            "clusters that are not there": "--cluster-key leiden",
-            "a reference that is not there": "--reference truth",
-            "a figure of a kind that nobody draws": "--figure figure.doc",
-            "a number that is a word": "--alpha half",
-            "an option that nobody knows": "--fast",
+            "an alpha of NaN": "--alpha nan",
+            "an error rate without a fit": "--error-rate 0.37",
+            "a negative error rate": "--error-rate -1",
+            "an error rate with another alpha": "--error-rate 0.1 --alpha 0.5",
+            "a shortlist of 0": "--shortlist 0",
+            "a shortlist that is a word": "--shortlist many",
+            "a token budget of 0": "--batch-tokens 0",
+            "a missing device": "--device cuda:99",
+            "an unknown device": "--device abacus",
+            "an unknown precision": "--dtype int3",
+            "a missing layer": "--layer counts",
+            "missing raw counts": "--use-raw",
+            "a missing gene column": "--gene-column symbols",
+            "an unknown kind of counts": "--counts guess",
+            "a missing cluster column": "--cluster-key leiden",
+            "a missing reference column": "--reference truth",
+            "an unknown figure format": "--figure figure.doc",
+            "an alpha that is a word": "--alpha half",
+            "an unknown option": "--fast",
         }
         for what, option in options.items():
             yield self._annotate("option", what, *option.split())
-        yield self._annotate("option", "labels and a root at once", "--ontology-root", "CL:0000542")
+        yield self._annotate("option", "labels and a root together", "--ontology-root", "CL:0000542")
         yield self._attempt(
             "option",
-            "a root that is no term",
+            "a root that is not a term",
             "annotate",
             "cells.h5ad",
             "--ontology-root",
@@ -258,24 +263,24 @@ class Bench:
     def _labels(self) -> Iterator[Attempt]:
         given = {
             "none": " ; ",
-            "one that nobody knows": "B cell;flurble",
+            "an unknown one": "B cell;flurble",
             "one twice": "B cell;B cell",
             "one that is deprecated": "B cell;CL:0000003",
-            "a file that is not there": "types.tsv",
-            "a file outside the folder that is not there": "../../../types.json",
+            "a missing file": "types.tsv",
+            "a missing file outside the folder": "../../../types.json",
         }
         for what, text in given.items():
             yield self._annotate("labels", what, labels=text)
         files: dict[str, tuple[str, bytes]] = {
-            "JSON with a name that no table can have": ("types.json", b'{".": "cell type: a", "B cell": ""}'),
+            "JSON with a name that tables cannot have": ("types.json", b'{".": "cell type: a", "B cell": ""}'),
             "JSON with one name twice": ("types.json", b'{"B cell": "", "B cell": "cell type: x"}'),
-            "JSON with half of a sign": ("types.json", rb'{"a\ud800": "cell type: a", "B cell": ""}'),
-            "JSON with a zero in a name": ("types.json", rb'{"a\u0000b": "cell type: a", "B cell": ""}'),
-            "JSON that ends too early": ("types.json", b'{"B cell": '),
+            "JSON with half of a surrogate pair": ("types.json", rb'{"a\ud800": "cell type: a", "B cell": ""}'),
+            "JSON with a null character in a name": ("types.json", rb'{"a\u0000b": "cell type: a", "B cell": ""}'),
+            "truncated JSON": ("types.json", b'{"B cell": '),
             "JSON of numbers": ("types.json", b"[1, 2]"),
             "JSON of null": ("types.json", b"null"),
-            "JSON nested a hundred thousand deep": ("types.json", b"[" * 100_000),
-            "bytes that are no text": ("types.tsv", b"\xff\xfe\x00B"),
+            "deeply nested JSON": ("types.json", b"[" * 100_000),
+            "bytes that are not text": ("types.tsv", b"\xff\xfe\x00B"),
             "lines with zero bytes": ("types.tsv", b"B cell\0\tcell type: b.\n"),
             "an empty file": ("types.txt", b""),
             "a file of tabs and empty lines": ("types.tsv", b"\t\n\n\t\t\n"),
@@ -285,7 +290,7 @@ class Bench:
             yield self._annotate("labels", what, labels=name, prepare=write)
         unicode = '{"κύτταρο 🧬": "cell type: B cell.", "T/細胞": "cell type: T cell."}'
         yield self._annotate(
-            "labels", "JSON in Greek, emoji and Chinese", labels="types.json", works=True,
+            "labels", "JSON in Greek, emoji and Chinese", labels="types.json", valid=True,
             prepare=lambda folder: (folder / "types.json").write_text(unicode, encoding="utf-8"),
         )  # fmt: skip
         yield self._annotate(
@@ -293,17 +298,17 @@ class Bench:
         )
         yield self._attempt(
             "labels",
-            "of describe are numbers",
+            "for describe are numbers",
             "describe",
             "--labels",
             "types.json",
             prepare=lambda folder: (folder / "types.json").write_text("[1]"),
         )
-        yield self._attempt("labels", "of describe are none", "describe")
-        yield self._attempt("labels", "of explain are unknown", *explain("--labels", "flurble"))
+        yield self._attempt("labels", "for describe are missing", "describe")
+        yield self._attempt("labels", "for explain are unknown", *explain("--labels", "flurble"))
         yield self._attempt(
             "labels",
-            "of explain are no text",
+            "for explain are not text",
             *explain("--labels", "types.tsv"),
             prepare=lambda folder: (folder / "types.tsv").write_bytes(b"\xff\xfe"),
         )
@@ -328,15 +333,15 @@ class Bench:
             "explain": ["explain", "cells.h5ad", "--labels", LABELS],
         }
         for name, begin in commands.items():
-            yield output(f"of {name} is a folder", *begin, "--out", "there", prepare=in_the_way)
-            yield output(f"of {name} is below a file", *begin, "--out", "there/out", prepare=file_in_the_way)
-            yield output(f"of {name} has a name that is too long", *begin, "--out", "a" * 300)
-            yield output(f"of {name} is where nobody may write", *begin, "--out", "/proc/out")
-            yield output(f"of {name} is a device", *begin, "--out", "/dev/full")
+            yield output(f"for {name} is a folder", *begin, "--out", "there", prepare=in_the_way)
+            yield output(f"for {name} is below a file", *begin, "--out", "there/out", prepare=file_in_the_way)
+            yield output(f"for {name} has a name that is too long", *begin, "--out", "a" * 300)
+            yield output(f"for {name} is in a read-only place", *begin, "--out", "/proc/out")
+            yield output(f"for {name} is a device", *begin, "--out", "/dev/full")
         done = (".out.h5ad.unfinished", ".out.h5ad.unfinished/00000000.safetensors", ".out.h5ad.unfinished/plan.json")
         for name, kept in (("annotate", done), ("embed", ())):
             yield output(
-                f"of {name} is on a full disk", *commands[name], "--out", "out.h5ad", largest=FULL, leaves=kept
+                f"for {name} is on a full disk", *commands[name], "--out", "out.h5ad", max_file_bytes=FULL, kept=kept
             )
         folders: dict[str, Sequence[str]] = {
             "calibrate": ["calibrate", "cells.h5ad", "--label-key", "cell_type"],
@@ -344,9 +349,9 @@ class Bench:
             "export": ["export", MINI],
         }
         for name, begin in folders.items():
-            yield output(f"of {name} exists", *begin, "--out", "there", prepare=in_the_way)
-            yield output(f"of {name} is where nobody may write", *begin, "--out", "/proc/out")
-            yield output(f"of {name} is on a full disk", *begin, "--out", "out", largest=2_000)
+            yield output(f"for {name} exists", *begin, "--out", "there", prepare=in_the_way)
+            yield output(f"for {name} is in a read-only place", *begin, "--out", "/proc/out")
+            yield output(f"for {name} is on a full disk", *begin, "--out", "out", max_file_bytes=2_000)
 
         def unfinished(name: str, content: str) -> Change:
             def change(folder: Path) -> None:
@@ -355,29 +360,29 @@ class Bench:
 
             return change
 
-        yield output("has something of others where its parts would lie", *annotate(), prepare=unfinished("mine", ""))
+        yield output("has a foreign file among its parts", *annotate(), prepare=unfinished("mine", ""))
         outside = unfinished("plan.json", '{"run": "../../x", "plan": {}}')
-        yield output("has an unfinished plan that leaves its folder", *annotate(), prepare=outside, works=True)
+        yield output("has an unfinished plan that points outside its folder", *annotate(), prepare=outside, valid=True)
         yield output(
-            "that is the report is where nobody may write",
+            "for the report is in a read-only place",
             *annotate("--report", "/proc/report.html"),
-            leaves=("out.h5ad",),
+            kept=("out.h5ad",),
         )
         yield output(
-            "that is the figure is where nobody may write",
+            "for the figure is in a read-only place",
             *annotate("--figure", "/proc/figure.png"),
-            leaves=("out.h5ad",),
+            kept=("out.h5ad",),
         )
 
     # ------------------------------------------------------------------ checkpoints
 
     def _models(self) -> Iterator[Attempt]:
-        def model(what: str, change: Change, works: bool = False) -> Attempt:
+        def model(what: str, change: Change, valid: bool = False) -> Attempt:
             def prepare(folder: Path) -> None:
                 shutil.copytree(resolve_checkpoint(MINI), folder / "model")
                 change(folder / "model")
 
-            return self._annotate("checkpoint", what, "--model", "model", prepare=prepare, works=works)
+            return self._annotate("checkpoint", what, "--model", "model", prepare=prepare, valid=valid)
 
         config, processor, words, weights = (
             "config.json",
@@ -389,7 +394,7 @@ class Bench:
         genes = "feature_extractor"
 
         def moved_out(folder: Path) -> None:
-            """Weights beside the folder, which an index in it names."""
+            """Moves the weights out of the folder and names them in an index in it."""
             names = load_file(folder / weights)
             (folder / weights).rename(folder.parent / "outside.safetensors")
             (folder / index).write_text(json.dumps({"weight_map": dict.fromkeys(names, "../outside.safetensors")}))
@@ -398,15 +403,15 @@ class Bench:
         for name in (config, weights, processor, words, settings):
             yield model(f"has no {name}", lambda folder, name=name: (folder / name).unlink())
         for name in (config, weights, processor, words):
-            yield model(f"has a {name} that ends too early", lambda folder, name=name: _halve(folder / name))
-        yield model("has a config nested without end", lambda folder: (folder / config).write_text("[" * 100_000))
+            yield model(f"has a truncated {name}", lambda folder, name=name: _halve(folder / name))
+        yield model("has a deeply nested config", lambda folder: (folder / config).write_text("[" * 100_000))
         yield model("has a config that is a list", lambda folder: (folder / config).write_text("[1]"))
-        yield model("has a tokenizer of nothing", lambda folder: (folder / words).write_text("{}"))
+        yield model("has an empty tokenizer", lambda folder: (folder / words).write_text("{}"))
         yield model("has weights of other shapes", _json(config, "cell_config", hidden_size=128))
         yield model(
-            "has weights that lack one", lambda folder: _in_weights(folder / weights, lambda found: found.popitem())
+            "lacks one of its weights", lambda folder: _in_weights(folder / weights, lambda found: found.popitem())
         )
-        yield model("has weights that are no numbers", lambda folder: _in_weights(
+        yield model("has weights that are NaN", lambda folder: _in_weights(
             folder / weights, lambda found: next(iter(found.values())).fill(np.nan)))  # fmt: skip
         yield model("has weights outside its folder", moved_out)
         yield model("has an index of weights that is a list", lambda folder: (
@@ -414,29 +419,29 @@ class Bench:
         yield model("has a pickle that runs a command in place of weights", lambda folder: (
             (folder / weights).unlink(), _bomb(folder / "pytorch_model.bin")))  # fmt: skip
         yield model("has no attention heads", _json(config, "cell_config", num_attention_heads=0))
-        yield model("has a width in words", _json(config, "cell_config", hidden_size="wide"))
+        yield model("has a width that is a word", _json(config, "cell_config", hidden_size="wide"))
         yield model("has an activation that is a command", _json(config, "cell_config", hidden_act="os.system"))
         yield model("has a tower that is a list", _json(config, cell_config=[1]))
         yield model("is of another family", _json(config, model_type="bert"))
         evil = {"AutoConfig": "../../evil.Config", "AutoModel": "../../evil.Model"}
         yield model("brings code from outside its folder", _json(config, model_type="evil", auto_map=evil))
-        yield model("brings code that nobody runs", _json(config, auto_map=evil), works=True)
-        yield model("names a kernel of the Hub", _json(config, attn_implementation="evil/kernel"))
+        yield model("brings code that is not needed", _json(config, auto_map=evil), valid=True)
+        yield model("names a kernel on the Hub", _json(config, attn_implementation="evil/kernel"))
         yield model("names a processor that is a command", _json(processor, processor_class="os.system"))
         yield model("has a negative temperature", _json(config, temperature=-1))
         yield model("has a damaged calibration", _json(config, calibration={"temperature": "hot"}))
         few = {"ensembl_ids": ["a", "b"], "medians": [1, 2], "names": ["a", "b"]}
         yield model("has a processor of other genes", _json(processor, genes, gene_vocabulary=few))
         numbers = {"ensembl_ids": [1], "medians": [1], "names": [1]}
-        yield model("has genes called by number", _json(processor, genes, gene_vocabulary=numbers))
-        yield model("has a processor of longer cells", _json(processor, genes, max_length=10**6))
-        yield model("has a processor of longer texts", _json(settings, model_max_length=10**6))
-        yield self._annotate("checkpoint", "is a path that leaves the folder", "--model", "../../nowhere")
+        yield model("has numbers for gene ids", _json(processor, genes, gene_vocabulary=numbers))
+        yield model("has a processor for longer cells", _json(processor, genes, max_length=10**6))
+        yield model("has a processor for longer texts", _json(settings, model_max_length=10**6))
+        yield self._annotate("checkpoint", "is a missing path outside the folder", "--model", "../../nowhere")
         yield self._annotate("checkpoint", "has a name that is too long", "--model", "a" * 300)
-        yield self._attempt("checkpoint", "of describe is nothing", "describe", "B cell", "--model", "nowhere")
+        yield self._attempt("checkpoint", "for describe does not exist", "describe", "B cell", "--model", "nowhere")
         yield self._attempt(
             "checkpoint",
-            "of export is empty",
+            "for export is empty",
             "export",
             "empty",
             "--out",
@@ -448,13 +453,13 @@ class Bench:
         good = {"head": "descriptions", "labels": {"B cell": "cell type: B cell.", "T cell": ""}, "base": MINI}
         good |= {"cells": {"B cell": 1}, "settings": {}, "versions": {}, "base_weights": "of another"}
 
-        def adapter(what: str, said: Any, lay_more: Change = lambda folder: None, fits: bool = False) -> Attempt:
+        def adapter(what: str, said: Any, also: Change = lambda folder: None, fits: bool = False) -> Attempt:
             def prepare(folder: Path) -> None:
                 (folder / "adapter").mkdir()
                 if said is not None:
                     own = {"base_weights": self.base_weights(said["head"])} if fits else {}
                     (folder / "adapter/adaptation.json").write_text(json.dumps(said | own))
-                lay_more(folder / "adapter")
+                also(folder / "adapter")
 
             arguments = ["annotate", "cells.h5ad", "--adapter", "adapter", "--out", "out.h5ad"]
             return self._attempt("adapter", what, *arguments, prepare=prepare)
@@ -464,23 +469,23 @@ class Bench:
             (folder / "adapter_config.json").write_text(json.dumps(config))
             save_file({"a": np.zeros(3)}, folder / "adapter_model.safetensors")
 
-        yield adapter("is of nothing", None)
-        yield adapter("has weights that are not there", good)
-        yield adapter("has a base that leaves its folder", good | {"base": "../../nowhere"}, with_weights)
+        yield adapter("is an empty folder", None)
+        yield adapter("has no weights", good)
+        yield adapter("has a base outside its folder", good | {"base": "../../nowhere"}, with_weights)
         yield adapter("has weights of another base", good, with_weights)
         yield adapter("has weights of other layers", good, with_weights, fits=True)
         yield adapter("has labels that are numbers", good | {"labels": {"B cell": 1}}, with_weights)
-        yield adapter("has a head that nobody knows", good | {"head": "os.system"}, with_weights)
+        yield adapter("has an unknown head", good | {"head": "os.system"}, with_weights)
         prototypes = good | {"head": "prototypes", "prototype_weight": 1.0}
         narrow = {"prototypes": np.zeros((2, 3), np.float32)}
-        yield adapter("has prototypes that are text", prototypes, lambda folder: (
+        yield adapter("has text for prototypes", prototypes, lambda folder: (
             (folder / "prototypes.safetensors").write_text("a")))  # fmt: skip
         yield adapter("has prototypes of another width", prototypes, lambda folder: (
             save_file(narrow, folder / "prototypes.safetensors")), fits=True)  # fmt: skip
 
     def _published(self) -> Iterator[Attempt]:
         def published(what: str, change: Change) -> Attempt:
-            def lay(folder: Path) -> Sequence[str]:
+            def set_up(folder: Path) -> Sequence[str]:
                 shutil.copytree(self.reference / "checkpoint", folder / "parts")
                 for name in ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict"):
                     shutil.copyfile(self.reference / "genes" / f"{name}.pkl", folder / f"{name}.pkl")
@@ -492,7 +497,7 @@ class Bench:
                 options |= {"gene-names": "gene_name_id_dict.pkl", "text-vocab": "vocab.txt", "out": "converted"}
                 return ["convert", "parts", *(word for name, path in options.items() for word in (f"--{name}", path))]
 
-            return Attempt("published parts", what, lay)
+            return Attempt("published parts", what, set_up)
 
         def dictionary(what: str, content: bytes) -> Attempt:
             return published(f"have a dictionary {what}", lambda folder: (folder / tokens).write_bytes(content))
@@ -501,24 +506,24 @@ class Bench:
         part, config = "parts/text_proj.bin", "parts/cell_bert/config.json"
         yield published("have a dictionary that runs a command", lambda folder: _bomb(folder / tokens))
         yield published("have weights that run a command", lambda folder: _bomb(folder / "parts/cell_proj.bin"))
-        yield published("have a dictionary that ends too early", lambda folder: _halve(folder / tokens))
-        yield dictionary("of no bytes", b"")
-        yield dictionary("of a list", pickle.dumps([1]))
+        yield published("have a truncated dictionary", lambda folder: _halve(folder / tokens))
+        yield dictionary("without bytes", b"")
+        yield dictionary("that is a list", pickle.dumps([1]))
         yield dictionary("with gaps between its ids", pickle.dumps({"<pad>": 0, "<mask>": 1, "a": 7}))
-        yield dictionary("nested without end", b"(" * 10**6 + b"t.")
-        yield dictionary("that holds itself", b"\x80\x04}\x94\x8c\x01ah\x00s.")
-        yield dictionary("that takes from an empty stack", b"\x80\x040.")
-        yield dictionary("that remembers what is not there", b"\x80\x04h\x63.")
+        yield dictionary("that is deeply nested", b"(" * 10**6 + b"t.")
+        yield dictionary("that contains itself", b"\x80\x04}\x94\x8c\x01ah\x00s.")
+        yield dictionary("that pops an empty stack", b"\x80\x040.")
+        yield dictionary("that reads an empty memo", b"\x80\x04h\x63.")
         yield published("have medians of infinity", lambda folder: (folder / medians).write_bytes(
             pickle.dumps({"ENSG00000000003": float("inf")})))  # fmt: skip
         yield published("lack a part", lambda folder: (folder / "parts/ctm_head.bin").unlink())
-        yield published("lack the words", lambda folder: (folder / "vocab.txt").unlink())
-        yield published("have words twice", lambda folder: (folder / "vocab.txt").write_text("[PAD]\n[PAD]\n"))
-        yield published("have words that are no text", lambda folder: (folder / "vocab.txt").write_bytes(b"\xff\xfe"))
-        yield published("have a part that ends too early", lambda folder: _halve(folder / part))
-        yield published("have parts in each other's place", lambda folder: (
+        yield published("lack the vocabulary", lambda folder: (folder / "vocab.txt").unlink())
+        yield published("have a word twice", lambda folder: (folder / "vocab.txt").write_text("[PAD]\n[PAD]\n"))
+        yield published("have a binary vocabulary", lambda folder: (folder / "vocab.txt").write_bytes(b"\xff\xfe"))
+        yield published("have a truncated part", lambda folder: _halve(folder / part))
+        yield published("have one part in place of another", lambda folder: (
             (folder / part).unlink(), shutil.copyfile(folder / "parts/ctm_head.bin", folder / part)))  # fmt: skip
-        yield published("have a config nested without end", lambda folder: (folder / config).write_text("[" * 100_000))
+        yield published("have a deeply nested config", lambda folder: (folder / config).write_text("[" * 100_000))
         yield published("have a config without layers", lambda folder: _json(config, num_hidden_layers=0)(folder))
         for seed in range(3):
             yield published(
@@ -534,16 +539,16 @@ class Bench:
                 yield self._attempt(f"labelled cells ({command})", what, *arguments, prepare=prepare)
 
         def types(of: Callable[[ad.AnnData], Any]) -> Change:
-            return lambda folder: self._lay_cells(folder, lambda adata: adata.obs.__setitem__("cell_type", of(adata)))
+            return lambda folder: self._write_cells(folder, lambda adata: adata.obs.__setitem__("cell_type", of(adata)))
 
         def file(change: Change) -> Change:
             return lambda folder: change(folder / "cells.h5ad")
 
-        yield from both("are in a file that is cut", file(_halve))
-        yield from both("have no such column", key="type")
+        yield from both("are in a truncated file", file(_halve))
+        yield from both("lack the column", key="type")
         yield from both("are all of one type", types(lambda adata: ["B cell"] * adata.n_obs))
-        yield from both("are all without a type", types(lambda adata: [""] * adata.n_obs))
-        yield from both("have a gene below 0", file(lambda path: _in_hdf5(
+        yield from both("have no types", types(lambda adata: [""] * adata.n_obs))
+        yield from both("have a negative gene index", file(lambda path: _in_hdf5(
             path, lambda file: _edit(file, "X/indices", lambda old: np.r_[-7, old[1:]]))))  # fmt: skip
         yield from both("have no X", file(lambda path: _in_hdf5(path, lambda file: file.__delitem__("X"))))
 
@@ -553,7 +558,7 @@ class Bench:
 
         yield self._attempt(
             "calibrate",
-            "two files of one name",
+            "two files with one name",
             "calibrate",
             "cells.h5ad",
             "more/cells.h5ad",
@@ -568,7 +573,7 @@ class Bench:
         )
         yield self._attempt(
             "calibrate",
-            "types that the ontology does not know",
+            "types that are not in the ontology",
             "calibrate",
             "cells.h5ad",
             "--label-key",
@@ -578,15 +583,15 @@ class Bench:
             prepare=types(lambda adata: ["flurble", "glorp"] * (adata.n_obs // 2)),
         )
         yield adapt("more cells of a label than there are", "--shots", "999")
-        yield adapt("a head that nobody knows", "--head", "tail")
+        yield adapt("an unknown head", "--head", "tail")
         yield adapt("a rank of 0", "--rank", "0")
         yield adapt("no epochs", "--epochs", "0")
-        yield adapt("a learning rate that is no number", "--learning-rate", "nan")
-        yield adapt("a share of genes left out that is 2", "--gene-dropout", "2")
+        yield adapt("a learning rate of NaN", "--learning-rate", "nan")
+        yield adapt("a gene dropout of 2", "--gene-dropout", "2")
         yield adapt("all cells held out", "--held-out", "1")
         yield adapt("descriptions that are a list", "--labels", "types.json", prepare=lambda folder: (
             (folder / "types.json").write_text('["B cell"]')))  # fmt: skip
-        yield adapt("a repository that is no name", "--push-to", "../../x")
+        yield adapt("an invalid repository name", "--push-to", "../../x")
 
     def _embedded_cells(self) -> Iterator[Attempt]:
         def search(
@@ -599,7 +604,7 @@ class Bench:
             return Attempt(
                 "search",
                 what,
-                lambda folder: (self._lay_cells(folder, change), ["search", "cells.h5ad", text, *options])[1],
+                lambda folder: (self._write_cells(folder, change), ["search", "cells.h5ad", text, *options])[1],
             )
 
         def embedded(embeds: Any) -> Callable[[ad.AnnData], Any]:
@@ -610,20 +615,21 @@ class Bench:
             return change
 
         yield search("an empty text", text="  ")
-        yield search("a term that is none", text="CL:9999999")
-        yield search("no cells at all", options=("--top", "0"))
+        yield search("an unknown term", text="CL:9999999")
+        yield search("a limit of 0 cells", options=("--top", "0"))
         yield search("embeddings of another width", embedded(lambda adata: np.ones((adata.n_obs, 3), np.float32)))
-        yield search("embeddings that are no numbers", embedded(lambda adata: np.full((adata.n_obs, 256), np.nan)))
+        yield search("embeddings that are NaN", embedded(lambda adata: np.full((adata.n_obs, 256), np.nan)))
         yield search(
             "embeddings that are words",
             embedded(lambda adata: pd.DataFrame({"a": ["b"] * adata.n_obs}, index=adata.obs_names)),
         )
         yield search(
-            "embeddings of nobody's", lambda adata: adata.obsm.__setitem__("X_langcell", np.ones((adata.n_obs, 3)))
+            "foreign embeddings",
+            lambda adata: adata.obsm.__setitem__("X_langcell", np.ones((adata.n_obs, 3))),
         )
         yield self._attempt(
             "embed",
-            "a file that is cut",
+            "a truncated file",
             "embed",
             "cells.h5ad",
             "--out",
@@ -632,7 +638,7 @@ class Bench:
         )
         yield self._attempt(
             "embed",
-            "a gene below 0",
+            "a negative gene index",
             "embed",
             "cells.h5ad",
             "--out",
@@ -641,52 +647,54 @@ class Bench:
                 folder / "cells.h5ad", lambda file: _edit(file, "X/indices", lambda old: np.r_[-7, old[1:]])
             ),
         )
-        yield self._attempt("explain", "a method that nobody knows", *explain("--labels", LABELS, "--method", "magic"))
+        yield self._attempt("explain", "an unknown method", *explain("--labels", LABELS, "--method", "magic"))
         yield self._attempt(
             "explain",
-            "a file that is cut",
+            "a truncated file",
             *explain("--labels", LABELS),
             prepare=lambda folder: _halve(folder / "cells.h5ad"),
         )
 
     def _repositories(self) -> Iterator[Attempt]:
         def folder_of(command: str, what: str, change: Change, *options: str) -> Attempt:
-            def lay(folder: Path) -> Sequence[str]:
+            def set_up(folder: Path) -> Sequence[str]:
                 shutil.copytree(resolve_checkpoint(MINI), folder / "model")
                 change(folder / "model")
                 return [command, "model", *options]
 
-            return Attempt(command, what, lay)
+            return Attempt(command, what, set_up)
 
         def publish(what: str, change: Change = lambda folder: None, *options: str, to: str = "me/mine") -> Attempt:
             return folder_of("publish", what, change, "--repo-id", to, "--dry-run", *options)
 
-        yield publish("a repository that is no name", to="../../x")
-        yield publish("a tag that leaves its place", lambda folder: None, "--tag", "../x")
+        yield publish("an invalid repository name", to="../../x")
+        yield publish("a tag that is a path", lambda folder: None, "--tag", "../x")
         yield publish("an empty folder", lambda folder: (shutil.rmtree(folder), folder.mkdir()))
         yield publish("a pickle under another name", lambda folder: _bomb(folder / "notes.txt"))
-        yield publish("a link that leaves the folder", lambda folder: (folder / "notes.txt").symlink_to("/etc/passwd"))
-        yield publish("weights that end too early", lambda folder: _halve(folder / "model.safetensors"))
-        yield publish("a card that is not of it", lambda folder: (folder / "README.md").write_text("# Other\n"))
+        yield publish("a link out of the folder", lambda folder: (folder / "notes.txt").symlink_to("/etc/passwd"))
+        yield publish("truncated weights", lambda folder: _halve(folder / "model.safetensors"))
+        yield publish("prose that is a list", lambda folder: (folder / "card.yaml").write_text("[1]"))
         yield publish(
-            "a password in a card", lambda folder: (folder / "README.md").open("a").write(f"hf_{'a1B2' * 9}\n")
+            "a password in the prose", lambda folder: (folder / "card.yaml").open("a").write(f"# hf_{'a1B2' * 9}\n")
         )
-        yield publish("results that are not there", lambda folder: None, "--results", "nowhere")
+        yield publish("missing results", lambda folder: None, "--results", "nowhere")
 
         about = lambda text: lambda folder: (folder.parent / "about.yaml").write_text(text)  # noqa: E731
         command = '!!python/object/apply:os.system ["touch was-run"]'
         yield folder_of(
-            "card", "a text about it that runs a command", about(f"limits: {command}\n"), "--about", "about.yaml"
+            "card", "an about file that runs a command", about(f"limits: {command}\n"), "--about", "about.yaml"
         )
-        yield folder_of("card", "a text about it that is a list", about("[1]"), "--about", "about.yaml")
-        yield folder_of("card", "a text about it that is not there", lambda folder: None, "--about", "nowhere.yaml")
-        yield folder_of("card", "results that are not there", lambda folder: None, "--results", "nowhere")
-        yield folder_of("card", "a config that ends too early", lambda folder: _halve(folder / "config.json"))
+        yield folder_of("card", "an about file that is a list", about("[1]"), "--about", "about.yaml")
+        yield folder_of("card", "a missing about file", lambda folder: None, "--about", "nowhere.yaml")
+        yield folder_of("card", "missing results", lambda folder: None, "--results", "nowhere")
+        yield folder_of("card", "a truncated config", lambda folder: _halve(folder / "config.json"))
         yield folder_of(
             "card", "figures that are a list", lambda folder: (folder / "evaluation.json").write_text("[1]")
         )
         yield folder_of(
-            "card", "figures nested without end", lambda folder: (folder / "evaluation.json").write_text("[" * 10**5)
+            "card",
+            "deeply nested figures",
+            lambda folder: (folder / "evaluation.json").write_text("[" * 10**5),
         )
         yield folder_of(
             "card", "runs that are numbers", lambda folder: (folder / "training.json").write_text('{"runs": [1]}')
@@ -696,38 +704,38 @@ class Bench:
         table = self.genes / "Homo_sapiens.gene_info.gz"
 
         def corpus(what: str, *options: str, prepare: Change = lambda folder: None, genes: str = "genes.gz") -> Attempt:
-            def lay_all(folder: Path) -> None:
+            def set_up(folder: Path) -> None:
                 (folder / "genes.gz").symlink_to(table.resolve())
                 prepare(folder)
 
             arguments = ["corpus", "cells.h5ad", "--gene-info", genes, "--out", "corpus", *options]
-            return self._attempt("corpus", what, *arguments, prepare=lay_all)
+            return self._attempt("corpus", what, *arguments, prepare=set_up)
 
-        yield corpus("a source that is not there", "nowhere.h5ad")
-        yield corpus("a source that is cut", prepare=lambda folder: _halve(folder / "cells.h5ad"))
+        yield corpus("a missing source", "nowhere.h5ad")
+        yield corpus("a truncated source", prepare=lambda folder: _halve(folder / "cells.h5ad"))
         yield corpus(
             "a source without X",
             prepare=lambda folder: _in_hdf5(folder / "cells.h5ad", lambda file: file.__delitem__("X")),
         )
         yield corpus(
-            "a source with a gene below 0",
+            "a source with a negative gene index",
             prepare=lambda folder: _in_hdf5(
                 folder / "cells.h5ad", lambda file: _edit(file, "X/indices", lambda old: np.r_[-7, old[1:]])
             ),
         )
         yield corpus("a source twice", "cells.h5ad")
-        yield corpus("genes that are not there", genes="nowhere.gz")
-        yield corpus("genes that are no table", genes="cells.h5ad")
+        yield corpus("a missing gene table", genes="nowhere.gz")
+        yield corpus("a gene table that is not a table", genes="cells.h5ad")
         yield corpus(
-            "genes that end too early",
+            "a truncated gene table",
             genes="cut.gz",
             prepare=lambda folder: (folder / "cut.gz").write_bytes(table.read_bytes()[:50_000]),
         )
         yield corpus("a condition that runs a command", "--where", "@np.os.system('touch was-run') == 0")
-        yield corpus("a condition on no column", "--where", "tissue == 'blood'")
-        yield corpus("a vocabulary of nothing", "--vocabulary", "nowhere")
+        yield corpus("a condition on a missing column", "--where", "tissue == 'blood'")
+        yield corpus("a missing vocabulary", "--vocabulary", "nowhere")
         yield corpus(
-            "a folder that holds something else",
+            "a folder with other files",
             prepare=lambda folder: ((folder / "corpus").mkdir(), (folder / "corpus/mine").write_text("")),
         )
 
@@ -742,19 +750,19 @@ class Bench:
             return lambda folder: (folder / "studies.yaml").write_text(text)
 
         mine = ("--studies", "studies.yaml", "--study", "mine")
-        yield evaluate("a task that nobody knows", task="../../x")
-        yield evaluate("a study that nobody knows", "--study", "../../x")
-        yield evaluate("data that are not there")
-        yield evaluate("studies that are not there", *mine)
+        yield evaluate("an unknown task", task="../../x")
+        yield evaluate("an unknown study", "--study", "../../x")
+        yield evaluate("missing data")
+        yield evaluate("a missing file of studies", *mine)
         yield evaluate(
-            "studies that run a command",
+            "a file of studies that runs a command",
             *mine,
             prepare=studies('mine: !!python/object/apply:os.system ["touch was-run"]\n'),
         )
-        yield evaluate("studies that are a list", *mine, prepare=studies("[1]"))
+        yield evaluate("a file of studies that is a list", *mine, prepare=studies("[1]"))
         yield evaluate("a study of numbers", *mine, prepare=studies("mine: {path: 1}"))
-        yield evaluate("gene sets that are not there", "--gene-sets", "nowhere.gmt", task="pathways")
-        yield evaluate("a model that is not there", "--model", "nowhere")
+        yield evaluate("missing gene sets", "--gene-sets", "nowhere.gmt", task="pathways")
+        yield evaluate("a missing model", "--model", "nowhere")
 
 
 # ---------------------------------------------------------------------- commands
@@ -789,7 +797,7 @@ def _flip(path: Path, seed: int) -> None:
 
 
 def _virtual(path: str, shape: tuple[int, ...]) -> h5py.VirtualLayout:
-    """A dataset that is one of another file's."""
+    """Returns a dataset that reads another file's."""
     layout = h5py.VirtualLayout(shape, "u1")
     layout[:] = h5py.VirtualSource(path, "secret", shape)
     return layout
@@ -801,7 +809,7 @@ def _in_hdf5(path: Path, change: Callable[[h5py.File], Any]) -> None:
 
 
 def _edit(file: h5py.File, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Replaces an array by what a function makes of it."""
+    """Replaces an array by a function of it."""
     attributes, values = dict(file[name].attrs), change(file[name][:])
     del file[name]
     file[name] = values
@@ -815,7 +823,7 @@ def _in_weights(path: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> N
 
 
 def _json(name: str, *place: str, **changes: Any) -> Change:
-    """Changes entries of a JSON object, or of one in it."""
+    """Returns a function that changes entries of a JSON object, or of one in it."""
 
     def change(folder: Path) -> None:
         found = there = json.loads((folder / name).read_text())

@@ -1,55 +1,59 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The script that tries hostile inputs out, and the table of what it found."""
+"""The script that tries hostile inputs, and its committed table."""
 
 import json
-from importlib import import_module
+from dataclasses import replace
 
 import pytest
 
+from tests.robustness.hostile_inputs import HostileInputs
+from tests.robustness.run import try_out
 from tests.support.paths import REPOSITORY
+
+pytestmark = pytest.mark.e2e
 
 TABLE = REPOSITORY / "eval" / "results" / "robustness.json"
 
 
 @pytest.fixture(scope="module")
 def attempts(shared):
-    hostile_inputs = import_module("tests.robustness.hostile_inputs")
-    return hostile_inputs.Bench(shared / "data", shared / "reference").attempts()
+    return HostileInputs(shared / "data", shared / "reference").attempts()
 
 
 @pytest.mark.parametrize(
     ("name", "exit_code", "message"),
     [
-        ("file names a gene below 0", 2, "X of cells.h5ad cannot be read: its indices are not all from 0 to 9014."),
+        (
+            "file has a negative gene index",
+            2,
+            "X of cells.h5ad cannot be read: its indices are not all from 0",
+        ),
         ("published parts have a dictionary that runs a command", 2, "Nothing in it was run."),
-        ("search no cells at all", 2, "Invalid value for '--top'"),
-        ("counts are of a single cell", 0, ""),
+        ("search a limit of 0 cells", 2, "Invalid value for '--top'"),
+        ("counts have a single cell", 0, ""),
     ],
 )
-def test_an_attempt_is_tried_out(attempts, name, exit_code, message):
-    (attempt,) = [attempt for attempt in attempts if f"{attempt.about} {attempt.what}" == name]
-    row = import_module("tests.robustness.run").try_out(attempt)
+def test_an_attempt_gets_its_row(attempts, name, exit_code, message):
+    (attempt,) = [attempt for attempt in attempts if attempt.name == name]
+    row = try_out(attempt)
     assert row["as_it_should"], row
     assert row["exit"] == exit_code
     assert message in row["message"]
-    assert row["left"] == (["out.h5ad"] if attempt.works else [])
+    assert row["left"] == (["out.h5ad"] if attempt.valid else [])
 
 
-def test_what_ends_wrong_is_found_out(attempts):
-    """A good file that is said to be hostile, and a hostile one that is said to be good."""
-    from dataclasses import replace
-
-    (good,) = [attempt for attempt in attempts if attempt.what == "are of a single cell"]
-    (bad,) = [attempt for attempt in attempts if attempt.what == "is text"]
-    try_out = import_module("tests.robustness.run").try_out
-    assert not try_out(replace(good, works=False))["as_it_should"]
-    assert not try_out(replace(bad, works=True))["as_it_should"]
+def test_an_unexpected_end_is_reported(attempts):
+    """A good file must not pass as hostile, nor a hostile one as good."""
+    (good,) = [attempt for attempt in attempts if attempt.name == "counts have a single cell"]
+    (bad,) = [attempt for attempt in attempts if attempt.name == "file is text"]
+    assert not try_out(replace(good, valid=False))["as_it_should"]
+    assert not try_out(replace(bad, valid=True))["as_it_should"]
 
 
-def test_the_table_is_of_these_attempts(attempts):
+def test_the_table_holds_these_attempts(attempts):
     table = json.loads(TABLE.read_text())
     assert table["command"] == "python -m tests.robustness.run --json eval/results/robustness.json"
-    names = [(attempt.about, attempt.what, "work" if attempt.works else "be refused") for attempt in attempts]
+    names = [(attempt.about, attempt.what, "work" if attempt.valid else "be refused") for attempt in attempts]
     assert len(set(names)) == len(names)
     assert [(row["about"], row["what"], row["should"]) for row in table["rows"]] == names
     assert table["inputs"] == len(names) >= 60
@@ -57,8 +61,8 @@ def test_the_table_is_of_these_attempts(attempts):
     assert all(row["as_it_should"] for row in table["rows"])
 
 
-def test_what_the_table_says_is_for_users():
-    """No path of the machine that made it, and no advice or word that is a programmer's."""
+def test_the_messages_in_the_table_are_for_users():
+    """They name no path of the machine that made the table, and use no programmer's words."""
     for row in json.loads(TABLE.read_text())["rows"]:
         said = row["message"]
         assert bool(said) == (row["exit"] == 2)
