@@ -2,13 +2,13 @@
 """Speed of pre-training on this machine, and the share of the machine's own rate that it reaches."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from modeling_langcell import LangCellConfig, LangCellForPreTraining
+from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.eval.benchmarks.operations import count_operations, time_of
 
 #: Size of the paper's corpus, and the cost of its run: four A100s for about fifty days.
@@ -41,9 +41,7 @@ class Workload:
         """
         weights = {f"{name}_weight": float(name in STAGES[stage]) for name in OBJECTIVES}
         if self.geometry == "mini":
-            config = LangCellConfig.from_pretrained(
-                Path(__file__).resolve().parents[2] / "hub_configs" / "langcell-mini"
-            )
+            config = LangCellConfig.from_pretrained(resolve_checkpoint(MINI))
             for name, value in weights.items():
                 setattr(config, name, value)
         else:
