@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""A checkpoint adapted to labelled cells: few-shot (LangCell, section 3.4) and LangCell-CE, by LoRA or as a whole."""
+"""Adapts a checkpoint to labelled cells: few-shot (LangCell, section 3.4) and LangCell-CE, by LoRA or as a whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,22 +17,23 @@ from ..annotation.annotator import LangCellAnnotator
 from ..annotation.device import find_device
 from ..checkpoint.adaptation_record import Adaptation, Head, versions
 from ..checkpoint.builtin import display_name, resolve_checkpoint
+from ..checkpoint.files import CARD
 from ..checkpoint.fingerprint import weights_of_base
 from ..checkpoint.loading import load_checkpoint, load_classifier, quiet_peft
 from ..checkpoint.repository import fetch
 from ..io.atomic import atomic_folder
 from ..io.labels import Labels, rank_cells, read_labels
 from ..model.errors import InputError
-from ..model.feature_extraction_langcell import RankedCells
 from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
+from ..model.ranking import RankedCells
 from ..ontology import find_term
 from .trainer import CellBatches, ClassLoss, DescriptionLoss, fit
 
 Method = Literal["lora", "full", "frozen"]
 
-#: What LoRA changes: every linear map of the cell tower's layers and the gene embeddings; of the text tower, how it
-#: attends, to the cell only where the matching is trained.
+#: Modules that LoRA adapts: the gene embeddings and every linear map of the cell tower's layers; in the text tower the
+#: self-attention, and the cross-attention only if matching is trained.
 CELL_MODULES = (
     r"cell_model\.(embeddings\.word_embeddings|encoder\.layer\.\d+\."
     r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense))"
@@ -40,39 +41,42 @@ CELL_MODULES = (
 TEXT_MODULES = r"text_model\.encoder\.layer\.\d+\.attention\.self\.(query|key|value)"
 CROSS_MODULES = r"text_model\.encoder\.layer\.\d+\.crossattention\.self\.(query|key|value)"
 
-#: Cells of a label that weigh as much as its description, where there are prototypes and no training.
+#: Number of cells of a label whose prototype weighs as much as its description.
 _DESCRIPTION_WORTH = 0.5
 
 
 @dataclass(frozen=True)
 class AdaptationConfig:
     """
-    How a checkpoint is adapted.
+    Settings of an adaptation.
 
     Args:
-        head: What is to tell the labels apart: their `descriptions`, a classification head (`classes`, LangCell-CE), or
+        head: Part that tells the labels apart: their `descriptions`, a classification head (`classes`, LangCell-CE), or
             `prototypes`, which need no training.
-        method: `lora`; `full`, all weights; or `frozen`, the head alone (`classes`).
-        rank: Of LoRA's matrices.
-        epochs: How often each cell is seen.
-        batch_cells: Cells of a step.
-        learning_rate: The highest. By default 5e-4 with LoRA, 5e-5 for all weights, 5e-3 for a head alone.
-        weight_decay: Of AdamW.
-        gene_dropout: Of each cell a random share of the genes up to this one is left out whenever it is seen, so that
-            few cells are as many as there are ways to see them; what is left is cut as always.
-        temperature: Divides the cosine of cell and description while it is learnt. The checkpoint's own, 0.05, asks for
-            nothing more once a few cells are told apart: with a higher one other cells are told apart better.
-        matching: Whether the matching is adapted too, and has its say. By default where it has one in the checkpoint:
-            it takes most of the time.
-        adapt_texts: Whether LoRA changes the text tower too, which takes several times as long; if not, each
-            description is read once.
-        balanced: Whether a label counts as much as any other, however many cells it has (`classes`).
-        held_out: Share of the cells that training is watched on; it ends when `patience` epochs brought nothing, and
-            the best weights are kept. 0 trains all epochs on all cells.
-        patience: See `held_out`.
-        prototype_weight: Weight of the prototypes against the descriptions; by default the more, the more cells there
-            are of a label.
-        seed: Of the cells drawn, their order, what is dropped, and where new weights start.
+        method: `lora`; `full`, which trains all weights, those of the text tower only with `adapt_texts`; or `frozen`,
+            which trains only the heads.
+        rank: LoRA rank.
+        epochs: Number of passes over the training cells.
+        batch_cells: Cells per step.
+        learning_rate: Peak learning rate, after warm-up; by default 5e-4 with `lora`, 5e-5 with `full`, 5e-3 with
+            `frozen`.
+        weight_decay: Weight decay of AdamW.
+        gene_dropout: Upper bound of the random share of genes dropped from a cell in each epoch. It makes few cells
+            vary; the remaining genes are cut to the model's length as always.
+        temperature: Temperature of the cosine between cells and descriptions during training. With the checkpoint's
+            own, 0.05, the loss vanishes as soon as a few cells are separated; a higher one separates other cells
+            better.
+        matching: Whether matching is trained and used, which takes most of the time; by default it is if the
+            checkpoint uses it.
+        adapt_texts: Whether LoRA adapts the text tower too, which takes several times as long. Otherwise each
+            description is encoded once.
+        balanced: Whether every label has the same weight, however many cells it has (`classes`).
+        held_out: Share of the cells held out to watch the training. It stops when `patience` epochs bring no
+            improvement, and the best weights are kept. With 0 it runs all epochs on all cells.
+        patience: Number of epochs without improvement before training stops; see `held_out`.
+        prototype_weight: Weight of the prototypes against the descriptions; by default it grows with the number of
+            cells per label.
+        seed: Seed for drawing cells, their order, the genes dropped, and new weights.
     """
 
     head: Head = "descriptions"
@@ -104,7 +108,7 @@ class AdaptationConfig:
             raise InputError(f"temperature={self.temperature} must be above 0.")
         for name in ("gene_dropout", "held_out"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} is not a share: from 0 to less than 1.")
+                raise InputError(f"{name}={getattr(self, name)} is no share: it must be at least 0 and less than 1.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate={self.learning_rate} must be above 0.")
         if self.weight_decay < 0 or self.seed < 0:
@@ -113,13 +117,13 @@ class AdaptationConfig:
             raise InputError(f"prototype_weight={self.prototype_weight} must be from 0 to 1.")
         for name, head in (("matching", "descriptions"), ("adapt_texts", "descriptions"), ("balanced", "classes")):
             if getattr(self, name) and self.head != head:
-                raise InputError(f"{name} is for the head {head!r}: the head {self.head!r} does nothing with it.")
+                raise InputError(f"{name} is for the head {head!r}: the head {self.head!r} does not use it.")
         if self.held_out and self.head == "prototypes":
-            raise InputError("held_out is for what is trained, and prototypes are not.")
+            raise InputError("held_out is for heads that are trained, and prototypes are not.")
 
     @property
-    def highest_rate(self) -> float:
-        """The learning rate after the warm-up."""
+    def peak_learning_rate(self) -> float:
+        """Learning rate after the warm-up."""
         default = {"lora": 5e-4, "full": 5e-5, "frozen": 5e-3}[self.method]
         return default if self.learning_rate is None else self.learning_rate
 
@@ -127,14 +131,14 @@ class AdaptationConfig:
 @dataclass(frozen=True)
 class Adapted:
     """
-    What `adapt` makes.
+    Model that `adapt` returns.
 
     Args:
-        model: The adapted model, inside a `PeftModel` where it is LoRA.
-        processor: The checkpoint's.
-        adaptation: What it was adapted to.
-        trained_share: Share of the parameters that was trained.
-        losses: Mean loss of each epoch; of the cells held out, where there are any.
+        model: Adapted model; a `PeftModel` with LoRA.
+        processor: Processor of the checkpoint.
+        adaptation: Record of the adaptation.
+        trained_share: Share of the parameters that were trained.
+        losses: Mean loss of each epoch, on the held-out cells if there are any.
     """
 
     model: PreTrainedModel | PeftModel
@@ -144,21 +148,23 @@ class Adapted:
     losses: tuple[float, ...]
 
     def annotator(self, **options: Any) -> LangCellAnnotator:
-        """Annotates with it; `options` as `LangCellAnnotator`."""
+        """Returns an annotator with this model; `options` are those of `LangCellAnnotator`."""
         return LangCellAnnotator(_inner(self.model), self.processor, adaptation=self.adaptation, **options)
 
     def save(self, folder: str | Path) -> Path:
         """
-        Makes a folder: a PEFT adapter, prototypes, or the whole checkpoint where all of it was trained; with labels,
-        descriptions, and a card. `LangCellAnnotator.from_pretrained` loads it.
+        Writes a folder with the labels and their descriptions, and with a PEFT adapter, with prototypes, or with the
+        whole checkpoint if that was trained. `LangCellAnnotator.from_pretrained` loads it, and `langcell card` writes
+        its card.
 
         Raises:
-            InputError: The folder is in use, or cannot be written.
+            InputError: The folder exists, or cannot be written.
         """
         with atomic_folder(folder) as aside:
             if isinstance(self.model, PeftModel):
                 self.model.peft_config["default"].base_model_name_or_path = self.adaptation.base
                 self.model.save_pretrained(str(aside), save_embedding_layers=False)
+                (aside / CARD).unlink(missing_ok=True)  # An empty form of peft's.
             elif self.adaptation.head != "prototypes":
                 self.model.save_pretrained(aside)
                 self.processor.save_pretrained(aside)
@@ -183,20 +189,20 @@ def adapt(
 
     Args:
         checkpoint: Folder or Hub id of a LangCell checkpoint.
-        adata: The cells, in memory or backed.
-        label_key: Column of `obs` with a label a cell; or table of `obsm` with a column a label, true where a cell has
-            it (`classes` alone).
-        shots: Learn from so many cells of each label, drawn by the seed; from all by default.
-        descriptions: Of labels that the Cell Ontology does not know, or in other words than its.
-        config: How.
-        unlabelled: Cells without a label: an error, or left out (`skip`).
-        device: Where to compute; the best there is by default.
-        cell_options: As `LangCellAnnotator.annotate`.
+        adata: Labelled cells, in memory or backed.
+        label_key: Column of `obs` with one label per cell; or a table of `obsm` with one column per label, true where a
+            cell has it (`classes` only).
+        shots: Number of training cells of each label, drawn by the seed; all cells by default.
+        descriptions: Descriptions of labels that the Cell Ontology does not know, or that replace its own.
+        config: Settings.
+        unlabelled: Treatment of cells without a label: `error`, or `skip` to leave them out.
+        device: Device to compute on; by default the best available.
+        cell_options: Options for reading cells, as for `LangCellAnnotator.annotate`.
 
     Raises:
-        InputError: A label column that is missing, has missing values or one label alone, a label with fewer than
-            `shots` cells, a label without description or with that of another, cells that cannot be read, no such
-            checkpoint, or no such device.
+        InputError: The label column is missing, has missing values or only one label; a label has fewer than `shots`
+            cells, no description, or the description of another label; the cells cannot be read; or the checkpoint or
+            the device does not exist.
     """
     config = config or AdaptationConfig()
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
@@ -212,7 +218,7 @@ def adapt(
     model, processor, before = load_checkpoint(checkpoint)
     if before is not None or not isinstance(model, LangCellModel):
         raise InputError(f"{str(checkpoint)!r} was adapted already: name the checkpoint it was made from.")
-    model.config.calibration = None  # What it says holds for other weights.
+    model.config.calibration = None  # It holds only for the weights before adaptation.
     described = _describe(labels.names, descriptions or {}, processor.prompt_templates, needed=config.head != "classes")
     where = find_device(device)
     adaptation = Adaptation(
@@ -223,7 +229,7 @@ def adapt(
         multilabel=labels.multilabel,
         alpha=_alpha(model, config),
         cells=learnt_from.sizes(),
-        settings={"label_key": label_key, "shots": shots, **asdict(config), "learning_rate": config.highest_rate},
+        settings={"label_key": label_key, "shots": shots, **asdict(config), "learning_rate": config.peak_learning_rate},
         versions=versions(),
     )
     if config.head == "prototypes":
@@ -256,7 +262,7 @@ def adapt(
             learnt_cells,
             watched_cells,
             epochs=config.epochs,
-            learning_rate=config.highest_rate,
+            learning_rate=config.peak_learning_rate,
             weight_decay=config.weight_decay,
             gene_dropout=config.gene_dropout,
             patience=config.patience,
@@ -271,15 +277,15 @@ def _describe(
     names: tuple[str, ...], descriptions: Mapping[str, str], prompt_templates: Sequence[str], needed: bool
 ) -> dict[str, str]:
     """
-    Labels to one description each: those given, else the ontology's, as the first of the wordings has it, else none
-    where none is needed.
+    Returns one description per label: the one given, or that of the ontology in the first prompt template. If none is
+    needed, labels that the ontology does not know get an empty one.
 
     Raises:
-        InputError: A description of no label, a label without one, or two with the same.
+        InputError: A description is for no label, a label has none, or two labels have the same.
     """
-    strangers = [name for name in descriptions if name not in names]
-    if strangers:
-        raise InputError(f"No cell has the label {strangers[0]!r}, which a description was given for.")
+    unknown = [name for name in descriptions if name not in names]
+    if unknown:
+        raise InputError(f"A description is given for the label {unknown[0]!r}, which no cell has.")
     described = {}
     for name in names:
         try:
@@ -298,7 +304,7 @@ def _describe(
 
 
 def _alpha(model: LangCellModel, config: AdaptationConfig) -> float:
-    """The weight of the similarity: the checkpoint's, or the published 0.5 where only now the matching has a say."""
+    """Returns the weight of the similarity: the checkpoint's, or the published 0.5 where matching is newly used."""
     if config.matching is None:
         return float(model.config.alpha)
     if not config.matching:
@@ -313,7 +319,7 @@ def _adapts_texts(config: AdaptationConfig) -> bool:
 def _start(
     model: LangCellModel, checkpoint: str | Path, adaptation: Adaptation, config: AdaptationConfig
 ) -> PreTrainedModel | PeftModel:
-    """The model to train, with gradients where it learns."""
+    """Returns the model to train, with gradients for the weights that are trained."""
     started: Any = model
     heads = ["cell_projection", "text_projection"]
     modules = [CELL_MODULES]
@@ -342,7 +348,7 @@ def _start(
 
 
 def _inner(model: PreTrainedModel | PeftModel) -> Any:
-    """The model itself, with what PEFT put into it."""
+    """Returns the model inside a `PeftModel`, with its adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -355,7 +361,7 @@ def _with_prototypes(
     labels: Labels,
     config: AdaptationConfig,
 ) -> Adapted:
-    """Each label's mean embedding, and what it weighs against the description: the more cells, the more."""
+    """Adds each label's mean embedding, and its weight against the description, which grows with the cells."""
     batches = CellBatches(ranked, labels.truth, 64, model.device)
     model.eval()
     embeds = torch.cat([model.get_cell_features(ids, mask) for ids, mask, _ in batches.whole()])

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Learning from labelled cells: the losses of LangCell's few-shot script and of LangCell-CE, and the loop over them."""
+"""Training on labelled cells: the losses of LangCell's few-shot script and of LangCell-CE, and the training loop."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,16 +18,16 @@ from ..model.ranking import RankedCells
 
 class DescriptionLoss(nn.Module):
     """
-    Cross-entropy over the labels of the similarity to their descriptions and, with `matching`, also of the matching
-    probabilities, which the published script takes as logits.
+    Cross-entropy of the similarity between cells and the descriptions of the labels. With `matching` that of the
+    matching probabilities is added, which the published script takes as logits.
 
     Args:
-        model: With or without adapters inside.
-        texts: The labels' descriptions as the tokenizer gives them.
-        temperature: Divides the cosine. At the checkpoint's own a few cells are soon told apart, and nothing is learnt
-            from then on; a higher one asks for wider margins.
-        matching: Whether the matching is learnt too.
-        adapt_texts: Whether the text tower learns; if not, it reads the descriptions here, once.
+        model: Model, with or without adapters inside.
+        texts: Descriptions of the labels, tokenized.
+        temperature: Temperature of the cosine. With the checkpoint's own the loss vanishes as soon as a few cells are
+            separated; a higher one asks for wider margins.
+        matching: Whether matching is trained too.
+        adapt_texts: Whether the text tower is trained. Otherwise it encodes the descriptions here, once.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DescriptionLoss(nn.Module):
                 self.pooled_texts = model.text_model(**self.texts, pooled_only=True, return_dict=True).pooler_output
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """The mean loss of `(cells, genes)` ids and mask whose labels are `truth`, `(cells,)`."""
+        """Returns the mean loss; `ids` and `mask` are `(cells, genes)`, and `truth`, the labels, is `(cells,)`."""
         model, texts = self.model, self.texts
         cells = model.cell_model(ids, mask, pooled_only=not self.matching, return_dict=True)
         if self.pooled_texts is None:
@@ -62,12 +62,12 @@ class DescriptionLoss(nn.Module):
 
 class ClassLoss(nn.Module):
     """
-    Cross-entropy of the classification head; of each label by itself where a cell may have several.
+    Cross-entropy of the classification head; the binary one of each label where a cell may have several.
 
     Args:
-        model: With or without adapters inside.
-        truth: Labels of all the cells that are learnt from.
-        balanced: Whether each label counts as much as any other: a cell the less, the more there are of its label.
+        model: Model, with or without adapters inside.
+        truth: Labels of all training cells.
+        balanced: Whether every label has the same weight: a cell weighs less, the more cells have its label.
     """
 
     def __init__(self, model: LangCellForSequenceClassification, truth: np.ndarray, balanced: bool):
@@ -82,7 +82,7 @@ class ClassLoss(nn.Module):
             self.weights = torch.tensor(weights, dtype=torch.float32, device=model.device)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """As `DescriptionLoss`; `truth` is `(cells, labels)` where a cell may have several."""
+        """Returns the mean loss, as `DescriptionLoss`; `truth` is `(cells, labels)` where a cell may have several."""
         model = self.model
         pooled = model.cell_model(ids, mask, pooled_only=True, return_dict=True).pooler_output
         logits = model.classifier(model.dropout(pooled)).float()
@@ -93,12 +93,13 @@ class ClassLoss(nn.Module):
 
 class CellBatches:
     """
-    Labelled cells, a few at a time.
+    Batches of labelled cells.
 
     Args:
-        ranked, truth: The cells and their labels.
-        size: Cells of a batch.
-        device: Where they go.
+        ranked: Cells.
+        truth: Labels of the cells.
+        size: Number of cells in a batch.
+        device: Device of the batches.
     """
 
     def __init__(self, ranked: RankedCells, truth: np.ndarray, size: int, device: torch.device):
@@ -108,12 +109,12 @@ class CellBatches:
         return math.ceil(len(self.ranked) / self.size)
 
     def drawn(self, rng: np.random.Generator, gene_dropout: float) -> Iterator[tuple[torch.Tensor, ...]]:
-        """All cells in random order, each without a random share of its genes, up to this one."""
+        """Yields all cells in random order, each without a random share of its genes of at most `gene_dropout`."""
         for rows in np.array_split(rng.permutation(len(self.ranked)), len(self)):
             yield self._batch(rows, lambda cell: self._without_some(cell, rng, gene_dropout))
 
     def whole(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        """All cells in order, as they are."""
+        """Yields all cells in order, with all their genes."""
         for rows in np.array_split(np.arange(len(self.ranked)), len(self)):
             yield self._batch(rows, lambda cell: cell)
 
@@ -143,14 +144,15 @@ def fit(
     seed: int,
 ) -> tuple[float, ...]:
     """
-    Trains what of a loss's model wants gradients: AdamW, a short warm-up and cosine decay. With cells to watch, the
-    weights of the epoch that did best on them are kept, and `patience` epochs without a better one end it.
+    Trains the parameters of a loss's model that need gradients, by AdamW with a short warm-up and cosine decay. With
+    `watched` cells, the weights of the epoch with the lowest loss on them are kept, and training stops after `patience`
+    epochs without a lower one.
 
     Returns:
-        The mean loss of each epoch, on the cells that are watched if there are any.
+        Mean loss of each epoch, on the watched cells if there are any.
 
     Raises:
-        InputError: A loss that is no number any more.
+        InputError: The loss is not finite.
     """
     trained = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
@@ -174,7 +176,7 @@ def fit(
                 total += loss.item() * len(ids)
             losses.append(total / len(learnt.ranked) if watched is None else _mean_loss(loss_of, watched))
             if not math.isfinite(losses[-1]):
-                raise InputError(f"The loss of epoch {epoch + 1} is no number: take a lower learning_rate.")
+                raise InputError(f"The loss of epoch {epoch + 1} is not finite: lower the learning_rate.")
             if watched is not None and losses[-1] == min(losses):
                 best = [parameter.detach().clone() for parameter in trained]
             show.advance(task)

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What comes with the package beside its code: a checkpoint, by a name that means the same everywhere, and cards."""
+"""The checkpoint that comes with the package, and the templates of cards."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def _folder(name: str) -> Path:
-    """A wheel carries it inside the package; a checkout has it beside the package."""
+    """Returns a folder of data: inside the package in a wheel, beside it in a checkout."""
     return next(folder for folder in (_PACKAGE / name, _PACKAGE.parent / name) if folder.is_dir())
 
 
@@ -19,16 +19,22 @@ MODEL_CARDS = _folder("model_cards")
 
 
 def resolve_checkpoint(checkpoint: str | Path) -> str:
-    """Where a checkpoint is: `langcell-mini`, where no folder here is called so, is the one of the package."""
+    """
+    Returns the folder of the package's checkpoint for `langcell-mini`, unless the working directory has a folder of
+    that name. Any other checkpoint is returned as it was given.
+    """
     if str(checkpoint) == MINI and not Path(MINI).is_dir():
         return str(_HUB_CONFIGS / MINI)
     return str(checkpoint)
 
 
 def display_name(checkpoint: str | Path) -> str:
-    """A checkpoint as others are told of it: the package's by its name, any other as it was given."""
-    shipped = (_HUB_CONFIGS / MINI).resolve()
-    return MINI if Path(checkpoint).is_dir() and Path(checkpoint).resolve() == shipped else str(checkpoint)
+    """
+    Returns the name of a checkpoint for records and messages: `langcell-mini` for the package's own, wherever it is
+    installed. Any other checkpoint is returned as it was given.
+    """
+    builtin = (_HUB_CONFIGS / MINI).resolve()
+    return MINI if Path(checkpoint).is_dir() and Path(checkpoint).resolve() == builtin else str(checkpoint)
 
 
 __all__ = ["MINI", "MODEL_CARDS", "display_name", "resolve_checkpoint"]

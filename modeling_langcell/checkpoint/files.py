@@ -1,8 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The files of a checkpoint's folder, and what they say."""
+"""Names and readers of the files in a checkpoint's folder."""
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from transformers.utils import CONFIG_NAME
 
 from ..model.errors import InputError, reason_of
 
-CARD, TRAINING, EVALUATION, ADAPTATION = "README.md", "training.json", "evaluation.json", "adaptation.json"
+TRAINING, EVALUATION, ADAPTATION = "training.json", "evaluation.json", "adaptation.json"
+PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer.json"
+#: The card, and the sentences in it that no other file holds.
+CARD, PROSE = "README.md", "card.yaml"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """
-    What a file holds; nothing where there is none.
+    Returns the object in a JSON file; an empty one where there is no file.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged, or holds no object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -32,11 +36,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def explaining_entries(source: object) -> Iterator[None]:
+    """
+    Turns whatever missing or odd entries of JSON files raise into one message.
+
+    Raises:
+        InputError: The code inside the `with` found a file with the right name and entries that are not this package's.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        why = f" ({reason_of(error)})" if isinstance(error, (KeyError, ValueError)) else ""
+        raise InputError(f"A JSON file in {source} is not as this package writes it{why}.") from error
+
+
 def require_no_code(folder: Path) -> None:
     """
+    Checks that a folder's config names no code from elsewhere to compute with. transformers would download such a
+    kernel from the Hub and run it without asking.
+
     Raises:
-        InputError: The config in a folder, if there is one, names code of others to compute with: transformers would
-            pull a kernel from the Hub, and run it, without asking.
+        InputError: The config names such code.
     """
 
     def kernels(found: Any) -> Iterator[str]:
@@ -46,13 +69,17 @@ def require_no_code(folder: Path) -> None:
                 yield f"{name}: {value}"
 
     for named in kernels(read_json(folder / CONFIG_NAME)):
-        raise InputError(f"{folder / CONFIG_NAME} names code of others ({named}): take it out, nothing needs it.")
+        raise InputError(
+            f"{folder / CONFIG_NAME} names code from elsewhere ({named}): remove the entry, the model does not need it."
+        )
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """
+    Returns the config of a LangCell model.
+
     Raises:
-        InputError: No folder of a LangCell model.
+        InputError: The folder holds no config, a damaged one, or one of another family.
     """
     require_no_code(folder)
     try:
@@ -67,7 +94,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
-    """Of the model that `AutoModel` makes of a config."""
+    """Returns the number of parameters of the model that `AutoModel` makes from a config."""
     with torch.device("meta"):
         return sum(
             parameter.numel() for parameter in AutoModel.from_config(config, attn_implementation="sdpa").parameters()
@@ -78,8 +105,12 @@ __all__ = [
     "ADAPTATION",
     "CARD",
     "EVALUATION",
+    "PROCESSOR",
+    "PROSE",
+    "TOKENIZER",
     "TRAINING",
     "count_parameters",
+    "explaining_entries",
     "read_config",
     "read_json",
     "require_no_code",

@@ -3,16 +3,14 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import PROMPT_TEMPLATES
-
-if TYPE_CHECKING:
-    from .adaptation_record import Head
+from .adaptation_record import Head
 
 
 def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
@@ -39,7 +37,7 @@ def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_of_base(model: PreTrainedModel, head: "Head") -> str:
+def weights_of_base(model: PreTrainedModel, head: Head) -> str:
     """Returns the hash of the weights that an adaptation rests on: for a classifier those of the cell tower."""
     digest = hashlib.sha256()
     _add_weights(digest, model.cell_model if head == "classes" else model)

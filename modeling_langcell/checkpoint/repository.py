@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Between a folder here and a repository on the Hub: pulled as one commit, pushed as one commit, never in part."""
+"""Pulls repositories from the Hub and pushes folders to it, always as one whole commit."""
 
 import filecmp
 import hashlib
@@ -36,16 +36,16 @@ from ..model.errors import InputError
 
 T = TypeVar("T")
 
-#: What a checkpoint or an adapter is loaded from.
+#: Files that a checkpoint or an adapter is loaded from.
 _USEFUL = ["*.json", "*.safetensors", "*.txt", "README.md"]
-#: Without these no model, no processor and no adapter loads. They are pulled when the rest is here, so that what was
-#: killed half-way loads nowhere: not in transformers or peft either, which know nothing of the rest.
+#: Files without which no model, processor or adapter loads. They are pulled last, so that an interrupted pull loads
+#: nowhere, not even in transformers or peft, which do not check that the others are there.
 _LAST = ["*config.json", "adaptation.json"]
-#: The Hub's own, in every repository.
+#: File that the Hub adds to every repository.
 _ATTRIBUTES = ".gitattributes"
-#: Seconds between tries of what may pass.
+#: Seconds between attempts after an error that may be temporary.
 _WAITS = (1, 2)
-#: What the Hub, the way to it and this disk can make `huggingface_hub` raise.
+#: Errors that `huggingface_hub` raises for faults of the Hub, the connection and the disk.
 _FAILURES = (
     httpx.HTTPError,
     OSError,
@@ -60,12 +60,12 @@ _FAILURES = (
 @dataclass(frozen=True)
 class Pushed:
     """
-    What was pushed.
+    Result of a push.
 
     Args:
         repo_id: Repository, with its owner.
         commit: Commit that holds the folder's files and no others.
-        url: Page of that commit.
+        url: Page of the commit.
     """
 
     repo_id: str
@@ -75,18 +75,19 @@ class Pushed:
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
     """
-    The folder of a checkpoint or an adapter: of one commit, and whole. What was pulled before is found without the Hub.
+    Returns the folder of a checkpoint or an adapter, complete and of one commit. A commit that was pulled before is
+    found without the Hub.
 
     Args:
-        name: A folder, which is given back; or a Hub id. `shipped.locate` knows the package's checkpoint.
-        revision: Branch, tag or commit of the Hub's repository.
+        name: A folder, which is returned as it is; or a Hub id. `resolve_checkpoint` finds the package's checkpoint.
+        revision: Branch, tag or commit of the repository on the Hub.
 
     Returns:
-        The folder; of a Hub id its name is the commit.
+        The folder; for a Hub id its name is the commit.
 
     Raises:
-        InputError: Neither a folder nor a repository that can be read, no such revision, a pull that failed, or one
-            that was killed before and cannot go on because the Hub cannot be reached.
+        InputError: The name is neither a folder nor a readable repository, the revision does not exist, or the pull
+            failed or was interrupted earlier and cannot continue without the Hub.
     """
     name = str(name)
     if Path(name).is_dir():
@@ -99,8 +100,8 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         pull_files = partial(snapshot_download, name, revision=at, allow_patterns=_USEFUL)
         pull_files(ignore_patterns=_LAST)
         folder = pull_files()
-        # Where the Hub cannot be reached, what others left in the cache comes back unseen, be it whole or not: only a
-        # commit whose files are listed is known to be whole.
+        # Without the Hub, `snapshot_download` returns whatever is in the cache, complete or not. Only a commit whose
+        # files are listed is known to be complete.
         get_cached_repo_tree(name, revision=at)
         return Path(folder)
 
@@ -110,20 +111,21 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
 
 def require_write_access(repo_id: str, private: bool = False) -> str:
     """
-    Makes a repository where there is none, and sees that it may be pushed to.
+    Creates a repository if there is none, and checks that this token may push to it.
 
     Returns:
-        Its id, with its owner.
+        Id of the repository, with its owner.
 
     Raises:
-        InputError: No leave, no such place, or a repository that all can read where it was to be `private`.
+        InputError: The token may not write, the owner does not exist, or the repository is public and `private` was
+            asked for.
     """
     api = HfApi()
     with _one_line(f"{repo_id} cannot be pushed to", "no file was changed there"):
         repo_id = _persist(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True)).repo_id
-        _persist(lambda: api.auth_check(repo_id, write=True))  # It may be there, and somebody else's.
+        _persist(lambda: api.auth_check(repo_id, write=True))  # An existing one may belong to somebody else.
         if private and not _persist(lambda: api.repo_info(repo_id)).private:
-            raise InputError(f"{repo_id} is there already and not private: make it so, or name another.")
+            raise InputError(f"{repo_id} exists and is not private: make it private, or name another.")
     return repo_id
 
 
@@ -137,20 +139,21 @@ def push(
     ignore: Iterable[str] = (),
 ) -> Pushed:
     """
-    Makes a repository hold what a folder holds, in one commit; then pulls that commit into an empty folder and compares
-    every byte, and only then tags it. Killed anywhere, the same call goes on.
+    Replaces the content of a repository by that of a folder, in one commit. Then pulls that commit into an empty
+    folder, compares every byte, and tags it. After an interruption, the same call continues.
 
     Args:
-        folder: Its files are pushed, but for hidden ones; what else the repository holds is deleted in the same commit.
-        repo_id: Hub id. The repository is made if there is none.
+        folder: Folder whose files are pushed, except hidden ones. Other files of the repository are deleted in the same
+            commit.
+        repo_id: Hub id. The repository is created if there is none.
         private: Whether only its owner may read the repository.
-        tag: Name for the commit.
-        message: Of the commit.
+        tag: Tag for the commit.
+        message: Message of the commit.
         ignore: Patterns of files that are not pushed.
 
     Raises:
-        InputError: No such folder, no leave, a tag of another commit, a repository that somebody else changes at the
-            same time, or a push that failed. The message says what was done there and what was not.
+        InputError: The folder is empty, the token may not write, the tag names another commit, somebody else changes
+            the repository at the same time, or the push failed. The message says what was done on the Hub.
     """
     files = _files(Path(folder), tuple(ignore))
     if not files:
@@ -159,17 +162,19 @@ def push(
     with _one_line(f"{folder} was not pushed to {repo_id}", "no file was changed there"):
         commit = _persist(lambda: _commit(files, repo_id, tag, message))
     done = Pushed(repo_id, commit, f"{HfApi().endpoint}/{repo_id}/commit/{commit}")
-    stands = f"pushing again goes on{f', and sets {tag!r}' if tag else ''}"
+    stands = f"push again to compare them{f' and to set {tag!r}' if tag else ''}"
     with _one_line(f"{repo_id} has all files as commit {commit}, but they could not be compared", stands):
         _compare(files, done)
     if tag is not None:
-        with _one_line(f"{repo_id} has all files as commit {commit}, without the tag {tag!r}", "pushing again goes on"):
+        with _one_line(
+            f"{repo_id} has all files as commit {commit}, without the tag {tag!r}", "pushing again continues"
+        ):
             _persist(lambda: _set_tag(done, tag))
     return done
 
 
 def _files(folder: Path, ignore: tuple[str, ...]) -> dict[str, Path]:
-    """Files by their path in the repository."""
+    """Returns files by their path in the repository."""
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
         name.as_posix(): path
@@ -180,8 +185,8 @@ def _files(folder: Path, ignore: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _commit(files: dict[str, Path], repo_id: str, tag: str | None, message: str) -> str:
-    """The commit with these files: a new one, or the repository's last where nothing differs."""
-    # Not `upload_folder`, which makes as many commits as it sees fit.
+    """Returns the commit with these files: a new one, or the repository's last if nothing differs."""
+    # `upload_folder` may make several commits.
     api = HfApi()
     head = api.repo_info(repo_id).sha
     listed = api.list_repo_tree(repo_id, recursive=True, revision=head)
@@ -192,15 +197,17 @@ def _commit(files: dict[str, Path], repo_id: str, tag: str | None, message: str)
     changes += [CommitOperationDelete(name) for name in there if name not in files and name != _ATTRIBUTES]
     tagged = None if tag is None else _tags(repo_id).get(tag)
     if tagged is not None and (changes or tagged != head):
-        raise InputError(f"{repo_id} has a tag {tag!r} of commit {tagged}: choose another. No file was changed there.")
+        raise InputError(
+            f"{repo_id} has a tag {tag!r} of commit {tagged}: choose another tag. No file was changed there."
+        )
     if head is not None and not changes:
         return head
-    # With its parent it fails, and does not mix with it, if somebody else was faster.
+    # With its parent given, it fails if somebody else has committed meanwhile.
     return api.create_commit(repo_id, changes, commit_message=message, parent_commit=head).oid
 
 
 def _is_there(path: Path, there: RepoFile | None) -> bool:
-    """Whether a file is in the repository as it is here."""
+    """Whether the repository has the same file."""
     if there is None or there.size != path.stat().st_size:
         return False
     digest = hashlib.sha1(b"blob %d\0" % there.size) if there.lfs is None else hashlib.sha256()
@@ -212,8 +219,10 @@ def _is_there(path: Path, there: RepoFile | None) -> bool:
 
 def _compare(files: dict[str, Path], pushed: Pushed) -> None:
     """
+    Pulls a commit into an empty folder, and compares it with the files here.
+
     Raises:
-        InputError: The commit's files, pulled into an empty folder, are not those here.
+        InputError: The files differ.
     """
     with tempfile.TemporaryDirectory(prefix="langcell-") as empty:
         pull = partial(snapshot_download, pushed.repo_id, revision=pushed.commit, cache_dir=empty)
@@ -230,7 +239,7 @@ def _compare(files: dict[str, Path], pushed: Pushed) -> None:
 
 
 def _tags(repo_id: str) -> dict[str, str]:
-    """Commits by tag."""
+    """Returns commits by tag."""
     return {tag.name: tag.target_commit for tag in HfApi().list_repo_refs(repo_id).tags}
 
 
@@ -240,12 +249,12 @@ def _set_tag(pushed: Pushed, tag: str) -> None:
 
 
 def _persist(call: Callable[[], T]) -> T:
-    """Calls again what failed by an error of the server or a lost connection; what is called can bear it."""
+    """Calls a function, and again after an error of the server or a lost connection; the function must allow that."""
     for wait in _WAITS:
         try:
             return call()
         except _FAILURES as error:
-            if not any(_may_pass(cause) for cause in _causes(error)):
+            if not any(_is_temporary(cause) for cause in _causes(error)):
                 raise
             time.sleep(wait)
     return call()
@@ -257,7 +266,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
     return isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError))
@@ -265,7 +274,7 @@ def _may_pass(error: BaseException) -> bool:
 
 @contextmanager
 def _one_line(failed: str, stands: str) -> Iterator[None]:
-    """Turns whatever fails into an `InputError`: what failed, why, and how things stand."""
+    """Turns failures into an `InputError` that says what failed, why, and what state that leaves."""
     try:
         yield
     except InputError:
@@ -275,14 +284,14 @@ def _one_line(failed: str, stands: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in one line."""
+    """Returns the reason of an error in one line."""
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch, tag or commit"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or none for this token ('hf auth login' sets another)"
     if isinstance(error, HFValidationError):
         return "it is no id of the form OWNER/NAME"
-    # Of a failed upload the outer error says which file, and the inner one why.
+    # For a failed upload the outer error names the file, and the inner one the reason.
     said = [" ".join(str(cause).split()) or type(cause).__name__ for cause in _causes(error)]
     return ": ".join(said[:2]) if isinstance(error, RuntimeError) else said[0]
 

@@ -666,11 +666,11 @@ def card(
 ) -> None:
     """Write the card of a checkpoint or an adapter: its README.md, from its own files and what an evaluation found."""
     from ..checkpoint.files import CARD, EVALUATION
-    from ..publishing.cards import Prose, write_card
+    from ..publishing.cards import write_card
 
     evaluation = None if results is None else folder / EVALUATION
     require_apart([("The card", folder / CARD), ("The evaluation", evaluation)], [("--about", about)])
-    typer.echo(f"Card: {write_card(folder, results, None if about is None else Prose.read(about))}")
+    typer.echo(f"Card: {write_card(folder, results, about)}")
 
 
 @app.command()

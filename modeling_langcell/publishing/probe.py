@@ -1,9 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-What a folder gives to somebody who loads it: embeddings of made-up cells, or of an architecture the number of its
-parameters. Run as a script, it does so with transformers alone, as if this package were not installed.
+Embeddings that a checkpoint gives to made-up cells, or the number of an architecture's parameters. As a script it loads
+the folder with transformers alone, as if this package were not installed.
 
-    python -I loading_probe.py FOLDER OUTPUT.safetensors
+    python -I probe.py FOLDER OUTPUT.safetensors
 """
 
 import sys
@@ -13,8 +13,8 @@ from typing import Any
 TEXTS = ["cell type: natural killer cell.", "cell type: monocyte."]
 
 
-def cells_of(processor: Any) -> tuple[list[str], Any]:
-    """Genes that a processor knows, and two cells with counts of them."""
+def made_up_cells(processor: Any) -> tuple[list[str], Any]:
+    """Returns up to 64 genes that a processor knows, and the counts of two cells, `(2, genes)`."""
     import numpy as np
     import scipy.sparse as sp
 
@@ -25,31 +25,41 @@ def cells_of(processor: Any) -> tuple[list[str], Any]:
     return genes, sp.csr_matrix(np.stack([counts, counts[::-1]]))
 
 
-def probe(folder: Path, **loading: Any) -> dict[str, Any]:
-    """Tensors by name; what fails is raised as transformers raises it."""
+def embed(model: Any, processor: Any) -> dict[str, Any]:
+    """Returns the embeddings of two cells and, from a joint model, of two texts: `cell_embeds` and `text_embeds`."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    if not (folder / "model.safetensors").is_file():
-        config = AutoConfig.from_pretrained(folder, **loading)
-        with torch.device("meta"):
-            model = AutoModel.from_config(config, **loading)
-        return {"parameters": torch.tensor(sum(parameter.numel() for parameter in model.parameters()))}
-    model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **loading)
-    if report["missing_keys"]:
-        raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[:3]}")
-    processor = AutoProcessor.from_pretrained(folder, **loading)
-    genes, cells = cells_of(processor)
+    genes, cells = made_up_cells(processor)
     batch = processor(cells=cells, gene_ids=genes, text=TEXTS, return_tensors="pt")
     with torch.inference_mode():
         if hasattr(model, "get_cell_features"):
             cell_embeds = model.get_cell_features(batch["cell_input_ids"], batch["cell_attention_mask"])
             text_embeds = model.get_text_features(batch["input_ids"], batch["attention_mask"])
             return {"cell_embeds": cell_embeds, "text_embeds": text_embeds}
-        return {"cell_embeds": model(batch["cell_input_ids"], batch["cell_attention_mask"]).pooler_output}
+        cell_tower = getattr(model, "cell_model", model)
+        return {"cell_embeds": cell_tower(batch["cell_input_ids"], batch["cell_attention_mask"]).pooler_output}
+
+
+def _load_and_embed(folder: Path) -> dict[str, Any]:
+    """Loads a folder by its own code, and embeds; errors are those of transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    own_code: Any = {"trust_remote_code": True}
+    if not (folder / "model.safetensors").is_file():
+        config = AutoConfig.from_pretrained(folder, **own_code)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, **own_code)
+        return {"parameters": torch.tensor(sum(parameter.numel() for parameter in model.parameters()))}
+    model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **own_code)
+    if report["missing_keys"]:
+        raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[:3]}")
+    return embed(model, AutoProcessor.from_pretrained(folder, **own_code))
 
 
 class _NotInstalled:
+    """Finder that lets imports of this package fail."""
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "modeling_langcell":
             raise ModuleNotFoundError(f"No module named {name!r}")
@@ -60,5 +70,5 @@ if __name__ == "__main__":
     from safetensors.torch import save_file
 
     source, output = map(Path, sys.argv[1:])
-    found = probe(source, trust_remote_code=True)
+    found = _load_and_embed(source)
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, output)

@@ -17,11 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.swa_utils import AveragedModel
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
+from modeling_langcell.checkpoint.folder import CheckpointFolder
 from modeling_langcell.corpus.genes import read_gene_info
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import FrozenTexts
 from modeling_langcell.pretraining.run import pretrain
-from modeling_langcell.publishing.publish import check
+from modeling_langcell.publishing.checks import check
 from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import TYPES, initialized
@@ -106,7 +107,7 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     assert run["corpus"]["cells"] == 120
     assert [source["kept"] for source in run["corpus"]["sources"]] == [40, 40, 40]
     assert run["compute"]["seconds"] > 0
-    check(output)  # It could be published.
+    check(CheckpointFolder(output))  # It could be published.
 
     annotator = LangCellAnnotator.from_pretrained(output)
     assert type(annotator.model) is LangCellModel

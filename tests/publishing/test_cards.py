@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cards: made of a checkpoint's files, the shipped ones as the renderer gives them, their snippets as they stand."""
+"""Cards are rendered from a checkpoint's files, and the snippets of the shipped ones run."""
 
 import json
 import re
@@ -11,13 +11,21 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError
+from modeling_langcell.checkpoint.folder import CheckpointFolder
 from modeling_langcell.cli.main import app
-from modeling_langcell.publishing.cards import Prose, faults_of, render, sections, summarize, write_card
+from modeling_langcell.publishing.cards import render, write_card
+from modeling_langcell.publishing.evaluation import summarize
 from tests.support.paths import REPOSITORY
 
 HUB_CONFIGS, CARDS = REPOSITORY / "hub_configs", REPOSITORY / "model_cards"
 RESULTS = REPOSITORY / "eval" / "results"
 MINI = HUB_CONFIGS / "langcell-mini"
+
+
+def sections(text: str) -> dict[str, str]:
+    """The second-level sections of a card by their titles."""
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def python_blocks(text: str) -> list[str]:
@@ -26,16 +34,14 @@ def python_blocks(text: str) -> list[str]:
 
 class TestShippedCards:
     @pytest.mark.parametrize("name", ["langcell-base", "langcell-mini"])
-    def test_they_are_what_the_renderer_gives(self, name):
-        meant = render(HUB_CONFIGS / name, Prose.read(CARDS / f"{name}.yaml"))
-        assert (HUB_CONFIGS / name / "README.md").read_text() == meant, (
-            f"langcell card hub_configs/{name} --about model_cards/{name}.yaml"
-        )
-        assert (CARDS / f"{name}.md").read_text() == meant
+    def test_they_are_rendered_from_their_folders(self, name):
+        rendered = render(CheckpointFolder(HUB_CONFIGS / name))
+        assert (HUB_CONFIGS / name / "README.md").read_text() == rendered, f"run: langcell card hub_configs/{name}"
+        assert (CARDS / f"{name}.md").resolve() == (HUB_CONFIGS / name / "README.md").resolve()
 
     def test_mini_has_the_figures_of_the_results(self):
         assert json.loads((MINI / "evaluation.json").read_text()) == summarize(RESULTS), (
-            "langcell card hub_configs/langcell-mini --results eval/results --about model_cards/langcell-mini.yaml"
+            "run: langcell card hub_configs/langcell-mini --results eval/results"
         )
 
     def test_mini_has_a_model_index_that_the_hub_reads(self):
@@ -55,7 +61,7 @@ class TestShippedCards:
         assert sum(counts) == total == 21_956
 
     def test_snippets_of_mini(self, shared):
-        """As they stand, but for its name, which is a folder here."""
+        """Only the name is replaced, by that of the folder."""
         adata = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")[:40].copy()
         blocks = python_blocks((MINI / "README.md").read_text())
         assert len(blocks) == 3
@@ -98,16 +104,14 @@ def a_table(model: str, accuracies=(0.5, 0.7)) -> dict:
 
 @pytest.fixture
 def results(checkpoint, tmp_path):
-    from modeling_langcell.publishing.cards import fingerprint_of
-
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "few-shot.json").write_text(json.dumps(a_table(fingerprint_of(checkpoint))))
-    (folder / "throughput.json").write_text(json.dumps({"ratio": 3}))  # No table of results.
+    (folder / "few-shot.json").write_text(json.dumps(a_table(CheckpointFolder(checkpoint).fingerprint)))
+    (folder / "throughput.json").write_text(json.dumps({"ratio": 3}))  # Not a table of results.
     return folder
 
 
-class TestMaking:
+class TestWriting:
     def test_figures_are_means_with_their_range(self, checkpoint, results):
         write_card(checkpoint, results)
         text = (checkpoint / "README.md").read_text()
@@ -128,17 +132,44 @@ class TestMaking:
         with pytest.raises(InputError, match="2 models"):
             write_card(checkpoint, results)
 
-    def test_prose(self, checkpoint, tmp_path):
-        (tmp_path / "about.yaml").write_text("limits: |\n  Mice only.\nmetadata:\n  license: mit\n  tags: [mouse]\n")
-        write_card(checkpoint, prose=Prose.read(tmp_path / "about.yaml"))
+    def test_prose_is_kept_and_used_again(self, checkpoint, tmp_path):
+        about = "limits: |\n  Mice only.\nmetadata:\n  license: mit\n  tags: [mouse]\n"
+        (tmp_path / "about.yaml").write_text(about)
+        write_card(checkpoint, about=tmp_path / "about.yaml")
+        assert (checkpoint / "card.yaml").read_text() == about
+        (checkpoint / "README.md").unlink()
+        write_card(checkpoint)
         card = ModelCard.load(checkpoint / "README.md")
         assert "Mice only." in sections(card.text)["Intended use and limits"]
         assert card.data.license == "mit"
         assert {"langcell", "mouse"} <= set(card.data.tags)
 
+    def test_the_folders_own_prose_can_be_named(self, checkpoint):
+        (checkpoint / "card.yaml").write_text("limits: Mice only.\n")
+        done = CliRunner().invoke(app, ["card", str(checkpoint), "--about", str(checkpoint / "card.yaml")])
+        assert done.exit_code == 0, done.output
+        assert (checkpoint / "card.yaml").read_text() == "limits: Mice only.\n"
+
+    def test_a_repository_gives_the_card_its_name(self, checkpoint):
+        text = render(CheckpointFolder(checkpoint), repo_id="you/other")
+        assert "\n# other\n" in text
+        assert 'from_pretrained("you/other"' in text
+        assert "mine" not in text
+
+    def test_prose_without_the_rest_of_a_card_is_checked_first(self, checkpoint, tmp_path):
+        (tmp_path / "about.yaml").write_text("limits: Mice only.\n")
+        (checkpoint / "training.json").write_text('{"runs": [{}]}')
+        with pytest.raises(InputError, match=r"training|JSON"):
+            write_card(checkpoint, about=tmp_path / "about.yaml")
+        assert not (checkpoint / "card.yaml").exists()
+
     @pytest.mark.parametrize(
         "said",
-        ["limit: x", "limits: 3", "[1]", "a: b: c", "metadata: x", "metadata: {tags: 5}", "metadata: {model_name: x}"],
+        [
+            *("limit: x", "limits: 3", "[1]", "a: b: c", "[" * 2_000),
+            *("metadata: x", "metadata: {tags: 5}", "metadata: {model_name: x}", "metadata: {license: ' '}"),
+            "summary: |\n  A table.\n\n  | pbmc | 0.999 |\n",  # Tables hold only what the folder's files say.
+        ],
     )
     def test_bad_prose(self, checkpoint, tmp_path, said):
         (tmp_path / "about.yaml").write_text(said)
@@ -151,52 +182,45 @@ class TestMaking:
             assert CliRunner().invoke(app, ["card", str(folder)]).exit_code == 2
 
 
-class TestComparing:
+class TestAdaptation:
     @pytest.fixture
-    def card(self, checkpoint, results):
-        return write_card(checkpoint, results)
+    def adapter(self, tmp_path):
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        record = {"head": "classes", "labels": {"NK": "", "a | b": "cell type: B cell."}, "base": "you/base"}
+        record |= {
+            "several": True,
+            "cells": {"NK": 6},
+            "settings": {"epochs": 3, "shots": None},
+            "versions": {"torch": "2"},
+        }
+        (folder / "adaptation.json").write_text(json.dumps(record))
+        return folder
 
-    def test_what_was_rendered_has_no_faults(self, card):
-        assert faults_of(card.parent) == []
+    def test_the_card_has_the_record(self, adapter):
+        """A record from before `several` was called `multilabel`."""
+        text = write_card(adapter).read_text()
+        for said in ("| NK | 6 |  |", "| a / b | 0 | cell type: B cell. |", "| epochs | 3 |", "| versions | torch 2 |"):
+            assert said in text
+        assert "A cell may have several labels." in text
+        assert "shots" not in text
 
-    def test_prose_is_free(self, card):
-        text = card.read_text().replace("None was written down.", "It takes ducts for tumours.")
-        card.write_text(text + "\n## Thanks\n\nTo all.\n")
-        assert faults_of(card.parent) == []
+    def test_the_base_has_its_name_on_the_hub(self, adapter):
+        text = render(CheckpointFolder(adapter), repo_id="you/adapter", base="me/base")
+        assert "base_model: me/base" in text
+        assert "made from `me/base`" in text
+        assert "you/base" not in text
 
-    @pytest.mark.parametrize(
-        ("before", "after", "fault"),
-        [
-            ("0.600 (0.500", "0.900 (0.500", "Evaluation"),
-            ("value: 0.6", "value: 0.9", "model-index"),
-            ("value: 0.6", "value: x", "model-index"),
-            ("| parameters | ", "| parameters | 1", "Architecture"),
-            ("| blood* |", "| bone |", "Evaluation"),
-            ("## Known failure modes", "## Other", "no section 'Known failure modes'"),
-            ("None was written down.", "TODO", "TODO"),
-            ("license: apache-2.0\n", "", "no license"),
-            ("tags:\n", "tags: [\n", "metadata cannot be read"),
-            ("# mine\n", "# yours\n", "not the card of 'mine'"),
-            ("## Evaluation\n", "## Evaluation\n\n| x | 0.999 |\n\n## Evaluation\n", "two sections 'Evaluation'"),
-            ("## Evaluation\n", "## Evaluation\n\n  | a fake row | 0.999 |\n", "a fake row"),
-            ("## Evaluation\n", "## Results\n\n| pbmc | 0.999 |\n\n## Evaluation\n", "Results: '| pbmc | 0.999 |'"),
-            ("# mine\n", "# mine\n\n| pbmc | 0.999 |\n", "'| pbmc | 0.999 |'"),
-        ],
-    )
-    def test_faults(self, card, before, after, fault):
-        text = card.read_text()
-        assert before in text
-        card.write_text(text.replace(before, after, 1))
-        assert any(fault in one for one in faults_of(card.parent)), faults_of(card.parent)
-
-    def test_what_has_no_figures_may_have_none(self, checkpoint):
-        card = write_card(checkpoint)
-        card.write_text(card.read_text().replace("## Evaluation\n", "## Evaluation\n\n| pbmc | 0.999 |\n"))
-        assert any("0.999" in fault for fault in faults_of(checkpoint))
+    def test_it_takes_no_other_texts_or_results(self, adapter, tmp_path):
+        (tmp_path / "about.yaml").write_text("limits: None.\n")
+        for option in ("--about", "--results"):
+            done = CliRunner().invoke(app, ["card", str(adapter), option, str(tmp_path / "about.yaml")])
+            assert done.exit_code == 2
+            assert "was adapted" in " ".join(done.stderr.split())
 
 
 class TestOddFiles:
-    """Of the right names, and of any content: one message, and nothing half-written."""
+    """Files with the right name and odd content give one message, and nothing is written."""
 
     @pytest.mark.parametrize(
         ("file", "content"),
@@ -222,7 +246,7 @@ class TestOddFiles:
         assert done.exit_code == 2, done.exception
         assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
 
-    def test_results_are_not_taken_over_where_no_card_can_be_made(self, checkpoint, results):
+    def test_results_are_not_kept_if_no_card_can_be_rendered(self, checkpoint, results):
         (checkpoint / "training.json").write_text('{"runs": [{}]}')
         with pytest.raises(InputError):
             write_card(checkpoint, results)
