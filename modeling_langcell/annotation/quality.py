@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What of the cells that were read should make one careful with what is found of them."""
+"""Checks of the cells that were annotated: depth, known genes, values, ambient RNA and novelty."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,68 +9,70 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..io.columns import CELL_TYPE, NOVELTY, RUN
+from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 
-_BLOCKS, _BLOCK = 16, 256  # What is looked at: so many stretches of so many cells, spread evenly.
+_BLOCKS, _BLOCK = 16, 256  # Up to 16 blocks of 256 cells, spread evenly, are examined.
 
-_FEW_GENES, _SHALLOW = (
-    200,
-    0.1,
-)  # A cell with fewer genes says little; and the share of such cells that is worth a word.
+_FEW_GENES = 200  # A cell with fewer genes is shallow.
+_SHALLOW = 0.1  # Share of shallow cells above which there is a caution.
 _PANEL = 5000  # Fewer known genes than this are a selection, or a small panel.
-_MATCHED = 0.7  # Share of the median cell's counts in known genes, below which much is not read.
-_AMBIENT = 0.1
-_ALIKE = (
-    0.1  # Totals that spread no more than this share of their mean were made alike: those of real cells do by more.
-)
-_UNLIKE = 0.2  # Share of cells that are less like any candidate than cells of known types usually are.
+_MATCHED = 0.7  # Share of the median cell's counts in known genes below which there is a caution.
+_AMBIENT = 0.1  # Share of ambient RNA from which there is a caution.
+_ALIKE = 0.1  # Relative spread of the cells' totals below which they were normalised; real cells spread more.
+_LARGEST_LOGARITHM = 16  # Values below this are probably logarithms.
+_UNLIKE = 0.2  # Share of cells of unusual novelty above which there is a caution.
 
-#: For the share of ambient RNA: of a label so many cells, of a gene so many counts expected of nothing but the mixture,
-#: another label with so many times its share; and of such genes so many, the least of which are taken.
-_CELLS, _EXPECTED, _TIMES, _GENES, _LEAST = 20, 10, 8, 10, 30
+# Limits of the estimate of ambient RNA.
+_CELLS = 20  # Fewest cells of a label.
+_EXPECTED = 10  # Fewest counts of a gene that the mixture alone would give the label.
+_TIMES = 8  # Least ratio of the gene's share in another label to its share in this one.
+_GENES = 10  # Fewest such genes.
+_LEAST = 30  # Number of those genes, the least counted ones, that the estimate uses.
 
 
 @dataclass(frozen=True)
 class InputQuality:
     """
-    What cells look like.
+    Quality of the cells that were annotated.
 
     Args:
-        cells: How many were looked at, spread evenly over all.
-        genes: Of the median cell.
-        counts: Of the median cell; none where the values are no counts.
-        ambient: Share of the counts that look like a mixture of all cells; none where that cannot be told.
-        cautions: What should make one careful, a sentence or two each.
+        cells: Number of examined cells, spread evenly over all.
+        genes: Number of genes of the median cell.
+        counts: Number of counts of the median cell; None where the values are not counts.
+        ambient: Share of the counts that look like a mixture of all cells; None where it cannot be estimated.
+        cautions: Reasons to be careful, a sentence or two each: `str(caution)` names arguments as Python does,
+            `caution.on_command_line()` as options.
     """
 
     cells: int
     genes: float
     counts: float | None
     ambient: float | None
-    cautions: tuple[str, ...]
+    cautions: tuple[Remedy, ...]
 
 
 def examine(
     extractor: LangCellFeatureExtractor,
     cells: ad.AnnData,
     annotated: ad.AnnData,
-    **where: Any,
+    **cell_options: Any,
 ) -> InputQuality:
     """
-    Looks at some of the cells that were annotated.
+    Examines up to 4,096 of the cells that were annotated.
 
     Args:
-        extractor: The checkpoint's.
-        cells: In memory or backed.
-        annotated: What was found of them, as `LangCellAnnotator.annotate` or `read_annotation` gives it.
-        where: `layer`, `use_raw`, `gene_column`, as they were annotated.
+        extractor: The checkpoint's feature extractor.
+        cells: The cells, in memory or backed.
+        annotated: Their annotation, as `LangCellAnnotator.annotate` or `read_annotation` returns it.
+        cell_options: `layer`, `use_raw` and `gene_column`, as for the annotation.
     """
-    source, match = extractor.open(cells, **where)
+    source, match = extractor.open(cells, **cell_options)
     starts = range(0, len(source), max(_BLOCK, -(-len(source) // _BLOCKS)))
     blocks = [range(start, min(start + _BLOCK, len(source))) for start in starts]
     rows = np.concatenate(blocks)
     values = sp.vstack([source.rows(block.start, block.stop) for block in blocks], format="csr")
-    values.eliminate_zeros()  # Those that are stored were not counted either.
+    values.eliminate_zeros()  # Stored zeros are not counts either.
 
     run, obs = annotated.uns[RUN], annotated.obs
     kind = str(run["input"]["counts"])
@@ -79,109 +81,125 @@ def examine(
     labels = obs[CELL_TYPE].cat.codes.to_numpy()[rows]
     ambient = ambient_share(values, labels) if kind == "raw" else None
     cautions = [
-        *_of_genes(genes, int((match.token_ids >= 0).sum()), float(run["input"]["matched_counts"])),
-        *_of_values(values, totals, kind),
-        *_of_ambient(ambient),
-        *_of_novelty(annotated),
+        *_gene_cautions(genes, int((match.token_ids >= 0).sum()), float(run["input"]["matched_counts"])),
+        *_value_cautions(values, totals, kind),
+        *_ambient_cautions(ambient),
+        *_novelty_cautions(annotated),
     ]
     counts = float(np.median(totals)) if kind == "raw" else None
     return InputQuality(len(rows), float(np.median(genes)), counts, ambient, tuple(cautions))
 
 
-def _of_genes(genes: np.ndarray, known: int, matched_counts: float) -> list[str]:
+def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float) -> list[Remedy]:
     found = []
-    if (few := float((genes < _FEW_GENES).mean())) > _SHALLOW:
+    if (shallow := float((genes < _FEW_GENES).mean())) > _SHALLOW:
         found.append(
-            f"Low depth: {few:.0%} of the cells have fewer than {_FEW_GENES} genes, which says little of them. "
-            "Leave such cells out, or trust their labels less."
+            Remedy(
+                f"Low depth: {shallow:.0%} of the cells have fewer than {_FEW_GENES} genes, too few for a reliable "
+                "label. Leave such cells out, or trust their labels less."
+            )
         )
     if known < _PANEL:
         found.append(
-            f"Few genes: only {known:,} that the checkpoint knows. If they are a selection, of variable genes for "
-            "instance, give all genes that were counted."
+            Remedy(
+                f"Few genes: only {known:,} that the checkpoint knows. If they are a selection, for example of "
+                "variable genes, give all genes that were counted."
+            )
         )
     if matched_counts < _MATCHED:
         found.append(
-            f"Unmatched genes: the known ones have only {matched_counts:.0%} of the median cell's counts. Look whether "
-            "their names are human Ensembl ids or gene symbols, all of one kind."
+            Remedy(
+                f"Unmatched genes: the known ones have only {matched_counts:.0%} of the median cell's counts. Check "
+                "that the names are human Ensembl ids or gene symbols, all of one kind."
+            )
         )
     return found
 
 
-def _of_values(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> list[str]:
+def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> list[Remedy]:
     if not values.nnz:
         return []
     largest = float(values.data.max())
     if kind == "raw" and largest <= 1:
-        return ["Probably no counts: no value is above 1, so genes that were counted at all have no order."]
+        return [Remedy("Probably no counts: no value is above 1, so the expressed genes of a cell cannot be ranked.")]
     if kind == "raw" and len(totals) >= _CELLS and totals.std() < _ALIKE * totals.mean():
         return [
-            f"Probably normalised and rounded: all cells have about the same total ({totals.mean():,.0f}). Give the "
-            "counts as they were."
+            Remedy(
+                f"Probably normalised and rounded: all cells have about the same total ({totals.mean():,.0f}). Give "
+                "the original counts."
+            )
         ]
-    if kind == "normalized" and largest < 16:
+    if kind == "normalized" and largest < _LARGEST_LOGARITHM:
         return [
-            f"Probably logarithms: no value is above {largest:.1f}, though they were said to be normalised counts. "
-            "If they are logarithms, say so: counts='log1p'."
+            Remedy(
+                f"Probably logarithms: no value is above {largest:.1f}, though the values were said to be normalised "
+                "counts. If they are logarithms, say so: {option}.",
+                "counts",
+                "log1p",
+            )
         ]
     return []
 
 
-def _of_ambient(ambient: float | None) -> list[str]:
+def _ambient_cautions(ambient: float | None) -> list[Remedy]:
     if ambient is None or ambient < _AMBIENT:
         return []
     return [
-        f"Ambient RNA: about {ambient:.0%} of the counts, or more, look like a mixture of all cells, in which genes of "
-        "one label are found in the cells of the others. Remove the background (SoupX, CellBender, DecontX), or look "
-        "whether the labels fit."
+        Remedy(
+            f"Ambient RNA: about {ambient:.0%} of the counts, or more, look like a mixture of all cells: genes of one "
+            "label are found in the cells of the others. Remove the background (SoupX, CellBender, DecontX), or check "
+            "that the labels fit."
+        )
     ]
 
 
-def _of_novelty(annotated: ad.AnnData) -> list[str]:
+def _novelty_cautions(annotated: ad.AnnData) -> list[Remedy]:
     run = annotated.uns[RUN]
     if "usual_novelty" not in run or NOVELTY not in annotated.obs:
         return []
     if (unlike := float((annotated.obs[NOVELTY] > run["usual_novelty"]).mean())) <= _UNLIKE:
         return []
     return [
-        f"Unlike the candidates: {unlike:.0%} of the cells are less like any candidate than cells of known types "
-        "usually are. A type may be missing among the candidates, or the checkpoint does not know such cells."
+        Remedy(
+            f"Unlike the candidates: {unlike:.0%} of the cells are less like any candidate than cells of known types "
+            "usually are. A type may be missing among the candidates, or the checkpoint may not know such cells."
+        )
     ]
 
 
 def ambient_share(counts: sp.csr_matrix, labels: np.ndarray) -> float | None:
     """
-    How much of the counts looks like a mixture of all cells.
+    Estimates the share of the counts that looks like a mixture of all cells.
 
-    What floats in a droplet around a cell is counted with it (Young & Behjati, 2020, "SoupX"). A gene that a type does
-    not express is counted in its cells all the same, as often as the mixture has it, times the share of the mixture.
-    Which genes a type does not express is not known; those are taken that are counted least, beside what the mixture
-    alone would give, so that the share is rather too small.
+    RNA that floats around the cells is counted with them (Young & Behjati, 2020, "SoupX"). A gene that a type does not
+    express is therefore still counted in its cells, as often as its share in the mixture times the share of the mixture
+    in the counts. Which genes a type does not express is unknown, so the estimate uses those with the fewest counts
+    compared with what the mixture alone would give. It is therefore rather low.
 
     Args:
-        counts: `(cells, genes)`.
+        counts: `(cells, genes)` counts.
         labels: `(cells,)` number of each cell's label, -1 for none.
 
     Returns:
-        The share of the median label, from 0 to 1; none where there are too few labels that differ, cells, or counts.
+        The estimate for the median label, from 0 to 1; None where there are too few different labels, cells or counts.
     """
     numbers, sizes = np.unique(labels[labels >= 0], return_counts=True)
     numbers = numbers[sizes >= _CELLS]
     if len(numbers) < 2:
         return None
-    of_label = np.array([np.asarray(counts[labels == number].sum(axis=0)).ravel() for number in numbers])
-    totals = of_label.sum(axis=1, keepdims=True)
-    mixture, shares = of_label.sum(axis=0) / totals.sum(), of_label / totals
-    found = []
+    label_counts = np.array([np.asarray(counts[labels == number].sum(axis=0)).ravel() for number in numbers])
+    totals = label_counts.sum(axis=1, keepdims=True)
+    mixture, shares = label_counts.sum(axis=0) / totals.sum(), label_counts / totals
+    estimates = []
     for label in range(len(numbers)):
         expected = mixture * totals[label]
         elsewhere = np.delete(shares, label, axis=0).max(axis=0)
-        telling = np.flatnonzero((expected >= _EXPECTED) & (elsewhere >= _TIMES * shares[label]))
-        if len(telling) >= _GENES:
-            ratios = of_label[label, telling] / expected[telling]
-            least = telling[np.argsort(ratios)[:_LEAST]]
-            found.append(of_label[label, least].sum() / expected[least].sum())
-    return float(np.median(found)) if found else None
+        unexpressed = np.flatnonzero((expected >= _EXPECTED) & (elsewhere >= _TIMES * shares[label]))
+        if len(unexpressed) >= _GENES:
+            ratios = label_counts[label, unexpressed] / expected[unexpressed]
+            least = unexpressed[np.argsort(ratios)[:_LEAST]]
+            estimates.append(label_counts[label, least].sum() / expected[least].sum())
+    return float(np.median(estimates)) if estimates else None
 
 
 __all__ = ["InputQuality", "ambient_share", "examine"]

@@ -37,7 +37,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            message = _with_options(str(error))
+            message = error.on_command_line()
         except OSError as error:
             if error.strerror is None or isinstance(error, BrokenPipeError):
                 raise
@@ -45,17 +45,6 @@ class _Commands(TyperGroup):
         shown = message.encode("utf-8", "backslashreplace").decode()  # A name on disk need not be text.
         _errors.print(f"[bold red]Error:[/] {_plain(shown)}", soft_wrap=True)
         raise typer.Exit(2)
-
-
-def _with_options(message: str) -> str:
-    """The arguments that a message of the package names, as the options that they are here."""
-
-    def option(found: re.Match[str]) -> str:
-        name, value = found[1], found[2]
-        return f"--{name.replace('_', '-')}" + ("" if value is None else f" {shlex.quote(value)}")
-
-    message = re.sub(r"\b(layer|counts|empty_cells)='([^']*)'", option, message.replace("use_raw=True", "use_raw"))
-    return re.sub(r"\b(use_raw|gene_column|(?<=pass )layer|(?<=leave out )layer)\b(=)?", option, message)
 
 
 def _plain(message: object) -> str:
@@ -262,7 +251,7 @@ def annotate(
             "shortlist": _facts_of_shortlist(run),
             "agreement": scores,
             "input": run["input"],
-            "cautions": quality.cautions,
+            "cautions": [str(caution) for caution in quality.cautions],
         }
         typer.echo(json.dumps(said, default=lambda number: number.item()))  # Of a file they are NumPy's.
         return
@@ -285,7 +274,7 @@ def annotate(
     if scores is not None:
         typer.echo(f"Accuracy against {reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
     for caution in quality.cautions:
-        typer.echo(f"Caution: {_with_options(caution)}")
+        typer.echo(f"Caution: {caution.on_command_line()}")
     for what, path in written.items():
         typer.echo(f"{what.capitalize()}: {path}")
 
@@ -419,8 +408,8 @@ def explain(
     """Show which genes drive the matches of cells with the label found for them."""
     from ..annotation.annotator import LangCellAnnotator
     from ..annotation.explain import explain as explain_cells
-    from ..report.plots import draw_genes
     from ..io.h5ad import open_cells
+    from ..report.plots import draw_genes
 
     _require_picture(figure)
     require_apart(
@@ -535,7 +524,8 @@ def adapt(
         try:
             pushed = publish_folder(out, push_to)
         except InputError as error:
-            raise InputError(f"What was adapted is in {out}; 'langcell publish' pushes it. {error}") from error
+            message = f"The adapter is in {out}; 'langcell publish' pushes it. {error.message}"
+            raise InputError(message, *error.remedies) from error
         typer.echo(f"Pushed: {pushed.url}")
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What is odd of an input: real cells that are as they should be, and the same after what people do to them."""
+"""Checks of the input: no caution for real cells as they are, and the right one for each way to spoil them."""
 
 import anndata as ad
 import numpy as np
@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.annotation.quality import ambient_share, examine
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 LABELS = ["B cell", "CD14-positive monocyte", "natural killer cell", "CD4-positive, alpha-beta T cell"]
 
@@ -26,11 +26,11 @@ def blood(shared):
 def cautions(annotator, cells, **options) -> str:
     annotated = annotator.annotate(cells.copy(), LABELS, empty_cells="mark", **options)
     options.pop("counts", None)
-    return " ".join(examine(annotator.processor.feature_extractor, cells, annotated, **options).cautions)
+    return " ".join(map(str, examine(annotator.processor.feature_extractor, cells, annotated, **options).cautions))
 
 
 def with_ambient(cells: ad.AnnData, share: float) -> sp.csr_matrix:
-    """So many of a cell's counts drawn anew from the mixture of all cells."""
+    """Draws this share of each cell's counts again from the mixture of all cells."""
     rng = np.random.default_rng(0)
     counts = sp.csr_matrix(cells.X).astype(int)
     mixture = np.asarray(counts.sum(axis=0)).ravel() / counts.sum()
@@ -40,7 +40,7 @@ def with_ambient(cells: ad.AnnData, share: float) -> sp.csr_matrix:
     return sp.csr_matrix(counts + sp.csr_matrix(drawn)).astype(np.float32)
 
 
-def test_cells_as_they_should_be(annotator, blood):
+def test_good_cells_give_no_caution(annotator, blood):
     annotated = annotator.annotate(blood.copy(), LABELS)
     found = examine(annotator.processor.feature_extractor, blood, annotated)
     assert found.cautions == ()
@@ -51,35 +51,35 @@ def test_cells_as_they_should_be(annotator, blood):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.4])
-def test_the_share_of_ambient_rna(blood, share):
+def test_the_share_of_ambient_rna_is_estimated(blood, share):
     labels = blood.obs["cell_type"].cat.codes.to_numpy()
     assert ambient_share(sp.csr_matrix(blood.X), labels) < 0.02
     assert 0.6 * share < ambient_share(with_ambient(blood, share), labels) < 1.1 * share
 
 
-def test_ambient_rna_is_said_with_the_labels_that_were_found(annotator, blood):
+def test_ambient_rna_gives_a_caution_with_the_annotated_labels(annotator, blood):
     soiled = blood.copy()
     soiled.X = with_ambient(blood, 0.4)
     assert "Ambient RNA: about" in cautions(annotator, soiled)
 
 
-def test_of_one_label_nothing_is_said_of_ambient_rna(blood):
+def test_ambient_rna_is_not_estimated_from_one_label(blood):
     assert ambient_share(sp.csr_matrix(blood.X), np.zeros(blood.n_obs, dtype=int)) is None
     assert ambient_share(sp.csr_matrix(blood.X), np.full(blood.n_obs, -1)) is None
 
 
-def test_low_depth(annotator, blood):
+def test_low_depth_gives_a_caution(annotator, blood):
     shallow = blood.copy()
     shallow.X.data = np.random.default_rng(0).binomial(blood.X.data.astype(int), 0.05).astype(np.float32)
     assert "Low depth: " in cautions(annotator, shallow)
 
 
-def test_few_genes(annotator, blood):
+def test_few_genes_give_a_caution(annotator, blood):
     assert "Few genes: only " in cautions(annotator, blood[:, :2000].copy())
 
 
-def test_unmatched_genes(annotator, blood):
-    """Most of the counts are in genes whose names nobody knows."""
+def test_unmatched_genes_give_a_caution(annotator, blood):
+    """Most of the counts are in genes with unknown names."""
     renamed = blood.copy()
     often = np.argsort(-np.asarray(blood.X.sum(axis=0)).ravel())[:1000]
     names, ids = (
@@ -92,7 +92,7 @@ def test_unmatched_genes(annotator, blood):
     assert "Unmatched genes: the known ones have only " in cautions(annotator, renamed)
 
 
-def test_values_that_were_changed(annotator, blood):
+def test_values_that_are_not_counts_give_a_caution(annotator, blood):
     scaled = blood.copy()
     totals = np.asarray(blood.X.sum(axis=1)).ravel()
     scaled.X = sp.csr_matrix(sp.diags(10_000 / totals) @ blood.X)
@@ -102,6 +102,8 @@ def test_values_that_were_changed(annotator, blood):
     rounded.X.data = np.rint(rounded.X.data)
     binary = blood.copy()
     binary.X.data = np.ones_like(binary.X.data)
+    caution = "If they are logarithms, say so: counts='log1p'."
+    assert caution in cautions(annotator, logarithms, counts="normalized")
     assert "Probably logarithms" in cautions(annotator, logarithms, counts="normalized")
     assert "Probably normalised and rounded" in cautions(annotator, rounded)
     assert "Probably no counts" in cautions(annotator, binary)
@@ -109,14 +111,14 @@ def test_values_that_were_changed(annotator, blood):
     assert "Probably" not in cautions(annotator, logarithms, counts="log1p")
 
 
-def test_cells_unlike_the_candidates(annotator, shared):
+def test_cells_unlike_the_candidates_give_a_caution(annotator, shared):
     tumour = ad.read_h5ad(shared / "data" / "validation" / "pdac_moncada_card.h5ad")[::4].copy()
     annotated = annotator.annotate(tumour.copy(), ["B cell", "natural killer cell"], empty_cells="mark")
     found = examine(annotator.processor.feature_extractor, tumour, annotated)
-    assert any(caution.startswith("Unlike the candidates: ") for caution in found.cautions)
+    assert any(str(caution).startswith("Unlike the candidates: ") for caution in found.cautions)
 
 
-def test_only_some_of_many_cells_are_read(annotator, blood):
+def test_a_sample_of_many_cells_is_examined(annotator, blood):
     many = ad.concat([blood] * 9, index_unique="-")
     many.var = blood.var
     annotated = annotator.annotate(many.copy(), LABELS)

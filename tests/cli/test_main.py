@@ -7,8 +7,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 
 import anndata as ad
 import numpy as np
@@ -16,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from modeling_langcell import LangCellProcessor
-from modeling_langcell.cli.main import _with_options, app
+from modeling_langcell.cli.main import app
 from modeling_langcell.ontology import find_term, release
+from tests.support.commands import run_python
 
 LABELS = "B cell;natural killer cell;CD8-positive, alpha-beta T cell"
 
@@ -182,12 +181,7 @@ def test_an_input_and_the_example_together_are_refused(run, cells_file):
 
 
 def test_a_real_process_ends_with_2_and_without_traceback(tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-m", "modeling_langcell.cli", "annotate", str(tmp_path / "no.h5ad"), "--labels", "B cell"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+    process = run_python("-m", "modeling_langcell.cli", "annotate", tmp_path / "no.h5ad", "--labels", "B cell")
     assert process.returncode == 2
     assert "No file" in process.stderr
     assert "Traceback" not in process.stderr
@@ -204,21 +198,32 @@ def test_convert_says_what_is_missing(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("damage", "options", "advice"),
     [
-        ("pass counts='log1p' if so; pass layer='my counts'.", "pass --counts log1p if so; pass --layer 'my counts'."),
-        (
-            "leave out use_raw. Pass use_raw=True, or leave out layer.",
-            "leave out --use-raw. Pass --use-raw, or leave out --layer.",
-        ),
-        ("name their column of var with gene_column.", "name their column of var with --gene-column."),
-        ("keep them with empty_cells='mark'.", "keep them with --empty-cells mark."),
-        ("No layer 'b'; layers here: ['a'].", "No layer 'b'; layers here: ['a']."),
-        ("layers['counts'] looks like counts.", "layers['counts'] looks like counts."),
+        ("counts in a layer", [], "pass --layer 'my counts'."),
+        ("counts in raw", [], "raw.X looks like counts: pass --use-raw."),
+        ("logarithms", [], "pass --counts log1p"),
+        ("unknown genes", [], "name their column of var with --gene-column."),
+        ("an empty cell", [], "keep them unannotated with --empty-cells mark."),
+        (None, ["--use-raw"], "leave out --use-raw"),
     ],
 )
-def test_arguments_are_told_as_options(said, shown):
-    assert _with_options(said) == shown
+def test_advice_names_options(run, cells, tiny_checkpoint, tmp_path, damage, options, advice):
+    if damage == "counts in a layer":
+        cells.layers["my counts"] = cells.X.copy()
+    if damage == "counts in raw":
+        cells.raw = cells.copy()
+    if damage in ("counts in a layer", "counts in raw", "logarithms"):
+        cells.X = cells.X.log1p()
+    if damage == "unknown genes":
+        cells.var_names = [f"unknown{number}" for number in range(cells.n_vars)]
+        del cells.var
+    if damage == "an empty cell":
+        cells.X[0] = 0
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    result = run("annotate", tmp_path / "cells.h5ad", "--model", tiny_checkpoint, "--labels", LABELS, *options)
+    assert result.exit_code == 2, result.output
+    assert advice in result.stderr
 
 
 class TestDescribe:
