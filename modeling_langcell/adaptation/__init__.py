@@ -1,2 +1,2 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Checkpoints adapted to labelled cells."""
+"""Adapts checkpoints to labelled cells."""

@@ -1,2 +1,2 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Checkpoints and adapters: found, loaded, told apart, and kept in folders and repositories."""
+"""Loads checkpoints and adapters from folders and from the Hub, and keeps their records."""

@@ -204,7 +204,7 @@ def _require_own_files(folder: Path, source: str | Path) -> None:
     """
     require_no_code(folder)
     if (folder / CONFIG_NAME).is_file() and not any((folder / name).is_file() for name in (TOKENIZER, "vocab.txt")):
-        raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary of its texts: get a complete copy.")
+        raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary of its texts: use a complete copy.")
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map")
         here = {path.name for path in folder.iterdir()}
@@ -261,7 +261,7 @@ def _merge(model: PreTrainedModel, folder: Path, adapter: str | Path) -> Any:
     except Exception as error:  # Messages of peft list weights, or are for programmers.
         raise InputError(
             f"The adapter {str(adapter)!r} does not fit its checkpoint: {PEFT_CONFIG} or {PEFT_WEIGHTS} is damaged, or "
-            "belongs to another model. Get a complete copy, or adapt again."
+            "belongs to another model. Use a complete copy, or adapt again."
         ) from error
 
 

@@ -665,7 +665,7 @@ def card(
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint, architecture or adapter, with its card.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint, an architecture or an adapter.")],
     repo_id: Annotated[str, typer.Option(help="Repository of the Hub, OWNER/NAME; made if there is none.")],
     base: Annotated[str | None, typer.Option(help="Hub id of what an adapter was made from.")] = None,
     results: Annotated[Path | None, typer.Option(help="What 'langcell evaluate' wrote, to compare with.")] = None,

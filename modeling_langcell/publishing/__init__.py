@@ -1,2 +1,2 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cards, checks, and the way to the Hub."""
+"""Renders cards, checks folders, and publishes them on the Hub."""

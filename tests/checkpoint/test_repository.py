@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Pushed and pulled over HTTP by processes of their own, from and to a stand-in for the Hub on loopback; with what can go
-wrong: a server that fails, connections that end, no leave, a disk that takes no more, and SIGKILL.
+Separate processes push to and pull from a stand-in for the Hub over HTTP on loopback. The server fails, connections
+end, tokens lack rights, the disk is full, and processes are killed.
 """
 
 import json
@@ -26,7 +26,7 @@ NAME = "tester/tiny"
 ANNOTATE = ("-m", "modeling_langcell.cli", "annotate", "--out", "o.h5ad", "--labels", "B cell;monocyte", "--alpha", "1")
 ADAPT = ("-m", "modeling_langcell.cli", "adapt", "--label-key", "type", "--epochs", "1", "--out", "adapter")
 
-#: With "apart", each object of argv[1] gets a process of its own, whose ids are said first.
+#: With "apart", every object of argv[1] gets a process of its own. The ids of the processes are printed first.
 _CALLS = """
 import json, os, sys
 calls, ids = json.loads(sys.argv[1]), []
@@ -41,7 +41,7 @@ else:
         sys.exit(max(os.waitpid(id, 0)[1] for id in ids))
 """
 
-#: Pushes as each object of argv[1] says, and says what came of it.
+#: Pushes with the options of each object of argv[1], and prints the outcome.
 PUSH = f"""
 from modeling_langcell import InputError
 from modeling_langcell.checkpoint.repository import push
@@ -53,7 +53,8 @@ for options in calls:
         print(json.dumps(["refused", str(error)]))
 """
 
-#: Pulls as each object of argv[1] says, and says of which commit, and what it loads; then what transformers loads.
+#: Pulls with the options of each object of argv[1], and prints the commit and what was loaded; then does the same with
+#: transformers alone.
 PULL = f"""
 from transformers import AutoModel, AutoProcessor
 from modeling_langcell import InputError
@@ -77,7 +78,7 @@ for auto in (AutoModel, AutoProcessor) if len(sys.argv) > 3 else ():
 
 @pytest.fixture
 def says(run):
-    """What one of the scripts above says, line by line."""
+    """Runs one of the scripts above, and returns the lines that it prints."""
 
     def says(script, asked, *more, **options) -> list:
         code, said, errors = run("-c", script, json.dumps(asked), *more, **options)
@@ -89,7 +90,7 @@ def says(run):
 
 @pytest.fixture(scope="session")
 def versions(tiny_checkpoint, tmp_path_factory) -> list[Path]:
-    """Two checkpoints, of other weights, and of processors that keep another number of genes."""
+    """Two checkpoints with different weights, and processors that keep different numbers of genes."""
     second = tmp_path_factory.mktemp("second") / "tiny-langcell"
     shutil.copytree(tiny_checkpoint, second)
     torch.manual_seed(1)
@@ -116,7 +117,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def kill_apart(process: Process, faults: list[Block]) -> None:
-    """SIGKILL for each call of a script above, when its fault has struck."""
+    """Kills the process of each call of a script above once its fault has struck."""
     ids = json.loads(process.stdout.readline())
     for id, fault in zip(ids, faults, strict=True):
         assert fault.struck.wait(60)
@@ -127,10 +128,10 @@ def kill_apart(process: Process, faults: list[Block]) -> None:
 # ---------------------------------------------------------------------- pull
 
 
-def test_a_revision_is_the_one_that_was_named(hub, run, says, versions, cells_file, tmp_path):
+def test_the_named_revision_is_loaded(hub, run, says, versions, cells_file, tmp_path):
     """
-    With the Hub, offline, and where it cannot be reached; but then what transformers pulled, which knows nothing of
-    adaptations, is not taken for whole.
+    The Hub is there, offline, or cannot be reached. In the last case a pull by transformers does not count as complete,
+    since transformers does not pull the files of an adaptation.
     """
     other = "tester/pulled-by-transformers"
     first, second = (hub.add(NAME, folder).id for folder in versions)
@@ -154,8 +155,8 @@ def test_a_revision_is_the_one_that_was_named(hub, run, says, versions, cells_fi
     assert "No cached tree listing" in why
 
 
-def test_all_that_is_pulled_is_of_one_commit(hub, start, versions):
-    """Though another is pushed in between."""
+def test_all_pulled_files_are_of_one_commit(hub, start, versions):
+    """Another commit is pushed during the pull."""
     first = hub.add(NAME, versions[0]).id
     weights = hub.fault(Block(), "GET", "/large/")
     pulling = start("-c", PULL, json.dumps([{"checkpoint": NAME}]))
@@ -166,8 +167,8 @@ def test_all_that_is_pulled_is_of_one_commit(hub, start, versions):
     assert json.loads(said) == [first, weight(versions[0]), 64], errors
 
 
-def test_what_passes_is_borne(hub, says, versions, tmp_path):
-    """And what was pulled before a connection ended is not pulled again, but for less than 10 MiB."""
+def test_a_pull_survives_temporary_errors(hub, says, versions, tmp_path):
+    """At most 10 MiB that arrived before a connection ended are pulled again."""
     folder = shutil.copytree(versions[0], tmp_path / "large")
     (folder / "more.safetensors").write_bytes(os.urandom(12 << 20))
     hub.add(NAME, folder)
@@ -181,8 +182,8 @@ def test_what_passes_is_borne(hub, says, versions, tmp_path):
     assert [wanted for _, path, wanted in hub.requests if path == more] == ["", f"bytes={10 << 20}-"]
 
 
-def test_a_pull_that_fails(hub, says, versions, tmp_path):
-    """In one line, and nothing of it loads."""
+def test_a_failed_pull(hub, says, versions, tmp_path):
+    """The error is one line, and nothing of the pull loads."""
     for name in ("server", "connection", "private"):
         hub.add(f"tester/{name}", versions[0], private=name == "private")
     hub.fault(Status(times=99), "GET", "/tester/server/resolve/")
@@ -197,10 +198,10 @@ def test_a_pull_that_fails(hub, says, versions, tmp_path):
     assert not list((tmp_path / "home").rglob("*config.json"))
 
 
-def test_a_disk_that_takes_no_more(hub, run, versions, cells_file, tmp_path):
+def test_a_full_disk(hub, run, versions, cells_file, tmp_path):
     """
-    By RLIMIT_FSIZE: the kernel refuses the write, as on a full disk, and nobody needs the right to mount a small one.
-    One line, exit code 2, nothing that loads, and the same command goes on.
+    The kernel refuses the write by RLIMIT_FSIZE as on a full disk, which needs no right to mount a small one. The error
+    is one line with exit code 2, nothing of the pull loads, and the same command continues.
     """
     hub.add(NAME, versions[0])
     code, said, errors = run(*ANNOTATE, cells_file, "--model", NAME, largest=20_000)
@@ -214,8 +215,8 @@ def test_a_disk_that_takes_no_more(hub, run, versions, cells_file, tmp_path):
     assert (tmp_path / "o.h5ad").exists()
 
 
-def test_a_pull_that_was_killed(hub, start, says, versions):
-    """Without the Hub nothing of it loads, and with the Hub it goes on, pulling no file twice."""
+def test_a_killed_pull(hub, start, says, versions):
+    """Without the Hub nothing of it loads. With the Hub it continues, and pulls no file twice."""
     names = ("tester/weights", "tester/config")
     for name, folder in zip(names, versions, strict=True):
         hub.add(name, folder)
@@ -240,14 +241,14 @@ def asked(folder, **options) -> dict:
     return {"folder": str(folder), "repo_id": NAME, **options}
 
 
-def test_a_repository_becomes_what_the_folder_is(hub, says, versions, tmp_path):
+def test_a_repository_gets_the_files_of_the_folder(hub, says, versions, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for made, folder in zip((first, second), versions, strict=True):
         shutil.copytree(folder, made)
         (made / ".half-written").write_text("no")
         (made / "log.jsonl").write_text("no")
     (first / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    (first / "notes.txt").write_text("in the first alone")
+    (first / "notes.txt").write_text("only in the first")
     ignore = {"ignore": ["*.jsonl"]}
     calls = [
         asked(first, tag="v1", private=True, **ignore),
@@ -275,8 +276,8 @@ def test_a_repository_becomes_what_the_folder_is(hub, says, versions, tmp_path):
     assert repository.tags == {"v1": pushed}
 
 
-def test_what_passes_is_borne_by_a_push(hub, says, versions):
-    """Even a commit that was made, and not heard of."""
+def test_a_push_survives_temporary_errors(hub, says, versions):
+    """One of them is a commit that was made, but whose answer was lost."""
     for fault, method, path in (
         (Status(), "POST", "/create"),
         (Status(), "GET", "/auth-check"),
@@ -293,8 +294,8 @@ def test_what_passes_is_borne_by_a_push(hub, says, versions):
     assert [commit.id for commit in repository.commits[1:]] == [commit] == [repository.tags["v1"]]
 
 
-def test_a_push_that_fails_says_what_was_done(hub, says, versions):
-    """In one line each, and the repository is as it was, or as the folder."""
+def test_a_failed_push_says_what_was_done(hub, says, versions):
+    """Each error is one line, and the repository is unchanged or equal to the folder."""
     theirs, faulty = "somebody/tiny", f"{NAME}-faulty"
     hub.add(theirs, versions[0])
     hub.of_others.add(theirs)
@@ -307,9 +308,9 @@ def test_a_push_that_fails_says_what_was_done(hub, says, versions):
     calls.append(asked(versions[1], private=True) | {"repo_id": faulty})
     said = says(PUSH, calls)
     assert all(what == "refused" and len(why.splitlines()) == 1 for what, why in said), said
-    no_leave, unpushed, refused, not_compared, public = (why for _, why in said)
-    assert "somebody/tiny cannot be pushed to: 403" in no_leave
-    for why in (no_leave, unpushed, refused):
+    not_allowed, unpushed, refused, not_compared, public = (why for _, why in said)
+    assert "somebody/tiny cannot be pushed to: 403" in not_allowed
+    for why in (not_allowed, unpushed, refused):
         assert "no file was changed there" in why
     for name in (faulty, f"{faulty}-2"):
         assert hub.repositories[name].keys() == {".gitattributes"}
@@ -323,8 +324,8 @@ def test_a_push_that_fails_says_what_was_done(hub, says, versions):
     assert (refused, "401" in why, NAME in hub.repositories) == ("refused", True, False)
 
 
-def test_somebody_else_at_the_same_time(hub, start, versions):
-    """Who was faster is not mixed with, and what is not what was pushed is not tagged."""
+def test_somebody_else_pushes_at_the_same_time(hub, start, versions):
+    """The other commit is not mixed with this one, and a commit that differs from what was pushed is not tagged."""
     theirs, changed = "tester/theirs", "tester/changed"
     hub.add(theirs, versions[0])
     committing = hub.fault(Block(), "POST", f"{theirs}/preupload/")
@@ -347,8 +348,8 @@ def test_somebody_else_at_the_same_time(hub, start, versions):
     assert not hub.repositories[changed].tags
 
 
-def test_a_push_that_was_killed(hub, start, says, versions, tmp_path):
-    """The repository is as it was or whole, and the same push goes on, with one commit in all."""
+def test_a_killed_push(hub, start, says, versions, tmp_path):
+    """The repository is unchanged or complete, and the same push continues, with one commit in all."""
     moments = {
         "upload": (Block(), "PUT", "{large}"),
         "before": (Block(), "POST", "/{name}/commit/"),
@@ -359,7 +360,7 @@ def test_a_push_that_was_killed(hub, start, says, versions, tmp_path):
     calls = []
     for number, (name, (fault, method, path)) in enumerate(moments.items()):
         folder = shutil.copytree(versions[0], tmp_path / name)
-        torch.manual_seed(10 + number)  # Each has weights of its own: what is there already is not uploaded.
+        torch.manual_seed(10 + number)  # Every folder has its own weights: those that the Hub has are not uploaded.
         LangCellModel(tiny_config()).save_pretrained(folder)
         calls.append(asked(folder, tag="v1") | {"repo_id": f"tester/{name}"})
         large = f"/large/{sha256((folder / 'model.safetensors').read_bytes())}"
@@ -405,7 +406,7 @@ def test_an_adapter_is_pushed_and_annotates_by_its_id(hub, run, versions, cells_
     assert list(uns["labels"]) == ["B cell", "monocyte"]
 
 
-def test_without_leave_nothing_is_adapted(hub, run, cells_file, tmp_path):
+def test_nothing_is_adapted_if_the_push_is_not_allowed(hub, run, cells_file, tmp_path):
     hub.of_others.add("somebody/tiny")
     code, said, errors = run(*ADAPT, cells_file, "--push-to", "somebody/tiny")
     assert (code, said, errors.count("\n")) == (2, "", 1), errors
@@ -413,7 +414,7 @@ def test_without_leave_nothing_is_adapted(hub, run, cells_file, tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_an_adapter_of_a_folder_here_is_not_pushed(tiny_checkpoint, cells_file, tmp_path):
+def test_an_adapter_made_from_a_local_folder_is_not_pushed(tiny_checkpoint, cells_file, tmp_path):
     command = ("adapt", cells_file, "--label-key", "type", "--model", tiny_checkpoint, "--out", tmp_path / "adapter")
     result = CliRunner().invoke(app, [*map(str, command), "--push-to", NAME])
     assert result.exit_code == 2, result.output

@@ -23,7 +23,7 @@ MINI = HUB_CONFIGS / "langcell-mini"
 
 
 def sections(text: str) -> dict[str, str]:
-    """The second-level sections of a card by their titles."""
+    """Returns the second-level sections of a card by their titles."""
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -50,7 +50,7 @@ class TestShippedCards:
         cells = json.loads((RESULTS / "zero-shot.json").read_text())["cells"]
         (kang,) = [c for c in cells if c["method"] == "langcell" and c["study"] == "pbmc_kang_ctrl"]
         assert found["zero-shot", "pbmc_kang_ctrl", "accuracy"] == pytest.approx(kang["scores"]["accuracy"], abs=1e-4)
-        assert len(found) == len(data.eval_results)  # The Hub shows one figure a task, study and metric.
+        assert len(found) == len(data.eval_results)  # The Hub shows one score per task, study and metric.
 
     def test_mini_counts_its_training_cells(self):
         text = sections((MINI / "README.md").read_text())["Training data"]
