@@ -1,8 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The throughput script runs, at a tiny size, and what it writes is whole; nothing is said of speed."""
+"""The throughput script at a tiny size: it runs and its records are complete. No test asserts a speed."""
 
 import json
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,9 +10,10 @@ import torch
 from datasets import Dataset
 
 from modeling_langcell import LangCellConfig
-from modeling_langcell.eval.benchmarks import annotation_rate
+from modeling_langcell.eval.benchmarks import annotation_rate, training_rate
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.naive import NaiveProcedure
+from modeling_langcell.eval.benchmarks.tokenizing_rate import disagreements
 from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
 
@@ -52,10 +52,8 @@ def test_the_run_can_be_repeated_from_the_record(throughput):
     assert throughput["machine"]["cpu"]
 
 
-def test_a_disagreement_is_found(monkeypatch):
-    """Equal values in another order are none; another gene, or another order of unequal values, is one."""
-    monkeypatch.syspath_prepend(REPOSITORY / "eval")
-    disagreements = import_module("throughput").disagreements
+def test_a_disagreement_is_found():
+    """Equal values may come in any order; another gene, or another order of unequal values, is a disagreement."""
     values = sp.csr_matrix(np.array([[0, 0, 5.0, 3.0, 3.0, 0, 0]] * 5))
     published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
     ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
@@ -64,7 +62,7 @@ def test_a_disagreement_is_found(monkeypatch):
 
 @pytest.fixture(scope="module")
 def context(shared):
-    """Real cells, and a model of hardly any layers."""
+    """Real cells and a model with few layers."""
     small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     small |= {"initializer_range": 0.5}
     geometry = LangCellConfig(cell_config=small, text_config=small | {"num_hidden_layers": 3}, initializer_range=0.5)
@@ -74,7 +72,7 @@ def context(shared):
 
 @torch.no_grad()
 def test_the_naive_procedure_is_the_published_one(context):
-    """By the model's own forward, which the recorded run of the public code is compared with."""
+    """It agrees with the model's own forward, which is tested against the recorded run of the public code."""
     ids, mask = context.pad(context.batch()[:6])
     texts = context.processor(text=context.descriptions[:5], return_tensors="pt")
     out = context.model(ids, mask, **texts, return_matching=True)
@@ -93,7 +91,7 @@ def test_the_rate_of_annotation(context):
     ]
     said = []
     figures = annotation_rate.measure_annotation(context, ways, 2, 2, said.append)
-    assert len(said) == 3 * len(ways), "each is ready, and then measured twice"
+    assert len(said) == 3 * len(ways), "one line when it is ready, and one per round"
     assert figures["naive_cells_per_second"].keys() == {3, 40}
     for way, one in zip(ways, figures["ways"], strict=True):
         assert (one["candidates"], one["way"]) == (way.candidates, way.way)
@@ -111,7 +109,7 @@ def test_the_rate_of_annotation(context):
     assert len(right.lines) == 1 + len([*annotation_rate.precisions(context)])
 
 
-def test_the_cost_of_a_text_is_that_of_its_length(context):
+def test_the_cost_of_a_text_depends_on_its_length(context):
     seconds = annotation_rate.NaiveSeconds(context, context.batch(), context.texts(6), 2)
     seconds.matching = [32.0, 64.0]
     seconds._known = np.array([10, 20])
@@ -128,18 +126,18 @@ def test_the_rate_of_matching(context):
 
 
 def test_other_kernels_give_the_same(context, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda tower, **_: tower)  # It takes half a minute, and a compiler.
+    monkeypatch.setattr(torch, "compile", lambda tower, **_: tower)  # Compilation takes half a minute and a compiler.
     torch.manual_seed(0)
     figures = measure_choices(context, 32, 2)
     assert {"naive", "float32", "float32, compiled", "int8 weights"} <= figures["ways"].keys()
     assert figures["ways"]["naive"]["ratio"] == 1
     for way, one in figures["ways"].items():
-        # Weights drawn this wide leave little to int8.
+        # int8 is inaccurate for weights as large as these.
         assert one["cosine"] > (0.99999 if way.startswith(("naive", "float32")) else 0.5), way
 
 
 @pytest.mark.e2e
-def test_a_study_that_is_killed_on_the_way(shared, tmp_path):
+def test_a_killed_study_continues(shared, tmp_path):
     file = tmp_path / "figures.json"
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
     options = ["--cells", str(cells), "--number", "9000", "--kill-at", "0.4", "--json", str(file)]
@@ -168,9 +166,7 @@ def test_the_rate_of_training(tmp_path):
     assert mini["days_for_the_papers_cells"] == pytest.approx(sum(27.5e6 / rate for rate in rates) / 86400)
 
 
-def test_attention_is_counted_on_a_cpu_too(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "eval")
-    training_rate = import_module("training_rate")
+def test_attention_is_counted_on_a_cpu_too():
     workload = training_rate.Workload("mini", 2, 200, 2, 8)
     model = workload.model("stage 1").eval()
     batch = workload.batch(model.config, torch.device("cpu"), seed=0)
