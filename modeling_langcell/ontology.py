@@ -14,7 +14,7 @@ from cellxgene_ontology_guide.ontology_parser import OntologyParser
 from rapidfuzz import fuzz, process
 
 from .model.errors import InputError
-from .model.prompts import PROMPT_TEMPLATES, Text, as_texts, word
+from .model.prompts import PROMPT_TEMPLATES, Text, as_texts, fill_templates
 
 DESCRIPTION_PREFIX = "cell type:"
 
@@ -69,7 +69,7 @@ class Term:
 
     def texts(self, prompt_templates: Sequence[str] = PROMPT_TEMPLATES) -> tuple[Text, ...]:
         """All that a type of cell is judged by: as a processor's wordings have it, and where each text comes from."""
-        worded = word(prompt_templates, self.name, self.definition, self.synonyms)
+        worded = fill_templates(prompt_templates, self.name, self.definition, self.synonyms)
         return tuple(text._replace(origin=f"{text.origin} in the Cell Ontology, {release()}") for text in worded)
 
 

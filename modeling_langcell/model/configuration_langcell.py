@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Configurations of the LangCell family: the cell tower, the text tower, and both joined."""
+"""Configurations of the LangCell family: the cell tower, the text tower, and the joint model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-#: What a repository saved from any of these classes offers to `AutoX.from_pretrained(..., trust_remote_code=True)`.
+#: Classes that a saved repository offers to `AutoX.from_pretrained(..., trust_remote_code=True)`.
 _CELL_AUTO_MAP = {
     "AutoConfig": "configuration_langcell.LangCellCellConfig",
     "AutoModel": "modeling_langcell.LangCellCellModel",
@@ -25,20 +25,20 @@ _LANGCELL_AUTO_MAP = {
     "AutoModel": "modeling_langcell.LangCellModel",
     "AutoModelForPreTraining": "modeling_langcell.LangCellForPreTraining",
 }
-#: The pipeline of such a repository, by its task.
+#: Task of the pipeline that such a repository offers.
 PIPELINE_TASK = "zero-shot-cell-annotation"
 _PIPELINE = {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": ["AutoModel"]}
 
 
 def templates_of(calibration: Mapping[str, Any], default: Sequence[str]) -> Sequence[str]:
-    """The prompt templates that a calibration holds for; older ones call them wordings, or name none."""
+    """Returns the prompt templates that a calibration was fitted with; older ones call them wordings, or omit them."""
     return calibration.get("prompt_templates", calibration.get("wordings", default))
 
 
 class _PublishedConfig(PreTrainedConfig):
-    """A config that writes its whole `auto_map`, whichever class of the family is being saved."""
+    """A config that always saves its whole `auto_map`, whichever class of the family is being saved."""
 
-    _auto_class = "AutoConfig"  # What is saved carries its code, for where this package is not installed.
+    _auto_class = "AutoConfig"  # Saves the code too, for processes without this package.
     _published_auto_map: ClassVar[dict[str, str]] = {}
 
     def to_dict(self):
@@ -69,13 +69,13 @@ class LangCellCellConfig(_PublishedConfig):
         vocab_size: Gene ids, special ones included: `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The encoder's geometry.
         hidden_act: Activation of the feed-forward layers.
-        hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training; also what makes the two views of a
-            cell in the cell-cell objective differ.
+        hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training, by which the two views of a cell in the
+            cell-cell objective differ.
         classifier_dropout: Dropout before the classification head; `hidden_dropout_prob` when `None`.
         max_position_embeddings: Longest gene sequence, `<cls>` included.
-        initializer_range, layer_norm_eps: As in BERT.
+        initializer_range, layer_norm_eps: The same as in BERT.
         pad_token_id, mask_token_id: Ids of `<pad>` and `<mask>`.
-        tie_word_embeddings: Whether the masked-gene head shares the gene embeddings.
+        tie_word_embeddings: The masked-gene head shares the gene embeddings if true.
 
     Example:
 
@@ -112,7 +112,7 @@ class LangCellCellConfig(_PublishedConfig):
 
     @property
     def cls_token_id(self) -> int:
-        """Id of `<cls>`: the last of the vocabulary."""
+        """Id of `<cls>`, the last of the vocabulary."""
         return self.vocab_size - 1
 
 
@@ -130,10 +130,10 @@ class LangCellTextConfig(_PublishedConfig):
         hidden_act: Activation of the feed-forward layers.
         hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training.
         max_position_embeddings: Longest text in word pieces.
-        initializer_range, layer_norm_eps: As in BERT.
+        initializer_range, layer_norm_eps: The same as in BERT.
         pad_token_id: Id of `[PAD]`.
-        pooling: What stands for the whole text in the similarity: `"cls"`, the `[CLS]` state, as published; or
-            `"mean"` over the tokens, for towers started from a mean-pooled sentence encoder.
+        pooling: State of the whole text in the similarity: `"cls"`, the `[CLS]` state, as published; or `"mean"`, the
+            mean over the tokens, for towers started from a mean-pooled sentence encoder.
 
     Example:
 
@@ -177,14 +177,15 @@ class LangCellConfig(_PublishedConfig):
         cell_config, text_config: The towers, as configs or dicts; the defaults are the paper's.
         projection_dim: Width of the shared space.
         temperature: Divides the cosine of cell and text, in training and at inference.
-        alpha: Share of the similarity in the zero-shot score, `alpha * p_similarity + (1 - alpha) * p_matching`;
-            what `LangCellAnnotator` takes when it is not told otherwise.
+        alpha: Share of the similarity in the zero-shot score, `alpha * p_similarity + (1 - alpha) * p_matching`; the
+            default of `LangCellAnnotator`.
         masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight: Weights of the objectives MGM, C-C,
             C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
         masked_gene_probability: Share of a cell's genes that MGM masks.
         cell_cell_temperature: Temperature of the cell-cell objective.
-        calibration: What `langcell calibrate` found of the zero-shot scores, the fields of `doubt.Calibration`: with
-            what temperature they are probabilities, and how probable an answer must be. None where that is not known.
+        calibration: Calibration of the zero-shot scores by `langcell calibrate`, the fields of
+            `annotation.calibration.Calibration`: the temperature that makes them probabilities, and the probability
+            that an answer needs. None without calibration.
 
     Example:
 
@@ -197,14 +198,14 @@ class LangCellConfig(_PublishedConfig):
     ```"""
 
     model_type = "langcell"
-    # Bare classes do from transformers 5.21 on, the first without Python 3.10.
+    # Bare classes are enough from transformers 5.21 on, the first that does not support Python 3.10.
     sub_configs_defaults = {
         "cell_config": SubConfigSpec(LangCellCellConfig),
         "text_config": SubConfigSpec(LangCellTextConfig),
     }
     _published_auto_map: ClassVar[dict[str, str]] = _LANGCELL_AUTO_MAP
 
-    if TYPE_CHECKING:  # What they are after initialisation, whatever was given.
+    if TYPE_CHECKING:  # Their types after initialisation.
         cell_config: LangCellCellConfig
         text_config: LangCellTextConfig
     else:
@@ -223,7 +224,7 @@ class LangCellConfig(_PublishedConfig):
     calibration: dict | None = None
 
     def validate_objectives(self):
-        """Temperatures must be above 0, weights not below it, and what is a share no more than 1."""
+        """Temperatures must be above 0, weights at least 0, and shares from 0 to 1."""
         for name in ("temperature", "cell_cell_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
@@ -235,7 +236,7 @@ class LangCellConfig(_PublishedConfig):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
 
     def validate_calibration(self):
-        """A calibration has the numbers that `doubt.Calibration` says."""
+        """A calibration must have the numbers of `annotation.calibration.Calibration`."""
         if self.calibration is None:
             return
         thresholds, fitted = self.calibration.get("thresholds"), self.calibration.get("fitted")
@@ -259,18 +260,18 @@ class LangCellConfig(_PublishedConfig):
     @property
     def custom_pipelines(self) -> dict[str, dict]:
         """
-        Pipelines whose code `transformers.pipeline` is to take from the repository: none where the package is
-        installed, which has registered its own, and asks for no trust in the repository's.
+        Pipelines whose code `transformers.pipeline` takes from the repository: none where the package is installed,
+        which has registered its own pipeline, so that no trust in remote code is needed.
         """
         return {PIPELINE_TASK: dict(_PIPELINE)} if __name__.startswith("transformers_modules.") else {}
 
     @property
     def tie_word_embeddings(self) -> bool:
-        """Whether the masked-gene head shares the gene embeddings, as the cell tower says."""
+        """True if the masked-gene head shares the gene embeddings, as the cell tower's config says."""
         return self.cell_config.tie_word_embeddings
 
     def get_text_config(self, *args, **kwargs) -> LangCellCellConfig:
-        """The config of what the input embeddings embed, as transformers means it: here these are genes."""
+        """Returns the config of the input embeddings, which is what transformers asks for: here they embed genes."""
         return self.cell_config
 
 

@@ -44,7 +44,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention that returns its weights; takes additive or boolean masks."""
+    """Attention in plain PyTorch, which returns its weights and takes additive or boolean masks."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         if attention_mask.dtype == torch.bool:
@@ -56,7 +56,7 @@ def eager_attention_forward(
 
 
 class LangCellEmbeddings(nn.Module):
-    """Word (or gene) plus absolute position, normalised."""
+    """Sum of word (or gene) and absolute position embeddings, normalised."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig):
         super().__init__()
@@ -78,15 +78,15 @@ class LangCellEmbeddings(nn.Module):
         if length > self.position_embeddings.num_embeddings:
             raise ValueError(
                 f"A sequence of {length} is longer than max_position_embeddings "
-                f"({self.position_embeddings.num_embeddings}): cut it with max_length in the processor."
+                f"({self.position_embeddings.num_embeddings}): truncate it with max_length in the processor."
             )
-        places = slice(length) if sequences is None else sequences.positions
-        hidden_states = hidden_states + self.position_embeddings.weight[places]
+        positions = slice(length) if sequences is None else sequences.positions
+        hidden_states = hidden_states + self.position_embeddings.weight[positions]
         return self.dropout(self.LayerNorm(hidden_states))
 
 
 class LangCellMultiHeadAttention(nn.Module):
-    """Queries, keys and values, and how they attend: through transformers' attention interface."""
+    """Projections to queries, keys and values, which attend through transformers' attention interface."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig, key_value_size: int | None = None):
         super().__init__()
@@ -100,11 +100,11 @@ class LangCellMultiHeadAttention(nn.Module):
         self.value = nn.Linear(key_value_size, config.hidden_size)
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`(rows, tokens, width)` to `(rows, heads, tokens, width / heads)`."""
+        """Splits `(rows, tokens, width)` into `(rows, heads, tokens, width / heads)`."""
         return self.packed_heads(states).transpose(1, 2)
 
     def packed_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`(tokens, width)` to `(tokens, heads, width / heads)`."""
+        """Splits `(tokens, width)` into `(tokens, heads, width / heads)`."""
         return states.unflatten(-1, (-1, self.head_size))
 
     def attend(self, implementation, query, key, value, attention_mask, **kwargs):
@@ -117,7 +117,8 @@ class LangCellMultiHeadAttention(nn.Module):
 
     def cross_attend(self, query, key, value, padding_mask, **kwargs):
         """
-        As `attend`, for queries that are not as many as the keys; `padding_mask` is `(rows, keys)`, 1 for tokens.
+        Attends like `attend`, for queries and keys of different numbers; `padding_mask` is `(rows, keys)`, 1 for
+        tokens.
 
         transformers' flash kernels un-pad queries with the keys' mask, and a flex block mask is bound to one query
         length: both are wrong here, so anything but eager runs on sdpa, with one mask row for all queries.
@@ -128,7 +129,7 @@ class LangCellMultiHeadAttention(nn.Module):
 
 
 class LangCellSelfAttention(LangCellMultiHeadAttention):
-    """Attention of a sequence, or of its first token alone, to the whole of it."""
+    """Attention of a sequence, or only of its first token, to the whole sequence."""
 
     def forward(
         self,
@@ -140,7 +141,7 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if sequences is not None:
             return self.attend_packed(hidden_states, sequences, cls_only), None
-        # Adapters put something else in a projection's place, which only calling it does justice to.
+        # Adapters replace a projection by a module that must be called.
         if cls_only and type(self.key) is type(self.value) is nn.Linear:
             return self.attend_from_first(hidden_states, attention_mask)
         key, value = self.heads(dense(self.key, hidden_states)), self.heads(dense(self.value, hidden_states))
@@ -151,17 +152,17 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
         return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
 
     def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, cls_only: bool) -> torch.Tensor:
-        """As `forward`, of `(tokens, width)` states of sequences laid end to end."""
-        # Run by run is for a processor, which gains by every operation saved; a GPU would wait between the runs.
+        """Attends like `forward`, in sequences laid end to end, with `(tokens, width)` states."""
+        # Run by run saves operations, which helps a CPU; a GPU would wait between the runs.
         if cls_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
             runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
             return torch.cat(runs)
-        asking, queries = states, sequences
+        query_states, queries = states, sequences
         if cls_only:
-            asking, queries = states[sequences.first], PackedSequences([1] * len(sequences), states.device)
+            query_states, queries = states[sequences.first], PackedSequences([1] * len(sequences), states.device)
         query, key, value = (
-            self.packed_heads(dense(part, asked))
-            for part, asked in ((self.query, asking), (self.key, states), (self.value, states))
+            self.packed_heads(dense(projection, inputs))
+            for projection, inputs in ((self.query, query_states), (self.key, states), (self.value, states))
         )
         return attend(query, key, value, queries, sequences).flatten(1)
 
@@ -169,29 +170,30 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
         self, states: torch.Tensor, padding_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The first token's attention without keys and values, of which a long sequence has many: each head's query goes
-        back through the weights of the keys and meets the states as they are, and what a head takes of them goes
-        through the weights of the values. The same up to rounding, for `heads / width` of the work.
+        Attends from the first token without computing keys and values, of which a long sequence has many. Each head's
+        query is multiplied by the key weights and compared with the states themselves; the weighted mean of the states
+        is then multiplied by the value weights. The result is the same up to rounding, for `heads / width` of the work.
         """
         query = self.query(states[:, 0]).unflatten(-1, (-1, self.head_size)) * self.scaling
-        (to_key, key_bias), (to_value, value_bias) = (
-            (part.weight.unflatten(0, (-1, self.head_size)), part.bias.unflatten(0, (-1, self.head_size)))
-            for part in (self.key, self.value)
+        (key_weight, key_bias), (value_weight, value_bias) = (
+            (projection.weight.unflatten(0, (-1, self.head_size)), projection.bias.unflatten(0, (-1, self.head_size)))
+            for projection in (self.key, self.value)
         )
-        asked = torch.einsum("rhd,hdw->rhw", query, to_key)
-        scores = torch.einsum("rhw,rtw->rht", asked, states) + (query * key_bias).sum(dim=-1, keepdim=True)
+        query_on_states = torch.einsum("rhd,hdw->rhw", query, key_weight)
+        scores = torch.einsum("rhw,rtw->rht", query_on_states, states) + (query * key_bias).sum(dim=-1, keepdim=True)
         if padding_mask is not None:
             scores = scores.masked_fill(~padding_mask[:, None].bool(), torch.finfo(scores.dtype).min)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         weights = F.dropout(scores.softmax(dim=-1), p=dropout)
-        taken = torch.einsum("rht,rtw->rhw", weights, states)
-        attended = torch.einsum("rhw,hdw->rhd", taken, to_value) + weights.sum(dim=-1, keepdim=True) * value_bias
+        mean_states = torch.einsum("rht,rtw->rhw", weights, states)
+        attended = torch.einsum("rhw,hdw->rhd", mean_states, value_weight)
+        attended = attended + weights.sum(dim=-1, keepdim=True) * value_bias
         return attended.flatten(1).unsqueeze(1), weights.unsqueeze(2)
 
 
 class LangCellCrossAttention(LangCellMultiHeadAttention):
     """
-    Attention of texts to cells. Keys and values are computed once a cell, whatever the number of its texts: the
+    Attention of texts to cells. Keys and values are computed once per cell, whatever the number of its texts: the
     queries of all the texts of a cell are laid end to end and attend in one call.
     """
 
@@ -206,7 +208,7 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
         texts_per_cell: int,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Rows are texts that all the cells share, or one block of texts after another, a block a cell.
+        # Rows are either texts that all cells share, or one block of texts for each cell.
         cells, length = len(cell_hidden_states), hidden_states.shape[1]
         blocks = dense(self.query, hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
         query = self.heads(blocks).expand(cells, -1, -1, -1)
@@ -223,12 +225,12 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
         copies: torch.Tensor | None,
     ) -> torch.Tensor:
         """
-        As `forward`, of sequences laid end to end.
+        Attends like `forward`, in sequences laid end to end.
 
         Args:
-            hidden_states: `(tokens, width)` of texts.
-            cell_hidden_states: `(genes, cell width)` of cells.
-            texts: As many sequences as there are cells, each of all the tokens of a cell's texts.
+            hidden_states: `(tokens, width)` states of texts.
+            cell_hidden_states: `(genes, cell width)` states of cells.
+            texts: One sequence for each cell, with the tokens of all its texts.
             cells: The cells.
             copies: `(tokens of all cells' texts,)` rows of the hidden states, where cells share texts.
         """
@@ -239,7 +241,7 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
 
 
 class LangCellResidual(nn.Module):
-    """Dense, dropout, and the normalised sum with what came before."""
+    """Linear layer, dropout, and the normalised sum with the residual."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig, input_size: int):
         super().__init__()
@@ -269,7 +271,7 @@ class LangCellAttention(nn.Module):
 
 
 class LangCellAttentionToCell(nn.Module):
-    """Cross-attention and its residual; texts shared by all cells become one copy a cell here, and not before."""
+    """Cross-attention and its residual; only here are texts that all cells share copied for each cell."""
 
     def __init__(self, config: LangCellTextConfig):
         super().__init__()
@@ -283,13 +285,13 @@ class LangCellAttentionToCell(nn.Module):
         return self.output(attended, hidden_states)
 
     def read_packed(self, hidden_states, cell_hidden_states, texts, cells, copies=None):
-        """As `LangCellCrossAttention.attend_packed`."""
+        """Computes `forward` for sequences laid end to end; arguments as for `LangCellCrossAttention.attend_packed`."""
         attended = self.self.attend_packed(hidden_states, cell_hidden_states, texts, cells, copies)
         return self.output(attended, hidden_states if copies is None else hidden_states[copies])
 
 
 class LangCellIntermediate(nn.Module):
-    """The widening half of the feed-forward network."""
+    """First half of the feed-forward network, which widens the states."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig):
         super().__init__()
@@ -301,7 +303,7 @@ class LangCellIntermediate(nn.Module):
 
 
 class LangCellCellLayer(GradientCheckpointingLayer):
-    """Self-attention, feed-forward."""
+    """Self-attention and feed-forward network."""
 
     def __init__(self, config: LangCellCellConfig):
         super().__init__()
@@ -315,7 +317,7 @@ class LangCellCellLayer(GradientCheckpointingLayer):
 
 
 class LangCellTextLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention when there are cells, feed-forward."""
+    """Self-attention, cross-attention if there are cells, and feed-forward network."""
 
     def __init__(self, config: LangCellTextConfig):
         super().__init__()
@@ -342,14 +344,14 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
     def read_packed(self, hidden_states, sequences, cls_only, *cells_and_texts):
-        """As `forward` with cells, of sequences laid end to end; what follows is for the cross-attention."""
+        """Computes `forward` for sequences laid end to end; `cells_and_texts` goes to the cross-attention."""
         hidden_states = self.attention(hidden_states, None, cls_only, sequences)
         hidden_states = self.crossattention.read_packed(hidden_states, *cells_and_texts)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
 class LangCellEncoder(nn.Module):
-    """The stack of a tower's layers; a holder, so that parameter names are BERT's."""
+    """Stack of a tower's layers, a module of its own so that parameter names are BERT's."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig, layer_class: type[nn.Module]):
         super().__init__()
@@ -357,7 +359,7 @@ class LangCellEncoder(nn.Module):
 
 
 class LangCellPreTrainedModel(PreTrainedModel):
-    """What the family supports."""
+    """Base class, which declares what the family supports in transformers."""
 
     config: LangCellConfig
     base_model_prefix = "langcell"
@@ -366,17 +368,17 @@ class LangCellPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Losses are means over what they are given: Trainer must divide them itself when it accumulates gradients.
+    # Losses are means over a batch: Trainer must divide them itself when it accumulates gradients.
     accepts_loss_kwargs = False
     _no_split_modules = ["LangCellEmbeddings", "LangCellCellLayer", "LangCellTextLayer"]
 
 
-#: Parts of a joint checkpoint that a tower, or a head on one, leaves alone when it loads its own.
+#: Weights of a joint checkpoint that a tower, or a tower with a head, ignores when it loads its own.
 _OF_THE_OTHERS = r"^((cell|text)_(model|projection)|matching_head|lm_head|classifier)\."
 
 
 class LangCellTowerModel(LangCellPreTrainedModel):
-    """What both towers share: embeddings, a stack of layers, and access to the input embeddings."""
+    """Base class of both towers: embeddings, a stack of layers, and access to the input embeddings."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig, layer_class: type[nn.Module]):
         super().__init__(config)
@@ -423,8 +425,8 @@ class LangCellCellModel(LangCellTowerModel):
             input_ids: `(cells, genes)` ids, `<cls>` first and the highest-ranked genes after it.
             attention_mask: `(cells, genes)`, 1 for genes and 0 for padding; all ones when left out.
             inputs_embeds: `(cells, genes, hidden_size)` in place of `input_ids`.
-            pooled_only: Whether `pooler_output` is all that is wanted: the last layer then computes the `<cls>` state
-                alone, which in a shallow tower saves much of the work.
+            pooled_only: If true, the last layer computes only the `<cls>` state, for `pooler_output`, which in a
+                shallow tower saves much of the work.
 
         Returns:
             `last_hidden_state` `(cells, genes, hidden_size)`, or `(cells, 1, hidden_size)` if `pooled_only`, and
@@ -441,12 +443,12 @@ class LangCellCellModel(LangCellTowerModel):
         self, input_ids: torch.Tensor, cells: PackedSequences, pooled_only: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        As `forward`, of cells laid end to end.
+        Computes `forward` for cells laid end to end.
 
         Args:
             input_ids: `(genes of all cells,)`.
-            cells: Where each cell is.
-            pooled_only: As for `forward`.
+            cells: Lengths of the cells.
+            pooled_only: The same as for `forward`.
 
         Returns:
             Last hidden states `(genes of all cells, hidden_size)`, or `(cells, hidden_size)` if `pooled_only`; and the
@@ -490,7 +492,7 @@ class LangCellTextModel(LangCellTowerModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """
-        Text-only without `encoder_hidden_states`, multimodal with them.
+        Encodes texts, alone or (with `encoder_hidden_states`) against cells.
 
         Args:
             input_ids: `(texts, tokens)` word pieces.
@@ -498,20 +500,19 @@ class LangCellTextModel(LangCellTowerModel):
             inputs_embeds: `(texts, tokens, hidden_size)` in place of `input_ids`.
             encoder_hidden_states: `(cells, genes, cell_hidden_size)` last hidden states of the cell tower.
             encoder_attention_mask: `(cells, genes)` attention mask of the cells.
-            texts_per_cell: How texts and cells pair. By default `texts / cells`: each cell has its own texts, laid
-                block after block. Set to the number of texts, every text is read against every cell, and what depends
-                on the text alone is computed once a text.
-            pooled_only: Whether `pooler_output` is all that is wanted: where that is the `[CLS]` state, the last layer
-                computes no other.
+            texts_per_cell: Number of texts paired with each cell. The default is `texts / cells`: each cell has its own
+                texts, block after block. If it is the number of texts, every text is read against every cell, and
+                states that depend only on the text are computed once per text.
+            pooled_only: If true, and `pooler_output` is the `[CLS]` state, the last layer computes only that.
 
         Returns:
             `last_hidden_state` `(texts, tokens, hidden_size)`, or `(cells * texts_per_cell, tokens, hidden_size)`,
-            cell by cell, in multimodal mode (of one token if only the `[CLS]` state was computed); `pooler_output` its
-            `[CLS]` state, or the mean over the tokens of a text when `config.pooling` is `"mean"` and there are no
+            cell by cell, if there are cells (with one token if only the `[CLS]` state was computed); `pooler_output`,
+            its `[CLS]` state, or the mean over the tokens of a text if `config.pooling` is `"mean"` and there are no
             cells. Cross-attentions are `(cells, heads, texts_per_cell * tokens, genes)`.
 
         Raises:
-            ValueError: when the texts do not divide among the cells.
+            ValueError: The texts do not divide among the cells.
         """
         hidden_states = self.embeddings(input_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
@@ -553,7 +554,7 @@ class LangCellTextModel(LangCellTowerModel):
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
 
     def read_packed(self, input_ids: torch.Tensor, texts: PackedSequences) -> torch.Tensor:
-        """`(texts, hidden_size)` pooled states of texts laid end to end, `(tokens of all texts,)`."""
+        """Returns `(texts, hidden_size)` pooled states of texts laid end to end, `(tokens of all texts,)`."""
         states = self.embeddings(input_ids, sequences=texts)
         takes_mean = self.config.pooling == "mean"
         for layer in self.encoder.layer:
@@ -570,13 +571,13 @@ class LangCellTextModel(LangCellTowerModel):
         chosen: Sequence[Sequence[int]],
     ) -> torch.Tensor:
         """
-        Texts against cells, both laid end to end. What depends on the text alone is computed once a text, the cell's
-        keys and values once a cell, and the last layer for `[CLS]` alone.
+        Reads texts against cells, both laid end to end. States that depend only on the text are computed once per
+        text, a cell's keys and values once per cell, and the last layer only for `[CLS]`.
 
         Args:
-            input_ids, texts: As for `read_packed`.
-            cell_states, cells: `(genes of all cells, cell_hidden_size)` last hidden states of the cell tower, and where
-                each cell is.
+            input_ids, texts: The same as for `read_packed`.
+            cell_states, cells: `(genes of all cells, cell_hidden_size)` last hidden states of the cell tower, and the
+                lengths of the cells.
             chosen: For each cell, the texts that it is paired with.
 
         Returns:
@@ -586,8 +587,8 @@ class LangCellTextModel(LangCellTowerModel):
         pairs = PackedSequences([texts.lengths[text] for text in flat], self.device)
         copied = torch.tensor(flat, device=self.device)
         # The queries of all the texts of a cell attend to it in one call.
-        asking = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], self.device)
-        asking_first = PackedSequences([len(of_cell) for of_cell in chosen], self.device)
+        queries = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], self.device)
+        cls_queries = PackedSequences([len(of_cell) for of_cell in chosen], self.device)
 
         states, sequences = self.embeddings(input_ids, sequences=texts), texts
         for layer in self.encoder.layer:
@@ -595,8 +596,8 @@ class LangCellTextModel(LangCellTowerModel):
             copies = None
             if sequences is texts:  # The first cross-attention makes pairs of the texts.
                 copies = copied if last else texts.first[copied].repeat_interleave(pairs.counts) + pairs.positions
-            asked = asking_first if last else asking
-            states = layer.read_packed(states, sequences, last, cell_states, asked, cells, copies)  # type: ignore[operator]
+            in_cells = cls_queries if last else queries
+            states = layer.read_packed(states, sequences, last, cell_states, in_cells, cells, copies)  # type: ignore[operator]
             sequences = pairs
         return states
 
@@ -611,7 +612,7 @@ class LangCellOutput(ModelOutput):
             were asked for; `None` without labels.
         logits_per_cell: `(cells, texts)` cosine over temperature.
         logits_per_text: Its transpose.
-        matching_logits: `(cells, texts, 2)`; index 1 is "match". `None` unless `return_matching`.
+        matching_logits: `(cells, texts, 2)`; index 1 is "match". `None` without `return_matching`.
         cell_embeds: `(cells, projection_dim)`, L2-normalised.
         text_embeds: `(texts, projection_dim)`, L2-normalised.
         cell_model_output: Output of the cell tower.
@@ -634,7 +635,7 @@ class LangCellModel(LangCellPreTrainedModel):
     _auto_class = "AutoModel"
 
     main_input_name = "cell_input_ids"
-    # A checkpoint may have the head of the masked genes too, which is for `LangCellForMaskedLM`.
+    # A checkpoint may also have the masked-gene head, which is for `LangCellForMaskedLM`.
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: LangCellConfig):
@@ -647,18 +648,18 @@ class LangCellModel(LangCellPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The gene embeddings."""
+        """Returns the gene embeddings."""
         return self.cell_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.cell_model.set_input_embeddings(value)
 
     def project_cells(self, pooled: torch.Tensor) -> torch.Tensor:
-        """`(cells, hidden_size)` pooled states of the cell tower to `(cells, projection_dim)`, L2-normalised."""
+        """Projects `(cells, hidden_size)` pooled states to `(cells, projection_dim)`, L2-normalised."""
         return F.normalize(self.cell_projection(pooled), dim=-1)
 
     def project_texts(self, pooled: torch.Tensor) -> torch.Tensor:
-        """`(texts, hidden_size)` pooled states of the text tower to `(texts, projection_dim)`, L2-normalised."""
+        """Projects `(texts, hidden_size)` pooled states to `(texts, projection_dim)`, L2-normalised."""
         return F.normalize(self.text_projection(pooled), dim=-1)
 
     def get_cell_features(
@@ -668,7 +669,7 @@ class LangCellModel(LangCellPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
-        `(cells, projection_dim)` L2-normalised embeddings of `(cells, genes)` ids: `cell_embeds` of `forward`.
+        Embeds `(cells, genes)` ids as `(cells, projection_dim)`, L2-normalised: `cell_embeds` of `forward`.
         """
         cells = self.cell_model(cell_input_ids, cell_attention_mask, pooled_only=True, return_dict=True, **kwargs)
         return self.project_cells(cells.pooler_output)
@@ -680,13 +681,13 @@ class LangCellModel(LangCellPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
-        `(texts, projection_dim)` L2-normalised embeddings of `(texts, tokens)` ids: `text_embeds` of `forward`.
+        Embeds `(texts, tokens)` ids as `(texts, projection_dim)`, L2-normalised: `text_embeds` of `forward`.
         """
         texts = self.text_model(input_ids, attention_mask, pooled_only=True, return_dict=True, **kwargs)
         return self.project_texts(texts.pooler_output)
 
     def get_similarity_logits(self, cell_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """`(cells, texts)` cosine over temperature."""
+        """Returns `(cells, texts)` cosine over temperature."""
         return cell_embeds @ text_embeds.T / self.config.temperature
 
     def get_matching_logits(
@@ -698,14 +699,14 @@ class LangCellModel(LangCellPreTrainedModel):
         texts_per_cell: int | None = None,
     ) -> torch.Tensor:
         """
-        Logits of `(no match, match)` for texts read against cells.
+        Computes logits of `(no match, match)` for texts read against cells.
 
         Args:
             cell_hidden_states: `(cells, genes, hidden_size)` last hidden states of the cell tower.
             cell_attention_mask: `(cells, genes)` attention mask of the cells.
             input_ids, attention_mask: `(texts, tokens)`.
-            texts_per_cell: The number of texts, to read every text against every cell (the default); less, when each
-                cell has texts of its own: see `LangCellTextModel.forward`.
+            texts_per_cell: Number of texts paired with each cell; by default all, so that every text is read against
+                every cell. See `LangCellTextModel.forward`.
 
         Returns:
             `(cells, texts_per_cell, 2)`.
@@ -730,7 +731,7 @@ class LangCellModel(LangCellPreTrainedModel):
         texts: PackedSequences,
         chosen: Sequence[Sequence[int]],
     ) -> torch.Tensor:
-        """`(pairs,)` float32 probabilities of a match; arguments as for `LangCellTextModel.read_packed_pairs`."""
+        """Returns `(pairs,)` float32 match probabilities; arguments as for `LangCellTextModel.read_packed_pairs`."""
         pooled = self.text_model.read_packed_pairs(input_ids, texts, cell_states, cells, chosen)
         return self.matching_head(pooled).float().softmax(dim=-1)[:, 1]
 
@@ -752,8 +753,7 @@ class LangCellModel(LangCellPreTrainedModel):
             cell_input_ids, cell_attention_mask: `(cells, genes)`.
             input_ids, attention_mask: `(texts, tokens)`.
             labels: `(cells,)` row of each cell's true text, for the adaptation loss of the paper's few-shot protocol.
-            return_matching: Whether to run the matching head on every pair, which costs a pass of the text tower a
-                pair.
+            return_matching: Runs the matching head on every pair, which costs a pass of the text tower per pair.
 
         Raises:
             ValueError: No `input_ids`.
@@ -790,7 +790,7 @@ class LangCellModel(LangCellPreTrainedModel):
 
 
 class LangCellMaskedGeneHead(nn.Module):
-    """From hidden states to scores of every gene, with the gene embeddings as output weights."""
+    """Scores every gene from hidden states, with the gene embeddings as output weights."""
 
     def __init__(self, config: LangCellCellConfig):
         super().__init__()
@@ -837,8 +837,8 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
     ) -> MaskedLMOutput:
         """
         Args:
-            input_ids, attention_mask, inputs_embeds: As `LangCellCellModel.forward`, some genes masked.
-            labels: `(cells, genes)` true ids where asked, -100 elsewhere.
+            input_ids, attention_mask, inputs_embeds: The same as for `LangCellCellModel.forward`, with masked genes.
+            labels: `(cells, genes)` true ids of masked genes, -100 elsewhere.
 
         Returns:
             `logits` `(cells, genes, vocab_size)`, and `loss` when there are labels.
@@ -855,7 +855,7 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
 
 class LangCellForSequenceClassification(LangCellPreTrainedModel):
     """
-    LangCell-CE: the cell tower with a linear head on its `<cls>` state, for one label or several a cell;
+    LangCell-CE: the cell tower with a linear head on its `<cls>` state, for one or several labels per cell;
     `AutoModelForSequenceClassification` for `langcell_cell`.
     """
 
@@ -885,10 +885,10 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
     ) -> SequenceClassifierOutput:
         """
         Args:
-            input_ids, attention_mask, inputs_embeds: As `LangCellCellModel.forward`.
-            labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels a cell; numbers of
-                shape `(cells,)` or `(cells, 1)` when `num_labels` is 1 (regression). `config.problem_type` decides,
-                and is set from the labels of the first call when it is `None`.
+            input_ids, attention_mask, inputs_embeds: The same as for `LangCellCellModel.forward`.
+            labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels per cell; numbers
+                of shape `(cells,)` or `(cells, 1)` if `num_labels` is 1 (regression). `config.problem_type` decides,
+                and is set from the labels of the first call if it is `None`.
 
         Returns:
             `logits` `(cells, num_labels)`, and `loss` when there are labels.
@@ -897,7 +897,7 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
         if labels is not None:
-            if labels.shape == logits.shape:  # Several labels a cell, or regression: numbers, not class ids.
+            if labels.shape == logits.shape:  # Several labels per cell, or regression: numbers, not class ids.
                 labels = labels.to(logits.dtype)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(
@@ -914,7 +914,7 @@ class LangCellForPreTrainingOutput(ModelOutput):
         loss: The weighted sum of the objectives.
         masked_gene_loss, cell_cell_loss, cell_text_loss, matching_loss: The objectives, unweighted; `None` where the
             weight is 0.
-        logits_per_cell: `(cells, texts)` cosine over temperature; `None` when no objective needs texts.
+        logits_per_cell: `(cells, texts)` cosine over temperature; `None` if no objective needs texts.
     """
 
     loss: torch.Tensor | None = None
@@ -929,8 +929,8 @@ class LangCellForPreTraining(LangCellModel):
     """
     LangCell with its four objectives; `AutoModelForPreTraining` for `langcell`.
 
-    It is `LangCellModel` plus the masked-gene head, under the same parameter names: a checkpoint of one loads into
-    the other, and into the towers.
+    It is `LangCellModel` plus the masked-gene head, with the same parameter names: a checkpoint of one loads into the
+    other, and into the towers.
     """
 
     _auto_class = "AutoModelForPreTraining"
@@ -939,7 +939,7 @@ class LangCellForPreTraining(LangCellModel):
         super().__init__(config)
         cell_config = config.cell_config
         self.lm_head = LangCellMaskedGeneHead(cell_config)
-        # Not on the class: LangCellModel's own post_init ties too, when there is no head yet.
+        # Not on the class, because LangCellModel's post_init also ties weights, before the head exists.
         self._tied_weights_keys = LangCellForMaskedLM._tied_weights_keys
         self.masked_gene_modelling = MaskedGeneModelling(
             cell_config.vocab_size, cell_config.mask_token_id, config.masked_gene_probability
@@ -972,46 +972,48 @@ class LangCellForPreTraining(LangCellModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """
-        In several processes each has some of the batch's cells, and all get the losses of the whole batch: see
-        `objectives`. Of each text only one process makes the embedding.
+        Computes the objectives. With several processes, each has some of the batch's cells, and all get the losses of
+        the whole batch: see `objectives`. Each text is embedded by only one process.
 
         Args:
             cell_input_ids, cell_attention_mask: `(cells, genes)`.
             input_ids, attention_mask: `(texts, tokens)` of the batch's distinct descriptions, in every process.
-            text_index: `(cells,)` row of each cell's description; of the cells of all processes.
-            ignored_pairs: `(cells, texts)` booleans, true where a text is true of a cell without being its description;
-                such pairs are neither positives nor negatives. Of the cells of all processes.
-            text_pooled: `(texts, hidden_size)` pooled states of the texts where the text tower is frozen and they are
-                known; `input_ids` are then needed for the matching alone.
-            masked_input_ids, masked_gene_labels: `(cells, genes)` as `MaskedGeneModelling.corrupt` gives them; drawn
-                here by default.
-            negative_draws: `(cells, 2)` numbers that decide the negatives of the matching, the same in every process;
-                drawn here by default, which is for one process only.
-            length_groups: In how many groups of similar length the cells are read, to pad less.
+            text_index: `(cells of all processes,)` row of each cell's description.
+            ignored_pairs: `(cells of all processes, texts)` booleans, true where a text is true of a cell without being
+                its description; such pairs are neither positives nor negatives.
+            text_pooled: `(texts, hidden_size)` pooled states of the texts, if they are known because the text tower is
+                frozen; `input_ids` are then needed only for the matching.
+            masked_input_ids, masked_gene_labels: `(cells, genes)` outputs of `MaskedGeneModelling.corrupt`; drawn here
+                by default.
+            negative_draws: `(cells of all processes, 2)` uniform random numbers that determine the negatives of the
+                matching, the same in every process; drawn here by default, which is for one process only.
+            length_groups: Number of groups of similar length in which the cells are encoded, to pad less.
         """
         config = self.config
         if config.masked_gene_weight and masked_input_ids is None:
             masked_input_ids, masked_gene_labels = self.masked_gene_modelling.corrupt(cell_input_ids)
-        read = [
-            self._read_cells(rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_labels, **kwargs)
+        groups = [
+            self._encode_cells(
+                rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_labels, **kwargs
+            )
             for rows in _by_length(cell_input_ids, cell_attention_mask, length_groups)
         ]
-        back = torch.cat([group.rows for group in read]).argsort()
+        original_order = torch.cat([group.rows for group in groups]).argsort()
 
         losses: dict[str, torch.Tensor] = {}
         logits_per_cell = None
         if config.masked_gene_weight:
-            scores, labels = (torch.cat(parts) for parts in zip(*(group.masked_genes for group in read), strict=True))
+            scores, labels = (torch.cat(parts) for parts in zip(*(group.masked_genes for group in groups), strict=True))
             losses["masked_gene"] = self.masked_gene_modelling(scores, labels)
         if config.cell_cell_weight:
-            views = (torch.cat([group.views[i] for group in read])[back] for i in range(2))
+            views = (torch.cat([group.views[i] for group in groups])[original_order] for i in range(2))
             losses["cell_cell"] = self.cell_cell_contrast(*views)
         if config.cell_text_weight or config.matching_weight:
             if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
                 raise ValueError(
                     "The objectives on texts need input_ids and text_index; set their weights to 0 without."
                 )
-            cell_embeds = self.project_cells(torch.cat([group.views[0] for group in read])[back])
+            cell_embeds = self.project_cells(torch.cat([group.views[0] for group in groups])[original_order])
             text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
             logits_per_cell = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
             if config.cell_text_weight:
@@ -1020,7 +1022,7 @@ class LangCellForPreTraining(LangCellModel):
                 negatives = self.cell_text_matching.draw_negatives(
                     logits_per_cell, text_index, ignored_pairs, negative_draws
                 )
-                losses["matching"] = self._matching_loss(read, input_ids, attention_mask, text_index, *negatives)
+                losses["matching"] = self._matching_loss(groups, input_ids, attention_mask, text_index, *negatives)
         weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
         return LangCellForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
@@ -1028,13 +1030,13 @@ class LangCellForPreTraining(LangCellModel):
             **{f"{name}_loss": loss for name, loss in losses.items()},
         )
 
-    def _read_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_labels, **kwargs):
-        """Some of the cells, in all the views that the objectives ask for, as one batch through the tower."""
+    def _encode_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_labels, **kwargs):
+        """Encodes some of the cells, in all the views that the objectives need, as one batch."""
         config = self.config
         mask = None if attention_mask is None else attention_mask[rows]
         longest = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
         ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
-        # The cell itself, again under other dropout, and masked.
+        # The cell itself, again with other dropout, and masked.
         views = [ids]
         if config.cell_cell_weight:
             views.append(ids)
@@ -1050,32 +1052,32 @@ class LangCellForPreTraining(LangCellModel):
         states = encoded.last_hidden_state.split(len(rows))
         masked_genes = None
         if config.masked_gene_weight:
-            # Only the masked positions are scored: a score has as many numbers as the vocabulary has genes.
+            # Only the masked positions are scored, because each takes as many logits as the vocabulary has genes.
             labels = masked_gene_labels[rows, :longest]
-            asked = labels != IGNORED
-            masked_genes = self.lm_head(states[-1][asked]), labels[asked]
-        return _ReadCells(rows, states[0], mask, encoded.pooler_output.split(len(rows)), masked_genes)
+            masked = labels != IGNORED
+            masked_genes = self.lm_head(states[-1][masked]), labels[masked]
+        return _EncodedCells(rows, states[0], mask, encoded.pooler_output.split(len(rows)), masked_genes)
 
     def _embed_texts(self, input_ids, attention_mask, pooled) -> torch.Tensor:
-        """`(texts, projection_dim)`; each process embeds its share of the texts, and all get all."""
+        """Returns `(texts, projection_dim)`; each process embeds a share of the texts, and all get all embeddings."""
         if pooled is not None:
             return self.project_texts(pooled)
         process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        # Where there are fewer texts than processes, some texts are embedded twice.
-        places = torch.arange(max(len(input_ids), processes), device=input_ids.device)
-        share = places[process::processes] % len(input_ids)
+        # With fewer texts than processes, some texts are embedded twice.
+        numbers = torch.arange(max(len(input_ids), processes), device=input_ids.device)
+        share = numbers[process::processes] % len(input_ids)
         embeds = self.get_text_features(input_ids[share], None if attention_mask is None else attention_mask[share])
-        dealt = torch.cat([places[other::processes] for other in range(processes)])
-        return gather_rows(embeds)[dealt.argsort()][: len(input_ids)]
+        gathered = torch.cat([numbers[other::processes] for other in range(processes)])
+        return gather_rows(embeds)[gathered.argsort()][: len(input_ids)]
 
     def _matching_loss(
-        self, read, input_ids, attention_mask, text_index, wrong_text, wrong_cell, usable
+        self, groups, input_ids, attention_mask, text_index, wrong_text, wrong_cell, usable
     ) -> torch.Tensor:
         """
-        CTM on each cell with its own text and a wrong one, and on each text with a wrong cell. A pair is read by the
-        process that has its cell, and so is each cell by the group of cells it was read with.
+        Computes CTM for each cell with its own text and a wrong one, and for each text with a wrong cell. The process
+        that has a pair's cell reads the pair, with the group in which the cell was encoded.
         """
-        counts = gather_rows(torch.tensor([sum(len(group.rows) for group in read)], device=text_index.device))
+        counts = gather_rows(torch.tensor([sum(len(group.rows) for group in groups)], device=text_index.device))
         first = int(counts[: dist.get_rank()].sum()) if len(counts) > 1 else 0
         negative = torch.zeros_like(text_index).masked_fill(~usable, IGNORED)
         logits, labels = [], []
@@ -1086,33 +1088,33 @@ class LangCellForPreTraining(LangCellModel):
             logits.append(found.flatten(0, 1))
             labels.append(expected)
 
-        for group in read:
+        for group in groups:
             cells = group.rows + first
             own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
             expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
             read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
-            # The pairs of a text and a wrong cell whose cell is of this group. Where there is none, one that does not
-            # count is read: with FSDP all processes must read equally often.
-            pairs, places = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
+            # The pairs of a text and a wrong cell whose cell is in this group. Without any, one ignored pair is read:
+            # with FSDP all processes must call the tower equally often.
+            pairs, members = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
             expected = negative[pairs]
             if not len(pairs):
-                pairs, places = cells[:1], torch.zeros_like(cells[:1])
+                pairs, members = cells[:1], torch.zeros_like(cells[:1])
                 expected = torch.full_like(pairs, IGNORED)
-            mask = None if group.mask is None else group.mask[places]
-            read_pairs(group.states[places], mask, text_index[pairs], 1, expected)
+            mask = None if group.mask is None else group.mask[members]
+            read_pairs(group.states[members], mask, text_index[pairs], 1, expected)
         return self.cell_text_matching(torch.cat(logits), torch.cat(labels))
 
 
 @dataclass
-class _ReadCells:
+class _EncodedCells:
     """
-    Cells of similar length after the tower.
+    Output of the cell tower for cells of similar length.
 
     Args:
-        rows: `(cells,)` where they stand in the batch.
-        states, mask: `(cells, genes, hidden_size)` and `(cells, genes)`.
+        rows: `(cells,)` rows of the batch.
+        states, mask: Last hidden states `(cells, genes, hidden_size)` and attention mask `(cells, genes)`.
         views: `(cells, hidden_size)` pooled states of every view.
-        masked_genes: Scores and labels of the masked genes, if any were asked for.
+        masked_genes: Logits and labels of the masked genes, with the masked-gene objective.
     """
 
     rows: torch.Tensor
@@ -1123,7 +1125,7 @@ class _ReadCells:
 
 
 def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, groups: int) -> tuple[torch.Tensor, ...]:
-    """The rows of a batch of cells in groups of similar length."""
+    """Splits the rows of a batch of cells into groups of similar length."""
     if attention_mask is None or groups == 1:
         return (torch.arange(len(input_ids), device=input_ids.device),)
     return attention_mask.sum(dim=1).argsort(stable=True).tensor_split(min(groups, len(input_ids)))

@@ -5,9 +5,8 @@ A batch holds `cells` cells and the `texts` *distinct* descriptions of them; `te
 description. Because descriptions are distinct, two cells that share one are both its positives and never each
 other's negatives.
 
-In several processes an objective is that of all their cells together, in each of them: it looks at `gather_rows` of
-what they computed, and its gradients, averaged over the processes as DDP does, are those of one process with all the
-cells.
+With several processes, each of them computes an objective over the cells of all: it gathers their outputs with
+`gather_rows`, and its gradients, averaged over the processes as DDP does, are those of one process with all the cells.
 """
 
 import torch
@@ -15,12 +14,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-#: Label of positions that no loss looks at.
+#: Label of positions that the losses ignore.
 IGNORED = -100
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward gives each process the gradient that all of them have for its rows."""
+    """All-gather whose backward pass sums, for each process, the gradients of all processes for its rows."""
 
     @staticmethod
     def forward(ctx, rows, sizes):
@@ -40,8 +39,8 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """
-    `(rows, ...)` of all processes, which may have different numbers of them, in the order of the processes and with
-    their gradient; the rows themselves where there is one process.
+    Gathers the `(rows, ...)` of all processes, in their order and with gradients; numbers of rows may differ. With one
+    process, returns the rows as they are.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -51,20 +50,20 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over the `(rows, classes)` of all processes that have a label; 0 where none has."""
+    """Returns the mean cross-entropy of `(rows, classes)` over the labelled rows of all processes; 0 without any."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-    asked = (labels != IGNORED).sum()
-    return gather_rows(total[None]).sum() / gather_rows(asked[None]).sum().clamp(min=1)
+    n_labelled = (labels != IGNORED).sum()
+    return gather_rows(total[None]).sum() / gather_rows(n_labelled[None]).sum().clamp(min=1)
 
 
 class MaskedGeneModelling(nn.Module):
     """
-    MGM: 15% of a cell's genes are hidden and predicted from the rest, as BERT's masked language modelling.
+    MGM: 15% of a cell's genes are hidden and predicted from the rest, like BERT's masked language modelling.
 
     Args:
         vocab_size: Gene ids, special ones included; `<cls>` is the last.
         mask_token_id: Id of `<mask>`. Genes are the ids between it and `<cls>`.
-        probability: Share of the genes that is chosen. Of these 80% become `<mask>`, 10% another gene, 10% stay.
+        probability: Share of the genes that is chosen; 80% of these become `<mask>`, 10% another gene, and 10% stay.
     """
 
     def __init__(self, vocab_size: int, mask_token_id: int = 1, probability: float = 0.15):
@@ -77,7 +76,7 @@ class MaskedGeneModelling(nn.Module):
     def corrupt(
         self, input_ids: torch.Tensor, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks ids of any shape: returns the ids to show and the labels, `-100` where nothing is asked."""
+        """Masks ids of any shape; returns the ids to show, and the labels, `-100` where no gene was chosen."""
         shape, device = input_ids.shape, input_ids.device
         is_gene = (input_ids >= self.first_gene) & (input_ids < self.cls_token_id)
         draw = torch.rand(shape, generator=generator, device=device)
@@ -90,7 +89,7 @@ class MaskedGeneModelling(nn.Module):
         return torch.where(swapped, others, shown), labels
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of `(..., vocab_size)` logits at the labelled positions; 0 when there is none."""
+        """Returns the cross-entropy of `(..., vocab_size)` logits at the labelled positions; 0 without any."""
         return _mean_cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
@@ -107,7 +106,7 @@ class CellCellContrast(nn.Module):
         self.temperature = temperature
 
     def forward(self, view: torch.Tensor, other_view: torch.Tensor) -> torch.Tensor:
-        """InfoNCE of two `(cells, width)` views of this process's cells, L2-normalised here, among those of all."""
+        """Returns the InfoNCE loss of two `(cells, width)` views of this process's cells, among the cells of all."""
         view, other_view = (gather_rows(F.normalize(v.float(), dim=-1)) for v in (view, other_view))
         logits = view @ other_view.T / self.temperature
         return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
@@ -124,11 +123,11 @@ class CellTextContrast(nn.Module):
             logits_per_cell: `(cells, texts)` cosines over temperature, against distinct texts.
             text_index: `(cells,)` row of each cell's own description.
             ignored_pairs: `(cells, texts)` booleans, true where a description is true of a cell without being its own
-                (an ancestor in the ontology): such pairs count neither for nor against.
+                (an ancestor in the ontology): such pairs are neither positives nor negatives.
 
         Returns:
-            The mean of the cell-to-text and the text-to-cell loss. A description with several cells asks for each of
-            them in turn, without the others among its negatives.
+            The mean of the cell-to-text and the text-to-cell loss. Each cell of a description is its positive in turn,
+            without the description's other cells among the negatives.
         """
         logits = logits_per_cell.float()
         cells = torch.arange(len(logits), device=logits.device)
@@ -145,8 +144,8 @@ class CellTextContrast(nn.Module):
 
 class CellTextMatching(nn.Module):
     """
-    CTM: is this description true of this cell? Asked of every cell with its own description, with a hard negative
-    description, and of every description with a hard negative cell.
+    CTM: decides whether a description is true of a cell, for every cell with its own description and with a hard
+    negative description, and for every description with a hard negative cell.
     """
 
     @torch.no_grad()
@@ -161,34 +160,33 @@ class CellTextMatching(nn.Module):
         Draws wrong partners in proportion to the softmax of the similarity, never of the same description.
 
         Args:
-            logits_per_cell, text_index, ignored_pairs: As `CellTextContrast.forward`.
-            draws: `(cells, 2)` numbers, even between 0 and 1, that decide the draws: the same numbers, the same
-                partners. Drawn here by default.
+            logits_per_cell, text_index, ignored_pairs: The same as for `CellTextContrast.forward`.
+            draws: `(cells, 2)` uniform random numbers from 0 to 1 that determine the partners; drawn here by default.
 
         Returns:
             `(cells,)` a wrong text for each cell; `(cells,)` a wrong cell for each cell's own description; `(cells,)`
             booleans, false for cells that lack one or the other (all the batch's texts are true of the cell, or its
-            text of all the cells): their draws mean nothing.
+            text is true of all the cells), whose draws mean nothing.
         """
         logits = logits_per_cell.float()
         own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
         wrong = ~own if ignored_pairs is None else ~(own | ignored_pairs)
-        wrong_per_text = wrong.T[text_index]  # row i: the cells of which cell i's description is false
+        wrong_per_text = wrong.T[text_index]  # row i: cells for which cell i's description is wrong
         usable = wrong.any(dim=1) & wrong_per_text.any(dim=1)
         if draws is None:
             draws = torch.rand(len(logits), 2, device=logits.device)
 
-        def draw(scores, allowed, at):
+        def draw(scores, allowed, uniform):
             # A row without any candidate must still be a distribution; `usable` says that its draw means nothing.
             scores = scores.masked_fill(~allowed, -torch.inf)
             scores = torch.where(allowed.any(dim=1, keepdim=True), scores, torch.zeros_like(scores))
             cumulated = scores.double().softmax(dim=1).cumsum(dim=1)
-            # Of a share of 0 nothing is drawn: the first whose cumulated share is beyond the number has some.
-            places = torch.searchsorted(cumulated, at[:, None] * cumulated[:, -1:], right=True).squeeze(1)
-            return places.clamp(max=scores.shape[1] - 1)  # Of what is no number any more the loss will tell.
+            # The first candidate whose cumulated share exceeds the number; it cannot have a share of 0.
+            chosen = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+            return chosen.clamp(max=scores.shape[1] - 1)  # Beyond the end only for NaN, which the loss will show.
 
         return draw(logits, wrong, draws[:, 0]), draw(logits.T[text_index], wrong_per_text, draws[:, 1]), usable
 
     def forward(self, matching_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of `(pairs, 2)` logits, 1 for a match; labels of `-100` are left out."""
+        """Returns the cross-entropy of `(pairs, 2)` logits, 1 for a match; labels of `-100` are ignored."""
         return _mean_cross_entropy(matching_logits, labels)

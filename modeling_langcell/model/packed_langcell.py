@@ -1,12 +1,13 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Sequences without padding, and the kernels that inference computes them with: the same numbers as the plain way, up to
-rounding, from less work. Whatever trains, is compiled or carries hooks goes the plain way.
+Sequences without padding, and the kernels for them in inference: the results are those of the standard path, up to
+rounding, for less work. Training, torch.compile and modules with hooks use the standard path.
 """
 
+import logging
 import platform
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, groupby
 from typing import TypeGuard
 
@@ -20,12 +21,14 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-#: What oneDNN can apply to a product before it leaves the processor's registers, as it names function and algorithm.
+logger = logging.getLogger(__name__)
+
+#: Activations that oneDNN can fuse with a matrix product, by its names of function and algorithm.
 _FUSED_ACTIVATIONS = {type(None): ("none", ""), nn.ReLU: ("relu", ""), GELUActivation: ("gelu", "none")}
-_QUERIES = 512  # As many of a sequence's queries at once leave their scores in the processor's cache.
-_FEW_SCORES = 100_000  # With fewer in a head, the calls of two products cost more than the products gain.
-#: What a GPU's kernels for sequences of many lengths take, and the bytes that a head must be a multiple of for them.
-_AT_ONCE, _ALIGNED = (torch.float16, torch.bfloat16, torch.float32), 16
+_QUERIES = 512  # Queries of a sequence that are computed at once, so that their scores fit into the CPU's cache.
+_FEW_SCORES = 100_000  # Scores of a head below which the calls of two products cost more than the products gain.
+#: Dtypes that the GPU's variable-length kernels take, and the bytes that the size of a head must be a multiple of.
+_VARLEN_DTYPES, _VARLEN_ALIGNMENT = (torch.float16, torch.bfloat16, torch.float32), 16
 
 
 class PackedSequences:
@@ -33,8 +36,8 @@ class PackedSequences:
     Sequences of different lengths, laid end to end.
 
     Args:
-        lengths: Of each, on the host: what is computed together is decided by them.
-        device: Where their states are.
+        lengths: Length of each sequence, on the host, where they decide which sequences are computed together.
+        device: Device of the sequences' states.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
@@ -47,46 +50,46 @@ class PackedSequences:
 
     @property
     def tokens(self) -> int:
-        """Of all the sequences together."""
+        """Number of tokens of all the sequences together."""
         return self.offsets[-1]
 
     @cached_property
     def cumulative(self) -> torch.Tensor:
-        """`(sequences + 1,)` int32: where each begins, and where the last ends."""
+        """`(sequences + 1,)` int32 offsets: the beginning of each sequence, and the end of the last."""
         return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
 
     @cached_property
     def first(self) -> torch.Tensor:
-        """`(sequences,)` places of the first tokens."""
+        """`(sequences,)` indices of the first tokens."""
         return self.cumulative[:-1].long()
 
     @cached_property
     def counts(self) -> torch.Tensor:
-        """`(sequences,)` their lengths, where their states are."""
+        """`(sequences,)` lengths, on the device of the states."""
         return torch.tensor(self.lengths, device=self.device)
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """`(tokens,)` place of each token in its sequence."""
+        """`(tokens,)` position of each token in its sequence."""
         return torch.arange(self.tokens, device=self.device) - self.first.repeat_interleave(self.counts)
 
     @cached_property
     def places(self) -> torch.Tensor:
-        """`(tokens,)` place of each token where all sequences are padded to the longest, row after row."""
+        """`(tokens,)` index of each token after all sequences are padded to the longest, row after row."""
         rows = torch.arange(len(self), device=self.device).repeat_interleave(self.counts)
         return rows * max(self.lengths) + self.positions
 
     def pad(self, states: torch.Tensor) -> torch.Tensor:
-        """`(tokens, ...)` to `(sequences, longest, ...)`, zeros where there is nothing."""
+        """Pads `(tokens, ...)` states with zeros to `(sequences, longest, ...)`."""
         padded = states.new_zeros(len(self) * max(self.lengths), *states.shape[1:])
         return padded.index_copy(0, self.places, states).unflatten(0, (len(self), -1))
 
     def mean(self, states: torch.Tensor) -> torch.Tensor:
-        """`(tokens, width)` to the means of the sequences, `(sequences, width)`."""
+        """Returns the means of `(tokens, width)` states over each sequence, `(sequences, width)`."""
         return torch.stack([part.mean(dim=0) for part in states.split(self.lengths)])
 
     def runs(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Neighbours of one length as `(sequences, length, ...)` views of `(tokens, ...)` states."""
+        """Yields runs of neighbours of one length as `(sequences, length, ...)` views of `(tokens, ...)` states."""
         first = 0
         for length, run in groupby(self.lengths):
             last = first + length * len(list(run))
@@ -98,28 +101,42 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: PackedSequences, keys: PackedSequences
 ) -> torch.Tensor:
     """
-    Softmax attention of each sequence of queries to the sequence of keys in the same place.
+    Computes softmax attention of each sequence of queries to the sequence of keys at the same place.
 
     Args:
         query: `(tokens of queries, heads, head_size)`.
         key, value: `(tokens of keys, heads, head_size)`.
+        queries, keys: The sequences.
 
     Returns:
         `(tokens of queries, heads, head_size)`.
     """
-    if query.is_cuda and query.dtype in _AT_ONCE and query.shape[-1] * query.element_size() % _ALIGNED == 0:
+    if (
+        query.is_cuda
+        and query.dtype in _VARLEN_DTYPES
+        and query.shape[-1] * query.element_size() % _VARLEN_ALIGNMENT == 0
+    ):
         longest = max(queries.lengths), max(keys.lengths)
         starts = queries.cumulative, keys.cumulative
         if query.dtype != torch.float32 and varlen_attn is not None:
             return varlen_attn(query, key, value, *starts, *longest)  # type: ignore[return-value]
-        return _attend_at_once(query, key, value, *starts, *longest)
+        if query.dtype != torch.float32:
+            _log_fallback("torch before 2.10 has no varlen_attn: attention runs on torch's kernel for nested tensors.")
+        return _attend_nested(query, key, value, *starts, *longest)
     if query.device.type == "cpu":
         return _attend_one_by_one(query, key, value, queries, keys)
+    _log_fallback(f"Attention runs on padded sequences: no other kernel for {query.dtype} on {query.device.type}.")
     return _attend_padded(query, key, value, queries, keys)
 
 
-def _attend_at_once(query, key, value, query_starts, key_starts, longest_query, longest_key):
-    """All sequences without padding, in single precision too, by the kernel that torch has for nested tensors."""
+@cache
+def _log_fallback(message: str) -> None:
+    """Logs a message once in a process."""
+    logger.info(message)
+
+
+def _attend_nested(query, key, value, query_starts, key_starts, longest_query, longest_key):
+    """Attends with torch's kernel for nested tensors, which also takes single precision."""
     parts = (part[None] for part in (query, key, value))
     lengths = query_starts, key_starts, longest_query, longest_key
     no_dropout, no_mask = 0.0, 0
@@ -129,7 +146,7 @@ def _attend_at_once(query, key, value, query_starts, key_starts, longest_query, 
 
 
 def _attend_padded(query, key, value, queries, keys):
-    """For devices that gain more by many sequences at once than they lose by padding."""
+    """Attends on padded sequences, for devices that gain more by many sequences at once than they lose by padding."""
     known = torch.ones(keys.tokens, dtype=torch.bool, device=query.device)
     query, key, value = (part.transpose(1, 2) for part in (queries.pad(query), keys.pad(key), keys.pad(value)))
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys.pad(known)[:, None, None])
@@ -137,7 +154,7 @@ def _attend_padded(query, key, value, queries, keys):
 
 
 def _attend_one_by_one(query, key, value, queries, keys):
-    """For a processor of few cores, which a single sequence keeps busy."""
+    """Attends run by run, for a CPU of few cores, which a single sequence keeps busy."""
     attended = torch.empty_like(query)
     by_products = _BY_PRODUCTS and takes_onednn(query, key)
     first_query = first_key = 0
@@ -145,22 +162,22 @@ def _attend_one_by_one(query, key, value, queries, keys):
         n = len(list(run))
         if by_products and n_queries * n_keys >= _FEW_SCORES:
             for _ in range(n):
-                asking, asked = slice(first_query, first_query + n_queries), slice(first_key, first_key + n_keys)
-                _attend_by_products(query[asking], key[asked], value[asked], attended[asking])
-                first_query, first_key = asking.stop, asked.stop
+                rows, columns = slice(first_query, first_query + n_queries), slice(first_key, first_key + n_keys)
+                _attend_by_products(query[rows], key[columns], value[columns], attended[rows])
+                first_query, first_key = rows.stop, columns.stop
             continue
-        asking, asked = slice(first_query, first_query + n * n_queries), slice(first_key, first_key + n * n_keys)
-        parts = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in (query[asking], key[asked], value[asked]))
+        rows, columns = slice(first_query, first_query + n * n_queries), slice(first_key, first_key + n * n_keys)
+        parts = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in (query[rows], key[columns], value[columns]))
         found = F.scaled_dot_product_attention(*parts)
-        attended[asking] = found.transpose(1, 2).flatten(0, 1)
-        first_query, first_key = asking.stop, asked.stop
+        attended[rows] = found.transpose(1, 2).flatten(0, 1)
+        first_query, first_key = rows.stop, columns.stop
     return attended
 
 
 def _attend_by_products(query, key, value, attended):
     """
-    One sequence, a head at a time, as two products of matrices: with oneDNN, whose products are the faster ones but on
-    processors of Intel, this is ahead of torch's own kernel, whose products are MKL's.
+    Attends in one sequence, head by head, with two matrix products. They are oneDNN's, which are faster than MKL's, in
+    torch's own kernel, except on Intel's processors.
     """
     multiply = torch.ops.mkldnn._linear_pointwise
     queries = (query * query.shape[-1] ** -0.5).transpose(0, 1).contiguous()
@@ -175,7 +192,7 @@ def _attend_by_products(query, key, value, attended):
 def dense(
     linear: nn.Module, states: torch.Tensor, activation: nn.Module | None = None, plus: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What a linear layer makes of states, then activated, then added to something; in one pass where oneDNN has it."""
+    """Applies a linear layer, then an activation, then adds `plus`; in one pass where oneDNN can fuse them."""
     fused = _FUSED_ACTIVATIONS.get(type(activation))
     one_pass = plus is None or activation is None
     if fused is not None and one_pass and _is_plain(linear) and takes_onednn(states, linear.weight):
@@ -189,14 +206,14 @@ def dense(
 
 
 def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
-    """Adapters put something else in the place of a layer, and hooks beside it: only calling it does them justice."""
+    """Returns true for a layer without adapters or hooks, which would be bypassed if its weights were used directly."""
     return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
 
 
 def takes_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """
-    Whether a product is oneDNN's: of a processor, and of what is neither trained, nor cast on the way, nor compiled.
-    torch gives such products in single precision to MKL, which has no AVX-512 for processors that are not Intel's.
+    Returns true if oneDNN can compute a matrix product: on a CPU, without gradients, autocast or compilation. torch
+    itself would use MKL in single precision, which has no AVX-512 on processors other than Intel's.
     """
     return (
         not torch.compiler.is_compiling()
@@ -215,12 +232,14 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 
 
 def _is_intel() -> bool:
-    """Whether the processor is Intel's; of a torch that does not tell, only if Python knows."""
+    """Returns true on an Intel processor, as far as torch, or else Python, can tell."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "intel" in str(capabilities.get("cpu_name", platform.processor())).lower()
 
 
 _ONEDNN_DTYPES = _onednn_dtypes()
+if not _ONEDNN_DTYPES:
+    logger.info("torch has no fused oneDNN products here: linear layers use its standard ones.")
 _BY_PRODUCTS = not _is_intel()
 
 __all__ = ["PackedSequences", "attend", "dense", "takes_onednn"]

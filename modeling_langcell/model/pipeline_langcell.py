@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Zero-shot annotation in the manner of transformers' pipelines, as every checkpoint carries it."""
+"""Zero-shot annotation as a transformers pipeline, which every checkpoint carries."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,27 +11,29 @@ from transformers import Pipeline
 
 from .configuration_langcell import PIPELINE_TASK
 from .errors import InputError
-from .prompts import as_texts, word
+from .prompts import as_texts, fill_templates
 from .zero_shot import DescriptionScorer, read_cells
+
+logger = logging.getLogger(__name__)
 
 
 class ZeroShotCellAnnotationPipeline(Pipeline):
     """
-    Finds for every cell the candidate that fits it best, in the manner of transformers' zero-shot pipelines. With the
-    same descriptions its scores are those of `LangCellAnnotator`, which also knows the Cell Ontology and writes into
-    the AnnData; this needs transformers alone.
+    Ranks candidate labels for every cell, like transformers' zero-shot pipelines. With the same descriptions its scores
+    are those of `LangCellAnnotator`, which also knows the Cell Ontology and writes into the AnnData; the pipeline needs
+    only transformers.
 
-    Called with an AnnData, in memory or backed, or several, and
+    Takes one or several AnnData, in memory or backed, and these arguments:
 
-    - `candidate_labels`: names, or `{label: description}`, or `{label: [description, ...]}` to be judged by several;
-    - `hypothesis_template`: what makes a description of a name; by default those of the processor's wordings that a
-      name alone can fill, or where there are none, `"cell type: {}."`;
+    - `candidate_labels`: names, or `{label: description}`, or `{label: [description, ...]}` for several descriptions;
+    - `hypothesis_template`: the prompt template, with `{}` for the name; by default the processor's templates that a
+      name alone can fill, or else `"cell type: {}."`;
     - `alpha`: weight of the similarity against the matching, the checkpoint's own by default;
-    - `shortlist`: how many of the candidates most similar to a cell the matching reads, as for `DescriptionScorer`;
-    - `top_k`: how many of a cell's candidates to give, all by default;
+    - `shortlist`: number of candidates most similar to a cell that the matching reads, as for `DescriptionScorer`;
+    - `top_k`: number of candidates to return for a cell, all by default;
     - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: as for `LangCellFeatureExtractor`.
 
-    It gives for every cell a list of `{"label": ..., "score": ...}`, the best first; an empty one for a cell without
+    Returns a list of `{"label": ..., "score": ...}` for every cell, the best first; an empty one for a cell without
     known genes (`empty_cells="mark"`).
 
     Raises:
@@ -51,13 +54,14 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
     _load_tokenizer = _load_feature_extractor = _load_image_processor = False
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Saves model and processor; the config of a LangCell names its pipeline, whose code goes with them."""
+        """Saves model and processor, with the pipeline's code, which the config names."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def __call__(self, inputs, **kwargs):
-        """As the class says; cells go through the model by the number of their genes, whatever `batch_size` says."""
-        kwargs.pop("batch_size", None)
+        """Annotates as the class describes; batches are made by number of genes, and `batch_size` is ignored."""
+        if kwargs.pop("batch_size", None) is not None:
+            logger.info("batch_size is ignored: cells are batched by their number of genes, to fit the free memory.")
         return super().__call__(inputs, batch_size=1, **kwargs)
 
     def _sanitize_parameters(
@@ -66,7 +70,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         if candidate_labels is not None and not isinstance(candidate_labels, (str, Mapping)):
             candidate_labels = list(candidate_labels)
         if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
-            raise InputError(f"top_k={top_k!r} is no number of candidates.")
+            raise InputError(f"top_k={top_k!r} is not a number of candidates.")
         if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
             raise InputError(f"alpha={alpha!r} is not between 0 and 1.")
         texts = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
@@ -83,7 +87,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         }
 
     def _forward(self, given, alpha=None, shortlist="auto"):
-        """The scores of all cells, `(cells, labels)` float32, NaN for those without known genes; and the labels."""
+        """Returns the labels, and the scores `(cells, labels)` float32, NaN for cells without known genes."""
         model = self.model
         alpha = model.config.alpha if alpha is None else alpha
         scorer = DescriptionScorer(model.eval(), self.processor, given["descriptions"], alpha, shortlist)
@@ -106,6 +110,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 def _describe(
     candidates: Sequence[str] | Mapping[str, str | Sequence[str]], template: str | None, prompt_templates: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
+    """Returns the descriptions of each candidate."""
     if isinstance(candidates, str):
         raise InputError(f"candidate_labels must be several labels, not one text: [{candidates!r}, ...].")
     if template is not None and (not isinstance(template, str) or "{}" not in template):
@@ -121,7 +126,7 @@ def _describe(
         elif template is not None:
             described[str(label)] = (template.replace("{}", label),)
         else:
-            described[str(label)] = tuple(text.text for text in word(prompt_templates, str(label)))
+            described[str(label)] = tuple(text.text for text in fill_templates(prompt_templates, str(label)))
     if not described:
         raise InputError("No candidates: give candidate_labels, names or {label: description}.")
     return described

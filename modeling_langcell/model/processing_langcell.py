@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cells and texts to one batch, and how a type of cell is put into texts."""
+"""The processor: encodes cells and texts as one batch, and holds the prompt templates."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,24 +10,26 @@ from transformers import BatchFeature, ProcessorMixin
 from .errors import InputError
 from .prompts import PROMPT_TEMPLATES, check_templates
 
-if TYPE_CHECKING:  # What a saved class imports is saved with it: config.json names this pipeline.
+if TYPE_CHECKING:  # transformers saves the files that a class's file imports; config.json names this pipeline.
     from .pipeline_langcell import ZeroShotCellAnnotationPipeline  # noqa: F401
+
+logger = logging.getLogger(__name__)
 
 
 class LangCellProcessor(ProcessorMixin):
     """
-    What `LangCellModel` reads: `LangCellFeatureExtractor` for cells and a BERT tokenizer for texts.
+    Encodes the inputs of `LangCellModel`, with a `LangCellFeatureExtractor` for cells and a BERT tokenizer for texts.
 
     Args:
         feature_extractor: A `LangCellFeatureExtractor`.
         tokenizer: The text tower's tokenizer.
-        prompt_templates: How a type of cell is put into texts: one template or several, an ensemble, with `{name}`,
-            `{definition}` and `{synonym}`; by default `PROMPT_TEMPLATES`, name and definition. Saved with the
-            processor.
-        wordings: The name that `prompt_templates` had before, as older checkpoints have it.
+        prompt_templates: Templates for the texts that describe a cell type, one or several (an ensemble), with the
+            fields `{name}`, `{definition}` and `{synonym}`; by default `PROMPT_TEMPLATES`, name and definition. Saved
+            with the processor.
+        wordings: Older name of `prompt_templates`, which older checkpoints have.
 
     Raises:
-        InputError: Wordings that are none, or have other fields or no field.
+        InputError: Templates that are not strings, or have other fields or no field.
 
     Example:
 
@@ -46,17 +49,19 @@ class LangCellProcessor(ProcessorMixin):
         **kwargs: Any,
     ):
         super().__init__(feature_extractor, tokenizer, **kwargs)
+        if wordings is not None:
+            logger.info("The processor calls its prompt templates 'wordings', as older checkpoints do.")
         given = wordings if prompt_templates is None else prompt_templates
         self.prompt_templates = PROMPT_TEMPLATES if given is None else given
 
     @property
     def prompt_templates(self) -> tuple[str, ...]:
-        """How a type of cell is put into texts; setting them checks them as the class says."""
+        """Templates for the texts that describe a cell type; they are checked when they are set."""
         return self.__dict__["prompt_templates"]
 
     @prompt_templates.setter
     def prompt_templates(self, prompt_templates: Sequence[str]) -> None:
-        # Where `save_pretrained` looks for it.
+        # `save_pretrained` saves what is in __dict__.
         self.__dict__["prompt_templates"] = check_templates(prompt_templates)
 
     def __repr__(self) -> str:
@@ -80,18 +85,18 @@ class LangCellProcessor(ProcessorMixin):
             cells: An AnnData, in memory or backed, or a `(cells, genes)` matrix with `gene_ids`.
             text: A text or several.
             return_tensors: `"pt"` or `"np"`; lists when left out.
-            cell_kwargs: More arguments for the feature extractor alone (`max_length`, for instance).
-            text_kwargs: More arguments for the tokenizer alone; by default it pads to the longest text and cuts at
-                the longest that the text tower takes.
-            kwargs: Also for the feature extractor (`layer`, `use_raw`, `counts`, `gene_ids`, ...).
+            cell_kwargs: Further arguments of the feature extractor (`max_length`, for instance).
+            text_kwargs: Further arguments of the tokenizer; by default it pads to the longest text, and truncates texts
+                to the text tower's longest input.
+            kwargs: Arguments of the feature extractor (`layer`, `use_raw`, `counts`, `gene_ids`, ...).
 
         Returns:
             `cell_input_ids`, `cell_attention_mask` `(cells, genes)` when there are cells; `input_ids`,
             `attention_mask` `(texts, tokens)` when there are texts.
 
         Raises:
-            InputError: Neither cells nor text; texts that are no strings; `kwargs` without cells; cells that
-                the feature extractor refuses.
+            InputError: Neither cells nor text; texts that are not strings; `kwargs` without cells; cells that the
+                feature extractor refuses.
         """
         if cells is None and text is None:
             raise InputError("Give cells, text, or both.")

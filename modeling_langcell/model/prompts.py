@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The texts that a cell type is described by, composed from templates."""
+"""Prompts: the texts that describe a cell type, made from prompt templates."""
 
 from collections.abc import Iterable, Sequence
 from string import Formatter
@@ -7,24 +7,25 @@ from typing import NamedTuple
 
 from .errors import InputError
 
-#: What a wording can have in it, in braces.
+#: Fields that a prompt template may have, in braces.
 FIELDS = ("name", "definition", "synonym")
-#: How a type of cell is worded, unless a processor has other wordings.
+#: Default prompt templates of a processor.
 PROMPT_TEMPLATES = ("cell type: {name}. {definition}",)
-#: How it is worded where no wording can be filled: it has no definition, or no synonym.
+#: Template for cell types that can fill no other, because they have no definition or no synonym.
 NAME_ALONE = "cell type: {name}."
-#: At most so many of a type's synonyms are worded; 99 of 100 types have no more.
+#: Largest number of synonyms of a cell type that fill a template; 99 of 100 types have no more.
 SYNONYMS = 8
 
 
 class Text(NamedTuple):
     """
-    A text that a label is judged by.
+    A text that describes a label.
 
     Args:
-        text: What the model reads.
-        origin: Where it comes from: what fills the wording, as `name and definition` or `synonym 'NK cell'`.
-        template: How it is worded; empty for one that was given whole.
+        text: The text, as the model reads it.
+        origin: The text's source: the fields that fill its template, as in `name and definition` or
+            `synonym 'NK cell'`.
+        template: The prompt template; empty for a text that was given whole.
     """
 
     text: str
@@ -32,26 +33,26 @@ class Text(NamedTuple):
     template: str = ""
 
 
-def word(
+def fill_templates(
     prompt_templates: Iterable[str], name: str, definition: str = "", synonyms: Sequence[str] = ()
 ) -> tuple[Text, ...]:
     """
-    The texts of a type of cell: prompts from templates, as CLIP has them (Radford et al., 2021, section 3.1.4).
+    Makes the prompts of a cell type from templates, as CLIP does (Radford et al., 2021, section 3.1.4).
 
-    A wording with `{synonym}` gives a text for each synonym, the first `SYNONYMS` of them, and one that nothing fills
-    gives none. A text that is there already is not repeated. Where no wording gives any, it is `NAME_ALONE`.
+    A template with `{synonym}` gives a text for each of the first `SYNONYMS` synonyms; a template whose fields are
+    empty gives none. Repeated texts are kept once. If no template gives a text, `NAME_ALONE` is used.
 
     Args:
-        prompt_templates: As of `LangCellProcessor`.
-        name, definition, synonyms: What fills the fields; the last two may be empty.
+        prompt_templates: Templates as in `LangCellProcessor`.
+        name, definition, synonyms: Values of the fields; the last two may be empty.
 
     Returns:
-        One text or more, in the order of the wordings and the synonyms.
+        One text or more, in the order of the templates and the synonyms.
 
     ```python
-    >>> from modeling_langcell.model.prompts import word
-    >>> texts = word(["{name}: {definition}", "a {synonym}"], "B cell", synonyms=["B-cell", "B lymphocyte"])
-    >>> [text.text for text in texts]
+    >>> from modeling_langcell.model.prompts import fill_templates
+    >>> prompts = fill_templates(["{name}: {definition}", "a {synonym}"], "B cell", synonyms=["B-cell", "B lymphocyte"])
+    >>> [prompt.text for prompt in prompts]
     ['a B-cell', 'a B lymphocyte']
 
     ```"""
@@ -64,12 +65,12 @@ def word(
             text = template.format(name=name, definition=definition, synonym=synonym).strip()
             parts = [f"{field} {synonym!r}" if field == "synonym" else field for field in dict.fromkeys(fields)]
             found.setdefault(text, Text(text, " and ".join(parts), template))
-    return tuple(found.values()) or word((NAME_ALONE,), name)
+    return tuple(found.values()) or fill_templates((NAME_ALONE,), name)
 
 
 def as_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
     """
-    A label's description, in one text or in several, as several; one that is there twice is kept once.
+    Returns a label's description, given as one text or several, as a tuple without repeated texts.
 
     Raises:
         InputError: No text, or an empty one.
@@ -86,6 +87,8 @@ def _fields(template: str) -> list[str]:
 
 def check_templates(prompt_templates: Sequence[str]) -> tuple[str, ...]:
     """
+    Returns prompt templates as a tuple.
+
     Raises:
         InputError: They are not as `LangCellProcessor` describes them.
     """
@@ -101,8 +104,17 @@ def check_templates(prompt_templates: Sequence[str]) -> tuple[str, ...]:
             parts = []
         if not parts or any(field not in FIELDS or spec or conversion for field, spec, conversion in parts):
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
-            raise InputError(f"The wording {template!r} must have one or more of {known} in it, and no other braces.")
+            raise InputError(f"The prompt template {template!r} must have one or more of {known}, and no other braces.")
     return tuple(prompt_templates)
 
 
-__all__ = ["FIELDS", "NAME_ALONE", "PROMPT_TEMPLATES", "SYNONYMS", "Text", "as_texts", "check_templates", "word"]
+__all__ = [
+    "FIELDS",
+    "NAME_ALONE",
+    "PROMPT_TEMPLATES",
+    "SYNONYMS",
+    "Text",
+    "as_texts",
+    "check_templates",
+    "fill_templates",
+]

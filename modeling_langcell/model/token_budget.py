@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How much of the work is done at once: as much as memory holds, and less where it turns out to hold less."""
+"""The token budget: the amount of work done at once, chosen from free memory and halved when memory runs out."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -11,41 +12,44 @@ import torch
 
 from .errors import InputError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-#: More positions at once gain nothing: on a processor its cores are busy and its cache is full.
+#: Positions at once above which nothing is gained: a CPU's cores are busy and its cache is full.
 _ENOUGH = {"cpu": 4_096, "cuda": 262_144, "mps": 65_536}
-_LEAST = 64  # Positions below which fewer would not help: it is the model that does not fit.
-#: As CUDA and MPS, torch on a processor, and oneDNN say it.
+_LEAST = 64  # Positions below which fewer would not help: the model itself does not fit.
+#: Messages of CUDA and MPS, torch on a CPU, and oneDNN.
 _OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|could not create a", re.I)
 
 
 class TokenBudget:
     """
-    How many positions, of genes or of words, go through a model at once. It bounds memory, and does not change results.
+    Bounds the number of positions, genes or word pieces, that go through a model at once. It bounds memory, and does
+    not change results.
 
     Args:
-        tokens: So many.
+        tokens: Number of positions.
     """
 
     def __init__(self, tokens: int):
         if tokens < 1:
-            raise InputError(f"batch_tokens={tokens} is no number of positions.")
+            raise InputError(f"batch_tokens={tokens} is not a number of positions.")
         self.tokens = tokens
 
     @classmethod
     def for_model(cls, model: Any) -> "TokenBudget":
-        """As many as half of the free memory of the model's device holds, and no more than keep it busy."""
+        """Chooses as many positions as half of the device's free memory holds, up to what keeps the device busy."""
         config = model.config
         towers = [getattr(config, name) for name in ("cell_config", "text_config") if hasattr(config, name)] or [config]
-        # What is alive at once in a layer: states, queries, keys, values, what they attend to; and the wide states.
+        # A layer holds at once: states, queries, keys, values, attended states; and the wide states.
         widest = max(10 * tower.hidden_size + 2 * tower.intermediate_size for tower in towers)
         enough = _ENOUGH.get(model.device.type, _ENOUGH["cpu"])
         free = _free_memory(model.device)
         return cls(enough if free is None else max(_LEAST, min(enough, free // 2 // (widest * model.dtype.itemsize))))
 
     def blocks(self, items: Iterable[T], lengths: Iterable[int]) -> Iterator[list[T]]:
-        """As many of the items as the budget holds, but at least one, again and again."""
+        """Splits items into blocks, each with as many as the budget holds, but at least one."""
         block: list[T] = []
         used = 0
         for item, length in zip(items, lengths, strict=True):
@@ -61,8 +65,8 @@ class TokenBudget:
         self, items: Sequence[T], length: Callable[[T], int], read: Callable[[list[T]], Any]
     ) -> Iterator[tuple[list[T], Any]]:
         """
-        Items in blocks, and what is read of each block. Where memory runs out the budget is halved, and the work goes
-        on with what was not read yet.
+        Reads items block by block, and yields each block with its result. When memory runs out, the budget is halved
+        and the rest is read in smaller blocks.
 
         Raises:
             InputError: Memory does not suffice for a single item.
@@ -79,8 +83,9 @@ class TokenBudget:
                     reason = str(error).strip().splitlines()[:1]
                     raise InputError(f"There is not enough memory for a single cell: {''.join(reason)}") from error
                 found = None
-            if found is None:  # Here what the failure held on to is free.
-                self.tokens = max(1, self.tokens // 2)
+            if found is None:  # Outside of the except clause, whose traceback keeps memory alive.
+                tokens, self.tokens = self.tokens, max(1, self.tokens // 2)
+                logger.warning("Memory ran out with up to %d positions at once: going on with %d.", tokens, self.tokens)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
@@ -93,7 +98,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes; None where the system does not tell."""
+    """Returns the free bytes of a device, or None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

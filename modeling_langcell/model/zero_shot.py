@@ -1,7 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Zero-shot annotation as every checkpoint carries it: how cells are scored against descriptions."""
+"""Zero-shot annotation, which every checkpoint carries: scores cells against descriptions of labels."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -22,20 +23,22 @@ from .token_budget import TokenBudget
 if TYPE_CHECKING:
     from .modeling_langcell import LangCellModel
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Shortlist = int | Literal["auto"] | None
-#: Of more labels than this the matching reads, unless told otherwise, so many of each cell, those most similar to it.
+#: Default length of the shortlist: with more labels, the matching reads the 32 most similar to each cell.
 SHORTLIST = 32
 
 
 class Scored(NamedTuple):
     """
-    What is found of cells.
+    Scores and embeddings of cells.
 
     Args:
         embeds: `(cells, width)` float32, L2-normalised.
         scores: `(cells, labels)` float32 from 0 to 1.
-        shortlist_is_exact: `(cells,)` whether no label that a shortlist left out can be the best.
+        shortlist_is_exact: `(cells,)` true where no label outside the shortlist can be the best.
         max_cosine: `(cells,)` float32 cosine with the most similar description; NaN where there are none.
     """
 
@@ -47,30 +50,29 @@ class Scored(NamedTuple):
 
 class DescriptionScorer:
     """
-    Zero-shot (LangCell, section 3.3): a label's score blends two probabilities over the labels, that of the similarity
-    in the shared space, with weight `alpha`, and that of the matching head, with weight `1 - alpha`.
+    Scores cells zero-shot (LangCell, section 3.3): a label's score blends two probabilities over the labels, that of
+    the similarity in the shared space, with weight `alpha`, and that of the matching head, with weight `1 - alpha`.
 
-    With a shortlist the matching reads of each cell only the labels most similar to it. The others keep the least that
-    it could give them, a probability of 0 to match; where even the most, 1, would not make one of them the best, the
-    best is proven to be that of all.
+    With a shortlist, the matching reads only the labels most similar to a cell. The others get the least that it could
+    give them, a match probability of 0; where even the most, 1, would not make one of them the best, the shortlist's
+    best label is proven to be the best of all.
 
-    A label that several texts describe is judged by all of them: its embedding is the mean of theirs, made to length 1
-    again (Radford et al., 2021, section 3.1.4). The matching reads the first of them alone, since what it costs grows
-    with the texts.
+    A label with several texts is embedded as the mean of their embeddings, scaled back to length 1 (Radford et al.,
+    2021, section 3.1.4). The matching reads only the first text, since its cost grows with the number of texts.
 
-    Where the checkpoint is calibrated for this `alpha` and for the wordings of its processor (its config says so), the
-    scores are probabilities: the blend to the power of the inverse of the fitted temperature, made to add up to 1.
+    If the config has a calibration for this `alpha` and the processor's prompt templates, the scores are probabilities:
+    the blend to the power of the inverse of the fitted temperature, scaled to add up to 1.
 
     Args:
         model, processor: The checkpoint.
-        descriptions: A text or several by label. They are read and embedded here, once.
-        alpha: 1 leaves the matching out, which is much faster.
-        shortlist: How many labels of each cell the matching reads; `None` for all. By default (`"auto"`) all up to 32,
-            and 32 of more.
-        budget: How many positions go through a tower at once.
+        descriptions: One text or several for each label. They are read and embedded once, here.
+        alpha: Weight of the similarity; 1 omits the matching, which is much faster.
+        shortlist: Number of labels that the matching reads for each cell; `None` for all. The default, `"auto"`, reads
+            up to 32.
+        budget: Bounds the number of positions that go through a tower at once.
 
     Raises:
-        InputError: A shortlist of none, or a label without a text.
+        InputError: A shortlist below 1, or a label without a text.
     """
 
     def __init__(
@@ -83,13 +85,15 @@ class DescriptionScorer:
         budget: TokenBudget | None = None,
     ):
         self.model, self.alpha = model, alpha
-        #: All that each label is judged by; the matching reads the first.
+        #: The texts of each label; the matching reads the first.
         self.descriptions = {label: as_texts(label, texts) for label, texts in descriptions.items()}
-        #: What the scores are calibrated by; none where they are not.
+        #: The calibration of the scores; None if they are not calibrated.
         self.calibration = model.config.calibration if _fits(model.config.calibration, alpha, processor) else None
+        if self.calibration is not model.config.calibration:
+            logger.info("Scores are not calibrated: the calibration is for another alpha or other prompt templates.")
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self._set_shortlist(shortlist)
-        # The first text of each label, which goes by the label's number, and then all the others.
+        # The first text of each label, at the label's number, and then all the others.
         first = [texts[0] for texts in self.descriptions.values()]
         others = [text for texts in self.descriptions.values() for text in texts[1:]]
         self.text_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
@@ -101,7 +105,7 @@ class DescriptionScorer:
         """
         Args:
             ids: `(genes of all cells,)`, cells laid end to end.
-            cells: Where each cell is.
+            cells: Lengths of the cells.
         """
         model = self.model
         states, pooled = model.cell_model.read_packed(ids, cells, pooled_only=self.alpha == 1)
@@ -112,7 +116,7 @@ class DescriptionScorer:
         if self.alpha == 1:
             shortlist_is_exact = torch.ones(len(cells), dtype=torch.bool)
             return Scored(embeds, self._calibrated(similarity), shortlist_is_exact, max_cosine)
-        # Numbers of the labels that the matching reads, of each cell; and what it makes of them.
+        # `chosen` has, for each cell, the numbers of the labels that the matching reads.
         if self.shortlist is None:
             chosen = torch.arange(len(self.descriptions)).expand(len(cells), -1)
         else:
@@ -130,7 +134,7 @@ class DescriptionScorer:
         return powers / powers.sum(dim=1, keepdim=True)
 
     def reading(self, shortlist: Shortlist) -> "DescriptionScorer":
-        """The same with another shortlist."""
+        """Returns a copy of this scorer with another shortlist, which shares the embedded texts."""
         scorer = copy.copy(self)
         scorer._set_shortlist(shortlist)
         return scorer
@@ -143,44 +147,46 @@ class DescriptionScorer:
 
     def match(self, states: torch.Tensor, cells: PackedSequences, chosen: torch.Tensor) -> torch.Tensor:
         """
+        Computes match probabilities of each cell with the labels chosen for it.
+
         Args:
             states: `(genes of all cells, hidden_size)` last hidden states.
-            cells: Where each cell is.
-            chosen: `(cells, labels)` numbers of the labels to read of each cell.
+            cells: Lengths of the cells.
+            chosen: `(cells, chosen labels)` numbers of the labels to read for each cell.
 
         Returns:
-            `(cells, all labels)` probabilities of a match, 0 where it is not asked for.
+            `(cells, labels)` match probabilities, 0 for labels that were not chosen.
         """
         match = torch.zeros(len(cells), len(self.descriptions), device=states.device)
-        same = self._by_length(range(len(self.descriptions))) if self.shortlist is None else None
-        texts_of = [same or self._by_length(of_cell) for of_cell in chosen.tolist()]
-        words = [sum(self.lengths[text] for text in texts) for texts in texts_of]
-        for block in self.budget.blocks(range(len(cells)), words):
+        all_texts = self._by_length(range(len(self.descriptions))) if self.shortlist is None else None
+        texts_of_cell = [all_texts or self._by_length(labels) for labels in chosen.tolist()]
+        tokens = [sum(self.lengths[text] for text in texts) for texts in texts_of_cell]
+        for block in self.budget.blocks(range(len(cells)), tokens):
             first, last = block[0], block[-1] + 1
             block_states = states[cells.offsets[first] : cells.offsets[last]]
             block_cells = PackedSequences(cells.lengths[first:last], states.device)
-            # A cell that has more texts than are read at once is alone in its block, and has them read in parts.
-            parts = [texts_of[first:last]]
+            # A cell with more texts than the budget holds is alone in its block, and its texts are read in parts.
+            parts = [texts_of_cell[first:last]]
             if len(block) == 1:
-                lengths = [self.lengths[text] for text in texts_of[first]]
-                parts = [[part] for part in self.budget.blocks(texts_of[first], lengths)]
-            for asked in parts:
-                texts = self._by_length({*chain(*asked)})
+                lengths = [self.lengths[text] for text in texts_of_cell[first]]
+                parts = [[part] for part in self.budget.blocks(texts_of_cell[first], lengths)]
+            for part in parts:
+                texts = self._by_length({*chain(*part)})
                 place = {text: place for place, text in enumerate(texts)}
-                found = self.model.match_packed(
-                    block_states, block_cells, *self._pack(texts), [[place[text] for text in of] for of in asked]
-                )
-                rows = [cell for cell, of_cell in enumerate(asked, first) for _ in of_cell]
-                match[rows, [*chain(*asked)]] = found
+                pairs = [[place[text] for text in of_cell] for of_cell in part]
+                found = self.model.match_packed(block_states, block_cells, *self._pack(texts), pairs)
+                rows = [cell for cell, of_cell in enumerate(part, first) for _ in of_cell]
+                match[rows, [*chain(*part)]] = found
         return match
 
     def _shortlist_is_exact(self, similarity, match, scores, chosen) -> torch.Tensor:
         """
-        Whether each cell's best label stays the best whatever the matching would give to those left out.
+        Returns `(cells,)` true where the best label stays the best whatever the matching would give to the labels
+        outside the shortlist.
 
-        Of these the most similar one comes nearest where it alone matches for certain. Among those read, what others
-        get does not change how they stand in the matching, but lessens its part in the score: they stay in order if
-        they do where it is least.
+        Two conditions are checked. The most similar label outside comes nearest when it alone matches for certain, and
+        must still stay behind. The labels inside keep their order in the matching, but the more the labels outside
+        match, the less the matching weighs against the similarity; the best must be the same where it weighs least.
         """
         if self.shortlist is None:
             return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
@@ -198,7 +204,7 @@ class DescriptionScorer:
         return ((ahead > 0) & (first == best)).squeeze(1)
 
     def _embed(self) -> torch.Tensor:
-        """`(labels, projection_dim)` float32, L2-normalised: of each label the mean of its texts."""
+        """Embeds each label as the mean of its texts: `(labels, projection_dim)` float32, L2-normalised."""
         embeds = torch.empty(len(self.lengths), self.model.config.projection_dim, device=self.model.device)
         with torch.inference_mode():
             every = self._by_length(range(len(self.lengths)))
@@ -206,14 +212,14 @@ class DescriptionScorer:
                 embeds[rows] = self.model.project_texts(pooled).float()
         start = len(self.descriptions)
         for label, texts in enumerate(self.descriptions.values()):
-            if len(texts) > 1:  # What is made to length 1 again would differ in its last bits.
+            if len(texts) > 1:  # Normalising a single text again would change its last bits.
                 stop = start + len(texts) - 1
                 embeds[label] = F.normalize(embeds[label] + embeds[start:stop].sum(dim=0), dim=0)
                 start = stop
         return embeds[: len(self.descriptions)]
 
     def _by_length(self, texts: Iterable[int]) -> list[int]:
-        """Texts of one length as neighbours, which are read at once."""
+        """Sorts texts by length, so that texts of one length are neighbours, which are read at once."""
         return sorted(texts, key=lambda text: (self.lengths[text], text))
 
     def _read_texts(self, texts: list[int]) -> torch.Tensor:
@@ -226,18 +232,20 @@ class DescriptionScorer:
 
 
 def _fits(calibration: Mapping[str, Any] | None, alpha: float, processor: ProcessorMixin) -> bool:
-    """Whether a calibration was fitted with this weight of the similarity, and with labels that were worded so."""
+    """Returns true if a calibration was fitted with this `alpha` and with the processor's prompt templates."""
     if calibration is None or not math.isclose(calibration["alpha"], alpha):
         return False
     return tuple(templates_of(calibration, PROMPT_TEMPLATES)) == processor.prompt_templates
 
 
 def _shortlist(shortlist: Shortlist, labels: int, alpha: float) -> int | None:
-    """How many of so many labels are to be read; none where that is all, or nothing is read at all."""
+    """Returns the number of labels in the shortlist; None where the matching reads all of them, or is omitted."""
     if shortlist == "auto":
+        if labels > SHORTLIST and alpha != 1:
+            logger.info("The matching reads the %d most similar of the %d labels.", SHORTLIST, labels)
         shortlist = SHORTLIST
     if shortlist is not None and not (isinstance(shortlist, int) and shortlist >= 1):
-        raise InputError(f"shortlist={shortlist!r} is no number of candidates.")
+        raise InputError(f"shortlist={shortlist!r} is not a number of candidates.")
     return None if shortlist is None or shortlist >= labels or alpha == 1 else shortlist
 
 
@@ -249,8 +257,9 @@ def read_cells(
     rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, T]]:
     """
-    Rows of cells (of `rows`, all by default), and what is read of them, as many at once as the budget holds; the
-    longest first, so that it is there that memory runs out. Cells without known genes are passed over.
+    Reads cells (`rows`, by default all) in batches of similar length, as many at once as the budget holds, and yields
+    row numbers with results. The longest come first, so that memory runs out at the start or not at all. Cells without
+    known genes are skipped.
     """
 
     def read_rows(rows: list[int]) -> T:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 
 from modeling_langcell import InputError, LangCellModel, LangCellProcessor
-from modeling_langcell.model.prompts import PROMPT_TEMPLATES, SYNONYMS, as_texts, word
+from modeling_langcell.model.prompts import PROMPT_TEMPLATES, SYNONYMS, as_texts, fill_templates
 
 TEXTS = ["b cell", "natural killer cell", "cell type : monocyte . a cell that is a cell ."]
 CELL_INPUTS = ["cell_input_ids", "cell_attention_mask"]
@@ -128,10 +128,10 @@ def test_repr_is_short(tiny_processor):
 
 class TestWord:
     def texts(self, prompt_templates, name="B cell", **said):
-        return [text.text for text in word(prompt_templates, name, **said)]
+        return [text.text for text in fill_templates(prompt_templates, name, **said)]
 
     def test_fills_every_wording_in_order(self):
-        found = word(["{name}: {definition}", "{synonym} ({name})"], "B cell", "It is.", ["B-cell", "b"])
+        found = fill_templates(["{name}: {definition}", "{synonym} ({name})"], "B cell", "It is.", ["B-cell", "b"])
         assert [text.text for text in found] == ["B cell: It is.", "B-cell (B cell)", "b (B cell)"]
         assert [text.origin for text in found] == [
             *("name and definition", "synonym 'B-cell' and name", "synonym 'b' and name"),
@@ -188,7 +188,7 @@ class TestWordings:
         [[], "{name}", {"{name}"}, ["a cell"], ["{nme}"], ["{name} {}"], ["{name"], ["{name!r}"], ["{name:>9}"], [5]],
     )
     def test_that_cannot_be_filled(self, tiny_processor, prompt_templates):
-        with pytest.raises(InputError, match=r"prompt_templates must be a list|The wording .* must have"):
+        with pytest.raises(InputError, match=r"prompt_templates must be a list|The prompt template .* must have"):
             LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, prompt_templates)
         before = tiny_processor.prompt_templates
         with pytest.raises(InputError):
