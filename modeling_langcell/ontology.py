@@ -1,9 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Terms of the ontologies that `cellxgene-ontology-guide` ships: the Cell Ontology for types, and those of the other
-aspects of a cell (tissue, disease, stage, sex, ethnicity, assay). Names and free text to descriptions.
+Terms of the ontologies that `cellxgene-ontology-guide` ships: the Cell Ontology for cell types, and others for tissue,
+disease, stage, sex, ethnicity and assay. Finds the term that a name means, and the texts that describe it.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,18 +17,20 @@ from rapidfuzz import fuzz, process
 from .model.errors import InputError
 from .model.prompts import PROMPT_TEMPLATES, Text, as_texts, fill_templates
 
+logger = logging.getLogger(__name__)
+
 DESCRIPTION_PREFIX = "cell type:"
 
-#: Terms that say next to nothing of a cell: that it is one, eukaryotic, of an animal, with a nucleus, that it moves.
+#: Terms that say almost nothing: a cell, a eukaryotic cell, an animal cell, a nucleate cell, a motile cell.
 UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002321"})
 
 _TERM_ID = re.compile(r"^[A-Za-z]+:\d+$")
 
-#: How a name says that it is of some species but not of humans: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are
-#: vertebrates and primates.
+#: The mark of a species other than humans in a name: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are vertebrates
+#: and primates.
 _OTHER_SPECIES = re.compile(r"\((Mmus|Mus musculus|sensu (?!Vertebrata).*)\)|, mouse$")
 
-#: What studies of the pancreas call the cells of its islets; the Cell Ontology has these names only with the organ's.
+#: Names of islet cells in studies of the pancreas; the Cell Ontology has them only together with the organ's name.
 _ISLET_CELLS = {
     "alpha cell": "CL:0000171",
     "beta cell": "CL:0000169",
@@ -40,12 +43,12 @@ _ISLET_CELLS = {
 @dataclass(frozen=True)
 class Term:
     """
-    What an ontology has a word for: a type of cell, a tissue, a disease, a way of sequencing.
+    A term of an ontology: a cell type, a tissue, a disease, an assay.
 
     Args:
-        id: The ontology's letters and a number: `CL:0000236`.
+        id: The ontology's prefix and a number: `CL:0000236`.
         name: The ontology's label.
-        definition: One or more sentences; empty where the ontology has none.
+        definition: One or more sentences; empty if the ontology has none.
         synonyms: Other names.
     """
 
@@ -57,7 +60,7 @@ class Term:
     @property
     def description(self) -> str:
         """
-        How a type of cell is worded: `cell type: {name}. {definition}`.
+        The default description of a cell type: `cell type: {name}. {definition}`.
 
         ```python
         >>> from modeling_langcell.ontology import find_term
@@ -68,9 +71,9 @@ class Term:
         return self.texts()[0].text
 
     def texts(self, prompt_templates: Sequence[str] = PROMPT_TEMPLATES) -> tuple[Text, ...]:
-        """All that a type of cell is judged by: as a processor's wordings have it, and where each text comes from."""
-        worded = fill_templates(prompt_templates, self.name, self.definition, self.synonyms)
-        return tuple(text._replace(origin=f"{text.origin} in the Cell Ontology, {release()}") for text in worded)
+        """Returns the texts that describe a cell type, made from prompt templates, each with its origin."""
+        prompts = fill_templates(prompt_templates, self.name, self.definition, self.synonyms)
+        return tuple(text._replace(origin=f"{text.origin} in the Cell Ontology, {release()}") for text in prompts)
 
 
 @cache
@@ -81,14 +84,14 @@ def _parser() -> OntologyParser:
 @cache
 def get_term(term_id: str) -> Term:
     """
-    The term of an id of any of the ontologies.
+    Returns the term with an id of any of the ontologies.
 
     Raises:
-        InputError: No ontology has this id, or it was replaced (the message says by what).
+        InputError: No ontology has this id, or it is deprecated (the message names its replacement).
     """
     parser = _parser()
     if not _TERM_ID.match(term_id) or not parser.is_valid_term_id(term_id):
-        raise InputError(f"{term_id!r} is no term of an ontology: letters, a colon and a number, as CL:0000236.")
+        raise InputError(f"{term_id!r} is not a term of an ontology: ids look like CL:0000236.")
     if parser.is_term_deprecated(term_id):
         replacement = parser.get_term_replacement(term_id)
         raise InputError(f"{term_id} is deprecated" + (f": use {replacement}." if replacement else "."))
@@ -101,7 +104,7 @@ def get_term(term_id: str) -> Term:
 
 
 def is_term(term_id: str) -> bool:
-    """Whether this is the id of a living term."""
+    """Returns true for the id of a current term."""
     try:
         get_term(term_id)
     except InputError:
@@ -111,14 +114,20 @@ def is_term(term_id: str) -> bool:
 
 @cache
 def all_terms() -> tuple[Term, ...]:
-    """Every living term of the Cell Ontology, by id."""
+    """Returns all current terms of the Cell Ontology, in the order of their ids."""
     parser = _parser()
-    ids = parser.get_term_label_to_id_map("CL").values()
-    return tuple(get_term(i) for i in sorted(set(ids)) if i.startswith("CL:") and not parser.is_term_deprecated(i))
+    ids = set(parser.get_term_label_to_id_map("CL").values())
+    current = sorted(i for i in ids if i.startswith("CL:") and not parser.is_term_deprecated(i))
+    logger.info(
+        "%d terms of the Cell Ontology; %d deprecated or foreign ones are skipped.",
+        len(current),
+        len(ids) - len(current),
+    )
+    return tuple(map(get_term, current))
 
 
 def _normalized(name: str) -> str:
-    """Names without what people write differently: case, underscores and hyphens, plurals, `+` for positive."""
+    """Removes spelling differences from a name: case, underscores and hyphens, plurals, `+` for positive."""
     words = re.sub(r"[\s_\-]+", " ", name.casefold().replace("+", " positive ").replace(",", " ")).split()
     return " ".join(
         word[:-1] if word in ("cells", "neurons") or (len(word) > 4 and word.endswith("cytes")) else word
@@ -129,8 +138,8 @@ def _normalized(name: str) -> str:
 @cache
 def _names() -> dict[str, str]:
     """
-    Normalised names and unambiguous synonyms to term ids. A term of another species has those that say so: the bare
-    synonyms, such as "alpha cell" of a mouse's retina, mean something else where the cells are human.
+    Returns term ids by normalised names and unambiguous synonyms. A term of another species only has synonyms that say
+    so: a bare synonym, such as "alpha cell" for a mouse's retina, means something else for human cells.
     """
     names = {_normalized(term.name): term.id for term in all_terms()}
     synonyms: dict[str, set[str]] = {}
@@ -140,16 +149,17 @@ def _names() -> dict[str, str]:
             if of_humans or _OTHER_SPECIES.search(synonym):
                 synonyms.setdefault(_normalized(synonym), set()).add(term.id)
     unambiguous = {name: next(iter(ids)) for name, ids in synonyms.items() if len(ids) == 1}
+    logger.info("%d synonyms of several terms are skipped.", len(synonyms) - len(unambiguous))
     return _ISLET_CELLS | unambiguous | names
 
 
 def find_term(label: str) -> Term:
     """
-    The term that a `CL:` id, a name or a synonym means, whatever its case, hyphens and plural. A name that does not
-    say its species is a human's.
+    Returns the term that a `CL:` id, a name or a synonym means, regardless of case, hyphens and plural. A name without
+    a species means a human cell.
 
     Raises:
-        InputError: None is meant; the message names the closest.
+        InputError: No such term; the message names the closest ones.
 
     ```python
     >>> from modeling_langcell.ontology import find_term
@@ -171,7 +181,7 @@ def find_term(label: str) -> Term:
 
 
 def id_of(label: str) -> str | None:
-    """The id of the term of the Cell Ontology that a label means; none where it means none, or a deprecated one."""
+    """Returns the id of the Cell Ontology's term that a label means, or None if it means none or a deprecated one."""
     if label.startswith("CL:"):
         return label if is_term(label) else None
     return _names().get(_normalized(label))
@@ -180,12 +190,12 @@ def id_of(label: str) -> str | None:
 @dataclass(frozen=True)
 class Candidate:
     """
-    A label, and what it is judged by.
+    A label with the texts that describe it.
 
     Args:
-        label: As it was asked for.
+        label: The label, exactly as given.
         term: The term of the Cell Ontology that the label means, if any.
-        texts: What the model reads, and where it comes from. The matching reads the first.
+        texts: The texts that the model reads, with their origin. The matching reads the first.
     """
 
     label: str
@@ -197,16 +207,16 @@ def candidates(
     labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
 ) -> list[Candidate]:
     """
-    Labels, what they mean, and the texts that they are judged by.
+    Looks up labels, and returns each with its term and the texts that describe it.
 
     Args:
-        labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which describe
-            themselves; or a mapping from labels to descriptions, one or several each, taken as they are (an empty one
-            asks the ontology).
-        prompt_templates: How terms are put into texts, as of `LangCellProcessor`.
+        labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which are their own
+            descriptions; or a mapping from labels to descriptions, one or several each, used unchanged (an empty one
+            is looked up in the ontology).
+        prompt_templates: Templates for the texts that describe a term, as in `LangCellProcessor`.
 
     Returns:
-        Candidates, labels as given and in their order.
+        Candidates in the order of the labels.
 
     Raises:
         InputError: No labels, a label given twice, or one that no ontology knows and that has no description.
@@ -244,27 +254,27 @@ def candidates(
 def texts_of(
     labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
 ) -> dict[str, tuple[str, ...]]:
-    """Labels to all the texts that they are judged by; arguments and errors as for `candidates`."""
+    """Returns all the texts that describe each label; arguments and errors as for `candidates`."""
     found = candidates(labels, prompt_templates)
     return {candidate.label: tuple(text.text for text in candidate.texts) for candidate in found}
 
 
 def describe(labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, str]:
     """
-    Labels to one description each, of terms name and definition, however a checkpoint words them; of several of your
-    own the first. Arguments and errors as for `candidates`.
+    Returns one description for each label: name and definition of a term, whatever a checkpoint's prompt templates; the
+    first of several descriptions of your own. Arguments and errors as for `candidates`.
     """
     return {label: texts[0] for label, texts in texts_of(labels).items()}
 
 
 def release() -> str:
-    """Which Cell Ontology this is: the date that its makers gave it."""
+    """Returns the release of the Cell Ontology, a date."""
     return str(_parser().cxg_schema.supported_ontologies["CL"]["version"])
 
 
 @cache
 def ancestors(term_id: str) -> frozenset[str]:
-    """Ids of all that a term is a kind (or part) of in its ontology, itself left out; none of what is no term."""
+    """Returns ids of all that a term is a kind (or part) of in its ontology, without itself; none for unknown ids."""
     if not is_term(term_id):
         return frozenset()
     ontology = term_id.partition(":")[0] + ":"
@@ -272,7 +282,7 @@ def ancestors(term_id: str) -> frozenset[str]:
 
 
 def kinds_below(term_id: str) -> int:
-    """How many terms of the Cell Ontology are a kind (or part) of a term, itself left out."""
+    """Returns the number of terms of the Cell Ontology that are a kind (or part) of a term, without itself."""
     return _kinds_below()[term_id]
 
 
@@ -283,7 +293,7 @@ def _kinds_below() -> Counter[str]:
 
 @cache
 def _children() -> dict[str, frozenset[str]]:
-    """Ids of the terms right below each term."""
+    """Returns ids of the terms directly below each term."""
     children: dict[str, set[str]] = {}
     for term in all_terms():
         for parent in _parser().get_term_parents(term.id):
@@ -292,15 +302,15 @@ def _children() -> dict[str, frozenset[str]]:
 
 
 def related(term_id: str, other_id: str) -> bool:
-    """Whether two ids are one, or one of them a kind of the other: a cell of one type may then be of the other."""
+    """Returns true if two ids are the same, or one is a kind of the other: a cell may then be of both types."""
     return term_id == other_id or other_id in ancestors(term_id) or term_id in ancestors(other_id)
 
 
 @cache
 def siblings(term_id: str) -> frozenset[str]:
     """
-    Ids of the terms that share a parent with a term and are neither above nor below it. Whatever is only called a
-    kind of `UNINFORMATIVE` terms is nobody's sibling.
+    Returns ids of the terms that share a parent with a term and are neither above nor below it. A term whose parents
+    are all `UNINFORMATIVE` has no siblings.
     """
     parents = set(_parser().get_term_parents(term_id)) - UNINFORMATIVE
     beside = frozenset().union(*(_children()[parent] for parent in parents))
@@ -308,29 +318,29 @@ def siblings(term_id: str) -> frozenset[str]:
 
 
 def _steps_up(term_id: str) -> dict[str, int]:
-    """Steps, by the shortest way up, to each term that a term is a kind (or part) of; none to itself."""
+    """Returns the steps, on the shortest path up, to each term that a term is a kind (or part) of; 0 to itself."""
     return _parser().get_term_ancestors_with_distances(term_id, include_self=True)
 
 
 @cache
 def depth(term_id: str) -> int:
-    """Steps, by the shortest way up, to a term that says next to nothing."""
+    """Returns the steps, on the shortest path up, to an `UNINFORMATIVE` term."""
     return min((steps for above, steps in _steps_up(term_id).items() if above in UNINFORMATIVE), default=0)
 
 
 @cache
 def agreement(truth_id: str, other_id: str) -> float:
     """
-    How near two terms of the Cell Ontology are: 1 where they are one, 0 where all that both are is `UNINFORMATIVE`.
+    Returns the similarity of two terms of the Cell Ontology: 1 for the same term, 0 if they share only `UNINFORMATIVE`
+    ancestors.
 
-    The measure of Wu & Palmer (1994, "Verb semantics and lexical selection", ACL, pages 133-138): of the terms `c` that
-    both are a kind (or part) of, each counted among its own, the best gives
-    `2 depth(c) / (2 depth(c) + steps(truth, c) + steps(other, c))`. Their concepts form a tree; in the Cell Ontology,
-    where several ways lead up, steps and depths go by the shortest, and depths are counted from `UNINFORMATIVE` terms.
-    The same whichever of the two is the truth.
+    The measure is that of Wu & Palmer (1994, "Verb semantics and lexical selection", ACL, pages 133-138): the maximum
+    of `2 depth(c) / (2 depth(c) + steps(truth, c) + steps(other, c))` over all terms `c` that both are a kind (or part)
+    of, or are themselves. Their concepts form a tree; in the Cell Ontology, where several paths lead up, steps and
+    depths are those of the shortest, and depths are counted from `UNINFORMATIVE` terms. The measure is symmetric.
 
     Raises:
-        InputError: One is no living term of the Cell Ontology.
+        InputError: One is not a current term of the Cell Ontology.
 
     ```python
     >>> from modeling_langcell.ontology import agreement
@@ -341,7 +351,7 @@ def agreement(truth_id: str, other_id: str) -> float:
     ```"""
     for term_id in (truth_id, other_id):
         if not get_term(term_id).id.startswith("CL:"):
-            raise InputError(f"{term_id} is no term of the Cell Ontology, whose ids look like CL:0000236.")
+            raise InputError(f"{term_id} is not a term of the Cell Ontology, whose ids look like CL:0000236.")
     if truth_id == other_id:
         return 1.0
     truth, other = _steps_up(truth_id), _steps_up(other_id)
@@ -351,7 +361,7 @@ def agreement(truth_id: str, other_id: str) -> float:
 
 
 def descendants(root: str) -> tuple[Term, ...]:
-    """The terms below a name or id, itself first: the candidates of `--ontology-root`."""
+    """Returns the term of a name or id, and all terms below it: the candidates of `--ontology-root`."""
     root_id = find_term(root).id
     below = _parser().get_term_descendants(root_id)
     return (get_term(root_id), *(get_term(i) for i in below if i.startswith("CL:") and i != root_id))

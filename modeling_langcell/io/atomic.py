@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: files and folders appear complete or not at all, and never replace an input."""
 
 import os
 import tempfile
@@ -14,18 +14,18 @@ from ..model.errors import InputError, reason_of
 
 def require_writable_file(path: str | Path) -> None:
     """
-    A place for a file: nothing, or a file that it replaces.
+    Checks that a file can be written to a path: nothing is there, or a file that would be replaced.
 
     Raises:
-        OSError: Something else is there or above it, a folder or a device, or nothing can have such a name.
+        OSError: A folder or a device is there, a parent is a file, or the name is invalid.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "it is a folder", str(path))
     if path.exists() and not path.is_file():
-        raise FileExistsError(EEXIST, "it is no file, and is not replaced by one", str(path))
-    if not (there := nearest_parent(path)).is_dir():
-        raise NotADirectoryError(ENOTDIR, f"{there} is a file, not a folder", str(path))
+        raise FileExistsError(EEXIST, "it is not a regular file, and is not replaced", str(path))
+    if not (parent := _nearest_parent(path)).is_dir():
+        raise NotADirectoryError(ENOTDIR, f"{parent} is a file, not a folder", str(path))
 
 
 def require_apart(
@@ -35,27 +35,26 @@ def require_apart(
     allowed: Collection[tuple[str, str]] = (),
 ) -> None:
     """
-    Checks that no output is written over an input or over another output, by whatever names: relative ones, symbolic
-    links and hard links are seen through, and an output need not be there yet.
+    Checks that no output would overwrite an input or another output. Relative names, symbolic links and hard links are
+    resolved; an output need not exist yet.
 
     Args:
-        outputs: What the user calls each file that is to be written, and its path; `None` for one that is not asked
-            for.
-        inputs: The same of each file that is read.
-        allowed: Names of an output and an input that may be the same file.
+        outputs: The user's name for each file that is to be written, and its path; `None` for one that is not wanted.
+        inputs: The same for each file that is read.
+        allowed: Pairs of an output's and an input's name that may be the same file.
 
     Raises:
-        InputError: Two that must not be are the same file.
+        InputError: Two paths are the same file and must not be.
     """
     others = [(name, path) for name, path in inputs if path is not None]
     for name, path in outputs:
         if path is None:
             continue
-        for other, its_path in others:
-            if (name, other) not in allowed and _is_same(path, its_path):
+        for other, other_path in others:
+            if (name, other) not in allowed and _is_same(path, other_path):
                 raise InputError(
-                    f"{name} {path} is the same file as {other} ({its_path}), which it would overwrite: choose another "
-                    f"path for {name}."
+                    f"{name} {path} is the same file as {other} ({other_path}), which it would overwrite: choose "
+                    f"another path for {name}."
                 )
         others.append((name, path))
 
@@ -64,18 +63,18 @@ def _is_same(one: Path, other: Path) -> bool:
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
-        return os.path.samefile(one, other)  # Hard links, and names that differ in case where that does not matter.
+        return os.path.samefile(one, other)  # Hard links, and names on a file system that ignores case.
     except OSError:
-        return False  # One of them is not there yet.
+        return False  # One of them does not exist yet.
 
 
 def atomic_write(path: str | Path, content: bytes) -> None:
     """
-    Writes a file aside and renames it: whoever looks sees nothing or all of it, and it outlives a crash of the machine.
-    Its folder is made if need be, and what could not be written is not left behind.
+    Writes a file under a temporary name and renames it, so that readers see all of it or nothing, even after a crash of
+    the machine. Makes its folder if needed, and leaves nothing behind if writing fails.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: The file cannot be written there.
     """
     path = Path(path)
     require_writable_file(path)
@@ -94,7 +93,7 @@ def atomic_write(path: str | Path, content: bytes) -> None:
 
 def require_new_folder(output: str | Path) -> Path:
     """
-    A folder that can be made.
+    Checks that a folder can be made at a path.
 
     Raises:
         InputError: Something is there already, or nothing can be written there.
@@ -102,29 +101,29 @@ def require_new_folder(output: str | Path) -> Path:
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise InputError(f"{output} exists already: choose a new folder.")
-    there = nearest_parent(output)
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{output} cannot be written: {there} is no folder that can be written to.")
+    parent = _nearest_parent(output)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{output} cannot be written: {parent} is not a folder with write access.")
     return output
 
 
-def nearest_parent(path: Path) -> Path:
-    """The nearest of a path's parents that exists."""
+def _nearest_parent(path: Path) -> Path:
+    """Returns the nearest of a path's parents that exists."""
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 @contextmanager
 def atomic_folder(output: str | Path) -> Iterator[Path]:
     """
-    A folder to fill, which becomes `output` when all went well; after an error nothing of it is left.
+    Yields a temporary folder to fill, which is renamed to `output` at the end, or deleted after an error.
 
     Raises:
-        InputError: `output` is in use, or cannot be written.
+        InputError: `output` exists already, or cannot be written.
     """
     output = require_new_folder(output)
     try:
-        # Made beside the nearest parent that exists, so that renaming it is one step on one file system.
-        with tempfile.TemporaryDirectory(dir=nearest_parent(output), prefix=f".{output.absolute().name}-") as aside:
+        # Made in the nearest parent that exists, so that renaming stays on one file system and is atomic.
+        with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{output.absolute().name}-") as aside:
             folder = Path(aside) / output.absolute().name
             folder.mkdir()
             yield folder

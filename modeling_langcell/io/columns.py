@@ -13,7 +13,7 @@ RUN = "langcell"
 
 
 def probability_columns(labels: Iterable[str]) -> list[str]:
-    """Columns named after labels; an `.h5ad` takes a slash in the name of a column for a group."""
+    """Returns the column names for labels, without slashes, which `.h5ad` files would read as groups."""
     return [label.replace("/", "|") for label in labels]
 
 

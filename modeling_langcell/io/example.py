@@ -1,12 +1,12 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The example: 700 real blood cells that scanpy carries (a sample of Zheng et al. 2017's 68,000)."""
+"""The example: 700 real blood cells that scanpy ships (a sample of the 68,000 of Zheng et al. 2017)."""
 
 import warnings
 
 import anndata as ad
 import pandas as pd
 
-#: The authors' labels in the Cell Ontology's names: the candidates of the example.
+#: The Cell Ontology's names for the authors' labels: the candidates of the example.
 CELL_TYPES = {
     "CD14+ Monocyte": "CD14-positive monocyte",
     "CD19+ B": "B cell",
@@ -21,16 +21,16 @@ CELL_TYPES = {
 }
 LABEL_COLUMN = "author_cell_type"
 
-#: How the example's cells are read: its `.raw` holds logarithms of normalised counts, of 765 genes.
+#: Options for reading the example: its `.raw` holds logarithms of normalised counts for 765 genes.
 CELL_OPTIONS = {"use_raw": True, "counts": "log1p"}
 
 
 def load_example() -> ad.AnnData:
-    """The cells, with the authors' labels in the ontology's names in `obs["author_cell_type"]`."""
+    """Returns the cells, with the authors' labels, renamed as in the Cell Ontology, in `obs["author_cell_type"]`."""
     import scanpy
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The bundled file is of an older anndata.
+        warnings.simplefilter("ignore")  # The bundled file was written by an older anndata.
         adata = scanpy.datasets.pbmc68k_reduced()
     adata.obs[LABEL_COLUMN] = pd.Categorical(adata.obs["bulk_labels"].map(CELL_TYPES))
     return adata

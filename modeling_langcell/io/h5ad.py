@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cells from .h5ad files and back: opened without loading the matrix, written whole or not at all."""
+"""`.h5ad` files: opens cells without loading the matrix, and writes annotations atomically."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ import h5py
 from ..model.errors import InputError, reason_of
 from .atomic import require_writable_file
 from .columns import EMBEDDING, RUN
+
+logger = logging.getLogger(__name__)
 
 
 def open_cells(path: str | Path) -> ad.AnnData:
@@ -31,7 +34,8 @@ def open_cells(path: str | Path) -> ad.AnnData:
 @contextmanager
 def reading_h5ad(path: str | Path) -> Iterator[Path]:
     """
-    A `.h5ad` file about to be opened: whatever a damaged one makes anndata and h5py stumble over is said of it.
+    Yields the path of an `.h5ad` file to open, and turns any error of anndata or h5py about a damaged file into an
+    InputError that names the file.
 
     Raises:
         InputError: No such file, or one that cannot be read.
@@ -41,7 +45,7 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
         if not path.is_file():
             raise InputError(f"No file {path}.")
         if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is no .h5ad file: it is not HDF5, or its beginning is lost.")
+            raise InputError(f"{path} is not an .h5ad file: it is not HDF5, or its beginning is lost.")
         _require_self_contained(path)
         yield path
     except InputError:
@@ -54,11 +58,13 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
 
 def _require_self_contained(path: Path) -> None:
     """
+    Checks that a file reads nothing from other files, which its author could choose freely.
+
     Raises:
-        InputError: Something of the file is read from other files: whoever made it would choose which.
+        InputError: It has an external link or dataset, or a virtual dataset.
     """
 
-    def leads_elsewhere(name: str, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> str | None:
+    def find_reference(name: str, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> str | None:
         if isinstance(item, h5py.Dataset):
             return name if item.external or item.is_virtual else None
         if isinstance(item, h5py.Datatype):
@@ -67,21 +73,21 @@ def _require_self_contained(path: Path) -> None:
         return next((f"{name}/{key}" for key, link in links if isinstance(link, h5py.ExternalLink)), None)
 
     with h5py.File(path) as file:
-        found = leads_elsewhere("", file) or file.visititems(leads_elsewhere)
+        found = find_reference("", file) or file.visititems(find_reference)
     if found is not None:
         raise InputError(
-            f"{path} has {found.lstrip('/')} read from another file, which is not done: write it anew with all of it "
+            f"{path} refers to another file for {found.lstrip('/')}, which is refused: write it again with all data "
             "inside."
         )
 
 
 def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     """
-    Writes an annotated AnnData; a backed one as a copy of its file with the annotations added, so that the matrix
-    never passes through memory. The file appears whole or not at all.
+    Writes an annotated AnnData atomically. If it is backed, its file is copied and the annotations are added, so that
+    the matrix is never loaded into memory.
 
     Raises:
-        InputError: The folder cannot be written to, or is full.
+        InputError: The folder cannot be written to, or the disk is full.
     """
     output = Path(output)
     aside = None
@@ -100,7 +106,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
             adata.write_h5ad(aside)
         umask = os.umask(0)
         os.umask(umask)
-        aside.chmod(0o666 & ~umask)  # mkstemp's files are private; a result is an ordinary file.
+        aside.chmod(0o666 & ~umask)  # mkstemp makes private files; the output should have ordinary permissions.
         aside.replace(output)
     except OSError as error:
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
@@ -112,8 +118,8 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
 
 def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
     """
-    What an annotated file says of its cells: `obs` and `uns["langcell"]`, with `embeds` also `obsm["X_langcell"]`; of
-    its matrix and its scores nothing is read.
+    Reads the annotations of a file: `obs` and `uns["langcell"]`, and with `embeds` also `obsm["X_langcell"]`, but
+    neither its matrix nor its scores.
     """
     with h5py.File(path) as file:
         obsm = {EMBEDDING: file["obsm"][EMBEDDING][:]} if embeds else {}
@@ -124,16 +130,17 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
 @contextmanager
 def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
     """
-    A file of cells, open: an AnnData that is backed by it and has its `obs`, its `var`, its `raw` and its layers, which
-    stay on disk as `X` does. Nothing else of the file is read: that may be as much as an earlier annotation's scores.
+    Opens a file as a backed AnnData with `obs`, `var`, `raw` and layers, whose matrices stay on disk. Nothing else is
+    read, because the scores of an earlier annotation, for instance, may be large.
 
     Raises:
-        InputError: As for `open_cells`.
+        InputError: No such file, or one that anndata cannot read.
     """
     with ExitStack() as opened:
         with reading_h5ad(path) as whole:
             file = opened.enter_context(h5py.File(whole))
-            if isinstance(file["obs"], h5py.Dataset):  # Written before anndata 0.7.
+            if isinstance(file["obs"], h5py.Dataset):
+                logger.info("%s was written before anndata 0.7: all of it but the matrix is read.", path)
                 adata = open_cells(whole)
             else:
                 elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}

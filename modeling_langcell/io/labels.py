@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cells whose labels are known: what a checkpoint is adapted to."""
+"""Labelled cells: reads the labels that a checkpoint is adapted to or evaluated with."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,20 +14,22 @@ from ..model.errors import InputError, Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.ranking import RankedCells
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 4096  # Cells read at a time.
-_NO_LABEL = ("", "unknown")  # As CELLxGENE has it of a type that is not known.
+_NO_LABEL = ("", "unknown")  # CELLxGENE calls an unknown type "unknown".
 
 
 @dataclass(frozen=True)
 class Labels:
     """
-    What is known of the cells of an AnnData.
+    The labelled cells of an AnnData.
 
     Args:
-        names: The labels there are.
-        rows: `(cells,)` where the labelled cells stand in the AnnData.
-        truth: `(cells,)` each one's label, as its place in `names`; or `(cells, labels)` booleans, where a cell may
-            have several labels, or none.
+        names: All labels.
+        rows: `(cells,)` rows of the AnnData that have a label.
+        truth: `(cells,)` index of each cell's label in `names`; or `(cells, labels)` booleans, if a cell may have
+            several labels, or none.
     """
 
     names: tuple[str, ...]
@@ -38,29 +41,29 @@ class Labels:
 
     @property
     def multilabel(self) -> bool:
-        """Whether a cell may have several labels."""
+        """True if a cell may have several labels."""
         return self.truth.ndim == 2
 
     def sizes(self) -> dict[str, int]:
-        """How many cells have each label."""
+        """Returns the number of cells with each label."""
         counts = self.truth.sum(axis=0) if self.multilabel else np.bincount(self.truth, minlength=len(self.names))
         return dict(zip(self.names, map(int, counts), strict=True))
 
     def take(self, chosen: np.ndarray) -> "Labels":
-        """Some of the cells, by their places here."""
+        """Selects some of these cells by their index."""
         return replace(self, rows=self.rows[chosen], truth=self.truth[chosen])
 
     def shots(self, number: int, seed: int) -> "Labels":
         """
-        So many cells of each label, drawn at random: with the same seed, those of a smaller number are among them.
+        Draws `number` cells of each label at random; with the same seed, a larger draw contains the smaller ones.
 
         Raises:
-            InputError: A label with fewer cells, or cells that may have several.
+            InputError: A label with fewer cells, or cells that may have several labels.
         """
         if self.multilabel:
-            raise InputError("So many cells of each label can be drawn only where a cell has one label.")
+            raise InputError("A number of cells per label can be drawn only if every cell has one label.")
         if number < 1:
-            raise InputError(f"{number} is no number of cells to learn a label from.")
+            raise InputError(f"{number} is not a number of cells per label.")
         few = [f"{name!r} ({size})" for name, size in self.sizes().items() if size < number]
         if few:
             raise InputError(
@@ -72,7 +75,7 @@ class Labels:
 
     def held_out(self, share: float, seed: int) -> tuple["Labels", "Labels"]:
         """
-        Two parts, the second with this share of the cells, and of each label where a cell has one.
+        Splits the cells in two parts, the second with this share of the cells, and of each label if a cell has one.
 
         Raises:
             InputError: Too few cells to hold any out.
@@ -91,17 +94,17 @@ class Labels:
 
 def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error", "skip"] = "error") -> Labels:
     """
-    The labels in a column of `obs`, one a cell; or in a table of `obsm` with a column a label, true (or 1) where a cell
-    has it.
+    Reads labels from a column of `obs`, one per cell; or from a table of `obsm` with a column for each label, true (or
+    1) for the cells that have it.
 
     Args:
         adata: The cells.
         label_key: The column or table.
-        unlabelled: Cells without a label (missing, empty, or `unknown`): an error, or left out.
+        unlabelled: Cells without a label (missing, empty, or `unknown`) are an error, or are skipped.
 
     Raises:
         InputError: No such column or table, cells without a label, fewer than two labels, or a table that holds
-            anything but true and false, or that says the same of all cells.
+            anything but true and false, or a label that all cells have or none has.
     """
     if unlabelled not in ("error", "skip"):
         raise InputError(f"unlabelled={unlabelled!r} is not one of 'error' and 'skip'.")
@@ -117,11 +120,11 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
         try:
             values = table.to_numpy(dtype=float, na_value=np.nan)
         except (TypeError, ValueError) as error:
-            raise InputError(f"obsm[{label_key!r}] must say of each label true or false: {error}") from error
+            raise InputError(f"obsm[{label_key!r}] must hold true or false for each label: {error}") from error
         known = ~np.isnan(values).any(axis=1)
         _check_known(known, f"obsm[{label_key!r}]", unlabelled)
         if not np.isin(values[known], (0, 1)).all():
-            raise InputError(f"obsm[{label_key!r}] must say of each label true or false, and holds other numbers.")
+            raise InputError(f"obsm[{label_key!r}] must hold true or false for each label, not other numbers.")
         names, truth = table.columns.astype(str).to_numpy(), values[known].astype(bool)
         for name, column in zip(names, truth.T, strict=True):
             if column.all() or not column.any():
@@ -141,15 +144,17 @@ def _check_known(known: np.ndarray, where: str, unlabelled: str) -> None:
     if missing and unlabelled == "error":
         raise InputError(
             f"{missing:,} of {len(known):,} cells have no label in {where}:",
-            Remedy("name them, or leave them out with {option}.", "unlabelled", "skip"),
+            Remedy("label them, or skip them with {option}.", "unlabelled", "skip"),
         )
+    if missing:
+        logger.info("%d of %d cells have no label in %s and are skipped.", missing, len(known), where)
 
 
 def rank_cells(
     adata: ad.AnnData, rows: np.ndarray, extractor: LangCellFeatureExtractor, **cell_options: Any
 ) -> RankedCells:
     """
-    Some cells of an AnnData, in memory or backed, by their ranked genes.
+    Ranks the genes of some cells of an AnnData, in memory or backed.
 
     Raises:
         InputError: Cells that cannot be read.

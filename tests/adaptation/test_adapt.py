@@ -416,7 +416,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("table", "said"),
         [
-            ({"a": ["yes"] * 30, "b": ["no"] * 30}, "must say of each label true or false"),
+            ({"a": ["yes"] * 30, "b": ["no"] * 30}, "must hold true or false for each label"),
             ({"a": [True, False] * 15, "b": [False] * 30}, "no cell has 'b'"),
             ({"a": [True, False] * 15, "b": [True] * 30}, "every cell has 'b'"),
         ],

@@ -1,17 +1,23 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Files and folders: that nothing is written over what is read."""
+"""Atomic writes: complete or absent, never over an input."""
 
 import os
 
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.io.atomic import require_apart
+from modeling_langcell.io.atomic import (
+    atomic_folder,
+    atomic_write,
+    require_apart,
+    require_new_folder,
+    require_writable_file,
+)
 
 
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
-    """A file in a folder of its own, which is the working directory's neighbour."""
+    """A file in a folder beside the working directory."""
     (tmp_path / "data").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -23,7 +29,7 @@ def cells(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "kind", ["the same name", "a relative name", "a symbolic link", "a folder's link", "a hard link"]
 )
-def test_an_output_is_no_input_whatever_its_name(cells, tmp_path, kind):
+def test_an_output_may_not_be_an_input_under_any_name(cells, tmp_path, kind):
     other = tmp_path / "other"
     if kind == "the same name":
         other = cells
@@ -40,16 +46,77 @@ def test_an_output_is_no_input_whatever_its_name(cells, tmp_path, kind):
         require_apart([("--out", other)], [("INPUT.h5ad", cells)])
 
 
-def test_outputs_that_are_not_there_yet_are_apart_too(tmp_path):
+def test_outputs_that_do_not_exist_yet_must_differ(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "new.html")
     with pytest.raises(InputError, match=r"--figure .* is the same file as --report"):
         require_apart([("--report", tmp_path / "new.html"), ("--figure", tmp_path / "link")], [])
     require_apart([("--report", tmp_path / "new.html"), ("--figure", tmp_path / "newer.html")], [])
 
 
-def test_only_what_is_asked_for_and_not_allowed_counts(cells):
+def test_allowed_pairs_and_missing_paths_are_ignored(cells):
     require_apart([("--out", None), ("--report", None)], [("INPUT.h5ad", cells), ("--labels", None)])
     inputs, allowed = [("INPUT.h5ad", cells)], [("--out", "INPUT.h5ad")]
     require_apart([("--out", cells)], inputs, allowed=allowed)
     with pytest.raises(InputError, match=r"--report .* is the same file as INPUT.h5ad"):
         require_apart([("--out", cells), ("--report", cells)], inputs, allowed=allowed)
+
+
+class TestAtomicWrite:
+    def test_writes_and_replaces(self, tmp_path):
+        path = tmp_path / "new" / "file.txt"
+        for content in (b"one", b"another"):
+            atomic_write(path, content)
+            assert path.read_bytes() == content
+        assert [other.name for other in path.parent.iterdir()] == ["file.txt"]
+
+    def test_the_old_file_stays_after_an_error(self, tmp_path, monkeypatch):
+        path = tmp_path / "file.txt"
+        atomic_write(path, b"one")
+
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            atomic_write(path, b"another")
+        assert path.read_bytes() == b"one"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_only_regular_files_are_replaced(self, cells):
+        for place, error in (
+            (cells.parent, IsADirectoryError),
+            (cells / "below", NotADirectoryError),
+            ("/dev/null", FileExistsError),
+        ):
+            with pytest.raises(error):
+                require_writable_file(place)
+
+
+class TestAtomicFolder:
+    def test_appears_when_it_is_complete(self, tmp_path):
+        output = tmp_path / "new" / "folder"
+        with atomic_folder(output) as folder:
+            (folder / "file").touch()
+            assert not output.exists()
+        assert [path.name for path in output.iterdir()] == ["file"]
+        assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+    def test_nothing_is_left_after_an_error(self, tmp_path):
+        def fill_and_fail():
+            with atomic_folder(tmp_path / "folder") as folder:
+                (folder / "file").touch()
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fill_and_fail()
+        assert not list(tmp_path.iterdir())
+
+    def test_an_empty_folder_is_replaced_and_a_full_one_refused(self, cells, tmp_path):
+        with atomic_folder(tmp_path / "here") as folder:
+            (folder / "file").touch()
+        assert (tmp_path / "here" / "file").exists()
+        for taken in (cells, cells.parent):
+            with pytest.raises(InputError, match="exists already: choose a new folder"):
+                require_new_folder(taken)
+        with pytest.raises(InputError, match="is not a folder with write access"):
+            require_new_folder(cells / "below")

@@ -1,0 +1,119 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""`.h5ad` files: unusual but valid ones are read, damaged and foreign ones refused, annotations written atomically."""
+
+import logging
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+
+from modeling_langcell import InputError
+from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
+
+
+@pytest.fixture
+def cells_file(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+def test_a_committed_datatype_is_read(cells, cells_file):
+    """HDF5 files may name a datatype, which is neither a group nor a dataset."""
+    with h5py.File(cells_file, "a") as file:
+        file["uns/type"] = np.dtype("f4")
+        assert isinstance(file["uns/type"], h5py.Datatype)
+    with open_lightly(cells_file) as opened:
+        assert (opened.X[:] != cells.X).nnz == 0
+
+
+@pytest.mark.parametrize("link", ["external link", "external dataset", "virtual dataset"])
+def test_references_to_other_files_are_refused(cells_file, tmp_path, link):
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["secret"] = np.arange(12)
+    with h5py.File(cells_file, "a") as file:
+        if link == "external link":
+            file["obs/secret"] = h5py.ExternalLink(other, "secret")
+        elif link == "external dataset":
+            file.create_dataset("obs/secret", (12,), dtype="i8", external=[(str(other), 0, 96)])
+        else:
+            layout = h5py.VirtualLayout((12,), dtype="i8")
+            layout[:] = h5py.VirtualSource(str(other), "secret", (12,))
+            file.create_virtual_dataset("obs/secret", layout)
+    for open_file in (open_cells, lambda path: open_lightly(path).__enter__()):
+        with pytest.raises(InputError, match=r"cells\.h5ad refers to another file for obs/secret"):
+            open_file(cells_file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "^No file"),
+        (b"", "is not an .h5ad file"),
+        (b"obs", "is not an .h5ad file"),
+        (2000, "cannot be read as .h5ad"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(cells_file, content, message):
+    if content is None:
+        cells_file.unlink()
+    else:
+        cells_file.write_bytes(cells_file.read_bytes()[:content] if isinstance(content, int) else content)
+    for open_file in (open_cells, lambda path: open_lightly(path).__enter__()):
+        with pytest.raises(InputError, match=message):
+            open_file(cells_file)
+
+
+def test_open_lightly_leaves_matrices_on_disk(cells, cells_file):
+    cells.layers["counts"] = cells.X.copy()
+    cells.raw = cells
+    cells.obsm["large"] = np.zeros((12, 3))
+    cells.write_h5ad(cells_file)
+    with open_lightly(cells_file) as opened:
+        assert opened.isbacked
+        assert opened.obs_names.equals(cells.obs_names)
+        assert opened.raw.var_names.equals(cells.var_names)
+        assert isinstance(opened.layers["counts"], ad.abc.CSRDataset)
+        assert not opened.obsm
+    h5py.File(cells_file, "a").close()  # The file is closed again.
+
+
+def test_files_of_old_anndata_are_read_and_reported(cells_file, caplog):
+    with h5py.File(cells_file, "a") as file:
+        file.attrs.clear()
+        for name in ("obs", "var"):
+            index = file[name][file[name].attrs["_index"]][:].astype("S20")
+            del file[name]
+            file[name] = np.array(list(zip(index, strict=True)), dtype=[("index", "S20")])
+    with caplog.at_level(logging.INFO, "modeling_langcell"), open_lightly(cells_file) as opened:
+        assert opened.obs_names[0] == "cell0"
+    assert "written before anndata 0.7" in caplog.text
+
+
+class TestWriteAnnotated:
+    @pytest.mark.parametrize("backed", [False, True])
+    def test_round_trip(self, cells, cells_file, tmp_path, backed):
+        adata = open_cells(cells_file) if backed else cells
+        adata.obs["langcell_cell_type"] = "b cell"
+        adata.obsm["X_langcell"] = np.ones((12, 2), dtype=np.float32)
+        adata.uns["langcell"] = {"alpha": 0.5}
+        output = write_annotated(adata, tmp_path / "new" / "out.h5ad")
+        assert (ad.read_h5ad(output).X != cells.X).nnz == 0
+        for embeds in (False, True):
+            found = read_annotation(output, embeds=embeds)
+            assert set(found.obs["langcell_cell_type"]) == {"b cell"}
+            assert found.uns["langcell"] == {"alpha": 0.5}
+            assert ("X_langcell" in found.obsm) == embeds
+        assert [path.name for path in output.parent.iterdir()] == ["out.h5ad"]
+        assert output.stat().st_mode & 0o777 == cells_file.stat().st_mode & 0o777
+
+    def test_nothing_is_left_after_an_error(self, cells, tmp_path, monkeypatch):
+        def fail(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+        with pytest.raises(InputError, match=r"out\.h5ad cannot be written: No space left on device"):
+            write_annotated(cells, tmp_path / "out.h5ad")
+        assert not list(tmp_path.iterdir())
