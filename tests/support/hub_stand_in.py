@@ -1,7 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-A server on loopback that speaks what `huggingface_hub` asks of the Hub to make a repository, push to it, tag it and
-pull from it at any revision; and that fails where it is told to. The Hub itself cannot be reached from the tests.
+A server on loopback that stands in for the Hub, which tests cannot reach.
+
+It answers the requests with which `huggingface_hub` creates a repository, pushes to it, tags it and pulls any of its
+revisions, and it fails where a test asks it to.
 """
 
 import base64
@@ -21,7 +23,7 @@ TOKEN = "hf_of_nobody"
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit: what it says, and the content of each file by its path."""
+    """A commit: its id, its message, and the content of each file by its path."""
 
     id: str
     message: str
@@ -29,7 +31,7 @@ class Commit:
 
 
 class Repository(Mapping[str, bytes]):
-    """A model's repository: the files of its last commit, all its commits, and its tags."""
+    """A model's repository. As a mapping, it holds the files of its last commit."""
 
     def __init__(self, name: str, private: bool = False):
         self.name, self.private = name, private
@@ -38,12 +40,13 @@ class Repository(Mapping[str, bytes]):
         self.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
 
     def commit(self, message: str, files: dict[str, bytes]) -> Commit:
+        """Adds a commit whose tree is these files."""
         said = json.dumps([self.name, len(self.commits), message, sorted(map(blob_id, files.values()))])
         self.commits.append(Commit(hashlib.sha1(said.encode()).hexdigest(), message, files))
         return self.commits[-1]
 
     def at(self, revision: str) -> Commit | None:
-        """The commit of a branch, a tag or an id."""
+        """Returns the commit of a branch, a tag or an id, or None."""
         if revision == "main":
             return self.commits[-1]
         wanted = self.tags.get(revision, revision)
@@ -61,7 +64,7 @@ class Repository(Mapping[str, bytes]):
 
 @dataclass
 class Fault:
-    """What goes wrong with the first `times` requests of a kind; `struck` when it has."""
+    """A failure of the first `times` requests of a kind. `struck` is set when the first one has failed."""
 
     times: int = field(default=1, kw_only=True)
     struck: threading.Event = field(default_factory=threading.Event, kw_only=True)
@@ -69,27 +72,27 @@ class Fault:
 
 @dataclass
 class Status(Fault):
-    """The server answers so, and does nothing."""
+    """The server answers with this status, and does nothing."""
 
     code: int = 500
 
 
 @dataclass
 class Drop(Fault):
-    """The connection ends: before anything is done, or when `after` bytes of the answer's content were sent."""
+    """The connection ends: before anything is done, or after so many bytes of the content are sent."""
 
     after: int | None = None
 
 
 @dataclass
 class Block(Drop):
-    """As `Drop`, but the connection stays open and silent until it is `ended`."""
+    """The answer stops where that of `Drop` does, but the connection stays open and silent until `ended` is set."""
 
     ended: threading.Event = field(default_factory=threading.Event, kw_only=True)
 
 
 class HubStandIn(ThreadingHTTPServer):
-    """Repositories in memory, by name. Who has the `TOKEN` may write to all but those `of_others`."""
+    """Repositories in memory, by name. Clients with the `TOKEN` may write to all of them except those `of_others`."""
 
     daemon_threads, block_on_close = True, False
 
@@ -98,7 +101,7 @@ class HubStandIn(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.of_others: set[str] = set()
         self.large: dict[str, bytes] = {}  #: Contents of large files, by their SHA-256.
-        self.requests: list[tuple[str, str, str]] = []  #: Method, path and range of each that came.
+        self.requests: list[tuple[str, str, str]] = []  #: Method, path and range of each request so far.
         self.faults: list[tuple[str, str, Fault]] = []
         self.lock = threading.Lock()
 
@@ -107,12 +110,12 @@ class HubStandIn(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def fault(self, do: Fault, method: str, path: str) -> Fault:
-        """Lets requests of a method, and of a path that the pattern is found in, go wrong."""
+        """Makes requests of a method fail whose path the pattern is found in. Returns the failure."""
         self.faults.append((method, path, do))
         return do
 
     def note(self, method: str, path: str, wanted: str) -> Fault | None:
-        """Remembers a request, and says what goes wrong with it."""
+        """Remembers a request, and returns the failure that it meets, or None."""
         with self.lock:
             self.requests.append((method, path, wanted))
             for faulty, pattern, fault in self.faults:
@@ -122,13 +125,13 @@ class HubStandIn(ThreadingHTTPServer):
         return None
 
     def add(self, name: str, folder: Path, **options) -> Commit:
-        """A repository whose last commit holds a folder's files, made without being asked over HTTP."""
+        """Commits a folder's files to a repository, which is created if need be, without a request over HTTP."""
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         repository = self.repositories.setdefault(name, Repository(name, **options))
         return repository.commit("Upload a LangCell", {".gitattributes": repository[".gitattributes"], **files})
 
     def handle_error(self, *_):
-        """A client that was killed says nothing of interest."""
+        """Prints nothing when a connection ends early: tests kill clients on purpose."""
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -140,7 +143,7 @@ class HubStandIn(ThreadingHTTPServer):
         self.server_close()
 
     def reset(self) -> None:
-        """Ends the blocked requests and forgets everything, at the same address."""
+        """Ends the blocked requests and forgets all repositories, requests and failures. The address stays."""
         for _, _, fault in self.faults:
             if isinstance(fault, Block):
                 fault.ended.set()
@@ -150,7 +153,7 @@ class HubStandIn(ThreadingHTTPServer):
 
 
 def blob_id(content: bytes) -> str:
-    """What git calls a file's content."""
+    """Returns git's id of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -163,7 +166,7 @@ def is_large(path: str) -> bool:
 
 
 def facts(path: str, content: bytes) -> dict:
-    """What the Hub lists of a file; a large one is a pointer in git."""
+    """Returns the Hub's entry for a file in a listing. Git holds a pointer to a large file."""
     if not is_large(path):
         return {"type": "file", "path": path, "size": len(content), "oid": blob_id(content)}
     said = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(content)}\nsize {len(content)}\n".encode()
@@ -173,7 +176,7 @@ def facts(path: str, content: bytes) -> dict:
 
 @dataclass(eq=False)
 class _Reply(Exception):
-    """An answer; raised where it ends what was asked for."""
+    """An answer. A method raises it to refuse a request."""
 
     status: int
     content: bytes = b"{}"
@@ -181,12 +184,12 @@ class _Reply(Exception):
 
 
 def _refusal(status: int, code: str = "", message: str = "", **headers: str) -> _Reply:
-    """As the Hub refuses: what it means is in the headers."""
+    """Returns a refusal as the Hub sends it, with the reason in the headers."""
     return _Reply(status, b'{"error": "refused"}', {"X-Error-Code": code, "X-Error-Message": message, **headers})
 
 
 class _Lost(Exception):
-    """The connection is to end."""
+    """Ends the connection without an answer."""
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -210,7 +213,7 @@ class _Answers(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def reply(self, path: str, fault: Fault | None) -> _Reply:
-        """What is answered, when what was asked for is done."""
+        """Does what a request asks for, and returns the answer."""
         if isinstance(fault, Status):
             fault.struck.set()
             return _refusal(fault.code)
@@ -268,7 +271,7 @@ class _Answers(BaseHTTPRequestHandler):
         if not self.known:
             raise _refusal(401, message="Invalid username or password.")
         if name in self.server.of_others:
-            raise _refusal(403, message="You have no leave to write to this repository")
+            raise _refusal(403, message="You are not allowed to write to this repository")
         return self.read(name)
 
     # ------------------------------------------------------------------ what can be asked for
@@ -313,7 +316,7 @@ class _Answers(BaseHTTPRequestHandler):
         content = commit.files[path]
         if not is_large(path):
             return self.part(content, headers | {"ETag": f'"{blob_id(content)}"'})
-        # Large files are elsewhere, at a host that is told no token.
+        # Large files are on another host, to which clients must send no token.
         self.server.large[sha256(content)] = content
         there = f"http://localhost:{self.server.server_port}/large/{sha256(content)}"
         linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha256(content)}"', "Location": there}
@@ -323,7 +326,7 @@ class _Answers(BaseHTTPRequestHandler):
         return self.part(self.server.large[oid], {"ETag": f'"{oid}"'})
 
     def part(self, content: bytes, headers: dict[str, str]) -> _Reply:
-        """A file, from the byte on that was asked for."""
+        """Returns a file, from the byte on that the request names."""
         wanted = re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("Range", ""))
         if wanted is None:
             return _Reply(200, content, headers)

@@ -1,8 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Losses and gradients of a step, as one of any number of processes computes them: `joint_batch.py CASES.json OUT HOW`,
-under `accelerate launch` or alone; the model is whole in every process (`ddp`) or split over them (`fsdp`). Of every
-case the main process writes `OUT/NAME.safetensors`.
+Computes the losses and gradients of a step, in one process or several under `accelerate launch`:
+`joint_batch.py CASES.json OUT HOW`. Each process has the whole model (`ddp`), or the model is split over them (`fsdp`).
+The main process writes `OUT/NAME.safetensors` for each case.
 """
 
 import json
@@ -17,14 +17,14 @@ from torch.distributed.fsdp import fully_shard
 
 from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.pretraining.config import PretrainingConfig
-from modeling_langcell.pretraining.dataset import FrozenTexts, PretrainingBatches
+from modeling_langcell.pretraining.dataset import FrozenTextEncoder, PretrainingBatches
 from modeling_langcell.pretraining.initialization import initialize_model
-from modeling_langcell.pretraining.run import freeze_parameters
+from modeling_langcell.pretraining.optimization import freeze_parameters
 from tests.support.paths import REPOSITORY
 
 
 def split(model):
-    """Splits the layers that our FSDP configuration names, as accelerate does with it, which it does on GPUs alone."""
+    """Splits the layers that our FSDP configuration names, as accelerate does on GPUs only."""
     path = REPOSITORY / "hub_configs" / "accelerate" / "fsdp.yaml"
     layers = yaml.safe_load(path.read_text())["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
     for module in model.modules():
@@ -43,15 +43,15 @@ def main(cases: str, out: str, how: str) -> None:
         freeze_parameters(model, config)
         share = (accelerator.process_index, accelerator.num_processes)
         batches = PretrainingBatches(corpus, processor, model, config, *share)
-        frozen_texts = FrozenTexts(model, processor, config.max_tokens)
+        text_encoder = FrozenTextEncoder(model, processor, config.max_tokens)
         prepared = split(model) if how == "fsdp" else accelerator.prepare(model)
-        for step in range(2):  # DDP finds in the second step what the first left without a gradient.
+        for step in range(2):  # In the second step DDP fails if the first left a parameter without a gradient.
             prepared.zero_grad()
             batch = batches[step]
-            wordings = batch.pop("wordings", None)
+            texts = batch.pop("texts", None)
             assert batch["length_groups"] == config.length_groups
-            if wordings is not None and not config.train_text_tower:
-                batch["text_pooled"] = frozen_texts(wordings)
+            if texts is not None and not config.train_text_tower:
+                batch["text_pooled"] = text_encoder(texts)
             outputs = prepared(**batch)
             accelerator.backward(outputs.loss)
         found = {key: value.detach() for key, value in outputs.items() if key.endswith("loss")}
@@ -60,7 +60,7 @@ def main(cases: str, out: str, how: str) -> None:
         if accelerator.is_main_process:
             save_file({key: value.contiguous().clone() for key, value in found.items()}, f"{out}/{name}.safetensors")
             print(f"{name}: {accelerator.num_processes} processes, {len(batch['cell_input_ids'])} cells here")
-        # A reducer that outlives the group of processes can hang: see `modeling_langcell.pretraining.run`.
+        # A reducer that outlives the group of processes can hang: see `PretrainingRun.release`.
         del outputs
         (prepared,) = accelerator.free_memory(prepared)
     accelerator.end_training()
