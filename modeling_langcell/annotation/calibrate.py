@@ -22,6 +22,7 @@ from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import DescriptionScorer, read_cells
 from .annotator import LangCellAnnotator
 from .calibration import Calibration, LabelledScores, fit
+from .predictor import Predictor
 
 
 def calibrate(
@@ -34,18 +35,18 @@ def calibrate(
     **cell_options: Any,
 ) -> Calibration:
     """
-    Writes a copy of a checkpoint whose config says how far its scores can be trusted.
+    Writes a copy of a checkpoint with a calibration in its config.
 
     Args:
-        checkpoint: Folder or Hub id. It must not be adapted: an adapter's labels are its own.
-        inputs: `.h5ad` files of cells with known types, one a study. The candidates of each are the types it has.
+        checkpoint: Folder or Hub id. It must not be adapted: an adapter has fixed labels.
+        inputs: `.h5ad` files of cells with known types, one for each study. A study's types are its candidates.
         output: A new folder.
-        label_key: Column of `obs` with the types, named as the Cell Ontology names them.
-        device: Where to compute.
-        cell_options: `layer`, `use_raw`, `gene_column`, `counts`: how the cells are read.
+        label_key: Column of `obs` with the types, by their names in the Cell Ontology.
+        device: Device to compute on.
+        cell_options: `layer`, `use_raw`, `gene_column` and `counts` say how the cells are read.
 
     Raises:
-        InputError: Files that cannot be read, types that the ontology does not know, or a folder that exists.
+        InputError: A file cannot be read, the ontology does not know a type, or the folder exists.
     """
     output = require_new_folder(output)
     annotator = LangCellAnnotator.from_pretrained(checkpoint, device=device)
@@ -53,7 +54,7 @@ def calibrate(
         Path(path).stem: score_labelled(annotator, open_cells(path), label_key, **cell_options) for path in inputs
     }
     if len(studies) < len(inputs):
-        raise InputError("Two of the inputs have one name: studies are told apart by the names of their files.")
+        raise InputError("Two inputs have the same file name: rename one, since studies are told apart by their names.")
     calibration = replace(
         fit(studies, annotator.model.config.alpha), prompt_templates=annotator.processor.prompt_templates
     )
@@ -63,22 +64,22 @@ def calibrate(
     return calibration
 
 
-def score_labelled(
-    annotator: LangCellAnnotator, adata: ad.AnnData, label_key: str, **cell_options: Any
-) -> LabelledScores:
+def score_labelled(annotator: Predictor, adata: ad.AnnData, label_key: str, **cell_options: Any) -> LabelledScores:
     """
-    Scores the cells of a study, without calibration, against the types that it has.
+    Scores the cells of a study, without calibration, against the study's own types.
 
     Raises:
-        InputError: The checkpoint is adapted; no such labels, or labels that the ontology does not know; cells that
-            cannot be read, or have no known gene.
+        InputError: The checkpoint is adapted; there are no such labels, or the ontology does not know one; or cells
+            cannot be read or have no known gene.
     """
     model = annotator.model
     if annotator.adaptation is not None or not isinstance(model, LangCellModel):
-        raise InputError("Only a checkpoint that was not adapted can be calibrated: its candidates are free.")
+        raise InputError(
+            "An adapted checkpoint cannot be calibrated: its labels are fixed. Calibrate its base checkpoint."
+        )
     labels = read_labels(adata, label_key, unlabelled="skip")
     if labels.multilabel:
-        raise InputError(f"{label_key!r} may name several labels of a cell: calibration needs one a cell.")
+        raise InputError(f"{label_key!r} may hold several labels for a cell: calibration needs one for each cell.")
     ranked = rank_cells(adata, labels.rows, annotator.processor.feature_extractor, **cell_options)
     scorer = DescriptionScorer(
         model, annotator.processor, annotator.texts_of(labels.names), model.config.alpha, None, annotator.budget
@@ -92,7 +93,7 @@ def score_labelled(
 
 
 def save_calibrated(checkpoint: str | Path, calibration: Calibration, output: str | Path) -> None:
-    """Writes a copy of a checkpoint with a calibration in its config; the folder appears whole or not at all."""
+    """Writes a copy of a checkpoint with a calibration in its config. The folder appears whole or not at all."""
     source = fetch(resolve_checkpoint(checkpoint))
     config = AutoConfig.from_pretrained(source)
     config.calibration = calibration.to_dict()

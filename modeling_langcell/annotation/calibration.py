@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How far a checkpoint's probabilities can be trusted: a temperature and thresholds, fitted on cells of known types."""
+"""Calibration: a temperature and thresholds, fitted on cells of known types, that make scores trustworthy."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,26 +13,28 @@ from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES
 from .ontology_backoff import OntologyBackoff
 
-#: Rates of wrong answers that thresholds are fitted for; the default is the one that most users name.
+logger = logging.getLogger(__name__)
+
+#: Error rates that thresholds are fitted for, and the default one.
 ERROR_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 ERROR_RATE = 0.1
 
 _THRESHOLDS = np.arange(0.3, 1.0, 0.005)
-_USUAL = 0.95  # Share of labelled cells that are no more novel than is usual.
+_USUAL = 0.95  # Share of the labelled cells whose novelty counts as usual.
 
 
 @dataclass(frozen=True)
 class Calibration:
     """
-    What a checkpoint's config says of its doubt.
+    The calibration in a checkpoint's config.
 
     Args:
-        temperature: Scores to the power of its inverse, made to add up to 1, are probabilities.
-        thresholds: By rate of wrong answers, the least probability that an answer must have for it.
-        usual_novelty: 95% of the labelled cells were no more novel.
-        alpha: Weight of the similarity that it was fitted with, and holds for.
-        fitted: How it was fitted: cells by study, and calibration errors.
-        prompt_templates: How the labels were worded that it was fitted with, and holds for.
+        temperature: Scores raised to the power of its inverse, and made to add up to 1, are probabilities.
+        thresholds: Lowest probability of an answer for each error rate.
+        usual_novelty: Novelty that 95% of the labelled cells do not exceed.
+        alpha: Weight of the similarity that the calibration was fitted with and is valid for.
+        fitted: Record of the fit: cells by study, and calibration errors.
+        prompt_templates: Prompt templates that the calibration was fitted with and is valid for.
     """
 
     temperature: float
@@ -46,17 +49,19 @@ class Calibration:
 
     def threshold(self, error_rate: float) -> float:
         """
+        Returns the lowest probability of an answer for an error rate.
+
         Raises:
             InputError: No threshold was fitted for this rate.
         """
         found = self.thresholds.get(f"{error_rate:g}")
         if found is None:
             known = ", ".join(self.thresholds)
-            raise InputError(f"The checkpoint is calibrated for an error rate of {known}, not of {error_rate:g}.")
+            raise InputError(f"The checkpoint is calibrated for error rates of {known}, not of {error_rate:g}.")
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as a checkpoint's config holds them."""
+        """Returns the fields as a checkpoint's config holds them."""
         return asdict(self)
 
     @classmethod
@@ -68,13 +73,13 @@ class Calibration:
 @dataclass(frozen=True)
 class LabelledScores:
     """
-    Cells of known types, scored against the candidates of their study.
+    Cells of known types with their scores against the candidates of their study.
 
     Args:
         labels: The candidates.
-        scores: `(cells, labels)` uncalibrated.
-        novelty: `(cells,)`.
-        truth: `(cells,)` labels.
+        scores: `(cells, labels)` uncalibrated scores.
+        novelty: `(cells,)` 1 minus the cosine with the most similar description.
+        truth: `(cells,)` known labels.
     """
 
     labels: Sequence[str]
@@ -83,32 +88,36 @@ class LabelledScores:
     truth: np.ndarray
 
     def take(self, rows: np.ndarray) -> "LabelledScores":
-        """Some of the cells."""
+        """Returns some of the cells."""
         return LabelledScores(self.labels, self.scores[rows], self.novelty[rows], self.truth[rows])
 
     def confidence(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """`(cells,)` probability of the best label, and whether it is the cell's own."""
+        """Returns `(cells,)` probabilities of the best labels, and `(cells,)` true where they are the known ones."""
         probabilities = calibrated(self.scores, temperature)
         return probabilities.max(axis=1), np.asarray(self.labels)[probabilities.argmax(axis=1)] == self.truth
 
 
 def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """`(cells, labels)` scores to probabilities that add up to 1."""
+    """Turns `(cells, labels)` scores into probabilities that add up to 1."""
     powers = scores.astype(np.float64) ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
     """
-    Fits a calibration on the cells of some studies, all cells alike.
+    Fits a calibration on the cells of some studies, with equal weight for each cell.
 
-    The temperature has the least Brier score (Brier, 1950) of the best label, which is what is answered, being right.
-    The threshold for a rate is the least at which, of `n` answers with `w` wrong ones, `(w + 1) / (n + 1)` is no more
-    than the rate: the correction of split conformal prediction for a finite sample. An answer that is true of the cell
-    at a higher level of the ontology is right. A rate that no threshold keeps is left out.
+    The temperature minimises the Brier score (Brier, 1950) of the best label being right. The threshold for an error
+    rate is the lowest at which `(w + 1) / (n + 1)` does not exceed the rate, for `n` answers of which `w` are wrong:
+    the finite-sample correction of split conformal prediction. An answer is right if it is the cell's type or a term
+    above it in the ontology. Error rates that no threshold achieves are left out.
+
+    Args:
+        studies: Labelled cells by study.
+        alpha: Weight of the similarity that the cells were scored with.
 
     Raises:
-        InputError: No cells.
+        InputError: There are no cells.
     """
     if not any(len(study.truth) for study in studies.values()):
         raise InputError("There are no labelled cells to calibrate on.")
@@ -120,18 +129,20 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
     temperature = float(np.exp(minimize_scalar(loss, bounds=np.log((0.05, 20)), method="bounded").x))
     answered, wrong = np.zeros((2, len(_THRESHOLDS)))
     for study in studies.values():
-        hierarchy = OntologyBackoff(study.labels)
-        probabilities = hierarchy.probabilities(calibrated(study.scores, temperature))
+        backoff = OntologyBackoff(study.labels)
+        probabilities = backoff.probabilities(calibrated(study.scores, temperature))
         for number, threshold in enumerate(_THRESHOLDS):
-            answers, _ = hierarchy.answer(probabilities, threshold)
+            answers, _ = backoff.answer(probabilities, threshold)
             answered[number] += (answers >= 0).sum()
-            wrong[number] += ((answers >= 0) & ~hierarchy.right(answers, study.truth.tolist())).sum()
-    kept = (wrong + 1) / (answered + 1)
+            wrong[number] += ((answers >= 0) & ~backoff.right(answers, study.truth.tolist())).sum()
+    error_rates = (wrong + 1) / (answered + 1)
     thresholds = {
-        f"{rate:g}": round(float(_THRESHOLDS[(kept <= rate).argmax()]), 4)
+        f"{rate:g}": round(float(_THRESHOLDS[(error_rates <= rate).argmax()]), 4)
         for rate in ERROR_RATES
-        if (kept <= rate).any()
+        if (error_rates <= rate).any()
     }
+    if left_out := [f"{rate:g}" for rate in ERROR_RATES if f"{rate:g}" not in thresholds]:
+        logger.warning("No threshold achieves an error rate of %s: it is left out.", ", ".join(left_out))
     novelty = np.concatenate([study.novelty for study in studies.values()])
     errors = {
         name: calibration_error(*_pooled(study.confidence(t) for study in studies.values()))
@@ -153,11 +164,16 @@ def _pooled(parts: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """
-    The expected calibration error (Naeini et al., 2015): how far, on average over cells, the probability of a bin is
-    from the share of right labels in it. Bins are of one width.
+    Returns the expected calibration error (Naeini et al., 2015): the gap between mean confidence and share of right
+    labels in each bin, averaged over cells. Bins have equal width.
+
+    Args:
+        confidence: `(cells,)` probabilities of the best labels.
+        right: `(cells,)` true where the best label is right.
+        bins: Number of bins.
     """
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(which, confidence, bins) - np.bincount(which, right, bins)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of, confidence, bins) - np.bincount(bin_of, right, bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How far an annotation agrees with labels that are known."""
+"""Agreement of an annotation with known labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +15,20 @@ from .records import candidate_labels
 
 def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
     """
-    How far an annotation agrees with labels in `obs`: accuracy, balanced accuracy and macro-F1 over the labelled
-    cells.
+    Compares an annotation with known labels.
+
+    Args:
+        adata: Annotated cells.
+        reference: Column of `obs` with the known labels.
+
+    Returns:
+        Number of `cells` whose known label is a candidate, and over them the `accuracy`, the `balanced_accuracy` and
+        the `macro_f1`.
 
     Raises:
-        InputError: No such column, the column is the annotation itself, or none of its labels is a candidate.
+        InputError: There is no such column, it is the annotation itself, or none of its labels is a candidate.
     """
-    truth, predicted = compared(adata, reference)
+    truth, predicted = paired_labels(adata, reference)
     over_types = {"average": "macro", "labels": np.unique(truth), "zero_division": 0}
     return {
         "cells": len(truth),
@@ -31,15 +38,15 @@ def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
     }
 
 
-def compared(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]:
+def paired_labels(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    `(labelled cells,)` each: the labels that are known and are candidates, and those that were found; errors as for
-    `agreement`.
+    Returns the known and the found label of each cell whose known label is a candidate, `(cells,)` each; arguments and
+    errors as for `agreement`.
     """
     if reference not in adata.obs:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
     if reference == CELL_TYPE:
-        raise InputError(f"obs[{CELL_TYPE!r}] is what was found: there is nothing to compare it with.")
+        raise InputError(f"obs[{CELL_TYPE!r}] is the annotation itself: name the column with the known labels.")
     candidates = set(candidate_labels(adata))
     both = adata.obs[[reference, CELL_TYPE]].dropna()
     both = both[both[reference].isin(candidates)].astype(str)
@@ -67,4 +74,4 @@ def mean_and_range(runs: Sequence[Mapping[str, Any]], score: str) -> tuple[float
     return float(np.mean(values)), low, high
 
 
-__all__ = ["agreement", "compared", "mean_and_range"]
+__all__ = ["agreement", "mean_and_range", "paired_labels"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a cell's labels are judged by: descriptions, a few cells of each label, or a classification head."""
+"""Scorers of cells against labels: by descriptions, by a few cells of each label, or by a classification head."""
 
 from typing import Protocol
 
@@ -16,31 +16,33 @@ from ..model.zero_shot import DescriptionScorer, Scored
 class Scorer(Protocol):
     """Embeds cells and scores them against labels."""
 
-    #: The texts that each label is described by; none where that is not known.
+    #: The texts that describe each label; an empty tuple where they are unknown.
     descriptions: dict[str, tuple[str, ...]]
-    #: What else decides the scores, by name.
+    #: The numbers that decide the scores, by name.
     settings: dict[str, float]
-    #: How many positions go through a tower at once.
+    #: Limit on the positions that pass through a tower at once.
     budget: TokenBudget
 
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         """
+        Scores packed cells.
+
         Args:
-            ids: `(genes of all cells,)`, cells laid end to end.
-            cells: Where each cell is.
+            ids: `(genes of all cells,)` gene ids, one cell after the other.
+            cells: The boundaries of the cells.
         """
 
 
 class PrototypeScorer:
     """
-    Few-shot without training: a label's prototype is the mean embedding of its few cells (Snell et al., 2017), and its
-    score the blend of two probabilities over the labels, that of the similarity to the prototypes, with weight
-    `weight`, and what the descriptions say.
+    Scores cells few-shot, without training. A label's prototype is the mean embedding of its few cells (Snell et al.,
+    2017). Its score blends two probabilities over the labels: that from the similarity to the prototypes, with weight
+    `weight`, and that from the descriptions.
 
     Args:
-        by_description: What the descriptions say.
+        by_description: Scorer of the descriptions.
         prototypes: `(labels, projection_dim)`, L2-normalised, in the order of the descriptions.
-        weight: From 0 to 1.
+        weight: Weight of the prototypes, from 0 to 1.
     """
 
     def __init__(self, by_description: DescriptionScorer, prototypes: torch.Tensor, weight: float):
@@ -53,7 +55,7 @@ class PrototypeScorer:
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         embeds, described, shortlist_is_exact, max_cosine = self.by_description(ids, cells)
         similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
-        # What is proven of a part of the score is not proven of all of it.
+        # A shortlist that is exact for the descriptions' part of the score need not be so for the blend.
         shortlist_is_exact &= self.by_description.shortlist is None
         scores = self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described
         return Scored(embeds, scores, shortlist_is_exact, max_cosine)
@@ -61,8 +63,13 @@ class PrototypeScorer:
 
 class ClassScorer:
     """
-    LangCell-CE: the probabilities of a classification head; of each label by itself where a cell may have several. The
-    embeddings are the cells' `<cls>` states.
+    Scores cells by the probabilities of a classification head (LangCell-CE), independently for each label where a cell
+    may have several. The embeddings are the cells' `<cls>` states.
+
+    Args:
+        model: The classifier.
+        descriptions: A description for each label, or an empty text.
+        budget: Limit on the positions that pass through the cell tower at once.
     """
 
     def __init__(

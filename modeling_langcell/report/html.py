@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Pages that need nothing beside them: style, script, data and pictures are inside, and no network is asked."""
+"""Self-contained HTML pages: style, script, data and pictures are inside, and nothing is fetched."""
 
 import base64
 import html
@@ -27,15 +27,19 @@ def _templates() -> Environment:
 
 def write_page(path: str | Path, template: str, **content: Any) -> Path:
     """
-    Writes a page, light or dark as its reader's screen is or as the reader chooses. It appears whole or not at all.
+    Writes a page from a template. The page is light or dark as the reader's screen is set, or as the reader chooses. It
+    appears whole or not at all.
 
     Args:
-        path: Its folder is made if need be.
-        template: One of `templates/`.
-        content: What it asks for: texts, which are escaped, or `Markup`. Every page has a `title`.
+        path: Path of the page; its folder is made if it does not exist.
+        template: Name of a file in `templates/`.
+        content: Values for the template: texts, which are escaped, or `Markup`. Every page has a `title`.
+
+    Returns:
+        The path.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The page cannot be written.
     """
     path = Path(path)
     try:
@@ -46,7 +50,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> Path:
 
 
 def inline_image(png: bytes, alt: str) -> Markup:
-    """A picture as HTML, all of it."""
+    """Returns a picture as an HTML element that contains the PNG itself."""
     return Markup(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">')
 
 

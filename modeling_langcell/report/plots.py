@@ -1,7 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Where annotated cells lie on a plane, and the figure of it."""
+"""Figures: annotated cells on a plane, their labels, and the genes that drive them."""
 
 import io
+import logging
 from dataclasses import dataclass
 
 import anndata as ad
@@ -12,22 +13,24 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from ..annotation.metrics import compared
+from ..annotation.metrics import paired_labels
 from ..io.columns import CELL_TYPE, EMBEDDING
 from ..model.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _SEED = 0
-_MOST = 20_000  # Cells that are drawn; of more, so many at random.
+_MOST_CELLS = 20_000  # Cells on a map; of more cells a random sample of this size is drawn.
 
 
 @dataclass(frozen=True)
 class Layout:
     """
-    Cells on a plane.
+    Positions of cells on a plane.
 
     Args:
-        rows: `(drawn,)` numbers of the cells that are drawn, in order.
-        coordinates: `(drawn, 2)` where.
+        rows: `(drawn,)` row numbers of the cells that are drawn, in order.
+        coordinates: `(drawn, 2)` positions.
     """
 
     rows: np.ndarray
@@ -36,7 +39,8 @@ class Layout:
 
 def lay_out(adata: ad.AnnData) -> Layout:
     """
-    The cells that have an embedding on a UMAP of it; of very many, some at random.
+    Computes a UMAP of the embeddings; above 20,000 cells, of a random sample of them. Cells without an embedding are
+    left out.
 
     Raises:
         InputError: There are no embeddings.
@@ -47,10 +51,11 @@ def lay_out(adata: ad.AnnData) -> Layout:
         raise InputError(f"There is no obsm[{EMBEDDING!r}]: annotate or embed the cells first.")
     embeds = np.asarray(adata.obsm[EMBEDDING])
     rows = np.flatnonzero(~np.isnan(embeds[:, 0]))
-    if len(rows) > _MOST:
-        rows = np.sort(np.random.default_rng(_SEED).permutation(rows)[:_MOST])
+    if len(rows) > _MOST_CELLS:
+        logger.info("Drawing a random sample of %d of %d cells.", _MOST_CELLS, len(rows))
+        rows = np.sort(np.random.default_rng(_SEED).permutation(rows)[:_MOST_CELLS])
     embeds = embeds[rows]
-    if len(rows) < 5:  # Too few for a neighbourhood graph: the embedding's first two numbers.
+    if len(rows) < 5:  # Too few for a neighbourhood graph: take the embedding's first two numbers.
         return Layout(rows, embeds[:, :2])
     space = ad.AnnData(obs=pd.DataFrame(index=adata.obs_names[rows]), obsm={EMBEDDING: embeds})
     sc.pp.neighbors(space, use_rep=EMBEDDING, metric="cosine", n_neighbors=min(15, len(rows) - 1), random_state=_SEED)
@@ -60,8 +65,8 @@ def lay_out(adata: ad.AnnData) -> Layout:
 
 def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Figure:
     """
-    Draws the cells, coloured by the label found, beside the shares of the labels or, with a reference column, the
-    confusion with its labels.
+    Draws the cells, coloured by label, beside the shares of the labels or, with a reference column, beside the
+    confusion matrix with its labels.
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))
@@ -71,14 +76,14 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     for name, colour in zip(names, colours(len(names)), strict=True):
         chosen = (drawn == name).to_numpy()
         scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour, label=_shorten(name), linewidths=0)
-    scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by the label found", xlabel="UMAP of X_langcell")
+    scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by label", xlabel="UMAP of X_langcell")
     scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     if reference is None:
         shares = labels.value_counts(normalize=True).sort_values()
         beside.barh([_shorten(name) for name in shares.index], shares)
-        beside.set(title="Shares of the labels", xlabel="share of cells")
+        beside.set(title="Composition", xlabel="share of cells")
     else:
-        _draw_confusion(figure, beside, *compared(adata, reference), reference)
+        _draw_confusion(figure, beside, *paired_labels(adata, reference), reference)
     return figure
 
 
@@ -92,7 +97,8 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     for axes, label in zip(panels, labels, strict=False):
         most = explained[explained["label"] == label].head(genes)[::-1]
         axes.barh(most["gene"], most["contribution"], color="C0")
-        axes.set_title(f"{_shorten(label, 36)} ({most['cells'].iloc[0]} cells)", fontsize=9)
+        cells = most["cells"].iloc[0]
+        axes.set_title(f"{_shorten(label, 36)} ({cells} {'cell' if cells == 1 else 'cells'})", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(labels) :]:
@@ -102,7 +108,7 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
 
 
 def colours(number: int) -> list[str]:
-    """So many, as `#rrggbb`; from the 21st on they come again."""
+    """Returns this many colours as `#rrggbb`; they repeat from the 21st on."""
     palette = matplotlib.colormaps["tab10" if number <= 10 else "tab20"]
     return [to_hex(palette(place % palette.N)) for place in range(number)]
 
@@ -119,7 +125,7 @@ def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, refe
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=colour)
     accuracy = accuracy_score(truth, predicted)
-    axes.set(title=f"{reference} (cells) against the label found: accuracy {accuracy:.2f}", xlabel="label found")
+    axes.set(title=f"{reference} (cells) and annotation: accuracy {accuracy:.2f}", xlabel="annotation")
     figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
 
 
@@ -128,7 +134,7 @@ def _shorten(label: str, length: int = 60) -> str:
 
 
 def render(figure: Figure, dpi: int = 130) -> bytes:
-    """A figure as PNG."""
+    """Renders a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

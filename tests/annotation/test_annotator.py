@@ -43,7 +43,7 @@ def test_annotate_writes_the_fields_and_returns_the_anndata(annotator, cells):
 
 
 class TestCandidatesWithoutACell:
-    """They are not among the categories, on which scanpy would fail; what is recorded of the run has them."""
+    """Candidates without a cell are not categories, on which scanpy fails, but stay in the record of the run."""
 
     CANDIDATES = ("neuron", "natural killer cell", "B cell", "CD14-positive monocyte", "oligodendrocyte")
     FOUND = CANDIDATES[1:-1]
@@ -73,7 +73,7 @@ class TestCandidatesWithoutACell:
         assert tuple(annotated.uns["langcell"]["labels"]) == self.CANDIDATES
         assert tuple(annotated.obsm["langcell_probabilities"].columns) == self.CANDIDATES
 
-    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # What others say of one another.
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Between other libraries.
     def test_scanpy_compares_and_plots_the_types(self, annotated):
         sc.tl.rank_genes_groups(annotated, "langcell_cell_type")
         assert annotated.uns["rank_genes_groups"]["names"].dtype.names == self.FOUND
@@ -82,13 +82,13 @@ class TestCandidatesWithoutACell:
             sc.pl.dotplot(annotated, ["CD3D", "CD79A", "LYZ"], groupby=column, show=False)
         plt.close("all")
 
-    def test_so_it_is_of_what_clusters_say(self, annotator, cells):
+    def test_categories_of_the_consensus_are_labels_that_cells_have(self, annotator, cells):
         cells.obs["cluster"] = ["a", "b"] * 6
         said = annotator.annotate(cells, LABELS, cluster_key="cluster").obs["langcell_consensus"]
         assert list(said.cat.categories) == [label for label in LABELS if (said == label).any()]
 
-    def test_what_is_read_of_an_annotation_knows_all_candidates(self, blood):
-        """So it does where all of them are categories, as earlier files have it."""
+    def test_readers_of_an_annotation_know_all_candidates(self, blood):
+        """Files of earlier versions, in which all candidates are categories, are read alike."""
         annotator, new = self.annotate(blood)
         new.obs["known"] = ["neuron"] * 100 + ["B cell"] * 75
         old = new.copy()
@@ -100,8 +100,10 @@ class TestCandidatesWithoutACell:
         for annotated in (new, old):
             found = explain_annotated(annotator, blood, annotated, cells_per_label=2, **CELL_OPTIONS)
             pd.testing.assert_frame_equal(found, expected)
-            assert best_labels(annotated).value_counts().to_dict() == {name: sizes.get(name, 0) for name in self.CANDIDATES}
-            assert agreement(annotated, "known")["cells"] == 175, "neurons too, which no cell was found to be"
+            assert best_labels(annotated).value_counts().to_dict() == {
+                name: sizes.get(name, 0) for name in self.CANDIDATES
+            }
+            assert agreement(annotated, "known")["cells"] == 175, "known neurons too, which no cell is annotated as"
 
     def test_cells_without_any_label_are_written_and_read(self, annotator, cells, tmp_path):
         cells.X = sp.csr_matrix(cells.shape, dtype=np.float32)
@@ -111,7 +113,7 @@ class TestCandidatesWithoutACell:
             assert best_labels(annotated).value_counts().to_dict() == dict.fromkeys(LABELS, 0)
 
 
-def test_the_run_can_be_repeated_from_what_is_recorded(annotator, cells, tiny_checkpoint):
+def test_the_record_repeats_the_run(annotator, cells, tiny_checkpoint):
     annotator.annotate(cells, LABELS, alpha=0.3)
     run = cells.uns["langcell"]
     again = LangCellAnnotator.from_pretrained(run["checkpoint"]).annotate(
@@ -124,7 +126,7 @@ def test_the_run_can_be_repeated_from_what_is_recorded(annotator, cells, tiny_ch
     assert "40 of 40 genes known (40 by ensembl id)" in describe_input(cells)
 
 
-def test_scores_are_the_published_procedure_one_pair_at_a_time(annotator, cells):
+def test_scores_equal_the_published_procedure_pair_by_pair(annotator, cells):
     alpha = 0.35
     annotator.annotate(cells, LABELS, alpha=alpha)
     descriptions = list(cells.uns["langcell"]["descriptions"])
@@ -141,7 +143,7 @@ def test_scores_are_the_published_procedure_one_pair_at_a_time(annotator, cells)
         np.testing.assert_allclose(cells.obsm["langcell_probabilities"].iloc[row], expected, atol=1e-5)
 
 
-def test_batching_order_and_neighbours_change_nothing(tiny_checkpoint, cells):
+def test_batch_size_and_order_of_cells_change_nothing(tiny_checkpoint, cells):
     whole = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells.copy(), LABELS)
     one_by_one = LangCellAnnotator.from_pretrained(tiny_checkpoint, batch_tokens=1).annotate(cells.copy(), LABELS)
     order = np.random.default_rng(0).permutation(cells.n_obs)
@@ -155,14 +157,14 @@ def test_batching_order_and_neighbours_change_nothing(tiny_checkpoint, cells):
         )
 
 
-def test_chunks_are_put_back_in_place(tiny_checkpoint, cells, monkeypatch):
+def test_chunks_are_joined_in_order(tiny_checkpoint, cells, monkeypatch):
     annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
     whole = annotator.embed(cells.copy()).obsm["X_langcell"]
     monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 5)
     np.testing.assert_allclose(annotator.embed(cells.copy()).obsm["X_langcell"], whole, atol=1e-6)
 
 
-def test_embed_equals_annotate_and_the_model(annotator, cells):
+def test_embed_agrees_with_annotate_and_the_model(annotator, cells):
     embedded = annotator.embed(cells.copy()).obsm["X_langcell"]
     np.testing.assert_allclose(embedded, annotator.annotate(cells.copy(), LABELS).obsm["X_langcell"], atol=1e-6)
     batch = annotator.processor(cells=cells, return_tensors="pt")
@@ -191,7 +193,7 @@ def test_marked_cells_get_no_label(annotator, cells):
     assert not np.isnan(np.delete(cells.obsm["X_langcell"], 3, axis=0)).any()
 
 
-def test_a_view_is_copied_and_not_touched(annotator, cells):
+def test_a_view_is_copied_and_not_changed(annotator, cells):
     view = cells[2:6]
     annotated = annotator.annotate(view, LABELS)
     assert annotated.n_obs == 4
@@ -220,14 +222,14 @@ def test_a_backed_file_round_trips_without_its_matrix(annotator, cells, tmp_path
     assert not ad.read_h5ad(path).obs.columns.tolist(), "the input is as it was"
 
 
-def test_the_input_can_be_replaced_by_its_annotated_self(annotator, cells, tmp_path):
+def test_the_output_may_replace_the_input(annotator, cells, tmp_path):
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     write_annotated(annotator.annotate(open_cells(path), LABELS), path)
     assert "langcell_cell_type" in ad.read_h5ad(path).obs
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_clear_message(annotator, cells, tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_an_input_error(annotator, cells, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     annotator.annotate(cells, LABELS)
     with pytest.raises(InputError, match=r"cannot be written"):
@@ -240,7 +242,7 @@ def test_alpha_outside_its_range_is_refused(annotator, cells, alpha):
         annotator.annotate(cells, LABELS, alpha=alpha)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path, tiny_checkpoint):
+def test_a_missing_checkpoint_and_bad_options_are_refused(tmp_path, tiny_checkpoint):
     with pytest.raises(InputError, match="No LangCell checkpoint"):
         LangCellAnnotator.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(InputError, match="dtype"):
@@ -250,10 +252,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("content", [b"", b"not hdf5 at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 64])
-def test_a_damaged_file_is_one_clear_message(tmp_path, content):
+def test_a_damaged_file_is_an_input_error(tmp_path, content):
     path = tmp_path / "damaged.h5ad"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged\.h5ad (cannot be read as|is no) \.h5ad"):
+    with pytest.raises(InputError, match=r"damaged\.h5ad (cannot be read as|is not an) \.h5ad"):
         open_cells(path)
 
 
@@ -266,7 +268,7 @@ def test_half_precision_stays_close(tiny_checkpoint, cells):
 
 
 def test_labels_with_a_slash_can_be_written(annotator, cells, tmp_path):
-    """An `.h5ad` would take it for a group's."""
+    """HDF5 takes a slash in a name for the path of a group."""
     annotator.annotate(cells, {"B/C": "b cell", "nk": "cell type : nk ."})
     again = ad.read_h5ad(write_annotated(cells, tmp_path / "o.h5ad"))
     assert list(again.obsm["langcell_probabilities"].columns) == ["B|C", "nk"]

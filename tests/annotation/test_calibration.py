@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Calibration: temperatures that are known are found, and thresholds keep the rates they are for."""
+"""Calibration: the fit finds a known temperature, and its thresholds keep their error rates."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 LABELS = ("B cell", "CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "monocyte")
 
 
-def cells_of_known_doubt(cells, overconfidence, seed):
-    """Labels drawn from probabilities, and scores that are these to a power: too sure of themselves by as much."""
+def overconfident_cells(cells, overconfidence, seed):
+    """Draws labels from probabilities, and returns as scores these probabilities raised to a power."""
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(len(LABELS), 0.4), cells)
     truth = (probabilities.cumsum(axis=1) > rng.random((cells, 1))).argmax(axis=1)
@@ -21,8 +21,8 @@ def cells_of_known_doubt(cells, overconfidence, seed):
     return LabelledScores(LABELS, scores, rng.uniform(0, 1, cells), np.array(LABELS)[truth])
 
 
-def test_the_temperature_is_found():
-    found = fit({"study": cells_of_known_doubt(20_000, 2.5, 0)}, 1.0)
+def test_the_fit_finds_the_temperature():
+    found = fit({"study": overconfident_cells(20_000, 2.5, 0)}, 1.0)
     assert found.temperature == pytest.approx(2.5, rel=0.1)
     assert found.fitted["error_after"] < 0.02 < found.fitted["error_before"]
     assert found.fitted["cells"] == {"study": 20_000}
@@ -30,36 +30,37 @@ def test_the_temperature_is_found():
 
 
 def test_probabilities_add_up_to_1_and_keep_their_order():
-    scores = cells_of_known_doubt(50, 2.0, 1).scores
+    scores = overconfident_cells(50, 2.0, 1).scores
     probabilities = calibrated(scores, 3.0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     np.testing.assert_array_equal(probabilities.argsort(axis=1), scores.argsort(axis=1))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.2])
-def test_answers_of_new_cells_are_wrong_as_often_as_said(rate):
-    found = fit({"study": cells_of_known_doubt(5_000, 2.0, 2)}, 1.0)
-    new = cells_of_known_doubt(20_000, 2.0, 3)
-    hierarchy = OntologyBackoff(LABELS)
-    probabilities = hierarchy.probabilities(calibrated(new.scores, found.temperature))
-    answers, _ = hierarchy.answer(probabilities, found.threshold(rate))
+def test_answers_for_new_cells_keep_the_error_rate(rate):
+    found = fit({"study": overconfident_cells(5_000, 2.0, 2)}, 1.0)
+    new = overconfident_cells(20_000, 2.0, 3)
+    backoff = OntologyBackoff(LABELS)
+    probabilities = backoff.probabilities(calibrated(new.scores, found.temperature))
+    answers, _ = backoff.answer(probabilities, found.threshold(rate))
     answered = answers >= 0
-    wrong = 1 - hierarchy.right(answers, new.truth.tolist())[answered].mean()
+    wrong = 1 - backoff.right(answers, new.truth.tolist())[answered].mean()
     assert wrong == pytest.approx(rate, abs=0.02) or (wrong < rate and answered.all())
     assert answered.mean() > 0.5
 
 
-def test_a_rate_that_cannot_be_kept_is_left_out():
+def test_an_error_rate_that_cannot_be_kept_is_left_out(caplog):
     rng = np.random.default_rng(0)
-    apart = ("B cell", "fibroblast", "hepatocyte", "neuron")  # All that they have in common is that they are cells.
+    apart = ("B cell", "fibroblast", "hepatocyte", "neuron")  # The only term above all of them is 'cell'.
     guesses = LabelledScores(apart, rng.dirichlet(np.ones(4), 300), np.zeros(300), rng.choice(apart, 300))
     found = fit({"study": guesses}, 1.0)
     assert "0.01" not in found.thresholds
+    assert "No threshold achieves an error rate of 0.01," in caplog.text
     with pytest.raises(InputError, match=r"not of 0\.01"):
         found.threshold(0.01)
 
 
-def test_no_cells():
+def test_cells_are_required():
     with pytest.raises(InputError, match="no labelled cells"):
         fit({}, 1.0)
 
@@ -69,7 +70,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(confidence, right) == pytest.approx((abs(1.0 - 1) + abs(1.98 - 1)) / 4)
 
 
-def test_the_config_holds_it(tmp_path):
+def test_the_config_stores_the_calibration(tmp_path):
     calibration = Calibration(2.0, {"0.1": 0.6}, 0.4, 1.0, {"cells": {"study": 3}})
     LangCellConfig(calibration=calibration.to_dict()).save_pretrained(tmp_path)
     assert Calibration.from_dict(LangCellConfig.from_pretrained(tmp_path).calibration) == calibration

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Cells by a text and texts by a cell: the nearest are the nearest, exactly, and by the index nearly always."""
+"""Search: exact neighbours, nearly exact ones from the index, cells by text and texts by cell, and the command."""
 
 import sys
 
@@ -32,20 +32,20 @@ def embedded(annotator, cells):
 
 class TestNeighbours:
     @pytest.mark.parametrize("block", [2**26, 700])
-    def test_are_the_most_similar_by_hand(self, block, monkeypatch):
+    def test_they_are_the_most_similar_by_brute_force(self, block, monkeypatch):
         monkeypatch.setattr(searching, "_BLOCK", block)
         embeds, queries = unit(200), unit(7, seed=1)
         embeds[13] = np.nan
         places, cosines = Neighbours(embeds)(queries, 5)
-        by_hand = np.nan_to_num(queries @ embeds.T, nan=-2)
-        np.testing.assert_array_equal(places, np.argsort(-by_hand, axis=1)[:, :5])
-        np.testing.assert_allclose(cosines, -np.sort(-by_hand, axis=1)[:, :5], atol=1e-5)
+        similarities = np.nan_to_num(queries @ embeds.T, nan=-2)
+        np.testing.assert_array_equal(places, np.argsort(-similarities, axis=1)[:, :5])
+        np.testing.assert_allclose(cosines, -np.sort(-similarities, axis=1)[:, :5], atol=1e-5)
 
-    def test_all_where_there_are_fewer(self):
+    def test_all_are_returned_where_there_are_fewer(self):
         places, _ = Neighbours(unit(3))(unit(1), 10)
         assert sorted(places[0]) == [0, 1, 2]
 
-    def test_the_index_finds_nearly_all_of_them(self):
+    def test_the_index_finds_nearly_all_neighbours(self):
         pytest.importorskip("usearch")
         embeds, queries = unit(20_000), unit(50, seed=1)
         embeds[7] = np.nan
@@ -56,7 +56,7 @@ class TestNeighbours:
         np.testing.assert_allclose(cosines[:, 0], (queries * embeds[found[:, 0]]).sum(axis=1), atol=1e-5)
         assert (np.diff(cosines, axis=1) <= 1e-6).all()
 
-    def test_more_than_a_million_take_the_index(self, monkeypatch):
+    def test_more_than_a_million_use_the_index(self, monkeypatch):
         monkeypatch.setattr(searching, "EXACT", 10)
         monkeypatch.setitem(sys.modules, "usearch.index", None)
         Neighbours(unit(10))
@@ -64,7 +64,7 @@ class TestNeighbours:
             Neighbours(unit(11))
 
 
-def test_cells_by_a_text(annotator, embedded):
+def test_search_finds_the_most_similar_cells(annotator, embedded):
     found = search(annotator, embedded, "a lymphocyte that is nk", 4)
     cosines = embedded.obsm["X_langcell"] @ annotator.embed_texts(["a lymphocyte that is nk"])[0]
     assert found["row"].tolist() == np.argsort(-cosines)[:4].tolist()
@@ -72,23 +72,29 @@ def test_cells_by_a_text(annotator, embedded):
     np.testing.assert_allclose(found["similarity"], np.sort(cosines)[::-1][:4], atol=1e-5)
 
 
+def test_the_method_of_the_annotator_is_search(annotator, embedded):
+    expected = search(annotator, embedded, "a lymphocyte", 3)
+    pd.testing.assert_frame_equal(annotator.search(embedded, "a lymphocyte", top_k=3), expected)
+    assert len(annotator.search(embedded, "a lymphocyte")) == embedded.n_obs, "20 cells by default"
+
+
 @pytest.mark.parametrize("name", ["NK cells", "CL:0000623"])
-def test_a_name_of_the_ontology_is_its_description(annotator, embedded, name):
+def test_a_term_is_searched_for_by_its_description(annotator, embedded, name):
     expected = search(annotator, embedded, find_term("natural killer cell").description)
     pd.testing.assert_frame_equal(search(annotator, embedded, name), expected)
 
 
-def test_a_name_is_as_the_checkpoint_words_it(annotator, embedded, monkeypatch):
+def test_a_term_is_worded_by_the_checkpoints_templates(annotator, embedded, monkeypatch):
     monkeypatch.setitem(vars(annotator.processor), "prompt_templates", ("a {name}", "{synonym}"))
     both = annotator.embed_texts([("a natural killer cell", "NK cell")])[0]
     found = search(annotator, embedded, "NK cells")
     np.testing.assert_allclose(found["similarity"], embedded.obsm["X_langcell"][found["row"]] @ both, atol=1e-5)
-    assert nearest_texts(annotator, embedded[:1], n=2)["similarity"].is_monotonic_decreasing
+    assert nearest_texts(annotator, embedded[:1], top_k=2)["similarity"].is_monotonic_decreasing
     (nearest,) = nearest_texts(annotator, embedded[:1], ["NK cells"], 1)["similarity"]
     np.testing.assert_allclose(nearest, embedded.obsm["X_langcell"][0] @ both, atol=1e-5)
 
 
-def test_texts_by_a_cell(annotator, embedded):
+def test_nearest_texts_of_each_cell(annotator, embedded):
     embedded.obsm["X_langcell"][2] = np.nan
     texts = {"b": "cell type : b", "t": "cell type : t", "nk": "a natural killer"}
     found = nearest_texts(annotator, embedded, texts, 2)
@@ -102,17 +108,17 @@ def test_texts_by_a_cell(annotator, embedded):
         assert found.loc[cell].index.tolist() == [1, 2]
 
 
-def test_all_of_the_ontology_by_default(annotator, embedded):
-    found = nearest_texts(annotator, embedded[:2], n=1)
+def test_nearest_texts_are_all_terms_by_default(annotator, embedded):
+    found = nearest_texts(annotator, embedded[:2], top_k=1)
     assert find_term(found["label"].iloc[0]).name == found["label"].iloc[0]
 
 
-def test_what_cannot_be_searched(annotator, embedded, cells):
+def test_bad_input_is_refused(annotator, embedded, cells):
     with pytest.raises(InputError, match="the text is empty"):
         search(annotator, embedded, " ")
     with pytest.raises(InputError, match="top_k=0 is not a number of results"):
         search(annotator, embedded, "a lymphocyte", 0)
-    with pytest.raises(InputError, match="no term of an ontology"):
+    with pytest.raises(InputError, match="not a term of an ontology"):
         search(annotator, embedded, "CL:1")
     embedded.uns["langcell"]["checkpoint"] = "another"
     with pytest.raises(InputError, match="embedded by another, not by"):
@@ -126,7 +132,7 @@ class TestCommand:
     def run(self, *arguments):
         return CliRunner().invoke(app, ["search", *map(str, arguments)])
 
-    def test_embeds_where_need_be(self, annotator, cells, tiny_checkpoint, tmp_path):
+    def test_embeds_cells_that_are_not_embedded(self, annotator, cells, tiny_checkpoint, tmp_path):
         cells.write_h5ad(tmp_path / "raw.h5ad")
         annotator.embed(cells).write_h5ad(tmp_path / "embedded.h5ad")
         said = [
@@ -146,5 +152,5 @@ class TestCommand:
         cells.write_h5ad(tmp_path / "raw.h5ad")
         result = self.run(tmp_path / "raw.h5ad", "CL:1", "--model", tiny_checkpoint, "--out", tmp_path / "found.tsv")
         assert result.exit_code == 2
-        assert "Error: 'CL:1' is no term" in result.output
+        assert "Error: 'CL:1' is not a term" in result.output
         assert not (tmp_path / "found.tsv").exists()

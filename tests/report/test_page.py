@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The report, in a browser: cells of a pancreatic tumour annotated by langcell-mini, and what a reader clicks on."""
+"""The report in a browser: cells of a pancreatic tumour annotated by langcell-mini, and a reader's clicks."""
 
 import html
 import re
@@ -25,16 +25,16 @@ LABELS = "malignant cell; pancreatic ductal cell; tuft cell; macrophage; lymphoc
 
 @pytest.fixture(scope="module")
 def report(shared, tmp_path_factory):
-    """The page that the command writes of every third cell."""
+    """The page that the command writes for every third cell."""
     folder = tmp_path_factory.mktemp("report")
     cells = ad.read_h5ad(shared / "data" / "validation" / "pdac_moncada_card.h5ad")[::3].copy()
-    cells.obs_names = [f"<b>{name}</b>" for name in cells.obs_names]  # Names are no markup.
+    cells.obs_names = [f"<b>{name}</b>" for name in cells.obs_names]  # Names must not act as markup.
     cells.write_h5ad(folder / "cells.h5ad")
     arguments = ["annotate", str(folder / "cells.h5ad"), "--labels", LABELS, "--empty-cells", "mark"]
     arguments += ["--reference", "cell_type", "--cluster-key", "batch", "--out", str(folder / "out.h5ad")]
     arguments += ["--report", str(folder / "report.html"), "--report-genes", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["somewhere/langcell", *arguments])  # As the system gives it to the command.
+        patch.setattr(sys, "argv", ["somewhere/langcell", *arguments])  # As the command finds it.
         assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
     (folder / "command.txt").write_text(shlex.join(["langcell", *arguments]))
     return folder / "report.html"
@@ -42,7 +42,7 @@ def report(shared, tmp_path_factory):
 
 @pytest.fixture
 def tab(chromium, report, request):
-    """The page, open with no network; whatever its script stumbles over fails the test."""
+    """The page, opened without a network; any error of its script fails the test."""
     context = chromium.new_context(offline=True, **getattr(request, "param", {}))
     tab, errors, asked = context.new_page(), [], []
     tab.on("pageerror", lambda error: errors.append(str(error)))
@@ -52,11 +52,11 @@ def tab(chromium, report, request):
     yield tab
     context.close()
     assert not errors
-    assert asked == [report.as_uri()], "the page needs nothing beside it"
+    assert asked == [report.as_uri()], "the page is self-contained"
 
 
 def colours(tab) -> set[tuple[int, int, int]]:
-    """Those that are often on the map."""
+    """Returns the frequent colours of the map."""
     pixels = tab.evaluate(
         "() => { const map = document.querySelector('canvas');"
         "return [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]; }"
@@ -67,41 +67,47 @@ def colours(tab) -> set[tuple[int, int, int]]:
     }
 
 
-def test_everything_is_said(tab):
+def test_all_sections_are_there(tab):
     said = tab.inner_text("body")
-    for part in ("cells; X read as raw values", "answered, at 10% expected errors", "unlike every candidate"):
+    for part in ("cells; X read as raw values", "answered, at an expected error rate of 10%", "unlike every candidate"):
         assert part in said
-    for heading in ("The cells", "Labels found", "What can be answered", "By batch", "Against cell_type"):
-        assert tab.get_by_role("heading", name=heading).count() == 1
-    for heading in ("Doubtful cells", "Driving genes", "Candidates, as the model read them", "To repeat this run"):
-        assert tab.get_by_role("heading", name=heading).count() == 1
+    for heading in (
+        "Cells",
+        "Labels",
+        "Answers at an expected error rate of 10%",
+        "Clusters (batch)",
+        "Comparison with cell_type",
+    ):
+        assert tab.get_by_role("heading", name=heading, exact=True).count() == 1
+    for heading in ("Least certain cells", "Driving genes", "Candidates and their descriptions", "Repeat this run"):
+        assert tab.get_by_role("heading", name=heading, exact=True).count() == 1
     assert "Checkpoint\nlangcell-mini" in said
     assert "median cell has" in said
     assert "A lymphocyte is a leukocyte" in said
-    assert tab.locator("#doubtful-cells tbody tr").count() == 100
+    assert tab.locator("#uncertain-cells tbody tr").count() == 100
     assert "<b>pdac_moncada_card:Cell" in said, "a name is shown as it is"
     assert tab.locator(".genes > div").count() >= 5
 
 
-def test_links_lead_to_their_sections(tab):
+def test_links_lead_to_sections(tab):
     for link in tab.locator("nav a").all():
         link.click()
         target = tab.url.partition("#")[2]
         assert tab.locator(f"#{target}").is_visible()
 
 
-def test_the_map_is_coloured_by_what_is_chosen(tab):
+def test_the_map_takes_the_chosen_colours(tab):
     by_label = colours(tab)
     assert len(by_label) >= 4
     legend = tab.locator(".legend button")
     assert legend.count() >= 5
-    for view, first in (("answer", "button"), ("doubt", ".ramp"), ("novelty", ".ramp"), ("cell_type", "button")):
+    for view, first in (("answer", "button"), ("uncertainty", ".ramp"), ("novelty", ".ramp"), ("cell_type", "button")):
         tab.get_by_label("Coloured by").select_option(view)
         assert tab.locator(f".legend {first}").first.is_visible()
         assert colours(tab) != by_label
 
 
-def test_a_name_in_the_legend_lights_its_cells_up(tab):
+def test_a_name_in_the_legend_highlights_its_cells(tab):
     before = colours(tab)
     name = tab.locator(".legend button").first
     name.click()
@@ -111,36 +117,36 @@ def test_a_name_in_the_legend_lights_its_cells_up(tab):
     assert colours(tab) == before
 
 
-def test_pointing_at_a_cell_says_what_it_is(tab):
+def test_pointing_at_a_cell_shows_its_labels(tab):
     tab.locator("canvas").scroll_into_view_if_needed()
     box = tab.locator("canvas").bounding_box()
     x, y = tab.evaluate("[cells.x[0], cells.y[0]]")
     tab.mouse.move(box["x"] + 10 + x * (box["width"] - 20), box["y"] + 10 + (1 - y) * (box["height"] - 20))
     said = tab.locator("#pointed").inner_text()
-    assert re.search(r"pdac_moncada_card:Cell\d+</b>; label: .+; answer: .+; doubt: 0\.\d+; novelty: ", said)
+    assert re.search(r"pdac_moncada_card:Cell\d+</b>; label: .+; answer: .+; uncertainty: 0\.\d+; novelty: ", said)
 
 
-def test_doubtful_cells_are_filtered_sorted_and_shown(tab):
-    rows = tab.locator("#doubtful-cells tbody tr")
-    scores = [float(text) for text in tab.locator("#doubtful-cells tbody td:nth-child(3)").all_inner_texts()]
+def test_uncertain_cells_are_sorted_filtered_and_shown(tab):
+    rows = tab.locator("#uncertain-cells tbody tr")
+    scores = [float(text) for text in tab.locator("#uncertain-cells tbody td:nth-child(3)").all_inner_texts()]
     assert scores == sorted(scores)
-    heading = tab.locator("#doubtful-cells th", has_text="score")
+    heading = tab.locator("#uncertain-cells th", has_text="score")
     heading.click()
     heading.click()
-    turned = [float(text) for text in tab.locator("#doubtful-cells tbody td:nth-child(3)").all_inner_texts()]
+    turned = [float(text) for text in tab.locator("#uncertain-cells tbody td:nth-child(3)").all_inner_texts()]
     assert turned == sorted(scores, reverse=True)
     name = rows.first.locator("td").first.inner_text()
-    tab.get_by_placeholder("a name, a type").fill(name)
+    tab.get_by_placeholder("name or type").fill(name)
     assert [row.is_visible() for row in rows.all()].count(True) >= 1
     assert rows.first.is_visible()
     rows.first.click()
     assert tab.locator("#pointed").inner_text().startswith(name)
-    tab.get_by_placeholder("a name, a type").fill("no cell has this name")
+    tab.get_by_placeholder("name or type").fill("no cell has this name")
     assert not rows.first.is_visible()
 
 
 @pytest.mark.parametrize("tab", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
-def test_it_is_light_or_dark_as_the_screen_is_or_as_is_chosen(tab):
+def test_it_is_light_or_dark_like_the_screen_or_as_chosen(tab):
     def lightness() -> float:
         found = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         return float(np.mean([int(part) for part in re.findall(r"\d+", found)[:3]]))
@@ -170,7 +176,7 @@ def test_the_command_can_be_copied(tab, report):
     tab.locator("#copy", has_text=re.compile("Copied|Selected")).wait_for()
 
 
-# ---------------------------------------------------------------------- pages of every kind
+# ---------------------------------------------------------------------- pages of other runs
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +185,7 @@ def annotator():
 
 
 def repeated(page: Path, cells: Path) -> ad.AnnData:
-    """What the code on a page gives."""
+    """Runs the code on a page."""
     code = html.unescape(re.search(r'<pre id="code">(.*?)</pre>', page.read_text(), flags=re.DOTALL)[1])
     names: dict = {}
     code = code.replace('"cells.h5ad"', repr(str(cells))).replace("annotator.annotate(", "again = annotator.annotate(")
@@ -198,7 +204,7 @@ def repeated(page: Path, cells: Path) -> ad.AnnData:
     ],
     ids=lambda options: " ".join(options) or "as it is",
 )
-def test_what_repeats_a_run_gives_the_same(annotator, shared, tmp_path, options):
+def test_the_code_repeats_the_run(annotator, shared, tmp_path, options):
     cells = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[:30].copy()
     cells.layers["counts"] = cells.X.copy()
     cells.obs["cluster"] = ["a", "b", "c"] * 10
@@ -217,7 +223,7 @@ def test_what_repeats_a_run_gives_the_same(annotator, shared, tmp_path, options)
 
 
 @pytest.mark.parametrize("head", ["classes", "prototypes"])
-def test_what_has_labels_of_its_own(head, shared, tmp_path):
+def test_adapted_checkpoints_have_a_page(head, shared, tmp_path):
     cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
     config = AdaptationConfig(head=head, epochs=1)
     adapt("langcell-mini", cells, "cell_type", shots=2, config=config).save(tmp_path / "adapter")
@@ -228,23 +234,23 @@ def test_what_has_labels_of_its_own(head, shared, tmp_path):
     genes = explain_annotated(annotator, cells, cells)
     assert genes is None
     page = write_report(cells, tmp_path / "report.html", lay_out(cells), genes=genes)
-    assert "Genes were not looked at in this run." in page.read_text()
+    assert "Genes were not explained in this run." in page.read_text()
     again = repeated(page, tmp_path / "cells.h5ad")
     np.testing.assert_allclose(again.obs["langcell_score"], cells.obs["langcell_score"], atol=1e-6)
 
 
-def test_a_plain_model_has_a_page_too(cells, tiny_checkpoint, tmp_path):
-    """Not calibrated, two candidates, hardly any cells, no genes looked at."""
+def test_uncalibrated_checkpoints_have_a_page(cells, tiny_checkpoint, tmp_path):
+    """Three cells, two candidates, no explained genes."""
     annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
     annotated = annotator.annotate(cells[:3].copy(), ["B cell", "monocyte"])
     page = write_report(annotated, tmp_path / "new" / "report.html", lay_out(annotated)).read_text()
-    assert "median score, not calibrated" in page
-    assert "What can be answered" not in page
-    assert "Genes were not looked at in this run." in page
+    assert "median score (not calibrated)" in page
+    assert "Answers at an expected error rate" not in page
+    assert "Genes were not explained in this run." in page
 
 
-def test_cells_without_known_genes(cells, tiny_checkpoint, tmp_path):
-    """All those of a cluster, and then all."""
+def test_cells_without_known_genes_have_a_page(cells, tiny_checkpoint, tmp_path):
+    """First all cells of a cluster, then all cells, lack known genes."""
     annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
     cells.obs["cluster"] = ["full"] * 8 + ["empty"] * 4
     cells.X[8:] = 0
@@ -257,13 +263,13 @@ def test_cells_without_known_genes(cells, tiny_checkpoint, tmp_path):
     none = annotator.annotate(cells.copy(), ["B cell", "monocyte"], empty_cells="mark")
     genes = explain_annotated(annotator, cells, none)
     page = write_report(none, tmp_path / "none.html", lay_out(none), genes=genes).read_text()
-    assert "No cell has a label, so no gene drives one." in page
+    assert "No cell has a label that genes could explain." in page
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_is_written(cells, tiny_checkpoint, tmp_path):
+def test_bad_references_are_refused_before_anything_is_written(cells, tiny_checkpoint, tmp_path):
     annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
     annotated = annotator.annotate(cells, ["B cell", "monocyte"])
-    for reference, said in (("nope", "No column 'nope' in obs"), ("langcell_cell_type", "nothing to compare it with")):
+    for reference, said in (("nope", "No column 'nope' in obs"), ("langcell_cell_type", "is the annotation itself")):
         with pytest.raises(InputError, match=said):
             write_report(annotated, tmp_path / "report.html", lay_out(annotated), reference=reference)
     del annotated.obsm["X_langcell"]

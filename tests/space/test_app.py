@@ -105,15 +105,15 @@ def test_a_file_is_annotated_shown_and_given_back(visit, blood, tmp_path):
     page = annotate(tab)
     for said in (
         "150 cells; X read as raw values",
-        "answered, at 10% expected errors",
+        "answered, at an expected error rate of 10%",
         "Driving genes",
         "platelet maker",
     ):
         page.get_by_text(said).first.wait_for()
-    page.get_by_label("Coloured by").select_option("doubt")
+    page.get_by_label("Coloured by").select_option("uncertainty")
     page.locator(".ramp").wait_for()
     assert page.locator(".genes td").first.inner_text()
-    assert page.locator("#doubtful-cells tbody tr").count() == 100
+    assert page.locator("#uncertain-cells tbody tr").count() == 100
 
     with tab.expect_download() as started:
         tab.get_by_role("link", name="Download the annotated .h5ad").click()

@@ -1,9 +1,9 @@
-// The map: cells as dots, coloured by what is chosen; and the table of doubtful cells.
+// The map of the cells, and the table of the least certain ones.
 const cells = JSON.parse(document.getElementById("cells").textContent);
 const canvas = document.querySelector(".map canvas"), legend = document.querySelector(".legend");
 const chooser = document.getElementById("colour-by"), pointed = document.getElementById("pointed");
 const place = new Map(cells.rows.map((row, drawn) => [row, drawn]));
-let view = cells.views[0], lit = null, marked = null;
+let view = cells.views[0], highlighted = null, marked = null;
 
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name);
 const mix = (from, to, share) => {
@@ -30,11 +30,11 @@ function draw() {
   pen.scale(sharp, sharp);
   const size = Math.max(1, Math.min(3, 90 / Math.sqrt(cells.x.length)));
   const dot = (drawn, radius) => { pen.beginPath(); pen.arc(...where(drawn), radius, 0, 7); };
-  for (const above of [false, true]) {  // Those that are lit lie above the others.
+  for (const above of [false, true]) {  // Highlighted cells are drawn above the others.
     for (let drawn = 0; drawn < cells.x.length; drawn++) {
-      const isLit = lit === null || view.codes?.[drawn] === lit;
-      if (isLit !== above) continue;
-      pen.fillStyle = isLit ? colourOf(drawn) : style("--line");
+      const isHighlighted = highlighted === null || view.codes?.[drawn] === highlighted;
+      if (isHighlighted !== above) continue;
+      pen.fillStyle = isHighlighted ? colourOf(drawn) : style("--line");
       dot(drawn, size);
       pen.fill();
     }
@@ -61,18 +61,18 @@ function drawLegend() {
   view.names.forEach((name, code) => {
     const button = document.createElement("button"), dot = document.createElement("i"), size = document.createElement("span");
     button.type = "button";
-    button.setAttribute("aria-pressed", lit === code);
+    button.setAttribute("aria-pressed", highlighted === code);
     dot.style.background = name.colour;
     size.textContent = name.cells.toLocaleString("en");
     button.append(dot, name.name, size);
-    button.addEventListener("click", () => { lit = lit === code ? null : code; draw(); drawLegend(); });
+    button.addEventListener("click", () => { highlighted = highlighted === code ? null : code; draw(); drawLegend(); });
     legend.append(button);
   });
 }
 
 function point(drawn) {
   marked = drawn;
-  pointed.textContent = drawn === null ? "Point at a cell." : [cells.names[drawn], ...cells.views.map(({title, codes, names, values}) =>
+  pointed.textContent = drawn === null ? "Point at a cell to read its labels." : [cells.names[drawn], ...cells.views.map(({title, codes, names, values}) =>
     `${title}: ${codes ? names[codes[drawn]]?.name ?? "none" : values[drawn] ?? "none"}`)].join("; ");
   draw();
 }
@@ -87,14 +87,14 @@ canvas.addEventListener("pointermove", event => {
   if (nearest !== marked) point(nearest);
 });
 cells.views.forEach((one, number) => chooser.add(new Option(one.title, number)));
-chooser.addEventListener("change", () => { view = cells.views[chooser.value]; lit = null; draw(); drawLegend(); });
+chooser.addEventListener("change", () => { view = cells.views[chooser.value]; highlighted = null; draw(); drawLegend(); });
 addEventListener("resize", draw);
 addEventListener("themechange", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 draw();
 drawLegend();
 
-const table = document.getElementById("doubtful-cells"), body = table.tBodies[0];
+const table = document.getElementById("uncertain-cells"), body = table.tBodies[0];
 document.getElementById("filter").addEventListener("input", event => {
   const asked = event.target.value.toLowerCase();
   for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(asked);
@@ -107,7 +107,7 @@ table.querySelectorAll("th[data-sort]").forEach((head, column) => head.addEventL
 }));
 body.addEventListener("click", event => {
   const drawn = place.get(Number(event.target.closest("tr").dataset.cell));
-  if (drawn === undefined) { pointed.textContent = "This cell is not among those drawn."; return; }
+  if (drawn === undefined) { pointed.textContent = "This cell is not in the random sample that the map shows."; return; }
   point(drawn);
   document.getElementById("map").scrollIntoView({behavior: "smooth"});
 });
@@ -117,7 +117,7 @@ document.getElementById("copy").addEventListener("click", async event => {
   try {
     await navigator.clipboard.writeText(code.textContent);
     event.target.textContent = "Copied";
-  } catch {  // A file's page may not write there: it is selected, to be copied by hand.
+  } catch {  // Browsers may forbid this to a page opened from a file: select the text instead.
     getSelection().selectAllChildren(code);
     event.target.textContent = "Selected";
   }

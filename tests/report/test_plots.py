@@ -1,0 +1,60 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Figures: cells on a plane, and the genes that drive each label."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.report.plots import colours, draw, draw_genes, lay_out, render
+
+
+@pytest.fixture
+def annotated(cells, tiny_checkpoint):
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    return annotator.annotate(cells, ["B cell", "natural killer cell", "monocyte"])
+
+
+def test_large_layouts_are_random_samples(annotated, monkeypatch, caplog):
+    monkeypatch.setattr("modeling_langcell.report.plots._MOST_CELLS", 4)
+    with caplog.at_level("INFO", logger="modeling_langcell.report.plots"):
+        layout = lay_out(annotated)
+    assert len(np.unique(layout.rows)) == len(layout.coordinates) == 4
+    assert "random sample of 4 of 12 cells" in caplog.text
+
+
+def test_embeddings_are_required(annotated):
+    del annotated.obsm["X_langcell"]
+    with pytest.raises(InputError, match="annotate or embed the cells first"):
+        lay_out(annotated)
+
+
+@pytest.mark.parametrize("reference", [None, "known"])
+def test_cells_are_drawn_by_label(annotated, reference):
+    annotated.obs["known"] = ["B cell", "monocyte"] * 6
+    figure = draw(annotated, lay_out(annotated), reference)
+    scatter, beside = figure.axes[:2]
+    assert len(scatter.collections) == annotated.obs["langcell_cell_type"].nunique()
+    assert beside.get_title().startswith("Composition" if reference is None else "known (cells) and annotation")
+    assert render(figure, dpi=20).startswith(b"\x89PNG")
+
+
+def test_genes_have_a_panel_for_each_label():
+    labels = np.repeat(["B cell", "natural killer cell", "monocyte", "T cell"], 6)
+    explained = pd.DataFrame(
+        {
+            "label": labels,
+            "gene": [f"G{number}" for number in range(24)],
+            "contribution": np.tile(np.linspace(1, 0, 6), 4),
+            "cells": 3,
+        }
+    )
+    panels = [axes for axes in draw_genes(explained, 5).axes if axes.get_visible()]
+    assert len(panels) == 4
+    for axes, (_, genes) in zip(panels, explained.groupby("label", sort=False), strict=True):
+        assert [text.get_text() for text in axes.get_yticklabels()][::-1] == genes["gene"].head(5).tolist()
+
+
+def test_colours_repeat_after_twenty():
+    assert len(set(colours(20))) == 20
+    assert colours(25)[20:] == colours(25)[:5]
