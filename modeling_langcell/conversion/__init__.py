@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Checkpoints from other formats, and back."""
+"""Conversion of checkpoints from and to other formats."""
 
 import lazy_loader
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-The weights of a `transformers.BertModel` as a tower's, and a cell tower's as a BERT's.
+Conversion between the weights of a `transformers.BertModel` and those of a tower.
 
-A tower computes what a BERT does, under the same parameter names, without token types and without a pooler: its pooled
-state is that of the first token as it is.
+A tower is a BERT with the same parameter names, without token types and without a pooler: its pooled state is the state
+of the first token.
 """
 
 import copy
@@ -41,7 +41,7 @@ from ..model.modeling_langcell import (
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
-#: What a tower's config has of a BERT's, under the same names.
+#: Settings that the configs of a tower and of a BERT have under the same names.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 SETTINGS = (
     "hidden_act",
@@ -50,7 +50,7 @@ SETTINGS = (
     "initializer_range",
     "layer_norm_eps",
 )
-#: What the ids of an exported encoder mean.
+#: The table of an exported encoder's ids.
 GENES = "genes.tsv"
 
 
@@ -61,88 +61,92 @@ def read_cell_tower(
     name_or_path: str | Path, *, vocab_size: int | None = None, revision: str | None = None
 ) -> LangCellCellModel:
     """
-    A BERT over ranked genes, as Geneformer is published, as a cell tower that computes the same.
+    Reads a BERT over ranked genes, such as a published Geneformer, as a cell tower that computes the same.
 
-    Heads and the pooler are left out, and token types go into the positions. Geneformer V1 has no `<cls>`: its
-    embedding is then the mean of the genes', as `with_cls` makes it. Geneformer V2 has `<cls>` among its first ids, and
-    no `LangCellFeatureExtractor` makes such ids: they are to come from its own tokenizer.
+    Heads and the pooler are left out, and the token types are added to the positions. Geneformer V1 has no `<cls>`: its
+    embedding is then the mean of the genes' (`add_cls_embedding`). Geneformer V2 has `<cls>` among its first ids; a
+    `LangCellFeatureExtractor` does not produce such ids, so its cells must come from its own tokenizer.
 
     Args:
         name_or_path: Folder or Hub id of any BERT of transformers: `BertModel`, `BertForMaskedLM` and so on.
-        vocab_size: Ids of the vocabulary that cells come in, `<cls>` last: `len(extractor)`. By default one more than
-            the BERT has, for `<cls>`, unless its config says that the last is `cls_token_id`, as what
-            `export_cell_tower` wrote does.
+        vocab_size: Number of ids of the cells' vocabulary, `<cls>` last: `len(extractor)`. By default one more than the
+            BERT has, for `<cls>`, unless the BERT's last id is `cls_token_id`, as in what `export_cell_tower` writes.
         revision: Branch, tag or commit of a Hub repository.
 
     Raises:
-        InputError: No BERT there, or damaged; one of another vocabulary, or that does not read both ways.
+        InputError: There is no BERT, or it is damaged, has another vocabulary, or is a decoder.
     """
     name = str(name_or_path)
     bert = read_bert(name, revision)
     rows = bert.config.vocab_size
     if bert.config.is_decoder:
-        raise InputError(f"{name} reads one way alone (is_decoder), a cell tower both ways.")
+        raise InputError(f"{name} attends in one direction only (is_decoder), a cell tower in both.")
     if vocab_size is None:
         vocab_size = rows if getattr(bert.config, "cls_token_id", None) == rows - 1 else rows + 1
-    settings = geometry(bert) | {"vocab_size": vocab_size, "pad_token_id": bert.config.pad_token_id}
-    with explaining(name):
+    settings = bert_settings(bert) | {"vocab_size": vocab_size, "pad_token_id": bert.config.pad_token_id}
+    with naming_failures(name):
         tower = LangCellCellModel(LangCellCellConfig(**settings))
-    take_over(tower, bert, name)
+    load_bert_weights(tower, bert, name)
     return tower.eval()
 
 
 class _BertWithoutHeads(BertModel):
-    """What a tower has of any BERT; that the rest is left out needs no report."""
+    """The part of any BERT that a tower has; transformers does not report the parts that are left out."""
 
     _keys_to_ignore_on_load_unexpected = [r"^((bert\.)?pooler|cls|classifier|qa_outputs)\."]
 
 
 def read_bert(name: str, revision: str | None = None) -> BertModel:
     """
-    A BERT from a folder or the Hub, without heads and pooler, in float32.
+    Reads a BERT from a folder or the Hub, without heads and pooler, in float32.
 
     Raises:
-        InputError: No BERT there, weights that are damaged or not all there, positions that are not absolute.
+        InputError: There is no BERT, its weights are damaged or incomplete, or its positions are not absolute.
     """
-    with explaining(name):
-        settings = require_kind(name, "bert", revision=revision)
+    with naming_failures(name):
+        settings = require_model_type(name, "bert", revision=revision)
         bert, loading = _BertWithoutHeads.from_pretrained(
             name, revision=revision, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
         )
     if loading["missing_keys"]:
         raise InputError(f"{name} lacks the weights {', '.join(sorted(loading['missing_keys'])[:3])}.")
     if settings.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError(f"{name} has positions that are not absolute (position_embedding_type), as a tower's are.")
+        raise InputError(f"{name} has positions that are not absolute (position_embedding_type), unlike a tower.")
     return bert
 
 
-def geometry(bert: BertModel) -> dict[str, Any]:
-    """What of a BERT's config a tower is built from."""
+def bert_settings(bert: BertModel) -> dict[str, Any]:
+    """Returns the settings of a BERT that a tower is built from."""
     return {name: getattr(bert.config, name) for name in ("vocab_size", *SIZES, *SETTINGS)}
 
 
-def take_over(tower: LangCellTowerModel, bert: BertModel, name: str) -> None:
+def load_bert_weights(tower: LangCellTowerModel, bert: BertModel, name: str) -> None:
     """
-    BERT's weights become the tower's; one row of the vocabulary may be missing, that of `<cls>`, which is last.
+    Loads a BERT's weights into a tower. The last row of the vocabulary, that of `<cls>`, may be missing.
+
+    Args:
+        tower: The tower; changed in place.
+        bert: The BERT.
+        name: The BERT's name, for error messages.
 
     Raises:
-        InputError: Another vocabulary or another geometry; `name` says whose.
+        InputError: The BERT has another vocabulary or geometry.
     """
-    state = with_cls(fold_token_types(bert.state_dict()), tower.config.vocab_size)
+    state = add_cls_embedding(fold_token_types(bert.state_dict()), tower.config.vocab_size)
     if len(state[WORDS]) != tower.config.vocab_size:
         raise InputError(f"{name} has {len(state[WORDS])} tokens, not {tower.config.vocab_size}.")
-    state[POSITIONS] = resized(state[POSITIONS], tower.config.max_position_embeddings)
+    state[POSITIONS] = resize_positions(state[POSITIONS], tower.config.max_position_embeddings)
     try:
         loaded = tower.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError(f"{name} does not fit the tower that is asked for: {error}") from error
-    strangers = [key for key in loaded.missing_keys if ".crossattention." not in key]
-    if strangers or loaded.unexpected_keys:
-        raise InputError(f"{name} does not fit the tower: {strangers or loaded.unexpected_keys}.")
+        raise InputError(f"{name} does not fit the tower: {error}") from error
+    missing = [key for key in loaded.missing_keys if ".crossattention." not in key]
+    if missing or loaded.unexpected_keys:
+        raise InputError(f"{name} does not fit the tower: {missing or loaded.unexpected_keys}.")
 
 
 def fold_token_types(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A BERT state dict without token types: their first row, which every token gets, goes into the positions."""
+    """Returns a BERT's state without token types; their first row, which all tokens have, is added to the positions."""
     state = dict(state)
     token_types = state.pop(TOKEN_TYPES, None)
     if token_types is not None:
@@ -150,18 +154,18 @@ def fold_token_types(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return state
 
 
-def with_cls(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
-    """A cell encoder's weights with a row for `<cls>`, should just that row be missing: the mean of the genes'."""
+def add_cls_embedding(state: dict[str, torch.Tensor], vocab_size: int) -> dict[str, torch.Tensor]:
+    """Returns a cell encoder's state with a row for `<cls>`, the mean of the genes', if exactly that row is missing."""
     genes = state.get(WORDS)
     if genes is None or genes.ndim != 2 or len(genes) != vocab_size - 1:
         return state
     return state | {WORDS: torch.cat([genes, genes[2:].mean(dim=0, keepdim=True)])}
 
 
-def resized(positions: torch.Tensor, wanted: int) -> torch.Tensor:
-    """`(wanted, hidden_size)`: cut, or the last position's embedding for those beyond it."""
-    beyond = positions[-1:].expand(max(0, wanted - len(positions)), -1)
-    return torch.cat([positions[:wanted], beyond])
+def resize_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Returns `(length, hidden_size)` positions: truncated, or extended by copies of the last one."""
+    beyond = positions[-1:].expand(max(0, length - len(positions)), -1)
+    return torch.cat([positions[:length], beyond])
 
 
 # ---------------------------------------------------------------------- a cell tower as a BERT
@@ -176,30 +180,31 @@ def export_cell_tower(
     revision: str | None = None,
 ) -> Path:
     """
-    Writes the cell tower of any LangCell model as a BERT, which `transformers` loads where this package is not known:
-    `BertModel.from_pretrained(output)`, whose `last_hidden_state` is the tower's. All weights are float32.
+    Writes the cell tower of a LangCell model as a BERT, which `transformers` loads without this package:
+    `BertModel.from_pretrained(output)` has the same `last_hidden_state`. All weights are float32.
 
-    What a BERT has and a tower has not is such that it changes nothing or hides nothing. The token types are zeros.
-    The pooler is the identity, so `pooler_output` is the tanh of the `<cls>` state `last_hidden_state[:, 0]`: without
-    weights for it, transformers would draw it at random, and say so only in a warning.
+    The parts of a BERT that a tower lacks have no effect: the token types are zeros, and the pooler is the identity, so
+    `pooler_output` is the tanh of the `<cls>` state `last_hidden_state[:, 0]`. Without weights for the pooler,
+    transformers would draw them at random, and say so in a warning only.
 
-    Beside the weights there is `genes.tsv`, what the ids mean, if that is known: `token_id`, `token` (Ensembl id, or
-    `<pad>`, `<mask>`, `<cls>`), `median` (empty for a gene that is never used), `names` (symbol and synonyms, with `|`
-    between). A cell is `<cls>` and its genes by count over median, highest first.
+    Beside the weights, `genes.tsv` lists the ids where an extractor defines them: `token_id`, `token` (Ensembl id, or
+    `<pad>`, `<mask>`, `<cls>`), `median` (empty for a gene that is never used), `names` (symbol and synonyms, separated
+    by `|`). A cell is `<cls>` and its genes by count over median, highest first.
 
     Args:
-        model: Folder or Hub id of a LangCell checkpoint of any kind that has a cell tower, or a model.
-        output: The folder to make.
-        extractor: What makes the ids; a checkpoint's own by default.
-        masked_genes: Writes a `BertForMaskedLM` with the masked-gene head, as Geneformer is published: without a
-            pooler, which that class does not have. `BertModel` reads it with `add_pooling_layer=False`.
+        model: A model, or folder or Hub id of a LangCell checkpoint of any kind that has a cell tower.
+        output: Folder to create.
+        extractor: Defines the ids; by default that of the checkpoint.
+        masked_genes: Whether to write a `BertForMaskedLM` with the masked-gene head, the form in which Geneformer is
+            published. It has no pooler, so `BertModel` reads it with `add_pooling_layer=False`.
         revision: Branch, tag or commit of a Hub repository.
 
     Returns:
         `output`.
 
     Raises:
-        InputError: No cell tower or no masked-gene head there, an extractor of other genes, an `output` in use.
+        InputError: The model has no cell tower or no masked-gene head, the extractor has other genes, or `output`
+            exists.
     """
     output = require_new_folder(output)
     source = ""
@@ -208,16 +213,16 @@ def export_cell_tower(
         folder = fetch(resolve_checkpoint(model), revision)
         model = _read_langcell(folder, source, masked_genes)
         extractor = _read_extractor(folder, source) if extractor is None else extractor
-    tower, head = _parts(model)
+    tower, head = _tower_and_head(model)
     if masked_genes and head is None:
         raise InputError(f"{source or type(model).__name__} has no masked-gene head: leave out masked_genes.")
     config = _bert_config(tower.config, "BertForMaskedLM" if masked_genes else "BertModel")
     if extractor is not None and len(extractor) != config.vocab_size:
         raise InputError(f"The extractor has {len(extractor)} ids, the cell tower {config.vocab_size}.")
-    state = _state_as_bert(tower, head if masked_genes else None)
+    state = _bert_state(tower, head if masked_genes else None)
     with atomic_folder(output) as folder:
         config.save_pretrained(folder)
-        # Not by save_file, which lets nobody else read it.
+        # Not by save_file, whose files only their owner can read.
         atomic_write(folder / SAFE_WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
         if extractor is not None:
             _write_genes(extractor, folder / GENES)
@@ -226,13 +231,13 @@ def export_cell_tower(
 
 
 def _read_langcell(folder: Path, name: str, masked_genes: bool) -> LangCellCellModel | LangCellForMaskedLM:
-    """The cell tower of a checkpoint, or the tower and the masked-gene head."""
+    """Reads the cell tower of a checkpoint, with or without the masked-gene head."""
     kind: type[PreTrainedModel] = LangCellForMaskedLM if masked_genes else LangCellCellModel
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # What is missing is said below.
+    logging.set_verbosity_error()  # Missing weights are reported below.
     try:
-        with explaining(name):
-            require_kind(str(folder), "langcell", "langcell_cell")
+        with naming_failures(name):
+            require_model_type(str(folder), "langcell", "langcell_cell")
             model, loading = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
@@ -245,20 +250,20 @@ def _read_langcell(folder: Path, name: str, masked_genes: bool) -> LangCellCellM
 
 
 def _read_extractor(folder: Path, name: str) -> LangCellFeatureExtractor | None:
-    """A checkpoint's own, if it has one."""
+    """Reads the extractor of a checkpoint, if it has one."""
     if not any((folder / file).is_file() for file in (PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME)):
         return None
-    with explaining(name):
+    with naming_failures(name):
         return LangCellFeatureExtractor.from_pretrained(folder)
 
 
-def _parts(model: PreTrainedModel) -> tuple[LangCellCellModel, nn.Module | None]:
-    """The cell tower of a model of the family, and its masked-gene head."""
+def _tower_and_head(model: PreTrainedModel) -> tuple[LangCellCellModel, nn.Module | None]:
+    """Returns the cell tower of a LangCell model, and its masked-gene head if it has one."""
     if isinstance(model, LangCellCellModel):
         return model, None
     if isinstance(model, (LangCellModel, LangCellForMaskedLM, LangCellForSequenceClassification)):
         return model.cell_model, getattr(model, "lm_head", None)
-    raise InputError(f"A {type(model).__name__} is no LangCell model with a cell tower; an adapter is to be merged.")
+    raise InputError(f"A {type(model).__name__} is no LangCell model with a cell tower; merge an adapter first.")
 
 
 def _bert_config(config: LangCellCellConfig, architecture: str) -> BertConfig:
@@ -276,14 +281,14 @@ def _bert_config(config: LangCellCellConfig, architecture: str) -> BertConfig:
     )
 
 
-def _state_as_bert(tower: LangCellCellModel, head: nn.Module | None) -> dict[str, torch.Tensor]:
-    """The weights under the names of `BertModel`, or of `BertForMaskedLM` with a head."""
+def _bert_state(tower: LangCellCellModel, head: nn.Module | None) -> dict[str, torch.Tensor]:
+    """Returns the weights under the names of `BertModel`, or of `BertForMaskedLM` where there is a head."""
     state = dict(tower.state_dict())
-    with torch.device("meta"):  # A model writes into its config.
+    with torch.device("meta"):  # The config is copied because a model changes it.
         plain = LangCellCellModel(copy.deepcopy(tower.config)).state_dict()
     if state.keys() != plain.keys():
-        strangers = sorted(state.keys() ^ plain.keys())
-        raise InputError(f"The cell tower is not a BERT's weights alone ({strangers[0]}): merge its adapter.")
+        differing = sorted(state.keys() ^ plain.keys())
+        raise InputError(f"The cell tower has other weights than a BERT ({differing[0]}): merge its adapter.")
     width = tower.config.hidden_size
     state[TOKEN_TYPES] = torch.zeros(2, width)
     if head is None:
@@ -295,12 +300,13 @@ def _state_as_bert(tower: LangCellCellModel, head: nn.Module | None) -> dict[str
         state |= {f"cls.predictions.transform.{name}": weight for name, weight in scores.items()}
         state["cls.predictions.bias"] = decoder["bias"]
         if not tower.config.tie_word_embeddings:
-            # Untied, transformers reads the decoder's own bias and asks for the other, which it does not use.
+            # Without tying, transformers reads the decoder's bias, and still requires the other.
             state |= {f"cls.predictions.decoder.{part}": weight.clone() for part, weight in decoder.items()}
     return {name: weight.detach().to("cpu", torch.float32).contiguous() for name, weight in state.items()}
 
 
 def _write_genes(extractor: LangCellFeatureExtractor, path: Path) -> None:
+    """Writes the table of ids."""
     vocabulary = extractor.gene_vocabulary
     columns = (vocabulary[column] for column in ("ensembl_ids", "medians", "names"))
     genes = [(gene, "" if median is None else median, names) for gene, median, names in zip(*columns, strict=True)]
@@ -311,7 +317,7 @@ def _write_genes(extractor: LangCellFeatureExtractor, path: Path) -> None:
         table.writerows((token_id, *row) for token_id, row in enumerate(rows))
 
 
-_LOADED_BY = {
+_LOADING_CODE = {
     False: """from transformers import BertModel
 
 encoder = BertModel.from_pretrained("{here}")""",
@@ -320,39 +326,39 @@ encoder = BertModel.from_pretrained("{here}")""",
 masked_genes = BertForMaskedLM.from_pretrained("{here}")
 encoder = BertModel.from_pretrained("{here}", add_pooling_layer=False)""",
 }
-_POOLED = {
+_POOLER_NOTE = {
     False: "`pooler_output` is the tanh of that state: the weights of the pooler are the identity.",
-    True: "There is no pooler: unless told so, `BertModel` draws one at random.",
+    True: "There is no pooler: without `add_pooling_layer=False`, `BertModel` draws one at random.",
 }
 
 
 def _write_card(folder: Path, source: str, masked_genes: bool) -> None:
-    """Writes `README.md`: how the encoder is loaded, and what its ids are."""
+    """Writes `README.md`: how to load the encoder, and what its ids are."""
     data = ModelCardData(library_name="transformers", tags=["langcell", "single-cell"])
-    genes = f"\n- What the ids mean, and the medians, is in `{GENES}`." if (folder / GENES).is_file() else ""
+    genes = f"\n- `{GENES}` lists the ids and the medians." if (folder / GENES).is_file() else ""
     text = f"""# {folder.name}
 
 The cell encoder of {f"`{source}`, a" if source else "a"} [LangCell](https://arxiv.org/abs/2405.06708), as a BERT over
 ranked genes.
 
 ```python
-{_LOADED_BY[masked_genes].format(here=folder.name)}
+{_LOADING_CODE[masked_genes].format(here=folder.name)}
 ```
 
 - A cell is `<cls>` (`config.cls_token_id`) and its genes by count over median, highest first, padded with 0.{genes}
-- What stands for the whole cell is the state of `<cls>`, `last_hidden_state[:, 0]`.
-- {_POOLED[masked_genes]}
-- The token types are zeros: they change nothing.
+- The state of `<cls>`, `last_hidden_state[:, 0]`, represents the whole cell.
+- {_POOLER_NOTE[masked_genes]}
+- The token types are zeros and have no effect.
 """
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
 
 
-# ---------------------------------------------------------------------- what cannot be read
+# ---------------------------------------------------------------------- errors
 
 
 @contextmanager
-def explaining(given: object) -> Iterator[None]:
-    """Says of what libraries raise what it comes of."""
+def naming_failures(given: object) -> Iterator[None]:
+    """Raises the errors of libraries as an InputError that names what cannot be used."""
     try:
         yield
     except InputError:
@@ -365,12 +371,12 @@ def explaining(given: object) -> Iterator[None]:
         raise InputError(f"{given} cannot be used: {reason}") from error
 
 
-def require_kind(name: str, *kinds: str, revision: str | None = None) -> dict[str, Any]:
+def require_model_type(name: str, *kinds: str, revision: str | None = None) -> dict[str, Any]:
     """
-    What the config.json of a checkpoint holds.
+    Reads the config.json of a checkpoint.
 
     Raises:
-        InputError: A checkpoint of no such `model_type`.
+        InputError: The checkpoint's `model_type` is none of `kinds`.
     """
     settings = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
     found = settings.get("model_type") if isinstance(settings, dict) else None
@@ -379,4 +385,11 @@ def require_kind(name: str, *kinds: str, revision: str | None = None) -> dict[st
     return settings
 
 
-__all__ = ["export_cell_tower", "fold_token_types", "read_bert", "read_cell_tower", "take_over", "with_cls"]
+__all__ = [
+    "add_cls_embedding",
+    "export_cell_tower",
+    "fold_token_types",
+    "load_bert_weights",
+    "read_bert",
+    "read_cell_tower",
+]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Pickles of plain dicts, read by interpreting their opcodes: nothing in them is run."""
+"""Reading pickles of plain dicts by interpreting their opcodes: nothing in them is run."""
 
 import pickletools
 from collections.abc import Sequence
@@ -10,29 +10,29 @@ import numpy as np
 
 
 class UnsafePickle(Exception):
-    """A pickle holds more than plain values; the message says what."""
+    """A pickle holds something other than plain values; the message names it."""
 
 
 @dataclass
 class _Dtype:
-    """Stands for a numpy dtype of one number while a pickle is read."""
+    """Placeholder for a numpy dtype of one number while a pickle is read."""
 
     code: str
     byte_order: str = "="
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Stands for an admitted global: a word about what to make of its arguments, not something to call."""
+class _AllowedGlobal:
+    """Placeholder for an allowed global: the kind of value to build from its arguments, not something to call."""
 
-    makes: str
+    kind: str
 
 
-_ADMITTED = {
-    ("numpy.core.multiarray", "scalar"): _Maker("scalar"),
-    ("numpy._core.multiarray", "scalar"): _Maker("scalar"),
-    ("numpy", "dtype"): _Maker("dtype"),
-    ("_codecs", "encode"): _Maker("encode"),  # How bytes are written up to protocol 2.
+_ALLOWED = {
+    ("numpy.core.multiarray", "scalar"): _AllowedGlobal("scalar"),
+    ("numpy._core.multiarray", "scalar"): _AllowedGlobal("scalar"),
+    ("numpy", "dtype"): _AllowedGlobal("dtype"),
+    ("_codecs", "encode"): _AllowedGlobal("encode"),  # Encodes bytes up to protocol 2.
 }
 _DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
@@ -42,13 +42,14 @@ _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, 
 
 def read_plain_pickle(data: bytes) -> Any:
     """
-    A pickle of dicts, tuples, strings and numbers; numpy's numbers become Python's.
+    Reads a pickle of dicts, tuples, strings and numbers; numpy's numbers become Python's.
 
-    It interprets the few opcodes that such a pickle is made of, and refuses all others. No opcode calls, imports or
-    looks up anything here, so there is nothing that a hostile file could bend to its ends.
+    Only the few opcodes that such a pickle consists of are interpreted, and all others are refused. No opcode calls,
+    imports or looks up anything, so a hostile file has nothing to exploit.
 
     Raises:
-        UnsafePickle: Anything else is in it. Damaged bytes raise whatever they make the reading stumble over.
+        UnsafePickle: The pickle holds anything else.
+        Exception: The bytes are damaged; the type depends on the damage.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -81,13 +82,13 @@ def read_plain_pickle(data: bytes) -> Any:
             case "DICT":
                 items = pop_to_mark()
                 stack.append({})
-                _fill(stack[-1], items)
+                _update_dict(stack[-1], items)
             case "SETITEM":
                 items = [stack.pop(), stack.pop()][::-1]
-                _fill(stack[-1], items)
+                _update_dict(stack[-1], items)
             case "SETITEMS":
                 items = pop_to_mark()
-                _fill(stack[-1], items)
+                _update_dict(stack[-1], items)
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
@@ -95,13 +96,13 @@ def read_plain_pickle(data: bytes) -> Any:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_admit(*argument.split(" ", 1)))
+                stack.append(_look_up_global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_admit(module, name))
+                stack.append(_look_up_global(module, name))
             case "REDUCE":
-                arguments, maker = stack.pop(), stack.pop()
-                stack.append(_make(maker, arguments))
+                arguments, constructor = stack.pop(), stack.pop()
+                stack.append(_build_value(constructor, arguments))
             case "BUILD":
                 state = stack.pop()
                 _set_byte_order(stack[-1], state)
@@ -111,32 +112,34 @@ def read_plain_pickle(data: bytes) -> Any:
     return value
 
 
-def _fill(dictionary: Any, items: Sequence[Any]) -> None:
+def _update_dict(dictionary: Any, items: Sequence[Any]) -> None:
     if not isinstance(dictionary, dict) or not all(isinstance(key, str) for key in items[::2]):
         raise UnsafePickle("a container other than a dict with strings for keys")
     dictionary.update(zip(items[::2], items[1::2], strict=True))
 
 
-def _admit(module: Any, name: Any) -> _Maker:
+def _look_up_global(module: Any, name: Any) -> _AllowedGlobal:
     if not (isinstance(module, str) and isinstance(name, str)):
         raise UnsafePickle("a global without a name")
-    if (module, name) not in _ADMITTED:
+    if (module, name) not in _ALLOWED:
         raise UnsafePickle(f"the global {f'{module}.{name}'!r}")
-    return _ADMITTED[module, name]
+    return _ALLOWED[module, name]
 
 
-def _make(maker: Any, arguments: Any) -> Any:
-    """A dtype, a number, or bytes: what the admitted globals are used for."""
-    match maker, arguments:
-        case _Maker(makes="dtype"), (str(code), *_) if code in _DTYPES:
+def _build_value(constructor: Any, arguments: Any) -> Any:
+    """Builds a dtype, a number or bytes, the values that the allowed globals stand for."""
+    match constructor, arguments:
+        case _AllowedGlobal(kind="dtype"), (str(code), *_) if code in _DTYPES:
             return _Dtype(code)
-        case _Maker(makes="scalar"), (_Dtype() as dtype, bytes(payload)):
+        case _AllowedGlobal(kind="scalar"), (_Dtype() as dtype, bytes(payload)):
             (number,) = np.frombuffer(payload, dtype.byte_order + dtype.code)
             return number.item()
-        case _Maker(makes="encode"), (str(text), "latin1"):
+        case _AllowedGlobal(kind="encode"), (str(text), "latin1"):
             return text.encode("latin-1")
     raise UnsafePickle(
-        f"a numpy {maker.makes} that is not a plain number" if isinstance(maker, _Maker) else "an object to be made"
+        f"a numpy {constructor.kind} that is not a plain number"
+        if isinstance(constructor, _AllowedGlobal)
+        else "an object to be built"
     )
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The published five parts, gene dictionaries and text vocabulary to one repository that `AutoModel` loads."""
+"""Conversion of the published five parts, gene dictionaries and text vocabulary to one folder for `AutoModel`."""
 
 import json
 import sys
@@ -20,10 +20,10 @@ from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
-from .bert import SETTINGS, SIZES, TOKEN_TYPES, WORDS, fold_token_types, with_cls
+from .bert import SETTINGS, SIZES, TOKEN_TYPES, WORDS, add_cls_embedding, fold_token_types
 from .pickles import UnsafePickle, read_plain_pickle
 
-#: Where the weights of each module of `LangCellModel` are published.
+#: The published file of the weights of each module of `LangCellModel`.
 PARTS = {
     "cell_model": "cell_bert/pytorch_model.bin",
     "text_model": "text_bert/pytorch_model.bin",
@@ -46,37 +46,37 @@ def convert(
     """
     Converts a checkpoint in the published layout to one folder with model and processor.
 
-    The geometry of both towers comes from their config.json, their vocabularies from the files given. A cell encoder
-    of Geneformer alone lacks `<cls>`: its embedding is then the mean of the genes', which is within their range, says
-    nothing of any one gene, and is the same each time.
+    The geometry of both towers comes from their config.json, their vocabularies from the given files. The cell encoder
+    of a Geneformer lacks `<cls>`: its embedding is then the mean of the genes', which is within their range, favours no
+    gene, and is the same each time.
 
-    Nothing is left behind by a conversion that fails: the folder appears once it has been loaded again and compared.
+    A failed conversion leaves nothing behind: the folder appears once it has been loaded again and compared.
 
     Args:
         parts: Folder with `cell_bert/` and `text_bert/` (config.json, pytorch_model.bin), `cell_proj.bin`,
             `text_proj.bin`, `ctm_head.bin`.
-        token_dictionary, gene_medians, gene_names: As `read_gene_vocabulary`.
+        token_dictionary, gene_medians, gene_names: The arguments of `read_gene_vocabulary`.
         text_vocab: The text tower's `vocab.txt`; `[DEC]` and `[ENC]` are added unless it has them.
-        output: The folder to make.
+        output: Folder to create.
 
     Returns:
         `output`.
 
     Raises:
-        InputError: Missing, damaged or unsafe files, parts that do not fit together, an `output` that is in use.
+        InputError: Files are missing, damaged or unsafe, parts do not fit together, or `output` exists.
     """
     parts, output = Path(parts), require_new_folder(output)
     configs = {"cell_config": parts / "cell_bert/config.json", "text_config": parts / "text_bert/config.json"}
     weights = {module: parts / name for module, name in PARTS.items()}
     vocabularies = [Path(path) for path in (token_dictionary, gene_medians, gene_names, text_vocab)]
-    _require([*configs.values(), *weights.values(), *vocabularies])
+    _require_files([*configs.values(), *weights.values(), *vocabularies])
 
     vocabulary = read_gene_vocabulary(token_dictionary, gene_medians, gene_names)
     geometry = {tower: _read_geometry(path) for tower, path in configs.items()}
     extractor = LangCellFeatureExtractor(vocabulary, max_length=geometry["cell_config"]["max_position_embeddings"])
     tokenizer = _read_tokenizer(Path(text_vocab), geometry["text_config"]["max_position_embeddings"])
     states = {module: _read_weights(path) for module, path in weights.items()}
-    states["cell_model"] = with_cls(states["cell_model"], len(extractor))
+    states["cell_model"] = add_cls_embedding(states["cell_model"], len(extractor))
     model = _build_model(geometry, states, extractor, tokenizer, weights)
     processor = LangCellProcessor(extractor, tokenizer)
 
@@ -94,23 +94,24 @@ def read_gene_vocabulary(
     token_dictionary: str | Path, gene_medians: str | Path, gene_names: str | Path
 ) -> dict[str, list]:
     """
-    Geneformer's three dictionaries as `LangCellFeatureExtractor(gene_vocabulary=...)` takes them.
+    Reads Geneformer's three dictionaries into what `LangCellFeatureExtractor(gene_vocabulary=...)` takes.
 
-    The files are pickles, and only plain dicts of strings and numbers are read from them; nothing in them is run.
+    The files are pickles; only plain dicts of strings and numbers are read from them, and nothing in them is run.
 
     Args:
-        token_dictionary: Ensembl id to token id; `<pad>` is 0, `<mask>` 1, `<cls>` last or absent.
-        gene_medians: Ensembl id to non-zero median; a gene without one is never used.
-        gene_names: Symbol to Ensembl id; further symbols of a gene become its synonyms, and a gene without any goes
-            by its Ensembl id.
+        token_dictionary: Maps Ensembl ids to token ids; `<pad>` is 0, `<mask>` 1, `<cls>` last or absent.
+        gene_medians: Maps Ensembl ids to non-zero medians; a gene without one is never used.
+        gene_names: Maps symbols to Ensembl ids; further symbols of a gene become its synonyms, and a gene without a
+            symbol is named by its Ensembl id.
 
     Returns:
         `ensembl_ids`, `medians` (`None` where there is none) and `names`, in the order of the token ids from 2 on.
 
     Raises:
-        InputError: A missing, damaged or unsafe file; ids with gaps, special tokens out of place, impossible medians.
+        InputError: A file is missing, damaged or unsafe, ids have gaps, special tokens are out of place, or medians are
+            impossible.
     """
-    _require([Path(path) for path in (token_dictionary, gene_medians, gene_names)])
+    _require_files([Path(path) for path in (token_dictionary, gene_medians, gene_names)])
     token_ids = _read_dictionary(Path(token_dictionary), int)
     medians = _read_dictionary(Path(gene_medians), (int, float))
     symbols = _read_dictionary(Path(gene_names), str)
@@ -127,12 +128,12 @@ def read_gene_vocabulary(
 
     impossible = [gene for gene, median in medians.items() if not 0 < median <= sys.float_info.max]
     if impossible:
-        raise InputError(f"{gene_medians}: medians must be finite and positive, unlike those of {_some(impossible)}.")
+        raise InputError(f"{gene_medians}: medians must be finite and positive, unlike those of {_join(impossible)}.")
     if medians.keys().isdisjoint(genes):
         raise InputError(f"{gene_medians} has a median for none of the genes of {token_dictionary}.")
-    divided = [symbol for symbol in symbols if "|" in symbol]
-    if divided:
-        raise InputError(f"{gene_names}: a gene symbol has no '|', unlike {_some(divided)}.")
+    malformed = [symbol for symbol in symbols if "|" in symbol]
+    if malformed:
+        raise InputError(f"{gene_names}: a gene symbol has no '|', unlike {_join(malformed)}.")
     names: dict[str, list[str]] = {gene: [] for gene in genes}
     for symbol, gene in symbols.items():
         if symbol and gene in names:  # The published dictionary has an empty symbol.
@@ -145,14 +146,14 @@ def read_gene_vocabulary(
 
 
 def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[str, Any]:
-    """A pickled dict from strings to values of one type."""
+    """Reads a pickled dict from strings to values of one type."""
     try:
         dictionary = read_plain_pickle(path.read_bytes())
     except UnsafePickle as error:
         raise InputError(
             f"{path} holds {error}, and only plain dicts of strings and numbers are read. Nothing in it was run."
         ) from error
-    except Exception as error:  # Damaged bytes fail in as many ways as there are opcodes.
+    except Exception as error:  # Damaged bytes raise many kinds of errors.
         raise InputError(f"{path} is not a whole pickle: {reason_of(error)}. Download it again.") from error
     if not isinstance(dictionary, dict) or not dictionary:
         raise InputError(f"{path} does not hold a dict with entries.")
@@ -166,7 +167,7 @@ def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[st
 
 
 def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
-    """The text tower's tokenizer, as BLIP makes it: `[DEC]` begins, `[ENC]` is an extra special token."""
+    """Builds the text tower's tokenizer as in BLIP: `[DEC]` begins, `[ENC]` is an extra special token."""
     try:
         tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -187,7 +188,7 @@ def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
 
 
 def _read_geometry(path: Path) -> dict[str, Any]:
-    """What of a published config.json the towers are built from."""
+    """Reads the settings of a published config.json that a tower is built from."""
     try:
         published = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -206,10 +207,10 @@ def _read_geometry(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a part under the towers' names, without what LangCell does not use of a BERT."""
+    """Reads the tensors of a part under the tower's names, without the parts of a BERT that LangCell does not use."""
     try:
         published = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has many ways of refusing a file, and advises to run what it refuses.
+    except Exception as error:  # torch raises many kinds of errors, and advises to run what it refuses.
         found = "more than numbers, none of which was run" if isinstance(error, UnpicklingError) else "the end missing"
         raise InputError(
             f"{path} is not a whole PyTorch file of weights alone: found {found}. Download it again."
@@ -236,7 +237,7 @@ def _build_model(
     tokenizer: BertTokenizer,
     weights: dict[str, Path],
 ) -> LangCellModel:
-    """The model with its weights, once all of them are there and fit."""
+    """Builds the model after checking that all weights exist and fit."""
     vocab_sizes = {"cell_model": len(extractor), "text_model": len(tokenizer)}
     for module, vocab_size in vocab_sizes.items():
         rows = len(states[module].get(WORDS, range(vocab_size)))
@@ -263,7 +264,7 @@ def _build_model(
             expected[TOKEN_TYPES] = (max(1, len(states[module][TOKEN_TYPES])), config.cell_config.hidden_size)
         given = {name: tuple(value.shape) for name, value in states[module].items()}
         if given != expected:
-            raise InputError(f"{path} does not fit its config.json and the other parts: {_faults(given, expected)}.")
+            raise InputError(f"{path} does not fit its config.json and the other parts: {_mismatch(given, expected)}.")
     states["cell_model"] = fold_token_types(states["cell_model"])
     model.load_state_dict(
         {f"{module}.{name}": value for module, state in states.items() for name, value in state.items()},
@@ -272,12 +273,13 @@ def _build_model(
     return model.eval()
 
 
-def _faults(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
+def _mismatch(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
+    """Describes how the shapes of given weights differ from the expected ones."""
     faults = []
     if missing := expected.keys() - given.keys():
-        faults.append(f"missing {_some(sorted(missing))}")
+        faults.append(f"missing {_join(sorted(missing))}")
     if unexpected := given.keys() - expected.keys():
-        faults.append(f"unexpected {_some(sorted(unexpected))}")
+        faults.append(f"unexpected {_join(sorted(unexpected))}")
     for name in sorted(given.keys() & expected.keys()):
         if given[name] != expected[name]:
             faults.append(f"{name} is {given[name]} and should be {expected[name]}")
@@ -285,19 +287,19 @@ def _faults(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
 
 
 def _verify(folder: Path, model: LangCellModel, processor: LangCellProcessor) -> None:
-    """Loads what was written as a user would, and compares weights, ids and outputs with what was meant."""
-    written, reader = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    """Loads a written folder as a user would, and compares weights, ids and outputs with those before."""
+    loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     vocabulary = processor.feature_extractor.gene_vocabulary
     pairs = zip(vocabulary["ensembl_ids"], vocabulary["medians"], strict=True)
     genes = [gene for gene, median in pairs if median is not None][:32]
     cell, text = sp.csr_matrix(np.arange(1, len(genes) + 1)[None]), "cell type: natural killer cell."
-    batches = [p(cells=cell, text=text, gene_ids=genes, return_tensors="pt") for p in (processor, reader)]
+    batches = [p(cells=cell, text=text, gene_ids=genes, return_tensors="pt") for p in (processor, loaded_processor)]
     with torch.inference_mode():
-        outputs = [m(**batches[0], return_matching=True).matching_logits for m in (model, written)]
-    meant, found = model.state_dict(), written.state_dict()
+        outputs = [m(**batches[0], return_matching=True).matching_logits for m in (model, loaded)]
+    expected, found = model.state_dict(), loaded.state_dict()
     same = (
-        meant.keys() == found.keys()
-        and all(torch.equal(meant[name], found[name]) for name in meant)
+        expected.keys() == found.keys()
+        and all(torch.equal(expected[name], found[name]) for name in expected)
         and all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
         and torch.allclose(*outputs)
     )
@@ -305,13 +307,13 @@ def _verify(folder: Path, model: LangCellModel, processor: LangCellProcessor) ->
         raise RuntimeError("The converted checkpoint does not load as it was written.")
 
 
-def _require(paths: Sequence[Path]) -> None:
+def _require_files(paths: Sequence[Path]) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"Not found: {', '.join(missing)}.")
 
 
-def _some(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

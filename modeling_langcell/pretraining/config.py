@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a pre-training run can be told: the fields of its YAML file."""
+"""The settings of a pre-training run: the fields of its YAML file."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import yaml
 
 from ..model.errors import InputError
 
-#: The least that a number can be, where that is not 0.
-_LEAST = dict.fromkeys(("batch_tokens", "length_groups", "accumulation", "evaluate_every", "held_out_cells"), 1)
-_LEAST |= {"max_genes": 2, "max_tokens": 2}
+#: Smallest allowed values, for the fields where that is not 0.
+_MINIMA = dict.fromkeys(("batch_tokens", "length_groups", "accumulation", "evaluate_every", "held_out_cells"), 1)
+_MINIMA |= {"max_genes": 2, "max_tokens": 2}
 _SHARES = {"gene_dropout", "panel_share", "ancestor_share", "aspect_share", "name_only_share", "averaging"}
 _SHARES |= {"text_whitening"}
 
@@ -21,64 +21,65 @@ _SHARES |= {"text_whitening"}
 @dataclass
 class PretrainingConfig:
     """
-    One pre-training run; the fields of its YAML file.
+    The settings of one pre-training run; the fields of its YAML file.
 
     Args:
-        corpus: Folder of the corpus; `langcell corpus` makes one.
+        corpus: Folder of the corpus; `langcell corpus` builds one.
         output: Folder for the checkpoint.
-        text_tower: A BERT sentence encoder to start from: a folder, a Hub id, or `package://NAME/FOLDER` for one that
-            an installed Python package carries.
-        cell_tower: A Geneformer-style checkpoint to start from, a folder or a Hub id: BERT over the corpus's genes, in
-            their order (`langcell corpus --vocabulary` takes Geneformer's). By default the tower starts anew.
-        start: A LangCell checkpoint to go on from; then its towers are the start, and `model` changes its settings and
-            the number of its positions.
-        model: Overrides of `LangCellConfig`: geometry, temperatures, masking, and the weights of the objectives (an
-            objective of weight 0 is not computed, and what only it would train is left alone). The geometry of a
-            tower that has a start comes from there, but for the number of positions.
-        train_text_tower: Train the text tower's own layers too, and not only its cross-attention. Frozen, it reads
-            every wording once a run.
-        train_text_projection: Train the projection of the texts, or keep its start: the principal components of what
-            the sentence encoder makes of the corpus's descriptions. Kept, types never seen stay where language puts
-            them.
-        text_whitening: How far the components of that start are made alike: at 0 each keeps its own spread, at 1 all
-            have the same. What sets near types apart then weighs more, beside what sets lineages apart.
-        train_cell_tower: Train the cell tower, or keep it as it is while the matching is learnt.
-        gene_names_from: NCBI `gene_info` table: gene embeddings start from what the text tower makes of each gene's
-            symbol and full name. By default they start at random.
-        gene_average_start: Start the cell tower's last layer as an average over the genes, and not as noise: a small
-            tower then tells cells apart from its first steps on.
-        max_genes: Longest cell, `<cls>` included. The processor that is saved cuts there too (or where an earlier run
-            did, if later): positions beyond learn nothing.
-        gene_dropout: A random share of a cell's genes, up to this, is left out each time it is seen.
-        panel_share: Share of the cells that are seen with only those of their genes that another study of the corpus,
-            drawn at random, has measured: which genes a matrix has must not tell the study.
+        text_tower: BERT sentence encoder that initializes the text tower: a folder, a Hub id, or
+            `package://NAME/FOLDER` for a folder of an installed Python package.
+        cell_tower: Geneformer-style checkpoint that initializes the cell tower, a folder or a Hub id: a BERT over the
+            corpus's genes in their order (`langcell corpus --vocabulary` takes Geneformer's). Random by default.
+        start: LangCell checkpoint to continue from. It initializes both towers; `model` then changes its settings and
+            its number of positions.
+        model: Overrides of `LangCellConfig`: geometry, temperatures, masking, and the weights of the objectives. An
+            objective of weight 0 is not computed, and parameters that only it would train are frozen. The geometry of
+            an initialized tower comes from its checkpoint, except for the number of positions.
+        train_text_tower: Train the text tower's own layers, and not only its cross-attention. A frozen text tower
+            encodes each text once per run.
+        train_text_projection: Train the text projection, or keep its initial value: the principal components of the
+            sentence encoder's states of the corpus's descriptions. A frozen projection leaves unseen types where
+            language puts them.
+        text_whitening: Strength, from 0 to 1, of whitening in that initial value: at 0 each component keeps its own
+            spread, at 1 all have the same. Whitening gives differences between similar types more weight, relative to
+            differences between lineages.
+        train_cell_tower: Train the cell tower, or freeze it while the matching is learnt.
+        gene_names_from: NCBI `gene_info` table. Gene embeddings are initialized from the text encoder's states of each
+            gene's symbol and full name; by default they are random.
+        gene_average_start: Initialize the cell tower's last layer as an average over the genes instead of at random: a
+            small tower then tells cells apart from its first steps on.
+        max_genes: Maximum length of a cell, `<cls>` included. The saved processor truncates there too, or where an
+            earlier run did if that was later: positions beyond it are not trained.
+        gene_dropout: Upper bound of the random share of genes dropped from a cell each time it is drawn.
+        panel_share: Share of the cells that keep only genes measured by another study of the corpus, drawn at random,
+            so that the set of measured genes does not give the study away.
         ancestor_share: Share of the cells that are described by an ancestor of their type.
-        aspect_share: Share of the cells whose description speaks of other aspects too (tissue, disease, assay, ...):
-            of each that is known, half of the time.
-        sibling_texts: At most so many descriptions in a batch that are of none of its cells, but of types beside
-            theirs in the ontology.
+        aspect_share: Share of the cells whose description mentions other aspects too (tissue, disease, assay, ...):
+            each known aspect with a probability of one half.
+        sibling_texts: Maximum number of extra descriptions in a batch that fit none of its cells: of siblings of their
+            types in the ontology.
         name_only_share: Share of the descriptions that are the type's name or a synonym without its definition.
-        max_tokens: Longest description; the saved processor cuts as with `max_genes`.
-        balance: 1 draws cells as they come, 0 every type of every study equally often.
-        batch_tokens: Genes of a batch, over all processes: as many cells as have no more of them, `max_genes` at most
-            each, before some are left out.
-        length_groups: In how many groups of similar length a process reads its cells, to pad less.
-        accumulation: Batches a step.
-        steps, learning_rate, warmup_steps, schedule, weight_decay, max_gradient_norm: The optimisation; AdamW with
-            linear warm-up, then decay to nothing. A run of no steps saves what others can start from.
-        averaging: Decay, a step, of a running average of the weights, which is what is saved; 0 saves the last ones.
+        max_tokens: Maximum length of a description; the saved processor truncates there as with `max_genes`.
+        balance: Exponent of a group's size in sampling, where a group is a type in a study: 1 draws all cells equally
+            often, 0 all groups.
+        batch_tokens: Number of genes in a batch, over all processes. Cells are counted with at most `max_genes` genes,
+            before any are dropped.
+        length_groups: Number of groups of similar length in which a process reads its cells, to pad less.
+        accumulation: Number of batches per step.
+        steps, learning_rate, warmup_steps, schedule, weight_decay, max_gradient_norm: The optimization: AdamW with
+            linear warm-up, then decay to zero. A run of no steps saves the initialized model for others to start from.
+        averaging: Decay per step of a running average of the weights, which is saved in their place; 0 turns it off.
         precision: `no` or `bf16`.
-        gradient_checkpointing: Compute a layer again on the way back and do not keep it: less memory, more time.
+        gradient_checkpointing: Recompute layers in the backward pass instead of storing them: less memory, more time.
         compile: Compile the towers with `torch.compile`.
-        workers: Processes that prepare batches; 0 prepares them between the steps.
-        checkpoint_every: Steps between checkpoints to go on from; 0 makes them only when told to stop.
-        held_out: A corpus of other studies with the same genes (`langcell corpus --vocabulary`): how well the model
-            does there is measured as it trains.
-        evaluate_every: Steps between these measurements.
-        held_out_cells: At most so many cells are measured, drawn once.
+        workers: Number of processes that prepare batches; 0 prepares them between the steps.
+        checkpoint_every: Steps between checkpoints to resume from; 0 saves one only when the run is stopped.
+        held_out: Corpus of other studies with the same genes (`langcell corpus --vocabulary`) to validate on.
+        evaluate_every: Steps between validations.
+        held_out_cells: Maximum number of cells to validate on, drawn once.
         push_to: Hub id of a repository to push the finished checkpoint to.
-        saved_dtype: What the weights are saved in; they load as float32 whatever it is.
-        seed: Of everything drawn.
+        saved_dtype: Data type of the saved weights; they load as float32 in any case.
+        seed: Seed of all random draws.
     """
 
     corpus: str
@@ -130,7 +131,7 @@ class PretrainingConfig:
         Reads a YAML file and `key=value` overrides (`model.temperature=0.07` reaches into `model`).
 
         Raises:
-            InputError: No such file, a field that does not exist, or a value of the wrong kind.
+            InputError: The file does not exist, or it has an unknown field or a value of the wrong kind.
         """
         if not Path(path).is_file():
             raise InputError(f"No configuration at {path}.")
@@ -142,7 +143,7 @@ class PretrainingConfig:
             raise InputError(f"{path} must map fields to values.")
         for override in overrides:
             _override(values, override)
-        if "passes" in values:  # What it was called before.
+        if "passes" in values:  # The former name of length_groups.
             values.setdefault("length_groups", values.pop("passes"))
         known = {f.name: f for f in fields(cls)}
         if unknown := sorted(set(map(str, values)) - set(known)):
@@ -153,7 +154,7 @@ class PretrainingConfig:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Sets what `key=value` says, or `parent.key=value` in the parent's mapping."""
+    """Applies an override `key=value`, or `parent.key=value`, to a mapping."""
     key, separator, value = override.partition("=")
     if not separator:
         raise InputError(f"{override!r} is not of the form key=value.")
@@ -161,7 +162,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError(f"{override!r}: {parent} holds a value, and nothing can be set in it.")
+            raise InputError(f"{override!r}: {parent} holds a value, not a mapping.")
     try:
         values[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -169,7 +170,12 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _checked(name: str, known: Field, value: Any) -> Any:
-    """The value of a field, if it is of the field's kind."""
+    """
+    Returns the value of a field.
+
+    Raises:
+        InputError: It is of the wrong kind; the message begins with `name`.
+    """
     kind: Any = known.type
     if kind in (int, float):
         return _checked_number(name, known, value)
@@ -187,15 +193,15 @@ def _checked(name: str, known: Field, value: Any) -> Any:
 
 def _checked_number(name: str, known: Field, value: Any) -> int | float:
     try:
-        number = float("nan" if isinstance(value, bool) else value)  # YAML takes 1e-3, without a point, for a text.
+        number = float("nan" if isinstance(value, bool) else value)  # YAML reads 1e-3, without a point, as text.
     except (TypeError, ValueError):
         number = math.nan
     if known.type is float and not math.isfinite(number):
         raise InputError(f"{name} must be a number, not {value!r}.")
     if known.type is int and not number.is_integer():
         raise InputError(f"{name} must be a whole number, not {value!r}.")
-    if number < (least := _LEAST.get(known.name, 0)):
-        raise InputError(f"{name} must be at least {least}, not {value!r}.")
+    if number < (minimum := _MINIMA.get(known.name, 0)):
+        raise InputError(f"{name} must be at least {minimum}, not {value!r}.")
     if number > 1 and known.name in _SHARES:
         raise InputError(f"{name} must be between 0 and 1, not {value!r}.")
     return int(number) if known.type is int else number

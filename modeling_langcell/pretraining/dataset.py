@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a pre-training step takes: cells as they are shown this time, and what is said of them."""
+"""The batches of a pre-training run: cells as the model reads them in a step, and the texts that describe them."""
 
 import copy
 from typing import Any
@@ -17,29 +17,31 @@ from ..model.modeling_langcell import LangCellModel
 from ..model.objectives import IGNORED, MaskedGeneModelling
 from ..model.processing_langcell import LangCellProcessor
 from .config import PretrainingConfig
-from .sampler import CellSampler, share_out
-from .texts import TYPE, Describer
+from .sampler import CellSampler, split_by_length
+from .texts import TYPE, DescriptionSampler
 
 
 class PretrainingBatches(Dataset):
     """
-    The batches of a run, one a step: `batches[step]` is what this process takes of it.
+    The batches of a run, one per step: `batches[step]` is the part of this process.
 
-    Everything drawn, from the cells to the genes that are masked and the negatives of the matching, is drawn from the
-    seed, the step and the cell's place in it. A batch is the same whatever came before, and however many processes
-    share it: each reads some of its cells, and knows all of its texts.
+    All random draws, from the cells to the masked genes and the negatives of the matching, depend on the seed, the step
+    and the cell alone. A batch is the same whatever came before, and however many processes share it: each reads some
+    of the cells, and all of the texts.
 
     Args:
-        corpus: Where the cells come from. Where an objective needs texts, cells without a known type are left out.
-        processor, model: What the batches are for: genes and tokens, which objectives there are, how genes are masked.
-        config: How cells are drawn, shown and described.
-        process, processes: Which share of each batch is made.
+        corpus: The cells. Cells without a known type are left out where an objective needs texts.
+        processor: Tokenizes the texts.
+        model: Determines the objectives and how genes are masked.
+        config: Determines how cells are drawn, changed and described.
+        process: Number of this process.
+        processes: Number of all processes.
 
     Raises:
         InputError: Texts are needed and no cell has a type.
     """
 
-    fewest_genes = 50  #: Of a cell on another study's panel, for it to be shown so.
+    min_panel_genes = 50  #: A cell with fewer genes on another study's panel keeps all of its own.
 
     def __init__(
         self,
@@ -75,67 +77,71 @@ class PretrainingBatches(Dataset):
             batch_tokens=config.batch_tokens,
             seed=config.seed,
         )
-        self.describer = Describer(facts[list(ASPECTS)], config, self._fits) if self.needs_texts else None
+        self.descriptions = DescriptionSampler(facts[list(ASPECTS)], config, self._fits) if self.needs_texts else None
         self.measured = np.zeros((len(corpus.panels), len(processor.feature_extractor)), dtype=bool)
         for panel, token_ids in zip(self.measured, corpus.panels.values(), strict=True):
             panel[token_ids] = True
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         """
-        What `LangCellForPreTraining` takes, and `wordings`, the texts themselves. The cells are those of this process;
-        `text_index`, `ignored_pairs` and `negative_draws` are of all, in the order of the processes.
+        Returns the arguments of `LangCellForPreTraining`, and `texts`, the descriptions as strings. The cells are those
+        of this process; `text_index`, `ignored_pairs` and `negative_draws` are those of all processes, in their order.
+
+        Raises:
+            InputError: There are fewer cells than processes.
         """
         cells = self.sampler.cells(step)
         if len(cells) < self.processes:
-            raise InputError(f"batch_tokens gives a step {len(cells)} cells, fewer than there are processes.")
+            raise InputError(f"batch_tokens gives a step {len(cells)} cells, fewer than there are processes: raise it.")
         rng = np.random.default_rng([self.config.seed, step, 1])
-        # How many genes are left is known before any is read: the work can be shared out evenly.
-        left = np.ceil((1 - rng.uniform(0, self.config.gene_dropout, len(cells))) * self.lengths[cells]).astype(int)
-        shares = share_out(np.minimum(left, self.config.max_genes), self.processes)
-        own = shares[self.process]
-        batch: dict[str, Any] = self._show(cells[own], left[own], step)
-        # As many in all processes: with FSDP they must call each layer equally often.
-        batch["length_groups"] = min(self.config.length_groups, *map(len, shares))
-        if self.describer is not None:
-            described = self.describer(cells[np.concatenate(shares)], rng)
-            texts = self.processor(
-                text=described.wordings, text_kwargs={"max_length": self.config.max_tokens}, return_tensors="pt"
+        # The number of genes left is drawn before any are read, so that the work can be split evenly.
+        n_genes = np.ceil((1 - rng.uniform(0, self.config.gene_dropout, len(cells))) * self.lengths[cells]).astype(int)
+        parts = split_by_length(np.minimum(n_genes, self.config.max_genes), self.processes)
+        own = parts[self.process]
+        batch: dict[str, Any] = self._read_cells(cells[own], n_genes[own], step)
+        # The same number in all processes: with FSDP they must call each layer equally often.
+        batch["length_groups"] = min(self.config.length_groups, *map(len, parts))
+        if self.descriptions is not None:
+            described = self.descriptions(cells[np.concatenate(parts)], rng)
+            tokens = self.processor(
+                text=described.texts, text_kwargs={"max_length": self.config.max_tokens}, return_tensors="pt"
             )
             batch |= {
-                "wordings": described.wordings,
-                "input_ids": texts["input_ids"],
-                "attention_mask": texts["attention_mask"],
+                "texts": described.texts,
+                "input_ids": tokens["input_ids"],
+                "attention_mask": tokens["attention_mask"],
                 "text_index": torch.from_numpy(described.text_index),
                 "ignored_pairs": torch.from_numpy(described.ignored_pairs),
                 "negative_draws": torch.from_numpy(rng.random((len(cells), 2), dtype=np.float32)),
             }
         return batch
 
-    def _show(self, cells: np.ndarray, left: np.ndarray, step: int) -> dict[str, torch.Tensor]:
-        """Ids and mask of cells with so many of their genes left; masked ids and labels if genes are to be guessed."""
+    def _read_cells(self, cells: np.ndarray, n_genes: np.ndarray, step: int) -> dict[str, torch.Tensor]:
+        """Reads cells with `n_genes` of their genes: ids and mask, and masked ids and labels for that objective."""
         ids: list[torch.Tensor] = []
         masked: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
-        for cell, genes_left, token_ids in zip(cells, left, self.corpus.token_ids(self.rows[cells]), strict=True):
+        for cell, n_kept, token_ids in zip(cells, n_genes, self.corpus.token_ids(self.rows[cells]), strict=True):
             rng = np.random.default_rng([self.config.seed, step, 2, cell])
-            ids.append(torch.from_numpy(self._leave_out(token_ids, genes_left, rng).astype(np.int64)))
+            ids.append(torch.from_numpy(self._drop_genes(token_ids, n_kept, rng).astype(np.int64)))
             if self.masking is not None:
                 generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-                for part, found in zip((masked, labels), self.masking.corrupt(ids[-1], generator), strict=True):
-                    part.append(found)
+                masked_ids, gene_labels = self.masking.corrupt(ids[-1], generator)
+                masked.append(masked_ids)
+                labels.append(gene_labels)
         batch = {"cell_input_ids": _pad(ids), "cell_attention_mask": _pad([torch.ones_like(cell) for cell in ids])}
         if self.masking is not None:
             batch |= {"masked_input_ids": _pad(masked), "masked_gene_labels": _pad(labels, IGNORED)}
         return batch
 
-    def _leave_out(self, token_ids: np.ndarray, genes_left: int, rng: np.random.Generator) -> np.ndarray:
-        """A cell with so many of its genes, or fewer where another study's panel lacks some; order kept."""
+    def _drop_genes(self, token_ids: np.ndarray, n_kept: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns a cell with `n_kept` of its genes, or fewer where another study's panel lacks some; order kept."""
         cls, genes = np.split(token_ids, [1])
-        kept = rng.permutation(len(genes)) < genes_left
+        kept = rng.permutation(len(genes)) < n_kept
         if rng.random() < self.config.panel_share:
             on_panel = self.measured[rng.integers(len(self.measured)), genes]
-            # Two panels may have next to nothing in common: then the cell stays as it is.
-            kept &= on_panel if on_panel.sum() >= self.fewest_genes else True
+            # Two panels may have next to nothing in common.
+            kept &= on_panel if on_panel.sum() >= self.min_panel_genes else True
         return np.concatenate([cls, genes[kept]])[: self.config.max_genes]
 
     def _fits(self, text: str) -> bool:
@@ -146,11 +152,17 @@ def _pad(rows: list[torch.Tensor], value: int = 0) -> torch.Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-class FrozenTexts:
+class FrozenTextEncoder:
     """
-    What a text tower that is not trained makes of a text. Every wording is read once, and then remembered; and by
-    itself, so that what is made of it does not depend, to the last bit, on what else was unread. The tower is a copy:
-    the model's own may be split over processes.
+    Encodes texts with a text tower that is not trained. Each text is encoded once, and then remembered; and by itself,
+    so that its encoding does not depend, to the last bit, on the texts beside it. The tower is a copy: the model's own
+    may be split over processes.
+
+    Args:
+        model: Its text tower is copied.
+        processor: Tokenizes the texts.
+        max_tokens: Maximum length of a text.
+        device: Device of the copy; by default that of the model.
     """
 
     def __init__(
@@ -161,14 +173,14 @@ class FrozenTexts:
         self._pooled: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, wordings: list[str]) -> torch.Tensor:
-        """`(texts, hidden_size)` pooled states."""
-        for wording in wordings:
-            if wording not in self._pooled:
-                text = self.processor(text=[wording], text_kwargs={"max_length": self.max_tokens}, return_tensors="pt")
-                read = self.text_model(**text.to(self.text_model.device), pooled_only=True)
-                self._pooled[wording] = read.pooler_output[0]
-        return torch.stack([self._pooled[wording] for wording in wordings])
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """Returns `(texts, hidden_size)` pooled states."""
+        for text in texts:
+            if text not in self._pooled:
+                tokens = self.processor(text=[text], text_kwargs={"max_length": self.max_tokens}, return_tensors="pt")
+                outputs = self.text_model(**tokens.to(self.text_model.device), pooled_only=True)
+                self._pooled[text] = outputs.pooler_output[0]
+        return torch.stack([self._pooled[text] for text in texts])
 
 
-__all__ = ["FrozenTexts", "PretrainingBatches"]
+__all__ = ["FrozenTextEncoder", "PretrainingBatches"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Where the towers of a pre-training run start."""
+"""Initialization of the model and processor of a pre-training run."""
 
 import copy
 from collections.abc import Iterator
@@ -14,7 +14,14 @@ from torch import nn
 from transformers import AutoTokenizer, BertModel
 
 from ..checkpoint.repository import fetch
-from ..conversion.bert import explaining, geometry, read_bert, require_kind, resized, take_over
+from ..conversion.bert import (
+    bert_settings,
+    load_bert_weights,
+    naming_failures,
+    read_bert,
+    require_model_type,
+    resize_positions,
+)
 from ..corpus.genes import Gene, read_gene_info
 from ..model.configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from ..model.errors import InputError
@@ -24,7 +31,8 @@ from ..model.processing_langcell import LangCellProcessor
 from .config import PretrainingConfig
 
 
-def _text_tower_folder(name: str) -> str:
+def _resolve_text_tower(name: str) -> str:
+    """Returns the folder or Hub id of a text tower; `package://NAME/FOLDER` is a folder in an installed package."""
     if not name.startswith("package://"):
         return name
     package, _, folder = name.removeprefix("package://").partition("/")
@@ -40,36 +48,39 @@ def initialize_model(
     config: PretrainingConfig, vocabulary: dict[str, list], weights_follow: bool = False
 ) -> tuple[LangCellForPreTraining, LangCellProcessor]:
     """
-    A model and processor ready to train: gone on from `config.start`, or built from a sentence encoder, the corpus's
-    gene vocabulary and, if asked, a Geneformer and the genes' names.
+    Returns a model and processor to train: those of `config.start`, or new ones from a sentence encoder, the corpus's
+    gene vocabulary and, where the config names them, a Geneformer and the genes' names.
 
     Args:
-        config: What the towers start from.
+        config: Names the checkpoints to start from.
         vocabulary: The genes.
-        weights_follow: Whether the weights come from elsewhere: what is slow to start is then left out.
+        weights_follow: Whether the weights will be loaded from a training checkpoint: slow initializations are then
+            left out.
 
     Raises:
-        InputError: A start whose genes are not the corpus's, or that does not fit; no start and no sentence encoder.
+        InputError: A checkpoint to start from has other genes than the corpus or does not fit, or none is given.
     """
-    _check_names(config.model)
+    _require_known_settings(config.model)
     if config.start is not None:
-        model, processor = _go_on(config, vocabulary)
+        model, processor = _load_start(config, vocabulary)
     else:
-        model, processor = _start_anew(config, vocabulary, weights_follow)
-    for name, tower, longest in (
+        model, processor = _build_new(config, vocabulary, weights_follow)
+    for name, tower, length in (
         ("max_genes", model.config.cell_config, config.max_genes),
         ("max_tokens", model.config.text_config, config.max_tokens),
     ):
-        if longest > tower.max_position_embeddings:
+        if length > tower.max_position_embeddings:
             raise InputError(
-                f"{name} is {longest}, but the tower has {tower.max_position_embeddings} positions: set "
+                f"{name} is {length}, but the tower has {tower.max_position_embeddings} positions: set "
                 f"model.{tower.base_config_key}.max_position_embeddings."
             )
     return model, processor
 
 
-def _go_on(config: PretrainingConfig, vocabulary: dict[str, list]) -> tuple[LangCellForPreTraining, LangCellProcessor]:
-    """What `config.start` holds, with the settings of `config.model`."""
+def _load_start(
+    config: PretrainingConfig, vocabulary: dict[str, list]
+) -> tuple[LangCellForPreTraining, LangCellProcessor]:
+    """Loads model and processor of `config.start`, with the settings of `config.model`."""
     name = str(config.start)
     overrides = copy.deepcopy(config.model)
     positions = {
@@ -77,55 +88,55 @@ def _go_on(config: PretrainingConfig, vocabulary: dict[str, list]) -> tuple[Lang
         for part in ("cell_config", "text_config")
         if part in overrides
     }
-    with _explaining("start", name):
+    with _naming_field("start", name):
         folder = fetch(name)
-        require_kind(str(folder), "langcell")
+        require_model_type(str(folder), "langcell")
         model = LangCellForPreTraining.from_pretrained(folder, dtype=torch.float32, **overrides)
-        model.config.calibration = None  # It is of the weights as they were.
+        model.config.calibration = None  # Training makes it invalid.
         processor = LangCellProcessor.from_pretrained(folder)
-    for part, wanted in positions.items():
-        if wanted is not None:
-            _resize(model.cell_model if part == "cell_config" else model.text_model, wanted)
+    for part, length in positions.items():
+        if length is not None:
+            _set_positions(model.cell_model if part == "cell_config" else model.text_model, length)
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     if extractor.gene_vocabulary["ensembl_ids"] != vocabulary["ensembl_ids"]:
         raise InputError(
-            f"{name} has other genes than the corpus: make the corpus with langcell corpus --vocabulary {name}."
+            f"{name} has other genes than the corpus: build the corpus with langcell corpus --vocabulary {name}."
         )
     extractor.max_length = max(extractor.max_length, config.max_genes)
     tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
     return model, processor
 
 
-def _start_anew(
+def _build_new(
     config: PretrainingConfig, vocabulary: dict[str, list], weights_follow: bool
 ) -> tuple[LangCellForPreTraining, LangCellProcessor]:
-    """A new model around a sentence encoder and, if there is one, a Geneformer."""
+    """Builds a new model from a sentence encoder and, if there is one, a Geneformer."""
     if config.cell_tower is not None and (config.gene_names_from is not None or config.gene_average_start):
         raise InputError(
             "cell_tower brings its own genes and layers: leave out gene_names_from and gene_average_start."
         )
     if config.text_tower is None:
-        raise InputError("A run that does not go on from a checkpoint (start) needs a text_tower.")
+        raise InputError("A run that does not continue from a checkpoint (start) needs a text_tower.")
 
-    folder = _text_tower_folder(config.text_tower)
-    with _explaining("text_tower", folder):
+    folder = _resolve_text_tower(config.text_tower)
+    with _naming_field("text_tower", folder):
         bert = read_bert(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = config.max_tokens
     extractor = LangCellFeatureExtractor(vocabulary, max_length=config.max_genes)
 
     overrides = dict(config.model)
-    overrides["text_config"] = geometry(bert) | overrides.get("text_config", {})
+    overrides["text_config"] = bert_settings(bert) | overrides.get("text_config", {})
     geneformer = None if config.cell_tower is None else _read_geneformer(config.cell_tower, extractor)
-    cell_geometry = {} if geneformer is None else geometry(geneformer)
+    cell_geometry = {} if geneformer is None else bert_settings(geneformer)
     overrides["cell_config"] = cell_geometry | overrides.get("cell_config", {}) | {"vocab_size": len(extractor)}
-    with _explaining("model", config.model):
+    with _naming_field("model", config.model):
         model = LangCellForPreTraining(LangCellConfig(**overrides))
-    with _explaining("text_tower", folder):
-        take_over(model.text_model, bert, config.text_tower)
+    with _naming_field("text_tower", folder):
+        load_bert_weights(model.text_model, bert, config.text_tower)
     if geneformer is not None and config.cell_tower is not None:
-        with _explaining("cell_tower", config.cell_tower):
-            take_over(model.cell_model, geneformer, config.cell_tower)
+        with _naming_field("cell_tower", config.cell_tower):
+            load_bert_weights(model.cell_model, geneformer, config.cell_tower)
     if weights_follow:
         return model, LangCellProcessor(extractor, tokenizer)
     if config.gene_names_from is not None:
@@ -133,30 +144,37 @@ def _start_anew(
         genes = [named.get(ensembl_id) for ensembl_id in vocabulary["ensembl_ids"]]
         if not any(genes):
             raise InputError(f"gene_names_from: {config.gene_names_from} has none of the corpus's genes.")
-        _start_gene_embeddings(model, bert, tokenizer, genes)
+        _initialize_gene_embeddings(model, bert, tokenizer, genes)
     if config.gene_average_start:
-        _start_gene_average(model)
+        _initialize_gene_average(model)
     return model, LangCellProcessor(extractor, tokenizer)
 
 
 def _read_geneformer(name: str, extractor: LangCellFeatureExtractor) -> BertModel:
     """
+    Reads a BERT over the corpus's genes.
+
     Raises:
-        InputError: No BERT there, or one of other genes than the corpus's.
+        InputError: There is no BERT, or one of other genes.
     """
-    with _explaining("cell_tower", name):
+    with _naming_field("cell_tower", name):
         bert = read_bert(name)
-        # The row of <cls> may be missing.
+        # The row of <cls> may be missing; it is added later.
         if bert.config.vocab_size not in (len(extractor) - 1, len(extractor)):
             raise InputError(
-                f"{name} has {bert.config.vocab_size} tokens, the corpus {len(extractor)}: make the corpus with the "
+                f"{name} has {bert.config.vocab_size} tokens, the corpus {len(extractor)}: build the corpus with the "
                 "genes of the checkpoint, langcell corpus --vocabulary."
             )
     return bert
 
 
-def _check_names(overrides: dict[str, Any]) -> None:
-    """transformers keeps settings that it does not know: a slip of the pen would pass unseen."""
+def _require_known_settings(overrides: dict[str, Any]) -> None:
+    """
+    Checks the names of the model's settings: transformers keeps unknown ones, so a misspelling would go unnoticed.
+
+    Raises:
+        InputError: A name is unknown, or a part of the config is not a mapping.
+    """
     parts: dict[str, type] = {"cell_config": LangCellCellConfig, "text_config": LangCellTextConfig}
     given: dict[str, tuple[Any, Any]] = {"model": (overrides, LangCellConfig)}
     given |= {f"model.{part}": (overrides[part], kind) for part, kind in parts.items() if part in overrides}
@@ -169,29 +187,29 @@ def _check_names(overrides: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _explaining(field: str, given: object) -> Iterator[None]:
-    """Says of what cannot be used which field named it."""
+def _naming_field(field: str, given: object) -> Iterator[None]:
+    """Puts the field's name before the message of an error about what it names."""
     try:
-        with explaining(given):
+        with naming_failures(given):
             yield
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
 
 
-def _resize(tower: LangCellTowerModel, wanted: int) -> None:
-    """Gives a tower so many positions."""
+def _set_positions(tower: LangCellTowerModel, length: int) -> None:
+    """Cuts or extends a tower's position embeddings to `length`."""
     positions = tower.embeddings.position_embeddings
-    positions.weight = nn.Parameter(resized(positions.weight.data, wanted))
-    positions.num_embeddings = tower.config.max_position_embeddings = wanted
+    positions.weight = nn.Parameter(resize_positions(positions.weight.data, length))
+    positions.num_embeddings = tower.config.max_position_embeddings = length
 
 
 @torch.no_grad()
-def _start_gene_embeddings(
+def _initialize_gene_embeddings(
     model: LangCellForPreTraining, bert: BertModel, tokenizer: Any, genes: list[Gene | None]
 ) -> None:
     """
-    Gene embeddings from mean-pooled sentence embeddings of `symbol: full name`, by principal components. Genes without
-    a name keep the start that they have.
+    Initializes gene embeddings with the principal components of the mean-pooled text states of `symbol: full name`.
+    Genes without a name keep their random embeddings.
     """
     texts = [f"{gene.symbol}: {gene.full_name}" for gene in genes if gene is not None]
     ids = [2 + place for place, gene in enumerate(genes) if gene is not None]
@@ -208,16 +226,17 @@ def _start_gene_embeddings(
     components = min(weight.shape[1], *centred.shape)
     _, _, directions = torch.pca_lowrank(centred, q=components, center=False, niter=4)
     projected = centred @ directions
-    # Twice the positions' scale: which gene it is should at first say more than where it stands.
+    # Twice the scale of the positions: at first a gene's identity should count for more than its rank.
     projected *= 2 * model.config.cell_config.initializer_range / projected.std()
     weight[ids, :components] = projected
 
 
 @torch.no_grad()
-def _start_gene_average(model: LangCellForPreTraining) -> None:
+def _initialize_gene_average(model: LangCellForPreTraining) -> None:
     """
-    The last layer's values become the genes' own states, which its small random queries and keys weigh about alike.
-    What is attended to counts four times what was there: else the constant start of `<cls>` would drown it.
+    Makes the values of the last layer the genes' own states, which its small random queries and keys weight about
+    equally. The attended states count four times the layer's input: otherwise the constant initial state of `<cls>`
+    would drown them.
     """
     attention = model.cell_model.encoder.layer[-1].attention
     torch.nn.init.eye_(attention.self.value.weight)
@@ -225,17 +244,21 @@ def _start_gene_average(model: LangCellForPreTraining) -> None:
 
 
 @torch.no_grad()
-def start_text_projection(model: LangCellModel, pooled: torch.Tensor, whitening: float = 0.0) -> None:
+def initialize_text_projection(model: LangCellModel, pooled: torch.Tensor, whitening: float = 0.0) -> None:
     """
-    Makes the projection of the texts the principal components of these `(texts, hidden_size)` pooled states, at unit
-    length on average: what sets descriptions apart is kept, what they share is not. `whitening` is the power of its
-    spread that each component is divided by.
+    Initializes the text projection with the principal components of texts, at unit length on average: differences
+    between descriptions are kept, and what they share is removed.
+
+    Args:
+        model: The model; changed in place.
+        pooled: `(texts, hidden_size)` pooled states.
+        whitening: Each component is divided by its spread to this power.
     """
     projection = model.text_projection
     components = min(projection.out_features, *pooled.shape)
     mean = pooled.mean(dim=0)
     _, spread, directions = torch.linalg.svd(pooled - mean, full_matrices=False)
-    # The last components of few texts are rounding errors: they are not to be blown up.
+    # With few texts the last components are rounding errors, which must not be amplified.
     divisors = spread[:components].clamp(min=1e-3 * spread[0]) ** whitening
     directions = directions[:components] / divisors[:, None]
     directions /= ((pooled - mean) @ directions.T).norm(dim=1).mean()
@@ -245,4 +268,4 @@ def start_text_projection(model: LangCellModel, pooled: torch.Tensor, whitening:
     projection.bias[:components] = -directions @ mean
 
 
-__all__ = ["initialize_model", "start_text_projection"]
+__all__ = ["initialize_model", "initialize_text_projection"]

@@ -1,7 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a killed run goes on from."""
+"""Training checkpoints, from which a killed run resumes."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,18 +13,20 @@ from safetensors.torch import load_model, save_model
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+logger = logging.getLogger(__name__)
+
 _PROGRESS, _AVERAGE = "progress.json", "average.safetensors"
 
 
-class Checkpoints:
+class TrainingCheckpoints:
     """
-    Keeps the newest state of a run: weights, optimizer, schedule and averaged weights. A batch depends on the number of
-    its step alone and so does what dropout draws: there is nothing else to keep.
+    Keeps the newest state of a run: weights, optimizer, schedule and averaged weights. Batches and dropout depend on
+    the number of the step alone, so no other state is needed.
 
-    A state is written aside and renamed when all of it is on disk: a half-written one is never taken for whole.
+    A checkpoint is written under a hidden name and renamed once all of it is on disk: an incomplete one is never read.
 
     Args:
-        folder: Where the states are kept.
+        folder: The folder of the checkpoints.
         accelerator: Holds the prepared model and optimizer of every process.
         schedule: The learning rate.
         averaged: The running average of the weights, if there is one.
@@ -36,55 +39,64 @@ class Checkpoints:
 
     def save(self, step: int, seconds: float) -> None:
         """
-        Saves the state after a step, in all processes together; the state before it is then removed. `seconds` is how
-        long the run has taken until then, which it tells when it goes on.
+        Saves the state after a step, in all processes together, and removes the checkpoint before it.
+
+        Args:
+            step: Number of the step.
+            seconds: Duration of the run so far, which `resume` returns.
         """
-        aside, whole = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
-        main = self.accelerator.is_main_process
-        if main:
-            shutil.rmtree(aside, ignore_errors=True)  # Of a run that was killed here.
-            aside.mkdir(parents=True)
+        incomplete, complete = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            shutil.rmtree(incomplete, ignore_errors=True)  # Left by a run that was killed here.
+            incomplete.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(aside))
+        self.accelerator.save_state(str(incomplete))
         self.accelerator.wait_for_everyone()
-        if main:
+        if is_main:
             if self.averaged is not None:
-                save_model(self.averaged.module, str(aside / _AVERAGE))
+                save_model(self.averaged.module, str(incomplete / _AVERAGE))
             progress = {"step": step, "seconds": seconds, "schedule": self.schedule.state_dict()}
-            (aside / _PROGRESS).write_text(json.dumps(progress))
-            _on_disk(aside)
-            older = self._whole()
-            shutil.rmtree(whole, ignore_errors=True)
-            aside.rename(whole)
-            _on_disk(self.folder)
+            (incomplete / _PROGRESS).write_text(json.dumps(progress))
+            _flush_to_disk(incomplete)
+            older = complete_checkpoints(self.folder)
+            shutil.rmtree(complete, ignore_errors=True)
+            incomplete.rename(complete)
+            _flush_to_disk(self.folder)
             for path in older:
-                if path != whole:
+                if path != complete:
                     shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
 
-    def go_on(self) -> tuple[int, float]:
-        """Takes up the newest state; returns the step and seconds it was saved after, 0 where there is none."""
-        states = self._whole()
-        if not states:
+    def resume(self) -> tuple[int, float]:
+        """Loads the newest checkpoint; returns its step and the run's seconds until then, 0 where there is none."""
+        for path in sorted(self.folder.glob(".step-*")):
+            logger.warning("The checkpoint %s is incomplete and is not read.", path)
+        checkpoints = complete_checkpoints(self.folder)
+        if not checkpoints:
             return 0, 0.0
-        self.accelerator.load_state(str(states[-1]))
-        progress: dict[str, Any] = json.loads((states[-1] / _PROGRESS).read_text())
+        newest = checkpoints[-1]
+        logger.info("Resuming from %s.", newest)
+        self.accelerator.load_state(str(newest))
+        progress: dict[str, Any] = json.loads((newest / _PROGRESS).read_text())
         self.schedule.load_state_dict(progress["schedule"])
         if self.averaged is not None:
-            load_model(self.averaged.module, str(states[-1] / _AVERAGE))
+            load_model(self.averaged.module, str(newest / _AVERAGE))
             self.averaged.n_averaged.fill_(progress["step"])
         return int(progress["step"]), float(progress.get("seconds", 0))
 
-    def _whole(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Returns the complete checkpoints in a folder, the newest last."""
+    return sorted(folder.glob("step-*"))
 
 
-def _on_disk(folder: Path) -> None:
-    """Makes sure that files, and what they are called, outlive a crash of the machine."""
+def _flush_to_disk(folder: Path) -> None:
+    """Makes sure that the files of a folder, and their names, survive a crash of the machine."""
     for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
 
 
-__all__ = ["Checkpoints"]
+__all__ = ["TrainingCheckpoints", "complete_checkpoints"]

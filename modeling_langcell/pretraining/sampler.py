@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Which cells a training step sees, and which of the processes reads which of them."""
+"""Sampling the cells of each training step, and splitting them over processes."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ import numpy as np
 
 class CellSampler:
     """
-    Draws each step's cells: as many as have a budget of genes, balanced over groups (a type of a study).
+    Draws the cells of each step within a budget of genes, balanced over groups such as a type in a study.
 
-    What a step draws depends on the seed and its number alone. So it costs nothing to go on anywhere, and it does not
-    matter how many processes there are.
+    The cells depend on the seed and the step's number alone, so a run can resume at any step, and the number of
+    processes does not matter.
 
     Args:
-        lengths: `(cells,)` genes of each cell, as many as the model will be shown.
-        groups: `(cells,)` arrays of numbers from 0 on; cells alike in all of them are one group.
-        balance: 1 draws cells as they come, 0 each group equally often; between, in proportion to its size to this
-            power.
-        batch_tokens: The budget, over all processes.
-        seed: Of all steps.
+        lengths: `(cells,)` number of genes of each cell, as many as the model will read.
+        groups: `(cells,)` arrays of numbers from 0 on; cells that agree in all of them are one group.
+        balance: Groups are drawn in proportion to their size to this power: 1 draws all cells equally often, 0 all
+            groups.
+        batch_tokens: Number of genes in a batch, over all processes.
+        seed: Seed of all steps.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class CellSampler:
         self.shares = weights / weights.sum()
 
     def cells(self, step: int) -> np.ndarray:
-        """Distinct cells; at least two, so that there is something to tell apart."""
+        """Draws the distinct cells of a step; at least two, so that there is something to contrast."""
         rng = np.random.default_rng([self.seed, step])
         if self.batch_tokens >= self.lengths.sum():
             return rng.permutation(len(self.lengths))
@@ -50,27 +50,27 @@ class CellSampler:
         return drawn[: max(2, within)]
 
 
-def share_out(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
+def split_by_length(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
     """
-    Splits a batch into shares of about equal work: runs of similar length, the longer the fewer.
+    Splits a batch into parts of similar length and about equal work: the longer the cells, the fewer.
 
     Args:
-        lengths: `(cells,)`.
-        processes: How many shares; there must be as many cells.
+        lengths: `(cells,)` number of genes of each cell.
+        processes: Number of parts; there must be at least as many cells.
 
     Returns:
-        For each process its cells, ascending by length.
+        The cells of each process, ascending by length.
     """
     order = np.argsort(lengths, kind="stable")
     middle = np.cumsum(lengths[order]) - lengths[order] / 2
-    shares, start = [], 0
+    parts, start = [], 0
     for process in range(processes):
         end = int(np.searchsorted(middle, lengths.sum() * (process + 1) / processes))
-        # Nobody goes without, however long the longest cell is.
+        # Each process gets a cell, however long the longest one is.
         end = min(max(end, start + 1), len(order) - (processes - 1 - process))
-        shares.append(order[start:end])
+        parts.append(order[start:end])
         start = end
-    return shares
+    return parts
 
 
-__all__ = ["CellSampler", "share_out"]
+__all__ = ["CellSampler", "split_by_length"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What training says of cells: descriptions composed for each batch of the term ids that the corpus keeps."""
+"""Descriptions of cells, composed for each batch from the term ids in the corpus (LangCell, section 3.1)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from .config import PretrainingConfig
 
 TYPE = "cell_type"
 
-#: What a description says: a term for each aspect that it speaks of. Two that say the same are the same description.
-Said = tuple[tuple[str, str], ...]
+#: The content of a description: pairs of an aspect and a term. Descriptions with the same content are one text.
+Content = tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -25,99 +25,101 @@ class Descriptions:
     The descriptions of some cells.
 
     Args:
-        wordings: The distinct ones; after those of the cells come wrong ones, which none of the cells has.
-        text_index: `(cells,)` row of each cell's own.
-        ignored_pairs: `(cells, texts)` booleans, true where a text may be true of a cell without being its own.
+        texts: The distinct texts; those of the cells come first, then wrong ones that describe none of the cells.
+        text_index: `(cells,)` row of each cell's own text.
+        ignored_pairs: `(cells, texts)` true where a text may be true of a cell without being the cell's own.
     """
 
-    wordings: list[str]
+    texts: list[str]
     text_index: np.ndarray
     ignored_pairs: np.ndarray
 
 
-class Describer:
+class DescriptionSampler:
     """
-    Describes cells by their type or, at times, by an ancestor of it: what is learnt of "lymphocyte" carries to types
-    never seen. At times it speaks of other aspects too, in any order (LangCell, section 3.1).
+    Draws descriptions of cells: by their type or an ancestor of it, so that what is learnt of "lymphocyte" carries over
+    to unseen types; and sometimes by further aspects, in any order.
 
     A text may be true of a cell without being the one drawn for it: another ancestor; a type or tissue that may be the
-    cell's own where its label is coarse; anything of an aspect that is not known of the cell.
+    cell's own where its label is coarse; any value of an aspect that is unknown for the cell.
 
-    Types that stand beside the cells' own in the ontology come as texts that no cell of the batch has: what sets a
-    classical monocyte apart from a non-classical one is learnt though no cell of the latter was ever seen.
+    Siblings of the cells' types in the ontology come as texts that describe no cell of the batch: the difference
+    between classical and non-classical monocytes is learnt even if the corpus has no cell of the latter.
 
     Args:
-        facts: `(cells, aspects)` term ids, of types that the ontology knows.
-        config: The shares of what is drawn.
-        fits: Whether the text tower reads a text to its end.
+        facts: `(cells, aspects)` term ids; all types are known to the ontology.
+        config: The shares of the kinds of descriptions.
+        fits: Returns whether the text tower reads a text to its end.
     """
 
     def __init__(self, facts: pd.DataFrame, config: PretrainingConfig, fits: Callable[[str], bool]):
         self.facts, self.config, self.fits = facts, config, fits
         self.ancestors = {term: _ancestors(term) for term in facts[TYPE].unique().tolist()}
         self.siblings = {term: sorted(ontology.siblings(term)) for term in self.ancestors}
-        held = {aspect: facts[aspect].astype("category").cat for aspect in ASPECTS}
-        self.values = {aspect: column.categories.tolist() for aspect, column in held.items()}
-        self.codes = {aspect: column.codes.to_numpy() for aspect, column in held.items()}
-        self._true_of: dict[tuple[str, str], np.ndarray] = {}
+        columns = {aspect: facts[aspect].astype("category").cat for aspect in ASPECTS}
+        self.values = {aspect: column.categories.tolist() for aspect, column in columns.items()}
+        self.codes = {aspect: column.codes.to_numpy() for aspect, column in columns.items()}
+        self._may_hold_cache: dict[tuple[str, str], np.ndarray] = {}
 
     def __call__(self, cells: np.ndarray, rng: np.random.Generator) -> Descriptions:
         """Describes cells, given by their rows of `facts`."""
         known: list[dict[Any, str]] = self.facts.iloc[cells].to_dict("records")
-        own = [self._say(cell, rng) for cell in known]
-        said = sorted(set(own))
-        said += self._wrong([cell[TYPE] for cell in known], said, rng)
-        text_index = np.array([said.index(one) for one in own])
-        ignored_pairs = np.stack([self._may_be_true(one, cells) for one in said], axis=1)
+        own = [self._draw_content(cell, rng) for cell in known]
+        contents = sorted(set(own))
+        contents += self._draw_siblings([cell[TYPE] for cell in known], contents, rng)
+        text_index = np.array([contents.index(content) for content in own])
+        ignored_pairs = np.stack([self._may_be_true(content, cells) for content in contents], axis=1)
         ignored_pairs[np.arange(len(cells)), text_index] = False
-        return Descriptions([self._word(one, rng) for one in said], text_index, ignored_pairs)
+        return Descriptions([self._write(content, rng) for content in contents], text_index, ignored_pairs)
 
-    def _say(self, cell: dict[Any, str], rng: np.random.Generator) -> Said:
+    def _draw_content(self, cell: dict[Any, str], rng: np.random.Generator) -> Content:
+        """Draws which aspects of a cell its description mentions, and whether its type or an ancestor."""
         term = cell[TYPE]
         if self.ancestors[term] and rng.random() < self.config.ancestor_share:
             term = str(rng.choice(self.ancestors[term]))
-        said = [(TYPE, term)]
+        content = [(TYPE, term)]
         if rng.random() < self.config.aspect_share:
             others = [aspect for aspect in ASPECTS if aspect != TYPE and _names(aspect, cell[aspect])]
-            said += [(aspect, cell[aspect]) for aspect in others if rng.random() < 0.5]
-        return tuple(said)
+            content += [(aspect, cell[aspect]) for aspect in others if rng.random() < 0.5]
+        return tuple(content)
 
-    def _wrong(self, own: list[str], said: list[Said], rng: np.random.Generator) -> list[Said]:
-        """Types beside those of the cells, drawn among all that there are."""
-        drawn = {((TYPE, str(rng.choice(self.siblings[term]))),) for term in own if self.siblings[term]}
-        wrong = sorted(drawn - {*said})
+    def _draw_siblings(self, types: list[str], contents: list[Content], rng: np.random.Generator) -> list[Content]:
+        """Draws siblings of the cells' types that none of the contents says."""
+        drawn = {((TYPE, str(rng.choice(self.siblings[term]))),) for term in types if self.siblings[term]}
+        wrong = sorted(drawn - {*contents})
         return [wrong[i] for i in rng.permutation(len(wrong))[: self.config.sibling_texts]]
 
-    def _may_be_true(self, said: Said, cells: np.ndarray) -> np.ndarray:
-        """`(cells,)` booleans."""
-        return np.all([self._may_hold(*part)[self.codes[part[0]][cells]] for part in said], axis=0)
+    def _may_be_true(self, content: Content, cells: np.ndarray) -> np.ndarray:
+        """Returns `(cells,)` true where a content may be true of a cell."""
+        return np.all([self._may_hold(*part)[self.codes[part[0]][cells]] for part in content], axis=0)
 
     def _may_hold(self, aspect: str, term: str) -> np.ndarray:
-        """For each value that the cells have of an aspect: whether a cell with it may be what the term says."""
-        if (aspect, term) not in self._true_of:
-            self._true_of[aspect, term] = np.array(
+        """Returns for each value of an aspect in the corpus whether a term may be true of a cell with it."""
+        if (aspect, term) not in self._may_hold_cache:
+            self._may_hold_cache[aspect, term] = np.array(
                 [not _names(aspect, value) or ontology.related(value, term) for value in self.values[aspect]]
             )
-        return self._true_of[aspect, term]
+        return self._may_hold_cache[aspect, term]
 
-    def _word(self, said: Said, rng: np.random.Generator) -> str:
-        parts = [said[i] for i in rng.permutation(len(said))]
+    def _write(self, content: Content, rng: np.random.Generator) -> str:
+        """Writes a content as a text: its parts in random order, by names alone or with definitions."""
+        parts = [content[i] for i in rng.permutation(len(content))]
         by_name = [str(rng.choice(_names(*part))) for part in parts]
-        whole = [
+        sentences = [
             _definition(*part) if rng.random() >= self.config.name_only_share and _definition(*part) else name
             for part, name in zip(parts, by_name, strict=True)
         ]
-        text = "; ".join(whole)
-        # A single aspect begins with its name: it may be cut. Of several none may be lost.
-        return text if len(said) == 1 or self.fits(text) else "; ".join(by_name)
+        text = "; ".join(sentences)
+        # A single aspect begins with its name, so truncation keeps that. With several aspects none may be lost.
+        return text if len(content) == 1 or self.fits(text) else "; ".join(by_name)
 
 
-def type_wordings(types: Iterable[str]) -> list[str]:
-    """All that can be said of types, by their ids: of each, and of its ancestors, all the wordings."""
+def all_type_texts(types: Iterable[str]) -> list[str]:
+    """Returns all texts that can describe types, given by their ids, or their ancestors."""
     known = {term for term in types if ontology.is_term(term)}
     terms = known.union(*map(_ancestors, known))
-    wordings = [(*_names(TYPE, term), _definition(TYPE, term)) for term in sorted(terms)]
-    return [wording for of_term in wordings for wording in of_term if wording]
+    texts = [(*_names(TYPE, term), _definition(TYPE, term)) for term in sorted(terms)]
+    return [text for texts_of_term in texts for text in texts_of_term if text]
 
 
 def _ancestors(term: str) -> list[str]:
@@ -126,7 +128,7 @@ def _ancestors(term: str) -> list[str]:
 
 @cache
 def _names(aspect: str, value: str) -> tuple[str, ...]:
-    """Short wordings: the aspect's name, and each name that a value has; none for what is unknown."""
+    """Returns the texts that name a value of an aspect, one for each of its names; none for an unknown value."""
     prefix = aspect.replace("_", " ") + ":"
     if ontology.is_term(value):
         term = ontology.get_term(value)
@@ -135,9 +137,9 @@ def _names(aspect: str, value: str) -> tuple[str, ...]:
 
 
 def _definition(aspect: str, value: str) -> str:
-    """The aspect's name, and that of a value with its definition; nothing where the ontology has none."""
+    """Returns the text with a value's name and definition; an empty one where the ontology has no definition."""
     definition = ontology.get_term(value).definition if ontology.is_term(value) else ""
     return f"{_names(aspect, value)[0]}. {definition}" if definition else ""
 
 
-__all__ = ["TYPE", "Describer", "Descriptions", "type_wordings"]
+__all__ = ["TYPE", "DescriptionSampler", "Descriptions", "all_type_texts"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a step takes: which cells, how they are shown, and that neither what came before nor who shares it matters."""
+"""Batches of a step: their cells, genes and texts, which depend on the step alone."""
 
 import numpy as np
 import pytest
@@ -9,16 +9,16 @@ from modeling_langcell import InputError
 from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.model.objectives import IGNORED
 from modeling_langcell.pretraining.config import PretrainingConfig
-from modeling_langcell.pretraining.dataset import PretrainingBatches
+from modeling_langcell.pretraining.dataset import FrozenTextEncoder, PretrainingBatches
 from modeling_langcell.pretraining.initialization import initialize_model
-from tests.support.tiny import GENES, TYPES
+from tests.support.tiny import GENES, TYPES, initialized
 
 CLS = len(GENES) + 2
 
 
 @pytest.fixture
 def make(settings):
-    """Batches of the tiny studies; the keywords change the run's settings."""
+    """Returns a function that creates batches of the tiny studies; keywords change the run's settings."""
 
     def batches(process=0, processes=1, **overrides):
         config = PretrainingConfig(**settings | overrides)
@@ -41,7 +41,7 @@ def assert_same(one, other):
 
 
 def rows_of(batch, *names):
-    """Each cell's ids without padding, by the names of what is shown of it."""
+    """Returns each cell's ids without padding, under the given names."""
     real = batch["cell_attention_mask"].bool()
     return [[batch[name][row][real[row]].tolist() for name in names] for row in range(len(real))]
 
@@ -54,7 +54,7 @@ def test_cells_of_unknown_type_are_left_out_where_texts_are_needed(make, setting
     assert "input_ids" not in all_cells[0]
 
 
-def test_only_what_the_objectives_need_is_made(make, settings):
+def test_batches_have_only_what_the_objectives_need(make, settings):
     batch = make(model=settings["model"] | {"masked_gene_weight": 0})[0]
     assert "masked_input_ids" not in batch
     assert {"masked_input_ids", "masked_gene_labels", "text_index", "negative_draws"} <= make()[0].keys()
@@ -69,7 +69,7 @@ def test_a_step_depends_on_its_number_and_the_seed_alone(make):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_batch_of_one(make, processes):
-    """The same cells in the same views, each in one process; the same texts and draws in all."""
+    """Each cell is in one process and has the same genes there; texts and draws are the same in all."""
     settings = {"gene_dropout": 0.5, "panel_share": 0.5}
     alone = make(**settings)
     parts = [make(process, processes, **settings) for process in range(processes)]
@@ -80,13 +80,13 @@ def test_processes_share_the_batch_of_one(make, processes):
         order = [together.index(cell) for cell in rows_of(whole, *names)]
         assert sorted(order) == list(range(len(together)))
         for share in shares:
-            assert share["wordings"] == whole["wordings"]
+            assert share["texts"] == whole["texts"]
             assert torch.equal(share["text_index"][order], whole["text_index"])
             assert torch.equal(share["ignored_pairs"][order], whole["ignored_pairs"])
             assert torch.equal(share["negative_draws"], whole["negative_draws"])
 
 
-def test_a_share_has_cells_of_similar_length_and_equal_work(make):
+def test_parts_have_cells_of_similar_length_and_equal_work(make):
     parts = [make(process, 2, gene_dropout=0.8, batch_tokens=1500) for process in range(2)]
     genes, longest = [], []
     for step in range(10):
@@ -98,7 +98,7 @@ def test_a_share_has_cells_of_similar_length_and_equal_work(make):
     assert few == pytest.approx(many, rel=0.1)
 
 
-def test_a_small_batch_is_read_in_fewer_passes(make):
+def test_a_small_batch_has_fewer_length_groups(make):
     assert make(length_groups=4, batch_tokens=400)[0]["length_groups"] == 4
     parts = [make(process, 2, length_groups=4, batch_tokens=60)[0] for process in range(2)]
     assert (
@@ -111,7 +111,7 @@ def test_fewer_cells_than_processes_are_refused(make):
         make(0, 5, batch_tokens=40)[0]
 
 
-def test_a_cell_keeps_its_order_and_cls_first(make):
+def test_genes_keep_their_order_after_cls(make):
     batches = make(gene_dropout=0.8, max_genes=20)
     whole = {tuple(cell.tolist()) for cell in batches.corpus.token_ids(batches.rows)}
     lengths = []
@@ -129,19 +129,19 @@ def test_a_cell_keeps_its_order_and_cls_first(make):
     assert min(lengths) < 10
 
 
-def test_a_cell_on_another_panel_shows_only_its_genes(make):
+def test_a_cell_on_another_panel_has_only_that_panels_genes(make):
     batches = make(panel_share=1.0, gene_dropout=0.0, max_genes=64)
     half = np.arange(2, 2 + len(GENES) // 2)
     batches.measured = np.isin(np.arange(len(GENES) + 3), half)[None]
     shown = [set(cell[1:]) for (cell,) in rows_of(batches[0], "cell_input_ids")]
-    assert not all(genes <= set(half.tolist()) for genes in shown), "too few genes left: shown whole"
-    batches.fewest_genes = 1
+    assert not all(genes <= set(half.tolist()) for genes in shown), "too few genes left: the cell keeps all"
+    batches.min_panel_genes = 1
     shown = [set(cell[1:]) for (cell,) in rows_of(batches[0], "cell_input_ids")]
     assert all(genes <= set(half.tolist()) for genes in shown)
     assert any(shown)
 
 
-def test_masked_genes_are_those_of_the_cell(make):
+def test_masked_genes_are_labelled(make):
     batch = make()[0]
     real = batch["cell_attention_mask"].bool()
     ids, masked, labels = (batch[name] for name in ("cell_input_ids", "masked_input_ids", "masked_gene_labels"))
@@ -152,11 +152,29 @@ def test_masked_genes_are_those_of_the_cell(make):
     assert torch.equal(masked[~asked], ids[~asked])
 
 
-def test_texts_are_distinct_and_own_texts_never_neutral(make):
+def test_a_cells_own_text_is_never_ignored(make):
     batches = make(sibling_texts=3)
     for step in range(10):
         batch = batches[step]
         cells, texts = batch["ignored_pairs"].shape
         assert cells == len(batch["cell_input_ids"]) == len(batch["text_index"])
-        assert texts == len(batch["input_ids"]) == len(batch["wordings"])
+        assert texts == len(batch["input_ids"]) == len(batch["texts"])
         assert not batch["ignored_pairs"][torch.arange(cells), batch["text_index"]].any()
+
+
+def test_a_frozen_encoder_reads_each_text_once(settings):
+    model, processor = initialized(settings)
+    frozen = FrozenTextEncoder(model.eval(), processor, max_tokens=16)
+    read = []
+    frozen.text_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    pooled = frozen(["b cell", "t cell"])
+    again = frozen(["t cell", "monocyte", "b cell"])
+    assert read == [1, 1, 1]
+    assert torch.equal(again[[2, 0]], pooled)
+    assert torch.equal(FrozenTextEncoder(model, processor, max_tokens=16)(["t cell"])[0], pooled[1]), (
+        "whatever was read before"
+    )
+    batch = processor(text=["monocyte"], return_tensors="pt")
+    torch.testing.assert_close(again[1], model.text_model(**batch).pooler_output[0], atol=1e-5, rtol=0)

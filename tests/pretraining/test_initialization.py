@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Towers that start from other checkpoints compute what those compute."""
+"""Initialized towers compute what the checkpoints that they come from compute."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from modeling_langcell import InputError, LangCellModel
 from modeling_langcell.corpus.corpus import Corpus
 from modeling_langcell.pretraining.config import PretrainingConfig
-from modeling_langcell.pretraining.initialization import start_text_projection
+from modeling_langcell.pretraining.initialization import initialize_text_projection
 from modeling_langcell.pretraining.run import pretrain
 from tests.support.tiny import GENES, SYMBOLS, WORDS, initialized
 
 
-def test_the_text_tower_reads_as_the_encoder_it_started_from(tiny_studies, settings):
+def test_the_text_tower_computes_the_same_as_its_encoder(tiny_studies, settings):
     model, processor = initialized(settings)
     bert = BertModel.from_pretrained(tiny_studies / "encoder", add_pooling_layer=False).eval()
     batch = processor(text=["b cell", "natural killer cell type"], return_tensors="pt")
@@ -39,7 +39,7 @@ class TestGeneformer:
         settings |= {"cell_tower": str(tmp_path / "geneformer"), "gene_names_from": None, "max_genes": 20}
         return BertModel.from_pretrained(tmp_path / "geneformer", add_pooling_layer=False).eval()
 
-    def test_it_reads_alike(self, geneformer, settings):
+    def test_the_cell_tower_computes_the_same(self, geneformer, settings):
         model, _ = initialized(settings)
         ids = torch.randint(2, len(GENES) + 2, (5, 20))
         with torch.no_grad():
@@ -51,7 +51,7 @@ class TestGeneformer:
         torch.testing.assert_close(genes[-1], genes[2:-1].mean(dim=0))
 
     @pytest.mark.parametrize("positions", [12, 32])
-    def test_positions_are_cut_or_continued(self, geneformer, settings, positions):
+    def test_positions_are_truncated_or_extended(self, geneformer, settings, positions):
         settings["model"]["cell_config"] = {"max_position_embeddings": positions}
         settings["max_genes"] = positions
         model, _ = initialized(settings)
@@ -77,16 +77,16 @@ class TestGeneformer:
         with pytest.raises(InputError, match="does not fit"):
             initialized(settings)
 
-    def test_other_starts_beside_it_are_refused(self, geneformer, settings):
+    def test_other_initializations_beside_it_are_refused(self, geneformer, settings):
         with pytest.raises(InputError, match="leave out"):
             initialized(settings | {"gene_average_start": True})
 
 
 class TestRefusals:
-    """Whatever cannot be started from is one message that names the field, before anything is claimed."""
+    """A checkpoint that cannot be used is one message that names the field, before the folder is claimed."""
 
     @pytest.mark.parametrize("field", ["text_tower", "cell_tower", "start"])
-    def test_what_is_not_there(self, settings, field, tmp_path, monkeypatch):
+    def test_missing_checkpoints(self, settings, field, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         changes = {"gene_names_from": None, field: str(tmp_path / "nowhere")}
         with pytest.raises(InputError, match=rf"{field}: .*nowhere.? (cannot be used|is no folder)"):
@@ -99,7 +99,7 @@ class TestRefusals:
         with pytest.raises(InputError, match="a checkpoint of bert, not of langcell"):
             initialized(settings | {"start": str(tiny_studies / "encoder")})
 
-    def test_weights_that_are_not_there(self, settings, tmp_path):
+    def test_incomplete_weights(self, settings, tmp_path):
         class Half(BertModel):
             def state_dict(self, *arguments, **options):
                 whole = super().state_dict(*arguments, **options)
@@ -126,17 +126,17 @@ class TestRefusals:
             ({"cell_config": {"max_position_embeddings": 8}}, "max_genes is 32, but the tower has 8 positions"),
         ],
     )
-    def test_settings_of_the_model(self, settings, model, says):
+    def test_bad_settings_of_the_model(self, settings, model, says):
         with pytest.raises(InputError, match=says):
             initialized(settings | {"gene_names_from": None, "model": model})
 
-    def test_names_of_no_gene(self, settings, tmp_path):
+    def test_names_of_other_genes(self, settings, tmp_path):
         (tmp_path / "genes").write_text("Symbol\tSynonyms\tdbXrefs\tdescription\nA\t-\tEnsembl:ENSG99\ta\n")
         with pytest.raises(InputError, match="none of the corpus's genes"):
             initialized(settings | {"gene_names_from": str(tmp_path / "genes")})
 
 
-def test_a_run_that_goes_on_may_have_other_positions(settings, tmp_path):
+def test_a_continued_run_may_have_other_positions(settings, tmp_path):
     first = pretrain(PretrainingConfig(**settings | {"steps": 1}))
     more = settings | {"start": str(first), "output": str(tmp_path / "more"), "steps": 0, "max_genes": 2100}
     more["model"] = {"cell_config": {"max_position_embeddings": 2100}, "alpha": 0.7}
@@ -150,7 +150,7 @@ def test_a_run_that_goes_on_may_have_other_positions(settings, tmp_path):
     assert torch.equal(longer.cell_projection.weight, before.cell_projection.weight)
 
 
-def test_genes_without_a_name_start_as_the_others_of_a_plain_start(settings, tmp_path):
+def test_genes_without_a_name_keep_their_random_embeddings(settings, tmp_path):
     named = tmp_path / "genes"
     lines = [f"{s}\t-\tEnsembl:{g}\t{s} protein\n" for g, s in zip(GENES[:30], SYMBOLS[:30], strict=True)]
     named.write_text("Symbol\tSynonyms\tdbXrefs\tdescription\n" + "".join(lines))
@@ -166,7 +166,7 @@ def test_genes_without_a_name_start_as_the_others_of_a_plain_start(settings, tmp
     assert (weight[known] != random[known]).any(dim=1).all()
 
 
-def test_gene_embeddings_start_from_names(settings):
+def test_gene_embeddings_are_initialized_from_names(settings):
     model, _ = initialized(settings)
     other, _ = initialized(settings)
     plain, _ = initialized(settings | {"gene_names_from": None})
@@ -175,8 +175,8 @@ def test_gene_embeddings_start_from_names(settings):
     assert not torch.allclose(weight[2:-1], random[2:-1], atol=1e-3)
 
 
-def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
-    """Its `<cls>` state follows the mean of the cell's gene states, which that of a random start hardly does."""
+def test_a_tower_initialized_as_an_average_of_its_genes(settings):
+    """Its `<cls>` state follows the mean of the cell's gene states, unlike that of a random tower."""
     ids = torch.randint(2, 40, (20, 30))
 
     def agreement(**overrides):
@@ -193,11 +193,11 @@ def test_a_tower_that_starts_as_an_average_of_its_genes(settings):
     assert apart > 3 * hardly_apart
 
 
-def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
+def test_the_text_projection_keeps_the_differences_between_texts(settings):
     settings["model"]["projection_dim"] = 24
     model, _ = initialized(settings)
     pooled = torch.randn(40, 24) * torch.linspace(0.1, 2, 24) + 5
-    start_text_projection(model, pooled)
+    initialize_text_projection(model, pooled)
     projected = model.text_projection(pooled)
     torch.testing.assert_close(projected.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
     torch.testing.assert_close(projected.norm(dim=1).mean(), torch.tensor(1.0))
@@ -206,13 +206,13 @@ def test_the_text_projection_starts_from_what_sets_texts_apart(settings):
 
 
 @pytest.mark.parametrize("whitening", [0.3, 1.0])
-def test_whitening_makes_the_spreads_of_the_text_projection_more_alike(settings, whitening):
+def test_whitening_makes_the_spreads_of_components_more_alike(settings, whitening):
     settings["model"]["projection_dim"] = 24
     model, _ = initialized(settings)
     pooled = torch.randn(60, 24) * torch.linspace(0.1, 2, 24) + 5
     spreads = []
     for power in (0.0, whitening):
-        start_text_projection(model, pooled, power)
+        initialize_text_projection(model, pooled, power)
         projected = model.text_projection(pooled)
         torch.testing.assert_close(projected.norm(dim=1).mean(), torch.tensor(1.0))
         spreads.append(projected.std(dim=0) / projected.std(dim=0).max())

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Real processes that train together over gloo: the same losses and gradients as one with the joint batch."""
+"""Processes that train together over gloo have the losses and gradients of one process with the whole batch."""
 
 import json
 import os
@@ -17,10 +17,10 @@ OBJECTIVES = ("masked_gene", "cell_cell", "cell_text", "matching")
 
 
 def launch(processes, *arguments):
-    """A script under `accelerate launch`, on a thread a process."""
+    """Runs a script under `accelerate launch`, with one thread per process."""
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
     command += ["--config_file", REPOSITORY / "hub_configs" / "accelerate" / "ddp.yaml", "--main_process_port=0"]
-    # On processors: of GPUs there may be fewer than processes, which NCCL refuses.
+    # On CPUs: NCCL refuses more processes than GPUs.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
@@ -29,7 +29,7 @@ def launch(processes, *arguments):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, tiny_studies):
-    """Losses and gradients of each case, by one process and by two."""
+    """Returns losses and gradients of each case, from one process and from two."""
     folder = tmp_path_factory.mktemp("joint")
     geometry = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     without_dropout = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Runs that are killed or stopped, for real, and go on as if nothing had been."""
+"""Runs that are killed or stopped resume as if they had never been interrupted."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def logged(output: Path, name="losses.jsonl"):
 
 @pytest.fixture
 def long_settings(settings, tiny_studies):
-    """All objectives, dropout, an average and held-out cells: everything that has to be remembered."""
+    """All objectives, dropout, an average and held-out cells: every kind of state."""
     return settings | {
         "steps": STEPS,
         "warmup_steps": 5,
@@ -98,7 +98,7 @@ def assert_same_run(output, unbroken):
 @pytest.mark.e2e
 def test_three_kills_change_nothing(long_settings, tmp_path):
     unbroken = run_unbroken(long_settings, tmp_path)
-    long_settings["workers"] = 1  # Batches do not depend on who prepares them.
+    long_settings["workers"] = 1  # Batches do not depend on the process that prepares them.
     rng = random.Random()
     for step in sorted(rng.sample(range(1, STEPS), 3)):
         training = Training(long_settings)
@@ -110,13 +110,13 @@ def test_three_kills_change_nothing(long_settings, tmp_path):
 
 
 @pytest.mark.e2e
-def test_two_processes_that_are_told_to_stop_go_on(long_settings, tmp_path):
+def test_two_stopped_processes_resume(long_settings, tmp_path):
     unbroken = run_unbroken(long_settings, tmp_path, *LAUNCH)
     settings = long_settings | {"checkpoint_every": 0}
     training = Training(settings, *LAUNCH)
     training.signal_at(STEPS // 2, signal.SIGTERM)
     assert training.wait() != 0
-    assert "the same command goes on" in training.said()
+    assert "the same command resumes" in training.said()
     (state,) = (training.output / "checkpoints").iterdir()
     assert state.name == f"step-{steps_logged(training.output):08}"
     training = Training(settings, *LAUNCH)
@@ -133,25 +133,26 @@ def test_a_stopped_run_ends_with_the_status_of_sigterm(long_settings):
 
 
 class TestFolders:
-    def test_a_half_written_state_is_never_gone_on_with(self, settings):
+    def test_an_incomplete_checkpoint_is_not_read(self, settings, caplog):
         output = Path(settings["output"])
         half = output / "checkpoints" / ".step-00000002"
         half.mkdir(parents=True)
         (half / "model.safetensors").write_bytes(b"half")
         pretrain(PretrainingConfig(**settings))
+        assert f"The checkpoint {half} is incomplete" in caplog.text
         assert [entry["step"] for entry in logged(output)] == [1, 2, 3, 4]
 
-    def test_a_finished_run_is_not_written_over(self, settings):
+    def test_a_finished_run_is_left_alone(self, settings):
         pretrain(PretrainingConfig(**settings))
         with pytest.raises(InputError, match="finished run"):
             pretrain(PretrainingConfig(**settings))
 
-    def test_other_settings_do_not_go_on(self, settings, monkeypatch):
+    def test_other_settings_are_refused(self, settings, monkeypatch):
         def die(*_):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as context:
-            context.setattr("modeling_langcell.pretraining.run._save", die)
+            context.setattr("modeling_langcell.pretraining.folder.RunFolder.save_model", die)
             with pytest.raises(KeyboardInterrupt):
                 pretrain(PretrainingConfig(**settings))
         with pytest.raises(InputError, match=r"other settings.*learning_rate, steps"):

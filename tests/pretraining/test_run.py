@@ -18,43 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellModel
 from modeling_langcell.checkpoint.folder import CheckpointFolder
-from modeling_langcell.corpus.genes import read_gene_info
 from modeling_langcell.pretraining.config import PretrainingConfig
-from modeling_langcell.pretraining.dataset import FrozenTexts
 from modeling_langcell.pretraining.run import pretrain
 from modeling_langcell.publishing.checks import check
 from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
-from tests.support.tiny import TYPES, initialized
+from tests.support.tiny import TYPES
 
 
-def test_gene_info_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "table.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(InputError, match="gene_info"):
-        read_gene_info(tmp_path / "table.tsv")
-    with pytest.raises(InputError, match="No gene_info"):
-        read_gene_info(tmp_path / "absent")
-
-
-def test_a_frozen_tower_reads_every_wording_once(settings):
-    model, processor = initialized(settings)
-    frozen = FrozenTexts(model.eval(), processor, max_tokens=16)
-    read = []
-    frozen.text_model.register_forward_pre_hook(
-        lambda _, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    pooled = frozen(["b cell", "t cell"])
-    again = frozen(["t cell", "monocyte", "b cell"])
-    assert read == [1, 1, 1]
-    assert torch.equal(again[[2, 0]], pooled)
-    assert torch.equal(FrozenTexts(model, processor, max_tokens=16)(["t cell"])[0], pooled[1]), (
-        "whatever was read before"
-    )
-    batch = processor(text=["monocyte"], return_tensors="pt")
-    torch.testing.assert_close(again[1], model.text_model(**batch).pooler_output[0], atol=1e-5, rtol=0)
-
-
-def test_a_run_of_no_steps_saves_what_others_start_from(settings, tmp_path):
+def test_a_run_of_no_steps_saves_the_initialized_model(settings, tmp_path):
     settings |= {"steps": 3, "train_text_projection": False}
     begun = pretrain(PretrainingConfig(**settings | {"steps": 0, "output": str(tmp_path / "start")}))
     losses = []
@@ -66,7 +38,7 @@ def test_a_run_of_no_steps_saves_what_others_start_from(settings, tmp_path):
     assert losses[0] == losses[1] != ""
 
 
-def test_what_is_saved_is_the_average(settings, monkeypatch):
+def test_the_average_is_saved(settings, monkeypatch):
     seen = []
     update = AveragedModel.update_parameters
 
@@ -83,7 +55,7 @@ def test_what_is_saved_is_the_average(settings, monkeypatch):
     torch.testing.assert_close(LangCellModel.from_pretrained(output).cell_projection.weight.data, expected)
 
 
-def test_a_frozen_text_projection_stays(settings, tmp_path):
+def test_a_frozen_text_projection_is_not_trained(settings, tmp_path):
     settings |= {"train_text_projection": False, "train_text_tower": False, "steps": 2}
     first = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**settings)))
     more = settings | {"learning_rate": 0.1, "output": str(tmp_path / "more")}
@@ -118,7 +90,7 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     assert (held_out.obs["langcell_cell_type"].astype(str) == truth).mean() > 0.7
 
 
-def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
+def test_a_second_run_continues_the_first(settings, tmp_path):
     first = pretrain(PretrainingConfig(**settings))
     more = settings | {"start": str(first), "output": str(tmp_path / "more"), "train_text_tower": False}
     more |= {"train_cell_tower": False, "model": {"matching_weight": 0.5}}
@@ -135,54 +107,9 @@ def test_a_second_run_goes_on_from_the_first(settings, tmp_path):
     assert not [name for name in changed if name.startswith("text_model.") and ".crossattention." not in name]
 
 
-@pytest.mark.parametrize(
-    ("values", "overrides", "says"),
-    [
-        ({"corpus": "x"}, [], "output must be set"),
-        ({"corpus": "x", "output": "y", "stepz": 3}, [], "unknown field"),
-        ({"corpus": "x", "output": "y", "steps": "many"}, [], "steps must be a whole number"),
-        ({"corpus": "x", "output": "y", "steps": 1.5}, [], "steps must be a whole number"),
-        ({"corpus": "x", "output": "y", "learning_rate": "fast"}, [], "learning_rate must be a number"),
-        ({"corpus": "x", "output": "y", "compile": 1}, [], "compile must be true or false"),
-        ({"corpus": "x", "output": "y", "schedule": "flat"}, [], "schedule must be one of cosine, linear"),
-        ({"corpus": "x", "output": "y", "accumulation": 0}, [], "accumulation must be at least 1"),
-        ({"corpus": "x", "output": "y", "weight_decay": -1}, [], "weight_decay must be at least 0"),
-        ({"corpus": "x", "output": "y", "panel_share": 1.5}, [], "panel_share must be between 0 and 1"),
-        ({"corpus": "x", "output": "y", "steps": math.inf}, [], "steps must be a whole number"),
-        ({"corpus": "x", "output": "y", "learning_rate": math.nan}, [], "learning_rate must be a number"),
-        ({"corpus": "x", "output": "y", "model": None}, [], "model must map settings to values"),
-        ({"corpus": 5, "output": "y"}, [], "corpus must be a text"),
-        ({"corpus": "x", "output": "y", "start": 3}, [], "start must be a text"),
-        (["corpus", "output"], [], "must map fields to values"),
-        ("corpus", [], "must map fields to values"),
-        ({"corpus": "x", "output": "y"}, ["steps"], "key=value"),
-        ({"corpus": "x", "output": "y"}, ["steps=[1"], "cannot be read as YAML"),
-        ({"corpus": "x", "output": "y", "steps": 4}, ["steps.x=3"], "steps holds a value"),
-        ({"corpus": "x", "output": "y"}, [], "holds no corpus"),
-    ],
-)
-def test_train_py_refuses_bad_configurations(tmp_path, values, overrides, says):
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match=says):
-        pretrain(PretrainingConfig.from_yaml(tmp_path / "c.yaml", overrides))
-
-
-def test_a_configuration_that_is_no_yaml_is_refused(tmp_path):
-    (tmp_path / "c.yaml").write_text("corpus: [a\noutput: b")
-    with pytest.raises(InputError, match="cannot be read as YAML"):
-        PretrainingConfig.from_yaml(tmp_path / "c.yaml")
-
-
-def test_overrides_reach_into_the_model(tmp_path):
-    (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nmodel: {temperature: 0.1}\n")
-    config = PretrainingConfig.from_yaml(tmp_path / "c.yaml", ["steps=7.0", "model.temperature=0.07"])
-    assert (config.steps, config.model["temperature"]) == (7, 0.07)
-    assert type(config.steps) is int
-
-
-def test_a_rate_without_a_point_is_a_number(tmp_path):
-    (tmp_path / "c.yaml").write_text("corpus: a\noutput: b\nlearning_rate: 1e-3\n")
-    assert PretrainingConfig.from_yaml(tmp_path / "c.yaml").learning_rate == 1e-3
+def test_a_missing_corpus_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no corpus"):
+        pretrain(PretrainingConfig(corpus=str(tmp_path / "absent"), output=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +119,7 @@ def test_a_rate_without_a_point_is_a_number(tmp_path):
         {"model": {"cell_text_weight": 0, "masked_gene_weight": 0, "matching_weight": 0}, "train_cell_tower": False},
     ],
 )
-def test_where_nothing_is_trained_nothing_is_begun(settings, changes):
+def test_runs_that_would_train_nothing_are_refused(settings, changes):
     settings["model"] |= changes.pop("model")
     with pytest.raises(InputError, match="Nothing would be trained"):
         pretrain(PretrainingConfig(**settings | changes))
@@ -221,8 +148,8 @@ def test_train_py_as_a_process(settings, tmp_path):
 @pytest.mark.parametrize(
     ("model", "stages"), [("mini", ["stage1", "stage2", "matching", "genes"]), ("base", ["stage1", "stage2"])]
 )
-def test_the_shipped_configurations_run(settings, tiny_studies, tmp_path, model, stages):
-    """A step of each stage, on the tiny studies; from a random start, since the real ones are not here."""
+def test_shipped_configurations_run(settings, tiny_studies, tmp_path, model, stages):
+    """One step of each stage on the tiny studies, from random towers instead of the real checkpoints."""
     small = {"corpus": settings["corpus"], "held_out": settings["corpus"], "text_tower": settings["text_tower"]}
     small |= {"steps": 1, "batch_tokens": 400, "workers": 0, "precision": "no", "cell_tower": None, "max_tokens": 64}
     if model == "mini":
@@ -258,10 +185,10 @@ def test_a_finished_checkpoint_is_pushed(hub, run, settings, tmp_path):
     assert "LangCellModel" in printed
 
 
-def test_a_run_that_was_killed_before_its_push_still_pushes(hub, run, settings, tmp_path):
+def test_a_run_killed_before_its_push_still_pushes(hub, run, settings, tmp_path):
     """It pushes nothing but the checkpoint, whatever a killed process left beside it."""
     output = Path(settings["output"])
-    kill = "import os, sys, modeling_langcell.pretraining.run as p; p._conclude = lambda _: os.kill(os.getpid(), 9)"
+    kill = "import os, sys, modeling_langcell.pretraining.run as p; p._finish = lambda _: os.kill(os.getpid(), 9)"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings | {"push_to": "tester/tiny", "checkpoint_every": 1}))
     train = f"import train; sys.exit(train.main([{str(tmp_path / 'c.yaml')!r}]))"
     code, _, errors = run("-c", f"{kill}; {train}")
@@ -280,7 +207,7 @@ def test_a_run_that_was_killed_before_its_push_still_pushes(hub, run, settings, 
     assert not (output / "run.json").exists()
 
 
-def test_what_is_somebody_elses_is_not_trained_for(hub, run, settings, tmp_path):
+def test_a_repository_of_others_is_refused_before_training(hub, run, settings, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     hub.of_others.add("somebody/tiny")
     code, _, errors = run(REPOSITORY / "train.py", tmp_path / "c.yaml", "push_to=somebody/tiny")
@@ -290,7 +217,7 @@ def test_what_is_somebody_elses_is_not_trained_for(hub, run, settings, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tester/tiny", "not a name"])
-def test_where_nothing_can_be_pushed_nothing_is_trained(run, settings, tmp_path, name):
+def test_an_unusable_repository_is_refused_before_training(run, settings, tmp_path, name):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     code, _, errors = run(REPOSITORY / "train.py", tmp_path / "c.yaml", f"push_to={name}", environment=unreachable)
@@ -300,14 +227,14 @@ def test_where_nothing_can_be_pushed_nothing_is_trained(run, settings, tmp_path,
     assert not (tmp_path / "run" / "losses.jsonl").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run(settings):
+def test_a_loss_that_is_not_finite_ends_the_run(settings):
     with pytest.raises(InputError, match="lower learning_rate"):
         pretrain(PretrainingConfig(**settings | {"learning_rate": 1e30, "max_gradient_norm": 1e30, "steps": 20}))
 
 
 def losses(settings, tmp_path, **changes):
-    """The losses of each step of a run with some settings changed."""
-    AcceleratorState._reset_state()  # A process keeps to the first precision that it was told.
+    """Returns the loss of each step of a run with some settings changed."""
+    AcceleratorState._reset_state()  # A process keeps its first precision.
     output = pretrain(PretrainingConfig(**settings | {"output": str(tmp_path / "-".join(["run", *changes]))} | changes))
     return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
 
@@ -322,8 +249,8 @@ def losses(settings, tmp_path, **changes):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_how_it_is_computed_changes_little(settings, tmp_path, changes, tolerance):
-    for tower in ("cell_config", "text_config"):  # What dropout draws depends on how the cells are grouped.
+def test_the_way_of_computing_changes_losses_little(settings, tmp_path, changes, tolerance):
+    for tower in ("cell_config", "text_config"):  # Dropout depends on how the cells are grouped.
         settings["model"][tower] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     expected = losses(settings, tmp_path)
     assert losses(settings, tmp_path, **changes) == pytest.approx(expected, rel=tolerance)
@@ -365,7 +292,7 @@ def test_the_learning_rate_warms_up_and_decays(settings, monkeypatch, schedule):
     assert rates[2:] == pytest.approx([0.1 * share for share in shares[schedule]])
 
 
-def test_tensorboard_gets_the_losses(settings):
+def test_losses_are_written_to_tensorboard(settings):
     output = pretrain(PretrainingConfig(**settings | {"held_out": settings["corpus"], "evaluate_every": 2}))
     events = EventAccumulator(str(output / "tensorboard"))
     events.Reload()

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What is measured on cells held out, against plain loops."""
+"""Metrics on held-out cells, against plain loops."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.initialization import initialize_model
 from modeling_langcell.pretraining.validation import HeldOutCells
 
-LIMITS = {"max_genes": 32, "max_tokens": 16, "most": 1000, "seed": 0}
+LIMITS = {"max_genes": 32, "max_tokens": 16, "max_cells": 1000, "seed": 0}
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def model_and_processor(settings):
     return initialize_model(PretrainingConfig(**settings), Corpus(settings["corpus"]).gene_vocabulary)
 
 
-def test_against_loops(settings, model_and_processor):
+def test_similarity_against_loops(settings, model_and_processor):
     model, processor = model_and_processor
     corpus = Corpus(settings["corpus"])
     model.train()
     model.text_model.eval()
-    found = HeldOutCells(corpus, processor, **LIMITS).measure(model)
+    found = HeldOutCells(corpus, processor, **LIMITS).evaluate(model)
     assert (model.training, model.cell_model.training, model.text_model.training) == (True, True, False)
 
     model.eval()
@@ -54,7 +54,7 @@ def test_against_loops(settings, model_and_processor):
         assert found[f"{study}/accuracy"] == pytest.approx(np.mean(own)), "every study has all the types here"
 
 
-def test_masked_genes(settings, model_and_processor, monkeypatch):
+def test_masked_genes_against_loops(settings, model_and_processor, monkeypatch):
     model, processor = model_and_processor
     held_out = HeldOutCells(Corpus(settings["corpus"]), processor, **LIMITS)
     shown = []
@@ -62,7 +62,7 @@ def test_masked_genes(settings, model_and_processor, monkeypatch):
     monkeypatch.setattr(
         model.masked_gene_modelling, "corrupt", lambda *given: shown.append(corrupt(*given)) or shown[-1]
     )
-    found = held_out.measure(model)
+    found = held_out.evaluate(model)
     losses, right = [], []
     model.eval()
     for ids, labels in shown:
@@ -73,17 +73,17 @@ def test_masked_genes(settings, model_and_processor, monkeypatch):
             right.append(bool(scores[position].argmax() == labels[position]))
     assert found["masked_gene_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert found["masked_gene_accuracy"] == pytest.approx(np.mean(right))
-    assert held_out.measure(model)["masked_gene_loss"] == found["masked_gene_loss"], "the same genes each time"
+    assert held_out.evaluate(model)["masked_gene_loss"] == found["masked_gene_loss"], "the same genes each time"
 
 
-def test_only_what_is_trained_is_measured(settings, model_and_processor):
+def test_only_trained_objectives_are_evaluated(settings, model_and_processor):
     model, processor = model_and_processor
-    held_out = HeldOutCells(Corpus(settings["corpus"]), processor, **LIMITS | {"most": 7})
+    held_out = HeldOutCells(Corpus(settings["corpus"]), processor, **LIMITS | {"max_cells": 7})
     assert len(held_out.token_ids) == 7
     model.config.masked_gene_weight = 0
-    assert not [name for name in held_out.measure(model) if name.startswith("masked")]
+    assert not [name for name in held_out.evaluate(model) if name.startswith("masked")]
     model.config.masked_gene_weight, model.config.cell_text_weight, model.config.matching_weight = 1, 0, 0
-    assert held_out.measure(model).keys() == {"masked_gene_loss", "masked_gene_accuracy"}
+    assert held_out.evaluate(model).keys() == {"masked_gene_loss", "masked_gene_accuracy"}
 
 
 def test_other_genes_are_refused(settings, model_and_processor, tiny_processor):

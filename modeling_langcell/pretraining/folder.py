@@ -1,0 +1,140 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The output folder of a run: claimed by its settings, filled with logs, and finished with a checkpoint."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.files import TRAINING
+from ..io.atomic import atomic_write
+from ..model.errors import InputError
+from ..model.modeling_langcell import LangCellForPreTraining, LangCellModel
+from ..model.processing_langcell import LangCellProcessor
+from .config import PretrainingConfig
+
+LOSSES, HELD_OUT = "losses.jsonl", "held_out.jsonl"
+_RUN, _CHECKPOINTS = "run.json", "checkpoints"
+#: Settings that may change when a run is resumed: nothing that is learnt depends on them.
+_FREE_TO_CHANGE = {"output", "workers", "checkpoint_every", "push_to"}
+
+
+class RunFolder:
+    """
+    The output folder of a run. `run.json` is there from the first step until the run is finished, `training.json` from
+    the moment that the model is saved.
+
+    Args:
+        config: The run's settings.
+    """
+
+    def __init__(self, config: PretrainingConfig):
+        self.config, self.path = config, Path(config.output)
+        self.checkpoints = self.path / _CHECKPOINTS
+        self._run, self._training = self.path / _RUN, self.path / TRAINING
+
+    def is_trained(self) -> bool:
+        """
+        Returns whether the folder holds the trained model of this very run, which was killed before it was finished.
+
+        Raises:
+            InputError: The folder holds a run of other settings, or a finished one.
+        """
+        trained = self._training.exists()
+        if not self._run.exists():
+            if trained:
+                raise InputError(f"{self.path} holds a finished run: choose a new folder.")
+            return False
+        settings, found = self._settings(), json.loads(self._run.read_text())
+        differing = sorted(name for name in settings if found.get(name) != settings[name])
+        if differing:
+            raise InputError(
+                f"{self.path} holds a run of other settings ({', '.join(differing)}): choose a new folder."
+            )
+        return trained
+
+    def claim(self) -> None:
+        """
+        Writes the run's settings, so that no other run uses the folder.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        if not self._run.exists():
+            try:
+                atomic_write(self._run, json.dumps(self._settings(), indent=1).encode())
+            except OSError as error:
+                raise InputError(f"output: {self.path} cannot be written: {error}") from error
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the settings that must be the same when the run is resumed."""
+        return {name: value for name, value in asdict(self.config).items() if name not in _FREE_TO_CHANGE}
+
+    def log(self, name: str, step: int, values: dict[str, float]) -> None:
+        """Appends a line to a log, and makes sure that it is on disk: no checkpoint may be newer than the logs."""
+        with open(self.path / name, "a") as log:
+            print(json.dumps({"step": step, **values}), file=log, flush=True)
+            os.fsync(log.fileno())
+
+    def truncate_logs(self, step: int) -> None:
+        """Removes incomplete lines, and lines after a step, from the logs."""
+
+        def is_kept(line: str) -> bool:
+            return line.endswith("}\n") and json.loads(line)["step"] <= step
+
+        for name in (LOSSES, HELD_OUT):
+            if (path := self.path / name).exists():
+                lines = path.read_text().splitlines(keepends=True)
+                atomic_write(path, "".join(line for line in lines if is_kept(line)).encode())
+
+    def save_model(self, model: LangCellForPreTraining, processor: LangCellProcessor, record: dict[str, Any]) -> None:
+        """
+        Saves model and processor, and last the record of the training, with which the run counts as trained.
+
+        Args:
+            model: The trained model. An untrained masked-gene head is not saved.
+            processor: Its processor.
+            record: Corpus, machine and versions of the training.
+        """
+        saved: LangCellModel = model
+        if not model.config.masked_gene_weight:
+            saved = LangCellModel(model.config)
+            saved.load_state_dict(
+                {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
+            )
+        saved.to(getattr(torch, self.config.saved_dtype)).save_pretrained(self.path)
+        # Half precision saves space on disk only: the checkpoint loads as float32 by default.
+        for part in (saved.config, saved.config.cell_config, saved.config.text_config):
+            part.dtype = torch.float32
+        saved.config.save_pretrained(self.path)
+        processor.save_pretrained(self.path)
+        settings = {name: _without_folder(value) for name, value in asdict(self.config).items() if name != "output"}
+        runs = [*self._earlier_runs(), {"config": settings, **record}]
+        atomic_write(self._training, (json.dumps({"runs": runs}, indent=1) + "\n").encode())
+
+    def _earlier_runs(self) -> list[dict[str, Any]]:
+        """Reads the training record of the checkpoint that the run started from."""
+        record = Path(self.config.start or "", TRAINING)
+        return json.loads(record.read_text())["runs"] if self.config.start and record.is_file() else []
+
+    def remove_working_files(self) -> None:
+        """Removes training checkpoints, and files that a killed process left incomplete."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for incomplete in self.path.glob(".*"):
+            incomplete.unlink()
+
+    def finish(self) -> None:
+        """Marks the run as finished."""
+        self._run.unlink()
+
+
+def _without_folder(value: Any) -> Any:
+    """Returns a setting for the record: of an absolute path only the name, since its folder is on this machine only."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+__all__ = ["HELD_OUT", "LOSSES", "RunFolder"]
