@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Names, ids and free text to descriptions."""
+"""The ontology: terms by name or id, their relations, and the texts that describe them."""
 
 import itertools
 import re
@@ -30,7 +30,7 @@ from modeling_langcell.ontology import (
 OTHER_SPECIES = re.compile(r"Mmus|Mus musculus|mouse|sensu (?!Vertebrata)")
 
 
-def test_every_living_term_of_the_ontology_is_there():
+def test_all_current_terms_are_there():
     terms = all_terms()
     assert len(terms) > 3000
     assert all(term.id.startswith("CL:") and term.name for term in terms)
@@ -68,8 +68,8 @@ def test_bare_greek_letters_are_cells_of_pancreatic_islets(label, term_id):
     assert "CL:0008024" in ancestors(term_id), "it is a pancreatic endocrine cell"
 
 
-def test_only_a_name_that_says_its_species_is_of_another_species():
-    """Every synonym of every such term: none answers unless the species is in it, but names and ids do."""
+def test_terms_of_other_species_need_their_species():
+    """No synonym of such a term finds it unless it names the species; its name and id do."""
     of_others = [term for term in all_terms() if OTHER_SPECIES.search(term.name)]
     assert len(of_others) > 200
     answering = []
@@ -91,7 +91,7 @@ def test_only_a_name_that_says_its_species_is_of_another_species():
         "334 Microglia NN",
     ],
 )
-def test_a_name_that_only_another_species_has_is_refused(label):
+def test_bare_names_of_other_species_are_refused(label):
     with pytest.raises(InputError, match="does not know"):
         find_term(label)
 
@@ -107,7 +107,7 @@ def test_a_name_that_only_another_species_has_is_refused(label):
         ("club cell (zebrafish)", "CL:0007021"),
     ],
 )
-def test_names_of_humans_and_of_vertebrates_at_large_are_found(label, term_id):
+def test_names_for_humans_and_vertebrates_are_found(label, term_id):
     assert find_term(label).id == term_id
 
 
@@ -145,7 +145,7 @@ def test_descriptions_keep_labels_and_order():
     assert described["cell type: something new. It expresses insulin."].endswith("It expresses insulin.")
 
 
-def test_own_descriptions_are_taken_as_they_are():
+def test_own_descriptions_are_used_unchanged():
     described = describe({"mine": "a cell of mine", "NK cell": ""})
     assert described["mine"] == "a cell of mine"
     assert described["NK cell"].startswith("cell type: natural killer cell.")
@@ -214,7 +214,7 @@ def test_terms_of_other_ontologies():
     assert ancestors("unknown") == frozenset()
 
 
-def test_agreement_is_the_formula_by_steps_up_one_parent_at_a_time():
+def test_agreement_equals_the_formula():
     parser = OntologyParser()
 
     def steps_up(term_id):
@@ -238,7 +238,7 @@ def test_agreement_is_the_formula_by_steps_up_one_parent_at_a_time():
     assert len(values) > 20
 
 
-def test_agreement_with_a_parent_is_above_a_sibling_s_and_that_above_a_stranger_s():
+def test_agreement_falls_from_parent_to_sibling_to_stranger():
     compared = 0
     for term in all_terms()[::29]:
         beside = siblings(term.id)
@@ -256,7 +256,7 @@ def test_agreement_with_a_parent_is_above_a_sibling_s_and_that_above_a_stranger_
 
 
 @pytest.mark.parametrize("term_id", ["unknown", "CL:9999999", "CL:0000003", "UBERON:0002107"])
-def test_agreement_with_what_is_no_cell_type_is_refused(term_id):
+def test_agreement_needs_cell_types(term_id):
     with pytest.raises(InputError, match=term_id):
         agreement("CL:0000084", term_id)
     with pytest.raises(InputError, match=term_id):
@@ -264,7 +264,7 @@ def test_agreement_with_what_is_no_cell_type_is_refused(term_id):
 
 
 class TestCandidates:
-    def test_say_what_is_meant_and_where_the_text_is_from(self):
+    def test_term_and_origin_of_the_texts(self):
         by_name, own, itself = candidates({"NK cells": "", "mine": "cell type: odd.", "cell type: other.": ""})
         assert by_name.term == find_term("natural killer cell")
         assert [text.text for text in by_name.texts] == [by_name.term.description]
@@ -278,7 +278,7 @@ class TestCandidates:
         assert found.term == find_term("B cell")
         assert found.texts == (Text("cell type: what I call so.", "your own words"),)
 
-    def test_several_texts_of_ones_own(self):
+    def test_several_own_texts(self):
         (found,) = candidates({"mine": ["one", "another", "one"]})
         assert [text.text for text in found.texts] == ["one", "another"]
         assert describe({"mine": ["one", "another"]}) == {"mine": "one"}
@@ -287,7 +287,7 @@ class TestCandidates:
         with pytest.raises(InputError, match="does not know 'odd'"):
             candidates(["odd"])
 
-    def test_an_ensemble_of_wordings_in_order(self):
+    def test_an_ensemble_of_prompt_templates_in_order(self):
         prompt_templates = ["cell type: {name}. {definition}", "{name}", "{synonym}, a kind of {name}", "{name}"]
         (found,) = candidates(["T cells"], prompt_templates)
         term = find_term("T cell")
@@ -299,7 +299,7 @@ class TestCandidates:
         assert texts_of(["T cells"], prompt_templates) == {"T cells": tuple(text.text for text in found.texts)}
 
     def test_every_term_is_one_text_by_default(self):
-        """Its name and, where it has one, its definition: what checkpoints have read since the first."""
+        """The text is the name, with the definition if there is one, as in all checkpoints so far."""
         described = describe([term.name for term in all_terms()])
         for term in all_terms():
             assert described[term.name] == f"cell type: {term.name}. {term.definition}".strip()

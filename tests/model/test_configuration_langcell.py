@@ -104,7 +104,7 @@ class TestValidation:
         with pytest.raises(StrictDataclassError, match="vocab_size"):
             LangCellConfig(**{tower: {"vocab_size": "many"}})
 
-    def test_whole_numbers_are_fine_for_fractions(self):
+    def test_integers_are_accepted_for_floats(self):
         assert LangCellConfig(temperature=1, matching_weight=0).temperature == 1
 
 
@@ -134,7 +134,7 @@ class TestComposition:
         assert LangCellConfig.from_pretrained(tmp_path).text_config.cell_hidden_size == 64
 
     @pytest.mark.parametrize("tied", [True, False])
-    def test_tying_is_the_cell_towers_fact(self, tied):
+    def test_tying_is_set_by_the_cell_tower(self, tied):
         assert LangCellConfig(cell_config={"tie_word_embeddings": tied}).tie_word_embeddings is tied
 
     def test_input_embeddings_are_of_genes(self):
@@ -154,7 +154,7 @@ class TestSaving:
         assert config.to_diff_dict() != config_class().to_diff_dict()
 
     def test_auto_map(self, config_class, tmp_path):
-        """Complete, whatever is being saved, so that one folder serves every Auto class."""
+        """It is complete for every class, so that one folder serves every Auto class."""
         config = tiny(config_class)
         for step in range(2):
             config.save_pretrained(tmp_path / str(step))

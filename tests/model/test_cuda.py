@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""On a GPU, where there is one: the answers of a CPU, in half precision nearly so, and steps of training."""
+"""On a GPU, if there is one: the same answers as on a CPU, nearly so in half precision, and training steps."""
 
 import copy
 
@@ -51,7 +51,7 @@ def model(size=64):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_the_answers_are_those_of_a_cpu(annotated, alpha):
+def test_answers_equal_a_cpus(annotated, alpha):
     expected, found = annotated("cpu", "float32", alpha), annotated("cuda", "float32", alpha)
     for name in ("langcell_probabilities", "X_langcell"):
         difference = np.abs(np.asarray(found.obsm[name]) - np.asarray(expected.obsm[name])).max()
@@ -64,7 +64,7 @@ def test_the_answers_are_those_of_a_cpu(annotated, alpha):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_in_half_precision_nearly_so(annotated, dtype, alpha):
+def test_half_precision_is_close(annotated, dtype, alpha):
     expected, found = annotated("cpu", "float32", alpha), annotated("cuda", dtype, alpha)
     same = (found.obs["langcell_cell_type"].astype(str) == expected.obs["langcell_cell_type"].astype(str)).mean()
     print(f"alpha {alpha}, {dtype}: same answer for {same:.2%} of {len(found)} cells")
@@ -74,7 +74,7 @@ def test_in_half_precision_nearly_so(annotated, dtype, alpha):
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("float16", 0.01)])
 @pytest.mark.parametrize("size", [64, 24], ids=["aligned", "not aligned"])
-def test_without_padding_as_with_it(size, dtype, tolerance):
+def test_packed_equals_padded(size, dtype, tolerance):
     of_cpu = model(size)
     ids, padded, mask = random_ids(CELLS, of_cpu.config.cell_config.vocab_size)
     texts, padded_texts, text_mask = random_ids(TEXTS, of_cpu.config.text_config.vocab_size, seed=1)
@@ -111,8 +111,8 @@ def test_every_attention(attention):
         torch.testing.assert_close(found[name].cpu(), expected[name], atol=tolerance, rtol=tolerance)
 
 
-def test_a_step_of_training():
-    """Of all four objectives in mixed precision, with padding and dropout: the loss falls."""
+def test_training_steps():
+    """The loss falls with all four objectives in mixed precision, with padding and dropout."""
     torch.manual_seed(0)
     trained = LangCellForPreTraining(tiny_config(cell_config=WIDE, text_config=WIDE)).cuda().train()
     _, ids, mask = random_ids(CELLS, trained.config.cell_config.vocab_size - 1)
@@ -133,8 +133,8 @@ def test_a_step_of_training():
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_where_memory_runs_out_less_is_read_at_once():
-    """A budget of far more than the GPU holds is halved until it fits, and the results are the same."""
+def test_the_budget_is_halved_when_memory_runs_out():
+    """A budget far above the GPU's memory is halved until it fits, with the same results."""
     budget, read = TokenBudget(1 << 40), []
 
     def embed(rows: list[int]) -> float:
@@ -151,8 +151,8 @@ def test_where_memory_runs_out_less_is_read_at_once():
     assert budget.tokens < 1 << 40
 
 
-def test_a_scorer_takes_what_fits(tiny_processor):
-    """The budget of a GPU's own memory."""
+def test_a_scorers_budget_fits(tiny_processor):
+    """The default budget depends on the GPU's memory."""
     tiny = LangCellModel(tiny_config(cell_config=WIDE, text_config=WIDE)).eval().cuda()
     scorer = DescriptionScorer(tiny, tiny_processor, {"a": "a b cell .", "b": "a t cell ."}, 0.5)
     assert scorer.budget.tokens == 262_144

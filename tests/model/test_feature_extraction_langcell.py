@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The feature extractor: ranks against a slow obvious reference, every form of input, gene names, refusals."""
+"""The feature extractor: ranks against a simple slow reference, every form of input, gene names, invalid input."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor, AutoProcessor
 
@@ -83,7 +83,6 @@ def matrices_and_vocabularies(draw):
     return counts, medians, np.array(columns), draw(st.integers(2, 14)), draw(st.integers(1, 7))
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(matrices_and_vocabularies(), st.sampled_from([np.int64, np.int32, np.uint32, np.float32, np.float64]))
 def test_ranks_are_those_of_the_definition(drawn, dtype):
     counts, medians, columns, max_length, chunk_size = drawn
@@ -139,7 +138,6 @@ def sparse_matrices(draw):
     return matrix, dense, medians, np.array(genes)
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(sparse_matrices(), st.integers(2, 14))
 def test_sparse_matrices_of_every_kind_are_ranked_by_the_definition(drawn, max_length):
     matrix, dense, medians, genes = drawn
@@ -217,7 +215,7 @@ def test_order_inside_a_row_never_matters(extractor, counts, genes, expected):
     assert sequences(extractor.rank(matrix, gene_ids=genes)) == expected
 
 
-def test_zeros_that_are_stored_are_left_out(extractor, counts, genes, expected):
+def test_stored_zeros_are_ignored(extractor, counts, genes, expected):
     cells, columns = counts.shape
     starts, indices = np.arange(cells + 1) * columns, np.tile(np.arange(columns), cells)
     matrix = sp.csr_matrix((counts.ravel(), indices, starts), shape=counts.shape)
@@ -226,7 +224,7 @@ def test_zeros_that_are_stored_are_left_out(extractor, counts, genes, expected):
     assert sequences(extractor.rank(matrix * 0.5, gene_ids=genes, counts="normalized")) == expected
 
 
-def test_entries_given_twice_are_summed(extractor, counts, genes, expected):
+def test_repeated_entries_are_summed(extractor, counts, genes, expected):
     matrix = sp.csr_matrix(counts)
     assert (matrix.data > 1).any()
     ones = (matrix.data > 1).astype(matrix.dtype)  # One of each larger count moves to an entry of its own.
@@ -239,7 +237,7 @@ def test_entries_given_twice_are_summed(extractor, counts, genes, expected):
 
 @pytest.fixture(params=[1, 4])
 def small_blocks(request, monkeypatch):
-    """Chunks that are worked off in many blocks, by one thread or by several."""
+    """Makes chunks consist of many blocks, for one thread or several."""
     monkeypatch.setattr(ranking, "_BLOCK", 2)
     monkeypatch.setattr(ranking, "_GROUP", 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: request.param)
@@ -319,7 +317,7 @@ def test_a_chunk_alone_is_the_chunk_of_the_stream(small_blocks, extractor, cells
         file.file.close()
 
 
-def test_what_chunks_are_of(extractor, counts, genes):
+def test_attributes_of_chunks(extractor, counts, genes):
     adata = adata_of(np.ones_like(counts), genes, layers={"counts": counts})
     chunks = extractor.chunks(adata, chunk_size=5, layer="counts", max_length=4)
     assert isinstance(chunks, Sequence)
@@ -337,7 +335,7 @@ def test_what_chunks_are_of(extractor, counts, genes):
         chunks[0:2]
 
 
-def test_the_next_chunk_is_read_while_one_is_worked_on(extractor, counts, genes):
+def test_the_next_chunk_is_read_ahead(extractor, counts, genes):
     class Recorder:
         shape = counts.shape
         reached = {start: threading.Event() for start in range(0, 12, 4)}
@@ -354,7 +352,7 @@ def test_the_next_chunk_is_read_while_one_is_worked_on(extractor, counts, genes)
     assert [number for number, _ in chunks] == [0, 1]
 
 
-def test_a_chunk_reads_its_own_rows_alone(small_blocks, extractor, counts, genes, expected):
+def test_a_chunk_reads_only_its_own_rows(small_blocks, extractor, counts, genes, expected):
     class Recorder:
         shape = counts.shape
         read = []
@@ -433,7 +431,7 @@ def test_matrices(extractor, counts, genes, expected, form):
     assert sequences(extractor.rank(form(counts), gene_ids=genes)) == expected
 
 
-def test_a_matrix_of_true_and_false_counts_once(extractor, counts, genes):
+def test_a_boolean_matrix(extractor, counts, genes):
     assert sequences(extractor.rank(counts > 0, gene_ids=genes)) == sequences(
         extractor.rank((counts > 0).astype(int), gene_ids=genes)
     )
@@ -559,7 +557,7 @@ def test_duplicated_genes_are_summed(names):
     assert sequences(ranked) == [[9, 4, 3, 5], [9, 3, 4, 5]]  # LYZ ties with CD19: the lower id first
 
 
-def test_a_genome_prefix_is_no_part_of_a_name(names):
+def test_a_genome_prefix_is_not_part_of_a_name(names):
     ids = ["hg19_LYZ", "GRCh38_ENSG01", "GRCh38_______CD19", "hg38_ENSG03.2"]
     assert names.open(sp.csr_matrix((1, 4)), gene_ids=ids)[1].token_ids.tolist() == [3, 2, 5, 4]
 
@@ -630,7 +628,7 @@ def test_one_wrong_value_is_named(extractor, counts, genes, value, message, chun
         list(extractor.stream(adata_of(form(counts), genes), chunk_size=chunk_size))
 
 
-def test_an_array_is_not_advised_in_place_of_itself(extractor, counts, genes):
+def test_an_array_is_not_suggested_for_itself(extractor, counts, genes):
     counts = np.tile(counts, (10, 1))
     counts[80, 3] = 0.5  # What lies before it does look like counts.
     adata = adata_of(counts, genes, layers={"names": np.full(counts.shape, "a", dtype=object)})
@@ -679,7 +677,7 @@ def test_the_array_that_does_hold_counts_is_named(
     backed.file.close()
 
 
-def test_values_that_are_no_logarithms(extractor, counts, genes):
+def test_values_that_are_not_logarithms(extractor, counts, genes):
     with pytest.raises(InputError, match=r"X holds only whole numbers, so not logarithms .* Pass counts='raw'"):
         extractor(adata_of(counts.clip(max=20), genes), counts="log1p")
     with pytest.raises(InputError, match=r"X holds values too large for logarithms .* Pass counts='normalized'"):
@@ -689,7 +687,7 @@ def test_values_that_are_no_logarithms(extractor, counts, genes):
 
 
 @pytest.mark.parametrize("dtype", [object, str, complex])
-def test_values_that_are_no_numbers(extractor, counts, genes, dtype):
+def test_values_that_are_not_numbers(extractor, counts, genes, dtype):
     with pytest.raises(InputError, match=r"^the matrix holds (object|<U32|complex\d+) values: make them numbers.$"):
         extractor(counts.astype(dtype), gene_ids=genes)
     if dtype is object:
@@ -747,7 +745,10 @@ def test_cells_without_known_genes(extractor, counts, genes, expected):
         ({"layer": "gone"}, r"No layer 'gone'; layers here: \['counts'\]."),
         ({"use_raw": True}, "This AnnData has no raw: leave out use_raw."),
         ({"layer": "counts", "use_raw": True}, "Choose one of layer and use_raw."),
-        ({"gene_ids": ["GENE1"] * 40}, "gene_ids is for a matrix; for an AnnData, name their column of var with gene_col"),
+        (
+            {"gene_ids": ["GENE1"] * 40},
+            "gene_ids is for a matrix; for an AnnData, name their column of var with gene_col",
+        ),
         ({"counts": "cpm"}, "counts='cpm' is not one of 'raw', 'normalized' and 'log1p'."),
         ({"empty_cells": "drop"}, "empty_cells='drop' is not one of 'error' and 'mark'."),
         ({"padding": "left"}, "padding='left' is not one of True, 'longest', 'max_length', False, 'do_not_pad'."),
@@ -803,7 +804,10 @@ def damaged(x: h5py.Group, name: str, change) -> None:
     [
         (lambda x: x.file.__delitem__("X"), r"cells.h5ad has no X: put the counts there\."),
         (lambda x: x.attrs.__setitem__("encoding-type", "dict"), "X of .* cannot be read: Unknown encoding type dict"),
-        (lambda x: x.attrs.__setitem__("shape", [12, 41]), r"shape is \d+ x 41, but there are names for \d+ cells and 40"),
+        (
+            lambda x: x.attrs.__setitem__("shape", [12, 41]),
+            r"shape is \d+ x 41, but there are names for \d+ cells and 40",
+        ),
         (lambda x: damaged(x, "indices", lambda indices: indices[:-1]), "X of .* cannot be read: "),
         (lambda x: damaged(x, "indices", lambda indices: indices - 1), "its indices are not all from 0 to 39"),
         (lambda x: damaged(x, "indices", lambda indices: indices + 40), "its indices are not all from 0 to 39"),
@@ -841,7 +845,7 @@ def test_a_matrix_in_memory_that_is_damaged(extractor, counts, genes):
         (RecursionError("maximum recursion depth exceeded"), "it is nested too deep"),
     ],
 )
-def test_what_an_exception_has_to_say(error, reason):
+def test_reasons_of_exceptions(error, reason):
     assert reason_of(error) == reason
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The networks: one tester for the whole family, then what each class alone promises."""
+"""The networks: tests that all classes of the family share, then those of single classes."""
 
 import copy
 import dataclasses
@@ -91,7 +91,7 @@ class ModelTester:
         return config if self.tower is None else getattr(config, self.tower)
 
     def model(self, config=None, **kwargs) -> PreTrainedModel:
-        """The same random weights at every call, out of training."""
+        """Returns the model with the same random weights at every call, in evaluation mode."""
         torch.manual_seed(0)
         # A model writes its attention implementation into its config.
         config = copy.deepcopy(config) if config is not None else self.config()
@@ -389,7 +389,7 @@ class TestEveryModel:
 
 @pytest.fixture
 def attention_calls(monkeypatch) -> Counter:
-    """How often each attention implementation was asked for."""
+    """Counts the calls of each attention implementation."""
     calls: Counter = Counter()
 
     class Recorder:
@@ -698,7 +698,7 @@ class TestJointModel:
                 torch.testing.assert_close(pair[0, 0], grid[cell, text], atol=1e-5, rtol=0)
 
     def test_matching_reads_the_cls_state(self, model):
-        """Of a text that has read the cell, by the head; not of the text alone."""
+        """The head reads the state of the text after it has read the cell, not of the text alone."""
         inputs = joint_inputs()
         states = torch.randn(CELLS, GENES, CELL_WIDTH)
         mask = inputs["cell_attention_mask"]
@@ -1020,7 +1020,7 @@ class TestPreTraining:
         with pytest.raises(ValueError, match="need input_ids"):
             model(**inputs, text_pooled=pooled)
 
-    def test_nothing_asked(self):
+    def test_no_objective(self):
         assert run_pretraining(pretraining_model(**dict.fromkeys(WEIGHTS, 0))).loss is None
 
     def test_masked_gene_loss(self, monkeypatch):
@@ -1101,7 +1101,7 @@ class TestPreTraining:
         )
 
     @pytest.mark.parametrize("length_groups", [2, 3, 9])
-    def test_passes_change_nothing(self, length_groups):
+    def test_length_groups_change_nothing(self, length_groups):
         """Cells of 7, 4 and 6 genes: groups by length are not in the order of the batch."""
         model = pretraining_model()
         ids, mask = cell_inputs().values()
@@ -1120,7 +1120,7 @@ class TestPreTraining:
         run_pretraining(model, **given, length_groups=length_groups)
         assert len(rows) == min(length_groups, CELLS)
 
-    def test_what_is_drawn_can_be_given(self):
+    def test_random_numbers_can_be_given(self):
         model = pretraining_model()
         shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(cell_inputs()["input_ids"])
         given = {"masked_input_ids": shown, "masked_gene_labels": labels, "negative_draws": torch.rand(CELLS, 2)}
@@ -1155,7 +1155,7 @@ class TestPreTraining:
         assert losses[-1] < 0.8 * losses[0]
 
     def test_cells_that_share_one_description(self):
-        """No negatives at all: what is left is finite, and so are its gradients."""
+        """There are no negatives: the loss and its gradients stay finite."""
         model = pretraining_model().train()
         texts = {name: tensor[:1] for name, tensor in text_inputs().items()}
         out = run_pretraining(model, **texts, text_index=torch.zeros(CELLS, dtype=torch.long))

@@ -72,7 +72,7 @@ class TestMaskedGeneModelling:
         assert torch.equal(labels, cells.masked_fill(special, IGNORED))
         assert torch.equal(shown[special], cells[special])
 
-    def test_others_are_shown_as_they_are(self, cells):
+    def test_other_genes_are_unchanged(self, cells):
         shown, labels = MaskedGeneModelling(self.VOCABULARY).corrupt(cells)
         chosen = labels != IGNORED
         assert torch.equal(shown[~chosen], cells[~chosen])
@@ -94,7 +94,7 @@ class TestMaskedGeneModelling:
         assert (shown == 3).float().mean() > 0.7
         assert shown.min() == 3
 
-    def test_draws_anew(self, cells):
+    def test_draws_differ(self, cells):
         objective = MaskedGeneModelling(self.VOCABULARY)
         assert not torch.equal(objective.corrupt(cells)[1], objective.corrupt(cells)[1])
 
@@ -117,7 +117,7 @@ class TestMaskedGeneModelling:
         close(objective(logits[asked], labels[asked]), sum(terms) / len(terms))
 
     @pytest.mark.parametrize("shape", [(2, 3, 11), (0, 11)])
-    def test_nothing_asked(self, shape):
+    def test_no_labels(self, shape):
         logits = torch.randn(shape, requires_grad=True)
         loss = MaskedGeneModelling(11)(logits, torch.full(shape[:-1], IGNORED))
         close(loss, 0)
@@ -149,7 +149,7 @@ class TestCellCellContrast:
 
 
 def random_batch(seed: int, cells: int, texts: int, neutral_share: float = 0.0):
-    """Logits, each cell's text (every text has a cell as far as there are cells), and neutral pairs."""
+    """Logits, each cell's text (every text has a cell as far as there are cells), and ignored pairs."""
     generator = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(cells, texts, generator=generator)
     text_index = torch.arange(cells) % texts
@@ -265,7 +265,7 @@ class TestCellTextMatching:
 
     @pytest.mark.parametrize("name", ["distinct", "shared descriptions", "neutral pairs", "shared and neutral"])
     def test_given_numbers_decide(self, name):
-        """The partner is the one in whose share of the distribution, candidates in their order, the number falls."""
+        """The number falls into the partner's share of the distribution, with candidates in order."""
         logits, text_index, ignored_pairs = BATCHES[name]
         cells, texts = logits.shape
         torch.manual_seed(0)
@@ -291,7 +291,7 @@ class TestCellTextMatching:
                 assert wrong_text[cell] == chosen(of_cell, draws[cell, 0].item())
                 assert wrong_cell[cell] == chosen(of_text, draws[cell, 1].item())
 
-    def test_without_neutral(self):
+    def test_without_ignored_pairs(self):
         logits, text_index, ignored_pairs = BATCHES["shared descriptions"]
         torch.manual_seed(0)
         expected = CellTextMatching().draw_negatives(logits, text_index, ignored_pairs)
@@ -311,7 +311,7 @@ class TestCellTextMatching:
         assert (wrong_cell < len(logits)).all()
 
     def test_some_without_negatives(self):
-        """Cell 0 has every text for true; of the others each has one wrong partner."""
+        """Every text is true of cell 0; each other cell has one wrong partner."""
         ignored_pairs = torch.zeros(3, 2, dtype=torch.bool)
         ignored_pairs[0, 1] = True
         text_index = torch.tensor([0, 0, 1])
@@ -322,7 +322,7 @@ class TestCellTextMatching:
         assert wrong_cell[2].item() == 1  # Not cell 0, of which text 1 is neutral.
 
     def test_a_text_true_of_every_cell(self):
-        """Cell 0 has wrong texts, but its own is wrong of no cell: it is left out as a whole."""
+        """Cell 0 has wrong texts, but its own is true of every cell: the cell is ignored."""
         ignored_pairs = torch.zeros(3, 3, dtype=torch.bool)
         ignored_pairs[1:, 0] = True
         *_, usable = CellTextMatching().draw_negatives(torch.zeros(3, 3), torch.arange(3), ignored_pairs)
@@ -353,7 +353,7 @@ class TestCellTextMatching:
         ]
         close(CellTextMatching()(logits, labels), sum(terms) / 7)
 
-    def test_nothing_asked(self):
+    def test_no_labels(self):
         logits = torch.randn(4, 2, requires_grad=True)
         loss = CellTextMatching()(logits, torch.full((4,), IGNORED))
         close(loss, 0)

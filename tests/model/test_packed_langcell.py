@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Inference without padding: the numbers of the padded way, from the work that is due and no more."""
+"""Inference without padding: same results as with padding, and no more work than needed."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def random_ids(lengths, vocabulary, seed=0):
 
 
 class TestPackedSequences:
-    def test_where_tokens_are(self):
+    def test_offsets_and_positions(self):
         packed = PackedSequences([2, 1, 3])
         assert packed.offsets == [0, 2, 3, 6]
         assert packed.first.tolist() == [0, 2, 3]
@@ -62,7 +62,7 @@ class TestAttention:
     LENGTHS = [(3, 5), (3, 5), (1, 7), (400, 300), (2, 2)]
 
     def expected(self, query, key, value):
-        """One sequence after the other, plainly."""
+        """Reference: attends in one sequence after the other."""
         found, query_start, key_start = [], 0, 0
         for n_queries, n_keys in self.LENGTHS:
             q = query[query_start : query_start + n_queries].transpose(0, 1)
@@ -82,7 +82,7 @@ class TestAttention:
     @pytest.mark.parametrize("way", ["attend", "_attend_padded", "_attend_one_by_one"])
     @pytest.mark.parametrize("gradients", [False, True])
     @pytest.mark.parametrize("by_products", [False, True])
-    def test_is_that_of_each_sequence(self, given, way, gradients, by_products, monkeypatch):
+    def test_equals_attention_of_each_sequence(self, given, way, gradients, by_products, monkeypatch):
         monkeypatch.setattr(packed_langcell, "_BY_PRODUCTS", by_products)
         states, queries, keys = given
         with torch.set_grad_enabled(gradients):
@@ -90,12 +90,12 @@ class TestAttention:
         torch.testing.assert_close(found, self.expected(*states), atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(("processor", "expected"), [("AMD EPYC", True), ("Intel Xeon", False), ("", True)])
-    def test_by_products_but_on_intel(self, processor, expected, monkeypatch):
+    def test_products_are_used_except_on_intel(self, processor, expected, monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor}, raising=False)
         assert packed_langcell._is_intel() != expected
 
-    def test_long_ones_are_products(self, given, monkeypatch):
-        """So that what is compared above is both ways."""
+    def test_long_sequences_use_products(self, given, monkeypatch):
+        """Makes sure that the comparison above covers both kernels."""
         monkeypatch.setattr(packed_langcell, "_BY_PRODUCTS", True)
         with torch.no_grad():
             if not takes_onednn(*given[0][:2]):
@@ -109,8 +109,8 @@ class TestAttention:
             attend(*given[0], *given[1:])
         assert seen == [400]
 
-    def test_on_cuda_one_kernel_takes_all(self, given, monkeypatch):
-        """A stand-in for the kernel, which needs a GPU: it is given what torch documents."""
+    def test_cuda_uses_one_kernel_for_all_sequences(self, given, monkeypatch):
+        """Replaces the kernel, which needs a GPU, and checks that it gets the arguments that torch documents."""
         states, queries, keys = given
 
         class OnCuda(torch.Tensor):
@@ -135,7 +135,7 @@ class TestDense:
 
     @pytest.mark.parametrize("activation", [None, nn.ReLU(), GELUActivation(), nn.Tanh()])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-    def test_is_the_layer(self, layer, activation, dtype):
+    def test_equals_the_layer(self, layer, activation, dtype):
         layer, states = layer.to(dtype), torch.randn(2, 5, 16, dtype=dtype)
         with torch.no_grad():
             expected = layer(states) if activation is None else activation(layer(states))
@@ -233,11 +233,11 @@ class TestTowers:
 
 
 class TestWork:
-    """Counted, not timed: whoever makes the exact way do more than it must finds out here."""
+    """Work is counted, not timed: a change that makes exact scoring do more than needed fails here."""
 
     @pytest.fixture
     def scored(self, model, tiny_processor):
-        """Work of scoring cells among texts of different lengths, and the least that can be."""
+        """Work of scoring cells against texts of different lengths, and the minimum."""
         descriptions = {str(n): "cell type : " + "b " * n for n in range(1, 13)}
         ids, _, _ = random_ids(CELLS, model.config.cell_config.vocab_size)
 
@@ -254,16 +254,16 @@ class TestWork:
 
         return count
 
-    def test_of_the_exact_way(self, scored):
+    def test_exact_scoring(self, scored):
         counted, least = scored()
         # Projections and heads are not counted in the least.
         assert least <= counted < 1.01 * least
 
-    def test_of_one_text_at_a_time(self, scored):
-        """What it would take to read the cells' keys and values, and the first layer, once for each text."""
+    def test_one_text_at_a_time(self, scored):
+        """Compares with computing the cells' keys and values, and the first layer, once for each text."""
         assert scored(tokens=1)[0] > 1.3 * scored()[0]
 
-    def test_of_a_shortlist(self, scored):
+    def test_shortlist(self, scored):
         counted, least = scored(shortlist=3)
         # The least is that of texts of mean length.
         assert counted < 1.15 * least

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Against the recorded behaviour of the published inference code, and against `transformers.BertModel`."""
+"""Parity with the recorded behaviour of the published inference code, and with `transformers.BertModel`."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ SIMILARITY_TOLERANCE = 1e-4
 
 
 def disagreements(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The largest difference of every tensor that is not what is expected."""
+    """Returns the largest difference for every tensor outside of its tolerance."""
     wrong = {}
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape, name
@@ -63,7 +63,7 @@ def inputs(shared):
 
 @pytest.fixture(scope="module")
 def expected(shared):
-    """The recorded tensors; hidden states of padding are nobody's business and are zeroed."""
+    """The recorded tensors; hidden states of padding have no meaning and are zeroed."""
     tensors = load_file(shared / "reference/expected.safetensors")
     tensors["cell_last_hidden_state"] *= tensors["attention_mask"].unsqueeze(-1)
     return tensors
@@ -71,7 +71,7 @@ def expected(shared):
 
 @pytest.fixture(scope="module")
 def recorded_cells(converted, inputs):
-    """An AnnData whose cells rank as the recorded ones: the median times how many genes come after, plus one."""
+    """An AnnData whose cells rank like the recorded ones: a count is the median times one plus the genes after it."""
     vocabulary = converted[1].feature_extractor.gene_vocabulary
     medians = vocabulary["medians"]
     values = sp.lil_matrix((len(inputs["cells_without_cls"]), len(medians)))
@@ -83,7 +83,7 @@ def recorded_cells(converted, inputs):
 
 @torch.inference_mode()
 def run(model, processor, cells, texts) -> dict[str, torch.Tensor]:
-    """What was recorded of the published code, by the names it was recorded under."""
+    """Outputs of the published code, under their recorded names."""
     batch = processor(cells=cells, text=texts, counts="normalized", return_tensors="pt")
     outputs = model(**batch, return_matching=True)
     hidden = outputs.cell_model_output.last_hidden_state * batch["cell_attention_mask"].unsqueeze(-1)
@@ -140,7 +140,7 @@ _MATCHING = {"ctm_logits", "ctm_match_prob"}
         ("matching_head.bias", 1e-3, _MATCHING),
     ],
 )
-def test_one_nudged_weight_is_noticed(converted, recorded_cells, inputs, expected, parameter, amount, moved):
+def test_a_small_change_of_one_weight_is_noticed(converted, recorded_cells, inputs, expected, parameter, amount, moved):
     model, processor = converted
     model = copy.deepcopy(model)
     with torch.no_grad():
@@ -181,13 +181,13 @@ def test_real_cells_rank_as_recorded(shared):
 
 
 def published_geometry(**geometry) -> BertConfig:
-    """A BertConfig of what `tiny_config` is, dropout left out."""
+    """A BertConfig with the geometry of `tiny_config`, without dropout."""
     return BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, use_cache=False, **geometry)
 
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
 def towers(request):
-    """A random LangCellModel and the two BertModels that it got its towers from."""
+    """A random LangCellModel, and the two BertModels that its towers come from."""
     generator = torch.Generator().manual_seed(0)
     # BertModel's cross-attention knows one width alone, so here both towers have it.
     config = tiny_config(cell_config={"hidden_size": 24, "num_attention_heads": 3, "hidden_act": "relu"})
@@ -211,7 +211,7 @@ def towers(request):
 
 
 def padded(lengths: list[int], vocab_size: int, seed: int) -> dict[str, torch.Tensor]:
-    """Random ids, and a mask that leaves only so many of them in each row."""
+    """Random ids, and a mask with the given number of tokens in each row."""
     ids = torch.randint(2, vocab_size, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
@@ -245,7 +245,7 @@ def test_the_text_tower_is_bert(towers, mode, lengths):
 
 
 @torch.inference_mode()
-def test_a_grid_of_cells_and_texts_is_one_pair_at_a_time(towers):
+def test_all_pairs_at_once_equal_one_pair_at_a_time(towers):
     model, cell_bert, text_bert = towers
     cells = padded([30, 4, 17], model.config.cell_config.vocab_size, seed=4)
     texts = padded([9, 3, 12, 5], model.config.text_config.vocab_size, seed=5)

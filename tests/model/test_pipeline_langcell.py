@@ -72,7 +72,7 @@ class TestInThePackage:
         bare = annotate(cells, candidate_labels=["nk", "monocyte"], hypothesis_template="{}")
         assert bare == annotate(cells, candidate_labels={"nk": "nk", "monocyte": "monocyte"}) != by_name
 
-    def test_several_descriptions_and_wordings(self, annotate, tiny_checkpoint, cells):
+    def test_several_descriptions_and_prompt_templates(self, annotate, tiny_checkpoint, cells):
         several = DESCRIPTIONS | {"NK": ["cell type : nk .", "a natural killer"]}
         found = scores(annotate(cells, candidate_labels=several), several)
         LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu").annotate(cells, several)
@@ -185,7 +185,7 @@ class TestSaved:
         expected = scores(annotate(cells, candidate_labels=DESCRIPTIONS), DESCRIPTIONS)
         assert scores(answers, DESCRIPTIONS) == pytest.approx(expected, abs=1e-6)
 
-    def test_wordings_go_with_it(self, annotate, cells, tmp_path):
+    def test_prompt_templates_are_saved_with_it(self, annotate, cells, tmp_path):
         annotate.processor.prompt_templates = ["cell type : {name} . {definition}", "a {name}", "{name}"]
         annotate.save_pretrained(tmp_path / "saved")
         names = ["nk", "monocyte"]

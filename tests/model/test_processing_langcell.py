@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The processor: cells, texts or both to one batch that the model takes; saving; refusals."""
+"""The processor: encodes cells, texts or both as one batch; saving; invalid input; prompt templates."""
 
 import json
 
@@ -20,7 +20,7 @@ def as_lists(batch: BatchFeature) -> dict:
     return {name: np.asarray(values).tolist() for name, values in batch.items()}
 
 
-def test_cells_and_texts_are_what_each_side_makes_of_them(tiny_processor, cells):
+def test_a_batch_joins_cells_and_texts(tiny_processor, cells):
     batch = tiny_processor(cells=cells, text=TEXTS, return_tensors="pt")
     assert list(batch) == tiny_processor.model_input_names == CELL_INPUTS + TEXT_INPUTS
     assert all(values.dtype == torch.int64 for values in batch.values())
@@ -72,7 +72,7 @@ def test_options_reach_their_side(tiny_processor, cells):
     assert tiny_processor(cells=matrix, gene_ids=list(cells.var["ensembl_id"]), max_length=9) == expected
 
 
-def test_long_texts_are_cut_at_what_the_text_tower_takes(tiny_processor):
+def test_long_texts_are_truncated_to_the_text_towers_limit(tiny_processor):
     batch = tiny_processor(text=["a cell " * 100, "b cell"], return_tensors="pt")
     assert batch["input_ids"].shape == (2, 32)
     assert batch["input_ids"][0, -1] == tiny_processor.tokenizer.sep_token_id
@@ -126,11 +126,11 @@ def test_repr_is_short(tiny_processor):
     assert len(repr(tiny_processor)) < 200
 
 
-class TestWord:
+class TestFillTemplates:
     def texts(self, prompt_templates, name="B cell", **said):
         return [text.text for text in fill_templates(prompt_templates, name, **said)]
 
-    def test_fills_every_wording_in_order(self):
+    def test_every_template_is_filled_in_order(self):
         found = fill_templates(["{name}: {definition}", "{synonym} ({name})"], "B cell", "It is.", ["B-cell", "b"])
         assert [text.text for text in found] == ["B cell: It is.", "B-cell (B cell)", "b (B cell)"]
         assert [text.origin for text in found] == [
@@ -138,19 +138,19 @@ class TestWord:
         ]
         assert [text.template for text in found] == ["{name}: {definition}", *["{synonym} ({name})"] * 2]
 
-    def test_leaves_out_what_nothing_fills_and_what_is_there(self):
+    def test_templates_without_values_and_repeated_texts_are_omitted(self):
         prompt_templates = ["{name}", "{name}: {definition}", "{synonym}", "cell: {name}"]
         assert self.texts(prompt_templates) == ["B cell", "cell: B cell"]
         assert self.texts(prompt_templates, synonyms=["B cell", "b"]) == ["B cell", "b", "cell: B cell"]
 
-    def test_there_is_always_one(self):
+    def test_there_is_always_a_text(self):
         assert self.texts(PROMPT_TEMPLATES) == self.texts(["{definition}", "{synonym}"]) == ["cell type: B cell."]
 
     def test_synonyms_are_bounded(self):
         many = [f"b{number}" for number in range(SYNONYMS + 5)]
         assert self.texts(["{synonym}"], synonyms=many) == many[:SYNONYMS]
 
-    def test_braces_are_only_a_wordings(self):
+    def test_braces_in_names_are_kept(self):
         assert self.texts(["{{{name}}}, {definition}"], "{name}", definition="{x}") == ["{{name}}, {x}"]
 
 
@@ -160,8 +160,8 @@ def test_no_texts(texts):
         as_texts("B cell", texts)
 
 
-class TestWordings:
-    def test_are_one_unless_said(self, tiny_processor):
+class TestPromptTemplates:
+    def test_default(self, tiny_processor):
         assert tiny_processor.prompt_templates == PROMPT_TEMPLATES == ("cell type: {name}. {definition}",)
 
     def test_are_saved_and_loaded(self, tiny_processor, tmp_path):
@@ -176,7 +176,7 @@ class TestWordings:
         processor.save_pretrained(tmp_path / "set")
         assert AutoProcessor.from_pretrained(tmp_path / "set").prompt_templates == ("{name}",)
 
-    def test_of_a_processor_that_was_saved_before_there_were_any(self, tiny_processor, tmp_path):
+    def test_processors_saved_without_templates_load(self, tiny_processor, tmp_path):
         tiny_processor.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "processor_config.json").read_text())
         del config["prompt_templates"]
@@ -187,7 +187,7 @@ class TestWordings:
         "prompt_templates",
         [[], "{name}", {"{name}"}, ["a cell"], ["{nme}"], ["{name} {}"], ["{name"], ["{name!r}"], ["{name:>9}"], [5]],
     )
-    def test_that_cannot_be_filled(self, tiny_processor, prompt_templates):
+    def test_invalid_templates_are_refused(self, tiny_processor, prompt_templates):
         with pytest.raises(InputError, match=r"prompt_templates must be a list|The prompt template .* must have"):
             LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, prompt_templates)
         before = tiny_processor.prompt_templates

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""How much goes through a model at once: bounded by memory, less when it runs out, with nothing lost or done twice."""
+"""The token budget: bounded by memory, halved when it runs out, with nothing lost or done twice."""
 
 import sys
 
@@ -15,7 +15,7 @@ LENGTHS = [9, 7, 7, 5, 2, 1]
 
 
 def spend(budget, holds, error=None):
-    """Blocks that were read, by a device that holds so many positions; and how often it was asked."""
+    """Reads items on a device that holds a number of positions; returns the blocks read, those tried, and results."""
     asked = []
 
     def read(block):
@@ -28,13 +28,13 @@ def spend(budget, holds, error=None):
     return [block for block, _ in found], asked, [read for _, read in found]
 
 
-def test_blocks_are_as_many_as_fit_and_at_least_one():
+def test_blocks_hold_what_fits_and_at_least_one_item():
     assert list(TokenBudget(14).blocks(range(6), LENGTHS)) == [[0], [1, 2], [3, 4, 5]]
     assert list(TokenBudget(1).blocks("abc", [5, 5, 5])) == [["a"], ["b"], ["c"]]
     assert list(TokenBudget(1).blocks([], [])) == []
 
 
-def test_a_budget_of_nothing_is_refused():
+def test_a_budget_of_zero_is_refused():
     with pytest.raises(InputError, match="batch_tokens=0"):
         TokenBudget(0)
 
@@ -48,9 +48,11 @@ def test_a_budget_of_nothing_is_refused():
         MemoryError(),
     ],
 )
-def test_out_of_memory_halves_and_goes_on(error):
+def test_out_of_memory_halves_and_goes_on(error, caplog):
     budget = TokenBudget(1000)
     blocks, asked, found = spend(budget, 16, error)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 6
+    assert caplog.messages[-1] == "Memory ran out with up to 31 positions at once: going on with 15."
     assert [item for block in blocks for item in block] == [0, 1, 2, 3, 4, 5], "all, in order, once"
     assert found == [[LENGTHS[item] for item in block] for block in blocks]
     assert budget.tokens == 15, "1000, 500, ..., 31 (holds all), 15"
@@ -62,7 +64,7 @@ def test_other_errors_are_not_hidden():
         spend(TokenBudget(1000), 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-def test_a_cell_too_many():
+def test_a_cell_that_does_not_fit():
     with pytest.raises(InputError, match="not enough memory"):
         spend(TokenBudget(1000), 8)
 

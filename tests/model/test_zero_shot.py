@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Scores of cells among descriptions: what a shortlist reads, what the others keep, and what it proves."""
+"""Zero-shot scores: the shortlist, the labels outside of it, when it is exact, and labels with several texts."""
 
 import anndata as ad
 import numpy as np
@@ -30,7 +30,7 @@ def annotator(tiny_checkpoint):
 
 @pytest.fixture
 def score(annotator, cells):
-    """What a scorer finds of twelve cells, in their order."""
+    """Scores of twelve cells, in their order."""
     ranked = annotator.processor.feature_extractor.rank(cells)
 
     def score(descriptions=FEW, alpha=0.3, shortlist=None, tokens=1000):
@@ -47,8 +47,8 @@ def score(annotator, cells):
 
 
 class TestShortlist:
-    def test_what_is_read_is_what_is_read_without_it(self, score):
-        """Of each cell the most similar; the others as if they did not match at all."""
+    def test_labels_inside_get_the_same_match_as_without_it(self, score):
+        """The most similar labels of each cell are read; the others score as if they did not match at all."""
         alpha = 0.3
         similarity, _ = score(alpha=1)
         exact, _ = score(alpha=alpha)
@@ -70,7 +70,7 @@ class TestShortlist:
             in_parts, _ = score(shortlist=shortlist, tokens=1)
             torch.testing.assert_close(in_parts, whole, atol=1e-5, rtol=0)
 
-    def test_by_default_is_of_many(self, annotator):
+    def test_default_applies_only_to_many_labels(self, annotator):
         def shortlist(descriptions, asked="auto", alpha=0.5):
             return DescriptionScorer(annotator.model, annotator.processor, descriptions, alpha, asked).shortlist
 
@@ -82,7 +82,7 @@ class TestShortlist:
         assert shortlist(MANY, 5, alpha=1.0) is None, "the matching is left out"
 
     @pytest.mark.parametrize("asked", [0, -1, 2.5, "16", "many"])
-    def test_is_a_number(self, annotator, asked):
+    def test_must_be_a_number(self, annotator, asked):
         with pytest.raises(InputError, match="shortlist="):
             DescriptionScorer(annotator.model, annotator.processor, FEW, 0.5, asked)
 
@@ -101,18 +101,18 @@ class TestShortlist:
 
 
 class TestSeveralTexts:
-    """Labels that several texts describe, beside others that one does."""
+    """Labels with several texts, beside labels with one."""
 
     TEXTS = {"b": ["cell type : b", "b cell", "a lymphocyte that is b"], "nk": "natural killer", "t": ["t", "a t cell"]}
     FIRST = {"b": "cell type : b", "nk": "natural killer", "t": "t"}
 
-    def test_are_embedded_as_the_mean(self, annotator):
+    def test_the_embedding_is_the_mean(self, annotator):
         found = annotator.embed_texts(self.TEXTS.values())
         for label, texts in zip(found, self.TEXTS.values(), strict=True):
             mean = annotator.embed_texts(as_texts("", texts)).mean(axis=0)
             np.testing.assert_allclose(label, mean / np.linalg.norm(mean), atol=1e-6)
 
-    def test_one_is_what_it_was(self, score):
+    def test_one_text_scores_the_same_as_before(self, score):
         for alpha in (1, 0.3):
             assert torch.equal(
                 score({label: [text, text] for label, text in FEW.items()}, alpha)[0], score(FEW, alpha)[0]
@@ -131,12 +131,12 @@ class TestSeveralTexts:
         other_way = dict(reversed(self.TEXTS.items()))
         torch.testing.assert_close(score(other_way, alpha, shortlist=2)[0].flip(1), whole, atol=1e-5, rtol=0)
 
-    def test_novelty_is_of_the_mean(self, annotator, cells):
+    def test_novelty_uses_the_mean(self, annotator, cells):
         annotator.annotate(cells, self.TEXTS)
         max_cosine = cells.obsm["X_langcell"] @ annotator.embed_texts(self.TEXTS.values()).T
         np.testing.assert_allclose(cells.obs["langcell_novelty"], 1 - max_cosine.max(axis=1), atol=1e-5)
 
-    def test_the_record_has_them_all(self, annotator, cells, tmp_path):
+    def test_the_record_has_all_texts(self, annotator, cells, tmp_path):
         annotator.annotate(cells, self.TEXTS | {"odd": ["a\nb", "c"]}).write_h5ad(tmp_path / "cells.h5ad")
         described = ad.read_h5ad(tmp_path / "cells.h5ad").uns["langcell"]["descriptions"]
         assert [texts.split("\n") for texts in described] == [
