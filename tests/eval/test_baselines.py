@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a model is compared with, on the real blood cells that scanpy carries."""
+"""Baselines on scanpy's real blood cells."""
 
 import gzip
 import warnings
@@ -27,14 +27,14 @@ from modeling_langcell.eval.baselines import (
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from tests.support.paths import REPOSITORY
 
-#: Types that are easily told apart, and of which there are cells enough.
+#: Types that are easily told apart and have enough cells.
 EASY = ["B cell", "CD14-positive monocyte", "dendritic cell", "natural killer cell"]
 TRAINED = ["logistic_regression", "knn_pca", "gene_name_embeddings"]
 
 
 @pytest.fixture(scope="module")
 def extractor():
-    """A vocabulary of the example's genes alone: few names to embed."""
+    """An extractor with the example's genes only: few names to embed."""
     vocabulary = LangCellFeatureExtractor.from_pretrained(REPOSITORY / "hub_configs/langcell-mini").gene_vocabulary
     there = set(load_example().raw.var_names)
     chosen = [row for row, names in enumerate(vocabulary["names"]) if names.split("|")[0] in there]
@@ -43,7 +43,7 @@ def extractor():
 
 @pytest.fixture(scope="module")
 def easy(extractor):
-    """Counts by gene and types of the easy cells, and the genes there are."""
+    """Counts by gene, the ids of measured genes, and the types of the easy cells."""
     adata = load_example()
     adata = adata[adata.obs[LABEL_COLUMN].isin(EASY)]
     return *counts_by_gene(adata, extractor, CELL_OPTIONS), adata.obs[LABEL_COLUMN].astype(str).to_numpy()
@@ -66,8 +66,8 @@ class TestCounts:
         some.X = some.X.log1p()
         with pytest.raises(InputError, match="counts='log1p'"):
             counts_by_gene(some, extractor, {})
-        of_logarithms, _ = counts_by_gene(some, extractor, {"counts": "log1p"})
-        np.testing.assert_allclose(of_logarithms.toarray(), expected / 2, rtol=1e-6)
+        undone, _ = counts_by_gene(some, extractor, {"counts": "log1p"})
+        np.testing.assert_allclose(undone.toarray(), expected / 2, rtol=1e-6)
 
     def test_log_normalized_as_scanpy_does(self, cells):
         expected = cells.copy()
@@ -106,7 +106,7 @@ def test_two_cells_a_type(extractor, easy, name):
 
 class TestSharedGenes:
     @pytest.mark.parametrize("name", ["logistic_regression", "knn_pca"])
-    def test_as_if_the_others_had_never_been_measured(self, extractor, easy, name):
+    def test_other_genes_have_no_effect(self, extractor, easy, name):
         counts, genes, types = easy
         train, test = np.arange(0, len(types), 2), np.arange(1, len(types), 2)
         lacking = restrict_to_genes(counts[test], genes[::2])
@@ -141,7 +141,7 @@ class TestGeneNames:
         expected = [(embedded[0] + 3 * embedded[1]) / 4, embedded[2], np.zeros(384)]
         np.testing.assert_allclose(mean_gene_embedding(weights, texts), expected, atol=1e-5)
 
-    def test_what_genes_are_called(self, tiny_processor, gene_vocabulary, tmp_path):
+    def test_names_of_genes(self, tiny_processor, gene_vocabulary, tmp_path):
         extractor = tiny_processor.feature_extractor
         first, second = gene_vocabulary["ensembl_ids"][:2]
         with gzip.open(tmp_path / "gene_info.gz", "wt") as table:
@@ -161,7 +161,7 @@ class TestCellTypist:
         with pytest.raises(InputError, match=r"LANGCELL_CELLTYPIST_MODEL names no file: \S+none\.pkl"):
             baselines(extractor, 0)
 
-    def test_its_own_labels_by_the_ontologys_names(self, extractor, easy, monkeypatch, tmp_path):
+    def test_labels_get_the_ontologys_names(self, extractor, easy, monkeypatch, tmp_path):
         celltypist = pytest.importorskip("celltypist")
         counts, genes, types = easy
         symbols = np.array([names.split("|")[0] for names in extractor.gene_vocabulary["names"]])

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Figures of results: which there are, what is drawn in them, that nothing is cut, and the page of all."""
+"""Figures of results: their kinds, their content, that nothing is cut off, and the page of all tasks."""
 
 import re
 
@@ -40,7 +40,7 @@ def a_result(name, runs, main_score="macro_f1"):
 
 @pytest.fixture
 def zero_shot():
-    """Two studies, one with a long name; labels, coordinates and bins of one method, scores of another too."""
+    """Two studies, one with a long name; one method with all drawings, another with scores only."""
     rng = np.random.default_rng(0)
     batches = [f"donor {i:02}" for i in rng.permutation(np.repeat(np.arange(25), np.arange(1, 26)))]
     labels = rng.choice(TYPES, len(batches)).tolist()
@@ -58,7 +58,7 @@ def zero_shot():
 
 @pytest.fixture
 def few_shot():
-    """Two seeds of two numbers of shots; two tables of the most shots, with other labels each."""
+    """Two seeds of two numbers of shots; the confusion tables of most shots have different labels."""
     tables = [CONFUSION, {"labels": ["B cell", "platelet"], "cells": [[3, 1], [0, 2]]}]
     runs = [a_run("langcell", seed=seed, shots=0, macro_f1=0.3 + seed / 10) for seed in (0, 1)]
     for seed in (0, 1):
@@ -84,7 +84,7 @@ def names_of(axes):
 
 
 class TestFiles:
-    def test_each_result_has_the_figures_it_has_what_it_takes_for(self, zero_shot, few_shot, novel_types, tmp_path):
+    def test_each_result_has_the_figures_that_it_has_data_for(self, zero_shot, few_shot, novel_types, tmp_path):
         expected = {
             "zero-shot": ["scores", "confusion", "reliability", "umap"],
             "few-shot": ["curve", "confusion"],
@@ -96,12 +96,12 @@ class TestFiles:
             assert files == [tmp_path / "new" / f"{name}-{kind}.png" for kind in expected[name]]
             assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
-    def test_a_folder_that_cannot_be_says_so(self, few_shot, tmp_path):
+    def test_an_unwritable_folder_is_named(self, few_shot, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(InputError, match=r"few-shot-curve\.png cannot be written"):
             figures.draw_task(few_shot, tmp_path / "file")
 
-    def test_nothing_is_cut(self, zero_shot, few_shot, novel_types):
+    def test_nothing_is_cut_off(self, zero_shot, few_shot, novel_types):
         lone = zero_shot | {"cells": [run for run in zero_shot["cells"] if run["study"] == LONG]}
         for result in (zero_shot, lone, few_shot, novel_types):
             for kind, draw in figures.FIGURES.items():
@@ -114,7 +114,7 @@ class TestFiles:
                     assert drawn.y1 <= paper.y1 + 0.01, kind
 
 
-class TestWhatIsDrawn:
+class TestContent:
     def test_curve(self, few_shot):
         figure = figures.draw_curve(few_shot)
         (axes,) = figure.axes
@@ -142,7 +142,7 @@ class TestWhatIsDrawn:
         rows = [label.get_text() for label in axes.get_yticklabels()]
         assert rows == ["langcell, 0 shots", "langcell, 9 shots", "prototypes, 9 shots"]
 
-    def test_confusion_is_of_the_most_shots_and_all_seeds(self, few_shot):
+    def test_confusion_takes_the_most_shots_and_all_seeds(self, few_shot):
         (axes,) = figures.draw_confusion(few_shot).axes
         expected = np.array([[9 / 12, 2 / 12, 0, 1 / 12], [0, 0.5, 0.5, 0], [0.25, 0, 0.75, 0], [0, 0, 0, 1]])
         np.testing.assert_allclose(axes.images[0].get_array(), expected)
@@ -191,7 +191,7 @@ class TestWhatIsDrawn:
         assert len({(look["color"], look["marker"]) for look in others.values()}) == len(others)
 
 
-def test_the_page_holds_all(zero_shot, few_shot, novel_types, tmp_path):
+def test_the_page_has_all_tasks(zero_shot, few_shot, novel_types, tmp_path):
     results = [zero_shot, few_shot, novel_types]
     files = {result["task"]["name"]: figures.draw_task(result, tmp_path) for result in results[:2]}
     page = figures.write_html(results, files, tmp_path / "new" / "page.html").read_text()

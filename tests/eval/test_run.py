@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The table of results: what fills it, that it is filled once, and the tasks on real cells."""
+"""Evaluation: each run is measured once, the table of results, and the tasks on real cells."""
 
 import json
 from dataclasses import replace
@@ -35,13 +35,13 @@ MINI = str(REPOSITORY / "hub_configs" / "langcell-mini")
 
 @pytest.fixture(scope="module")
 def context() -> EvaluationContext:
-    """langcell-mini, and scanpy's blood cells, of which there is no training data."""
+    """langcell-mini and scanpy's blood cells, without training cells."""
     return EvaluationContext(MINI, None, Path("nowhere"))
 
 
 @pytest.fixture
 def task():
-    """Counts how often it is asked; its score is the number of the seed."""
+    """A task that lists its runs, and whose score is a tenth of the seed."""
     asked = []
 
     def measure(run: Run) -> Result:
@@ -64,7 +64,7 @@ def task():
 
 
 class TestTheTable:
-    def test_each_cell_is_filled_once(self, context, task, tmp_path):
+    def test_each_run_is_measured_once(self, context, task, tmp_path):
         made, asked = task
         result = evaluate(made, context, seeds=2, out=tmp_path)
         expected = [(LANGCELL, 0, 0), (LANGCELL, 0, 1), (LANGCELL, 3, 0), (LANGCELL, 3, 1), ("majority", 3, 0)]
@@ -75,7 +75,7 @@ class TestTheTable:
         evaluate(made, context, seeds=3, out=tmp_path)
         assert asked[5:] == [("pbmc68k_reduced", LANGCELL, {"shots": shots}, 2) for shots in (0, 3)]
 
-    def test_a_run_that_died_goes_on(self, context, task, tmp_path):
+    def test_a_killed_evaluation_continues(self, context, task, tmp_path):
         made, asked = task
 
         def dies(run: Run) -> Result:
@@ -89,7 +89,7 @@ class TestTheTable:
         evaluate(made, context, seeds=2, out=tmp_path)
         assert len(asked) == len({json.dumps(one) for one in asked}) == 5
 
-    def test_another_model_has_cells_of_its_own(self, context, task, tiny_checkpoint, tmp_path):
+    def test_another_model_has_runs_of_its_own(self, context, task, tiny_checkpoint, tmp_path):
         made, asked = task
         evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
         evaluate(
@@ -97,8 +97,8 @@ class TestTheTable:
         )
         assert len(asked) == 2
 
-    def test_what_was_found_before_stays_in_the_table(self, context, task, tmp_path):
-        """And needs nothing but the table: a copy of it is gone on with elsewhere."""
+    def test_earlier_runs_stay_in_the_table(self, context, task, tmp_path):
+        """A copy of the table alone continues in another folder."""
         made, asked = task
         whole = evaluate(made, context, seeds=2, out=tmp_path)
         part = evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
@@ -109,7 +109,7 @@ class TestTheTable:
         assert len(asked) == 5
 
     @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"read": {"counts": "raw"}}])
-    def test_another_entry_of_the_same_name_has_cells_of_its_own(self, context, task, tmp_path, changes):
+    def test_a_changed_study_of_the_same_name_has_runs_of_its_own(self, context, task, tmp_path, changes):
         made, asked = task
         evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
         other = replace(context.study("pbmc68k_reduced"), **changes)
@@ -122,7 +122,7 @@ class TestTheTable:
         evaluate(replace(made, version=2), context, seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
-    def test_an_adapter_has_no_part_in_what_adapts(self, context, task, tmp_path):
+    def test_a_task_that_adapts_refuses_an_adapter(self, context, task, tmp_path):
         made, _ = task
         with pytest.raises(InputError, match="leave out the adapter"):
             evaluate(replace(made, adapts=True), replace(context, adapter="mine"), seeds=1, out=tmp_path)
@@ -170,7 +170,7 @@ class TestTheTable:
             assert set(found.seeded) <= set(found.methods)
 
 
-class TestJudging:
+class TestScores:
     def test_scores_intervals_and_drawings(self):
         truth = np.array(["B cell", "B cell", "T cell", "monocyte"])
         labels = np.array(["B cell", "T cell", "monocyte"])
@@ -178,13 +178,13 @@ class TestJudging:
         found = score_predictions(truth, labels, said)
         assert found.scores["accuracy"] == 0.5
         assert found.scores["balanced_accuracy"] == pytest.approx(0.5)
-        # B cells and T cells are kinds of lymphocyte: to take one for the other is half right.
+        # B cells and T cells are both lymphocytes: a mix-up of them is half right.
         assert 0.5 < found.scores["ontology_score"] < 1
         assert found.drawings["confusion"]["cells"] == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
         low, high = found.intervals["accuracy"]
         assert 0 <= low < 0.5 < high <= 1
 
-    def test_intervals_are_those_of_cells_drawn_again(self):
+    def test_intervals_are_bootstrap_intervals_over_cells(self):
         rng = np.random.default_rng(1)
         truth = rng.choice(["a", "b", "c"], 60)
         said = np.where(rng.random(60) < 0.7, truth, rng.choice(["a", "d"], 60))
@@ -201,7 +201,7 @@ class TestJudging:
 
 
 class TestFewShot:
-    def test_the_same_cells_judge_all_shots(self):
+    def test_all_shots_are_tested_on_the_same_cells(self):
         truth = np.repeat(["a", "b", "c"], [40, 15, 5])
         seen = []
         for shots in (1, 3, 9):
@@ -213,11 +213,12 @@ class TestFewShot:
         assert seen[0][0] < seen[1][0] < seen[2][0]
         assert seen[0][1] == seen[1][1] == seen[2][1]
 
-    def test_it_runs_on_real_cells(self, context):
+    def test_it_runs_on_real_cells(self, context, monkeypatch):
+        types = ["B cell", "CD14-positive monocyte", "dendritic cell", "natural killer cell"]
+        study = few(context, monkeypatch, dict.fromkeys(types, 30))
         made = find_task("few-shot")
         scores = {}
         for method, shots in ((LANGCELL, 0), ("prototypes", 3), (RANDOM, 3), ("majority", 3)):
-            study = context.study("pbmc68k_reduced")
             scores[method] = made.measure(Run(context, study, method, {"shots": shots}, 0)).scores["macro_f1"]
         assert scores["prototypes"] > scores[RANDOM] > scores["majority"]
         assert scores[LANGCELL] > scores["majority"]
@@ -261,8 +262,9 @@ class TestTheCommand:
         assert f"--report {report} is the same file as {other} ({report})" in " ".join(done.stderr.split())
         assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"mine"}
 
-    def test_it_fills_table_and_figures(self, tmp_path):
-        options = ["--study", "pbmc68k_reduced", "--method", "langcell", "--method", "random_weights"]
+    def test_it_writes_table_and_figures(self, context, monkeypatch, tmp_path):
+        few(context, monkeypatch, {"B cell": 20, "CD14-positive monocyte": 20, "dendritic cell": 20})
+        options = ["--study", "pbmc68k_reduced", "--method", "langcell", "--method", "random_weights", "--seeds", "1"]
         places = ["--out", str(tmp_path / "out"), "--figures", str(tmp_path / "figures")]
         done = CliRunner().invoke(app, ["evaluate", "zero-shot", *options, *places])
         assert done.exit_code == 0, done.output
@@ -271,7 +273,7 @@ class TestTheCommand:
 
 
 def few(context, monkeypatch, sizes):
-    """The example's cells, so many of each type."""
+    """Limits the example to some cells of some types, and returns its study."""
     study = context.study("pbmc68k_reduced")
     cells = context.cells(study)
     truth = cells.obs[study.label_key].astype(str).to_numpy()
@@ -281,7 +283,7 @@ def few(context, monkeypatch, sizes):
 
 
 @pytest.mark.parametrize("task", ["few-shot", "fine-tuning"])
-def test_a_type_of_which_nothing_can_be_held_back_is_named(context, monkeypatch, task):
+def test_a_type_with_too_few_cells_is_named(context, monkeypatch, task):
     study = few(context, monkeypatch, {"B cell": 9, "dendritic cell": 1})
     with pytest.raises(InputError, match="cells of each: 'dendritic cell'"):
         find_task(task).measure(Run(context, study, "majority", {"shots": 3}, 0))
@@ -293,7 +295,7 @@ def test_fine_tuning_tells_few_types_apart(context, monkeypatch):
     assert found.scores["macro_f1"] > 0.9
 
 
-def test_random_weights_differ_by_the_seed(context):
+def test_random_weights_depend_on_the_seed(context):
     first, again, other = (context.untrained(seed).model.cell_projection.weight for seed in (0, 0, 1))
     assert first is again
     assert not (first == other).any()
@@ -346,8 +348,8 @@ def test_retrieval_against_a_loop(context, monkeypatch):
 
 
 def test_novel_types_on_a_study_of_the_users_own(context, monkeypatch):
-    study = context.study("pbmc68k_reduced")
     types = np.array(["B cell", "CD14-positive monocyte", "dendritic cell"])
+    study = context.study("pbmc68k_reduced")
     monkeypatch.setattr(EvaluationContext, "training_cells", (None, types))
     novel = find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
     assert novel.scores["auroc"] > 0.6

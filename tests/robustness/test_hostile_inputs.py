@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Whatever comes in: a result that keeps what is promised, or one message; nothing half-written, nothing run of what a
-file holds.
+Random and hostile inputs: they give a valid result or one message, leave nothing half-written, and run no code.
 """
 
 import json
@@ -37,7 +36,7 @@ NUMBERS = st.one_of(st.integers(0, 9), st.integers(-3, 2**62), st.floats(), st.f
 
 @st.composite
 def odd_matrices(draw):
-    """Cells of any values in any dtype and form, and genes of any names, some of them the vocabulary's."""
+    """Draws cells of any values in any dtype and form, and genes of any names, some of them the vocabulary's."""
     n_cells, n_genes = draw(st.integers(0, 4)), draw(st.integers(0, 6))
     simple = draw(st.booleans())
     numbers = st.integers(0, 9) if simple else NUMBERS
@@ -60,7 +59,7 @@ def odd_matrices(draw):
 
 
 def assert_kept(ranked, n_cells: int, extractor: LangCellFeatureExtractor, max_length: int) -> None:
-    """What is promised of ranked cells, whatever they are."""
+    """Asserts what holds for all ranked cells."""
     assert len(ranked) == n_cells
     assert ((ranked.matched_counts >= 0) & (ranked.matched_counts <= 1 + 1e-6)).all()
     for cell in range(n_cells):
@@ -96,7 +95,7 @@ def test_any_matrix_is_ranked_or_refused(tiny_processor, drawn, counts, empty_ce
 
 
 @pytest.mark.parametrize("counts", ["raw", "normalized"])
-def test_values_as_far_apart_as_floats_can_be(tiny_processor, counts):
+def test_values_at_the_limits_of_floats(tiny_processor, counts):
     extractor, tiny = tiny_processor.feature_extractor, 1.0 if counts == "raw" else 5e-324
     ranked = extractor.rank(np.array([[tiny, 1e38, 1e38]]), gene_ids=GENES[:3], counts=counts)
     assert ranked[0].tolist() == [extractor.cls_token_id, 3, 4, 2]
@@ -107,7 +106,7 @@ def test_values_as_far_apart_as_floats_can_be(tiny_processor, counts):
 
 @st.composite
 def counted(draw):
-    """Whole counts of some of the genes, and an order of these."""
+    """Draws whole counts of some genes, and an order of these genes."""
     n_genes = draw(st.integers(1, 12))
     row = st.lists(st.integers(0, 50), min_size=n_genes, max_size=n_genes)
     counts = np.array(draw(st.lists(row, min_size=1, max_size=4)), dtype=np.float64)
@@ -116,7 +115,7 @@ def counted(draw):
 
 
 @given(counted(), st.integers(-40, 60))
-def test_order_and_scale_of_genes_never_matter(tiny_processor, drawn, power):
+def test_order_and_scale_of_genes_do_not_matter(tiny_processor, drawn, power):
     counts, genes, order = drawn
     extractor = tiny_processor.feature_extractor
     medians = dict(enumerate(extractor.gene_vocabulary["medians"], start=2))
@@ -139,7 +138,7 @@ def test_order_and_scale_of_genes_never_matter(tiny_processor, drawn, power):
 
 
 @given(st.data())
-def test_sparse_parts_that_do_not_fit_are_never_read(tiny_processor, data):
+def test_inconsistent_sparse_parts_are_refused(tiny_processor, data):
     counts = sp.csr_matrix(np.arange(1, 41, dtype=np.float32).reshape(2, 20) % 3)
     matrix = data.draw(st.sampled_from([sp.csr_matrix, sp.csc_matrix]))(counts)
     part = getattr(matrix, data.draw(st.sampled_from(["indices", "indptr"])))
@@ -154,7 +153,7 @@ def test_sparse_parts_that_do_not_fit_are_never_read(tiny_processor, data):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the command is called: cells, and nothing else."""
+    """A folder with a file of cells, where the command runs."""
     folder = tmp_path_factory.mktemp("work")
     counts = np.random.default_rng(0).poisson(2.0, size=(6, len(GENES))).astype(np.float32) + 1
     adata = ad.AnnData(sp.csr_matrix(counts))
@@ -166,10 +165,10 @@ def folder(tmp_path_factory) -> Path:
 
 def call(folder: Path, *arguments: str) -> str:
     """
-    Calls the command in a folder, and sees that it ends as it should: with a result, or with one message and no trace.
+    Runs the command in a folder, and asserts that it ends with a result, or with one message and no traceback.
 
     Returns:
-        What it said on stderr; empty where it worked.
+        Its stderr, empty if it worked.
     """
     before = {path.name for path in folder.iterdir()}
     there = Path.cwd()
@@ -269,12 +268,12 @@ def test_any_damage_to_a_file(folder, tiny_checkpoint, data):
 
 @pytest.fixture
 def canary(tmp_path) -> Path:
-    """A folder that is there as soon as a pickle has run what it holds."""
+    """A folder that exists as soon as a pickle has run its code."""
     return tmp_path / "was-run"
 
 
 def running(path: Path) -> dict[str, bytes]:
-    """Pickles that make a folder when they are loaded, by each opcode that imports or calls."""
+    """Returns pickles that make a folder when they are loaded, one for each opcode that imports or calls."""
     name = str(path).encode()
     text = b"X" + len(name).to_bytes(4, "little") + name
     return {
@@ -293,7 +292,7 @@ REFUSED = (
 )
 
 
-def test_nothing_is_run(canary):
+def test_no_pickle_is_run(canary):
     sings = {what for what, content in running(canary).items() if _loads(content, canary)}
     assert sings >= {"GLOBAL and REDUCE", "STACK_GLOBAL and REDUCE", "INST", "OBJ", "in a dict"}, "a pickle runs them"
     for what, content in running(canary).items():
@@ -303,7 +302,7 @@ def test_nothing_is_run(canary):
 
 
 def _loads(content: bytes, canary: Path) -> bool:
-    """Whether pickle itself runs what is in it."""
+    """Returns whether pickle itself runs the code in it."""
     with suppress(TypeError):
         pickle.loads(content)
     ran = canary.exists()
@@ -333,7 +332,7 @@ def test_plain_dicts_are_read(found, protocol):
 
 @given(st.data())
 def test_any_bytes_as_a_pickle_run_nothing(tmp_path, canary, data):
-    """Of random bytes, of pickles that would run something, and of good ones: pieces put together and changed."""
+    """The bytes are pieces of random bytes, of pickles that run code, and of good ones."""
     good = [pickle.dumps({"<pad>": 0, "<mask>": 1, "ENSG01": 2}, protocol) for protocol in range(6)]
     whole = data.draw(st.sampled_from([*good, *running(canary).values()]))
     pieces = [whole[: data.draw(st.integers(0, len(whole)))], data.draw(st.binary(max_size=8))]
