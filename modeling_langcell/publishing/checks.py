@@ -238,8 +238,8 @@ def _code_faults(folder: CheckpointFolder) -> Iterator[str]:
         if not (path / name).is_file():
             yield f"{name}, which {CONFIG_NAME} or {PROCESSOR} needs, is missing: save the checkpoint again."
     for name in (name for name in names_to_publish(path) if name.endswith(".py")):
-        if name not in needed or not (_HUB_FILES / name).is_file():
-            yield f"{name} is no code that this folder needs."
+        if not (_HUB_FILES / name).is_file():
+            yield f"{name} is no code of modeling-langcell."
         elif (_HUB_FILES / name).read_bytes() != (path / name).read_bytes():
             yield f"{name} differs from that of the installed modeling-langcell: save the checkpoint again."
 

@@ -103,7 +103,7 @@ class TestRefused:
             ("weights.exe", b"MZ", "weights.exe is no part of a model"),
             ("extra.json", b"{", "extra.json is no JSON"),
             ("more.safetensors", b"\x08\0\0\0\0\0\0\0{}", "more.safetensors is incomplete"),
-            ("helper.py", b"import os\n", "helper.py is no code that this folder needs"),
+            ("helper.py", b"import os\n", "helper.py is no code of modeling-langcell"),
             ("notes.md", b"made in /home/someone/runs/best\n", "notes.md holds a path of this machine: /home/someone"),
             ("notes.md", b"made in C:\\Users\\someone\n", "notes.md holds a path of this machine: C:"),
             ("extra.json", json.dumps({"token": SECRET}).encode(), "extra.json holds what looks like a secret"),
