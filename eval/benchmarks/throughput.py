@@ -345,7 +345,7 @@ def annotate(
 
 @app.command()
 def match(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small run with fewer pairs.")] = False,
     cells_file: Cells = PBMC,
     candidates: Annotated[int, typer.Option(help="Number of descriptions.")] = 32,
     rounds: Rounds = 3,

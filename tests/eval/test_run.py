@@ -205,10 +205,10 @@ class TestFewShot:
         truth = np.repeat(["a", "b", "c"], [40, 15, 5])
         seen = []
         for shots in (1, 3, 9):
-            learnt, judged = split(truth, shots, seed=2)
-            assert not set(learnt) & set(judged)
-            seen.append((set(learnt), judged.tolist()))
-            names, sizes = np.unique(truth[learnt], return_counts=True)
+            train, test = split(truth, shots, seed=2)
+            assert not set(train) & set(test)
+            seen.append((set(train), test.tolist()))
+            names, sizes = np.unique(truth[train], return_counts=True)
             assert dict(zip(names, sizes, strict=True)) == {"a": shots, "b": shots, "c": min(shots, 3)}
         assert seen[0][0] < seen[1][0] < seen[2][0]
         assert seen[0][1] == seen[1][1] == seen[2][1]

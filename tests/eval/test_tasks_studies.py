@@ -54,7 +54,7 @@ def ask(task, context, method, **setting):
 @pytest.fixture
 def seen(monkeypatch):
     """Collects the names of cells that models learn from and of cells that they annotate."""
-    names = {"learnt": set(), "judged": set()}
+    names = {"trained": set(), "tested": set()}
 
     def watch(owner, attribute, what, place):
         original = getattr(owner, attribute)
@@ -66,8 +66,8 @@ def seen(monkeypatch):
         monkeypatch.setattr(owner, attribute, watched)
 
     for module in (disease, pathways):
-        watch(module, "adapt", "learnt", 1)
-    watch(LangCellAnnotator, "annotate", "judged", 1)
+        watch(module, "adapt", "trained", 1)
+    watch(LangCellAnnotator, "annotate", "tested", 1)
     return names
 
 
@@ -142,10 +142,10 @@ class TestIntegration:
         drawn = found.drawings["umap"]
         assert (set(drawn["label"]), set(drawn["batch"])) == (set(TYPES.values()), {"one", "other"})
         assert len(drawn["label"]) == 50
-        judged = {}
+        scored = {}
         for method in (LANGCELL, RANDOM):
             monkeypatch.setattr(
-                integration, "integration_scores", lambda embeds, *_, of=method: judged.update({of: embeds})
+                integration, "integration_scores", lambda embeds, *_, of=method: scored.update({of: embeds})
             )
             ask(integration.TASK, context, method)
             rows = np.sort(np.random.default_rng(0).permutation(60)[:50])
@@ -154,7 +154,7 @@ class TestIntegration:
                 .annotator.embed(context.cells(context.study("mine"))[rows].copy())
                 .obsm["X_langcell"]
             )
-            np.testing.assert_allclose(judged[method], own, atol=1e-5)
+            np.testing.assert_allclose(scored[method], own, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("batch_key", "message"),
@@ -176,12 +176,12 @@ class TestDisease:
         for study, method, setting, seed in planned_runs(
             disease.TASK, [context.study("mine")], disease.TASK.methods, 1
         ):
-            seen["learnt"], seen["judged"] = set(), set()
+            seen["trained"], seen["tested"] = set(), set()
             found = disease.measure(Run(context, study, method, setting, seed))
             assert np.sum(found.drawings["confusion"]["cells"]) == 42
             if method not in disease.LEARNERS:
-                assert seen["judged"] == set(cells.obs_names) - shots
-                assert seen["learnt"] == (shots if setting["shots"] else set())
+                assert seen["tested"] == set(cells.obs_names) - shots
+                assert seen["trained"] == (shots if setting["shots"] else set())
         assert ask(disease.TASK, context, "logistic_regression", shots=9).scores["macro_f1"] > 0.9
 
     def test_descriptions_of_labels(self, tiny_checkpoint, context_of):
@@ -244,12 +244,12 @@ class TestPathways:
         monkeypatch.setattr(pathways, "EPOCHS", 2)
         found = {}
         for method in pathways.TASK.methods:
-            seen["learnt"], seen["judged"] = set(), set()
+            seen["trained"], seen["tested"] = set(), set()
             found[method] = ask(pathways.TASK, context, method)
             assert set(found[method].scores) == set(pathways.TASK.metrics)
             if method in pathways.ADAPTATION:
-                assert (len(seen["learnt"]), len(seen["judged"])) == (210, 490)
-                assert not seen["learnt"] & seen["judged"]
+                assert (len(seen["trained"]), len(seen["tested"])) == (210, 490)
+                assert not seen["trained"] & seen["tested"]
         assert found["majority"].scores["macro_auroc"] == 0.5
         assert found["logistic_regression"].per_class["planted"]["auroc"] > 0.9
         assert found[LANGCELL].per_class["class II"]["auroc"] > found[RANDOM].per_class["class II"]["auroc"]
@@ -258,16 +258,16 @@ class TestPathways:
     def test_scores_against_loops(self):
         rng = np.random.default_rng(0)
         has, found = rng.random((40, 2)) < 0.4, rng.random((40, 2)).round(1)
-        judged = pathways.score_gene_sets(has, found, ["first", "second"])
+        result = pathways.score_gene_sets(has, found, ["first", "second"])
         for i, name in enumerate(("first", "second")):
             yes, no = found[has[:, i], i], found[~has[:, i], i]
             above = np.mean([(one > other) + (one == other) / 2 for one in yes for other in no])
             right = sum(one >= 0.5 for one in yes)
             f1 = 2 * right / (len(yes) + sum(one >= 0.5 for one in found[:, i]))
-            assert judged.per_class[name]["auroc"] == pytest.approx(above)
-            assert judged.per_class[name]["f1"] == pytest.approx(f1)
-        means = np.mean([[one[score] for score in ("auroc", "f1")] for one in judged.per_class.values()], axis=0)
-        assert [judged.scores["macro_auroc"], judged.scores["macro_f1"]] == pytest.approx(means.tolist())
+            assert result.per_class[name]["auroc"] == pytest.approx(above)
+            assert result.per_class[name]["f1"] == pytest.approx(f1)
+        means = np.mean([[one[score] for score in ("auroc", "f1")] for one in result.per_class.values()], axis=0)
+        assert [result.scores["macro_auroc"], result.scores["macro_f1"]] == pytest.approx(means.tolist())
 
     def test_too_few_sets_are_refused(self, context):
         context.gene_sets.write_text("planted\t\t" + "\t".join(PLANTED))

@@ -38,7 +38,7 @@ class Attempt:
 
     Args:
         about: The part of the input that is unusual.
-        what: What is unusual about it.
+        what: Its oddity.
         set_up: Writes the input into an empty folder, and returns the arguments of `langcell`, relative to it.
         valid: True if the input is only unusual, and must work.
         max_file_bytes: Largest size of a file that the command may write, in place of a full disk.
