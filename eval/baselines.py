@@ -52,7 +52,7 @@ def counts_by_gene(
         different genes, call `restrict_to_genes` on each with the genes that both have.
 
     Raises:
-        InputError: For the reasons of `LangCellFeatureExtractor.open`, or because the values are not what `counts` says.
+        InputError: For the reasons of `LangCellFeatureExtractor.open`, or because the values contradict `counts`.
     """
     where = {name: value for name, value in options.items() if name != "counts"}
     source, match = extractor.open(adata, **where)
