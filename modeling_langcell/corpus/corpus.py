@@ -99,7 +99,7 @@ def require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
     """
     for shard in shards:
         if not (folder / SHARDS / shard["file"]).is_file():
-            raise InputError(f"{folder} lacks its shard {shard['file']}: build the corpus anew.")
+            raise InputError(f"{folder} lacks its shard {shard['file']}: build the corpus again.")
 
 
 __all__ = ["Corpus"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""A BERT as a cell tower and a cell tower as a BERT: both compute the same, here and where the package is not known."""
+"""BERTs read as cell towers, and cell towers exported as BERTs: both compute the same, also without the package."""
 
 import json
 import os
@@ -45,7 +45,7 @@ VOCABULARY = len(GENES) + 3
 
 
 def sharp(model, seed=0):
-    """The model with weights so large that attention is far from uniform, out of training."""
+    """Returns the model in evaluation mode, with weights so large that attention is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
@@ -53,7 +53,7 @@ def sharp(model, seed=0):
 
 
 def geneformer_config(**settings) -> BertConfig:
-    """Geneformer's in small: no `<cls>`, and settings that are nobody's default."""
+    """Returns a small config like Geneformer's: no `<cls>`, and no default settings."""
     return BertConfig(
         vocab_size=VOCABULARY - 1, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
         max_position_embeddings=20, hidden_act="relu", layer_norm_eps=1e-7, hidden_dropout_prob=0.3,
@@ -77,8 +77,8 @@ def assert_alike(tower, bert, batch) -> None:
     assert ours.last_hidden_state[kept].std() > 0.05
 
 
-def fingers(folder) -> list[tuple[str, int]]:
-    """What lies in a folder, to see that nothing was written."""
+def list_files(folder) -> list[tuple[str, int]]:
+    """Returns the paths and sizes of a folder's files, to check that nothing was written."""
     return sorted((str(path), path.stat().st_size) for path in folder.rglob("*"))
 
 
@@ -103,7 +103,7 @@ class TestRead:
     @pytest.mark.parametrize(
         "kind", [BertForMaskedLM, BertModel, BertForSequenceClassification, BertForTokenClassification]
     )
-    def test_it_reads_alike(self, kind, tmp_path, caplog):
+    def test_it_computes_the_same(self, kind, tmp_path, caplog):
         sharp(kind(geneformer_config())).save_pretrained(tmp_path / "bert")
         bert = BertModel.from_pretrained(tmp_path / "bert", add_pooling_layer=False)
         assert bert.embeddings.token_type_embeddings.weight.abs().max() > 0.1
@@ -125,7 +125,7 @@ class TestRead:
         self.write_bin(geneformer, lambda state: {name.replace("bert.", prefix): w for name, w in state.items()})
         assert_alike(read_cell_tower(geneformer), bert, padded_cells())
 
-    def test_half_the_precision_is_read_in_full(self, geneformer):
+    def test_half_precision_is_read_as_float32(self, geneformer):
         weights = {name: weight.half() for name, weight in load_file(geneformer / "model.safetensors").items()}
         save_file(weights, geneformer / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((geneformer / "config.json").read_text())
@@ -135,7 +135,7 @@ class TestRead:
         assert tower.dtype == torch.float32
         assert_alike(tower, bert, padded_cells())
 
-    def test_its_settings(self, geneformer):
+    def test_settings_are_kept(self, geneformer):
         config, bert = read_cell_tower(geneformer).config, geneformer_config()
         names = ("hidden_act", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
         for name in (*names, "initializer_range", "max_position_embeddings", "pad_token_id"):
@@ -151,12 +151,12 @@ class TestRead:
         asked = read_cell_tower(geneformer, vocab_size=len(extractor))
         assert torch.equal(asked.get_input_embeddings().weight, genes)
 
-    def test_a_vocabulary_with_cls_is_left_as_it_is(self, geneformer):
+    def test_a_vocabulary_with_cls_is_kept(self, geneformer):
         tower = read_cell_tower(geneformer, vocab_size=VOCABULARY - 1)
         bert = BertModel.from_pretrained(geneformer, add_pooling_layer=False)
         assert torch.equal(tower.get_input_embeddings().weight, bert.embeddings.word_embeddings.weight)
 
-    def test_it_is_saved_and_loaded_as_any_tower(self, geneformer, tmp_path):
+    def test_it_can_be_saved_and_loaded(self, geneformer, tmp_path):
         tower = read_cell_tower(geneformer)
         tower.save_pretrained(tmp_path / "tower")
         again = AutoModel.from_pretrained(tmp_path / "tower")
@@ -186,7 +186,7 @@ class TestRead:
             read_cell_tower(geneformer)
 
     @pytest.mark.parametrize("content", [b"{", b"[]"])
-    def test_configs_that_are_not(self, geneformer, content):
+    def test_damaged_configs(self, geneformer, content):
         (geneformer / "config.json").write_bytes(content)
         with pytest.raises(InputError, match=r"geneformer (cannot be used|is a checkpoint of no known kind)"):
             read_cell_tower(geneformer)
@@ -210,7 +210,7 @@ class TestRead:
             read_cell_tower(geneformer)
         assert not marker.exists()
 
-    def test_what_is_not_there(self, tmp_path, monkeypatch):
+    def test_missing_checkpoints(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(InputError, match="nowhere cannot be used"):
             read_cell_tower(tmp_path / "nowhere")
@@ -218,7 +218,7 @@ class TestRead:
             read_cell_tower(tmp_path)
 
 
-def test_the_published_encoder_reads_as_recorded(shared, tmp_path):
+def test_the_published_encoder_computes_the_recorded_states(shared, tmp_path):
     """Read by itself, and again after it was exported: as the published code read it."""
     expected = load_file(shared / "reference/expected.safetensors")
     batch = {name: expected[name] for name in ("input_ids", "attention_mask")}
@@ -359,7 +359,7 @@ def test_a_fresh_process_without_the_package_computes_the_same(pretrained, batch
     assert states[kept].std() > 0.05
 
 
-def test_what_is_written(pretrained, tmp_path, gene_vocabulary):
+def test_written_files(pretrained, tmp_path, gene_vocabulary):
     folder = export_cell_tower(pretrained[1], tmp_path / "encoder")
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "model.safetensors", GENES_FILE, "README.md")
@@ -384,7 +384,7 @@ def test_what_is_written(pretrained, tmp_path, gene_vocabulary):
     assert genes["names"][2] == "GENE1|ALIAS1"
 
 
-def test_the_card_says_how_it_is_loaded(pretrained, tmp_path, monkeypatch):
+def test_the_card_shows_how_to_load_the_encoder(pretrained, tmp_path, monkeypatch):
     for masked_genes in (False, True):
         folder = export_cell_tower(pretrained[1], tmp_path / f"cells{masked_genes}", masked_genes=masked_genes)
         card = (folder / "README.md").read_text()
@@ -426,7 +426,7 @@ def test_every_model_with_a_cell_tower(kind, batch, tmp_path):
         assert_alike(tower, BertModel.from_pretrained(folder), batch)
 
 
-def test_a_tower_comes_back_from_what_was_exported(pretrained, tmp_path):
+def test_an_exported_tower_is_read_back(pretrained, tmp_path):
     tower = pretrained[0].cell_model
     for masked_genes in (False, True):
         folder = export_cell_tower(pretrained[1], tmp_path / f"encoder{masked_genes}", masked_genes=masked_genes)
@@ -436,7 +436,7 @@ def test_a_tower_comes_back_from_what_was_exported(pretrained, tmp_path):
         assert again.config.vocab_size == VOCABULARY
 
 
-def test_fewer_digits_are_written_as_they_are(tmp_path):
+def test_bfloat16_is_written_as_float32(tmp_path):
     model = sharp(LangCellModel(tiny_config())).to(torch.bfloat16)
     weights = load_file(export_cell_tower(model, tmp_path / "encoder") / "model.safetensors")
     assert all(weight.dtype == torch.float32 for weight in weights.values())
@@ -445,7 +445,7 @@ def test_fewer_digits_are_written_as_they_are(tmp_path):
     assert model.dtype == words.dtype == torch.bfloat16
 
 
-def test_nothing_random_is_drawn(pretrained, tmp_path):
+def test_the_random_state_is_unchanged(pretrained, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -513,7 +513,7 @@ def test_a_plain_encoder_is_saved_and_loaded(pretrained, batch, tmp_path):
     ],
 )
 @pytest.mark.parametrize("masked_genes", [False, True])
-def test_checkpoints_that_are_not(given, says, masked_genes, tmp_path, monkeypatch):
+def test_unusable_checkpoints(given, says, masked_genes, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / given
     if given == "empty":
@@ -530,13 +530,13 @@ def test_checkpoints_that_are_not(given, says, masked_genes, tmp_path, monkeypat
             save_file(kept, weights, metadata={"format": "pt"})
         else:
             weights.write_bytes(weights.read_bytes()[:-100])
-    before = fingers(tmp_path)
+    before = list_files(tmp_path)
     with pytest.raises(InputError, match=says):
         export_cell_tower(folder, tmp_path / "out", masked_genes=masked_genes)
-    assert fingers(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
-def test_a_head_that_is_not_there(tiny_checkpoint, tmp_path):
+def test_missing_masked_gene_head(tiny_checkpoint, tmp_path):
     with pytest.raises(InputError, match="tiny-langcell has no masked-gene head: leave out masked_genes"):
         export_cell_tower(tiny_checkpoint, tmp_path / "out", masked_genes=True)
     with pytest.raises(InputError, match="LangCellModel has no masked-gene head"):
@@ -544,7 +544,7 @@ def test_a_head_that_is_not_there(tiny_checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_models_that_are_not(tmp_path):
+def test_other_models_are_refused(tmp_path):
     adapted = LangCellModel(tiny_config())
     wrapped = get_peft_model(adapted, LoraConfig(target_modules=r"cell_model\..*\.query"))
     for model, says in (
@@ -567,13 +567,13 @@ def test_an_extractor_of_other_genes(pretrained, tmp_path, gene_vocabulary):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_in_use_is_left_alone(pretrained, tmp_path):
+def test_an_existing_output_is_left_alone(pretrained, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    before = fingers(tmp_path)
+    before = list_files(tmp_path)
     with pytest.raises(InputError, match="exists already"):
         export_cell_tower(pretrained[1], tmp_path / "out")
-    assert fingers(tmp_path) == before
+    assert list_files(tmp_path) == before
 
 
 def test_nothing_is_left_when_writing_fails(pretrained, tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The published layout to one repository; damaged, unsafe and unfit files are refused and nothing is left behind."""
+"""Conversion of the published layout: damaged, unsafe and unfit files are refused, and nothing is left behind."""
 
 import copyreg
 import json
@@ -20,7 +20,7 @@ from tests.support.tiny import GENES, SYMBOLS, WORDS, tiny_config
 
 MEDIANS = np.linspace(0.5, 4.0, len(GENES))
 WORD_ROWS = "embeddings.word_embeddings.weight"
-#: Settings that are nobody's default.
+#: Settings that are no defaults.
 UNUSUAL = {"hidden_act": "gelu_new", "hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
 UNUSUAL |= {"initializer_range": 0.05, "layer_norm_eps": 1e-7}
 TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
@@ -125,7 +125,7 @@ def test_a_fresh_process_without_the_package_reads_what_was_converted(published,
     assert processor.tokenizer.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [len(WORDS), len(WORDS) + 1]
 
 
-def test_the_weights_are_the_published_ones_under_new_names(published):
+def test_weights_are_the_published_ones_under_new_names(published):
     weights = load_file(convert(**published) / "model.safetensors")
     for module, name in PARTS.items():
         for key, value in torch.load(published["parts"] / name, weights_only=True).items():
@@ -137,7 +137,7 @@ def test_the_weights_are_the_published_ones_under_new_names(published):
     assert not weights
 
 
-def test_the_geometry_is_the_published_one(published):
+def test_geometry_is_the_published_one(published):
     config = AutoConfig.from_pretrained(convert(**published))
     expected = tiny_config(cell_config=UNUSUAL, text_config=UNUSUAL | {"vocab_size": len(WORDS) + 2})
     same = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"}
@@ -147,7 +147,7 @@ def test_the_geometry_is_the_published_one(published):
     assert config.projection_dim == expected.projection_dim
 
 
-def test_what_langcell_does_not_use_of_a_bert_is_left_out(published):
+def test_unused_parts_of_a_bert_are_left_out(published):
     plain = load_file(convert(**published) / "model.safetensors")
 
     def dress(state):
@@ -180,7 +180,7 @@ def test_dec_and_enc_of_the_vocabulary_stay_where_they_are(published):
     assert (tokenizer.enc_token_id, tokenizer.bos_token_id) == (0, len(WORDS) + 1)
 
 
-def test_an_empty_output_folder_is_taken(published):
+def test_an_empty_output_folder_is_used(published):
     published["output"].mkdir(parents=True)
     assert (convert(**published) / "config.json").is_file()
 
@@ -198,7 +198,7 @@ def test_missing_files_are_named_together(published):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_an_output_in_use_is_left_alone(published, kind):
+def test_an_existing_output_is_left_alone(published, kind):
     output = published["output"]
     output.parent.mkdir()
     if kind == "folder":
@@ -280,7 +280,7 @@ def test_configs_that_do_not_fit(published, change, message):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
-def test_configs_that_are_not(published, content):
+def test_damaged_configs(published, content):
     (published["parts"] / "text_bert/config.json").write_bytes(content)
     refused(published, r"text_bert.config\.json (is not JSON|lacks hidden_size)")
 
@@ -298,7 +298,7 @@ def test_vocabularies_that_do_not_fit(published, words, message):
     refused(published, message)
 
 
-def test_a_vocabulary_that_is_no_text(published):
+def test_a_vocabulary_that_is_not_text(published):
     published["text_vocab"].write_bytes(b"\xff\xfe\x00")
     assert "vocab.txt" in refused(published, "not a text file")
 
@@ -312,7 +312,7 @@ def fail(*_):
     raise OSError("no space left")
 
 
-def test_what_does_not_load_as_written_is_not_published(published, monkeypatch):
+def test_a_folder_that_loads_differently_is_not_kept(published, monkeypatch):
     save = LangCellModel.save_pretrained
 
     def save_wrongly(self, folder, **kwargs):
@@ -548,7 +548,7 @@ def test_a_number_has_its_own_size(dictionaries, payload):
         pickle.dumps({(): 1.0}, protocol=0),
     ],
 )
-def test_what_is_no_pickled_dict_of_numbers_is_refused(dictionaries, data):
+def test_other_pickles_and_damaged_ones_are_refused(dictionaries, data):
     dictionaries["gene_medians"].write_bytes(data)
     refused(dictionaries, "gene_medians.pkl(: .* wrong kind| does not hold| holds (the op|a con)| is not a whole)")
 

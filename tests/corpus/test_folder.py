@@ -89,18 +89,18 @@ def test_the_targets_of_links_are_left_alone(studies, tmp_path, gene_info, monke
     with monkeypatch.context() as cut:
         cut.setattr(CorpusBuilder, "write_panels", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            build(studies, tmp_path / "begun", gene_info)
+            build(studies, tmp_path / "unfinished-corpus", gene_info)
     for folder in ("unfinished", "shards"):
-        (tmp_path / "begun" / folder).rename(tmp_path / folder)
-        (tmp_path / "begun" / folder).symlink_to(tmp_path / folder)
+        (tmp_path / "unfinished-corpus" / folder).rename(tmp_path / folder)
+        (tmp_path / "unfinished-corpus" / folder).symlink_to(tmp_path / folder)
         before = content_of(tmp_path / folder)
         with pytest.raises(InputError, match=rf"not empty|{folder} does not belong to"):
-            build(studies, tmp_path / "begun", gene_info)
+            build(studies, tmp_path / "unfinished-corpus", gene_info)
         assert content_of(tmp_path / folder) == before
-        (tmp_path / "begun" / folder).unlink()
-        (tmp_path / folder).rename(tmp_path / "begun" / folder)
+        (tmp_path / "unfinished-corpus" / folder).unlink()
+        (tmp_path / folder).rename(tmp_path / "unfinished-corpus" / folder)
     assert content_of(elsewhere) == {"notes.txt": "[]"}
-    assert len(build(studies, tmp_path / "begun", gene_info)) == 76
+    assert len(build(studies, tmp_path / "unfinished-corpus", gene_info)) == 76
 
 
 def test_a_link_to_an_empty_folder_is_written_through(studies, tmp_path, gene_info):

@@ -1,6 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Corpora built by several processes and by a Dask cluster are those of one process."""
 
+import os
+import signal
 import threading
 import time
 
@@ -11,6 +13,7 @@ from modeling_langcell.corpus.parallel import WorkerPool
 from tests.corpus.conftest import build, same_folders
 
 
+@pytest.mark.e2e
 def test_two_processes_build_the_same_corpus(studies, tmp_path, gene_info):
     expected = build(studies, tmp_path / "expected", gene_info)
     assert same_folders(expected.folder, build(studies, tmp_path / "corpus", gene_info, processes=2).folder)
@@ -21,19 +24,20 @@ def test_no_processes_are_refused():
         WorkerPool(0)
 
 
+@pytest.mark.e2e
 def test_dask_cluster_that_loses_a_worker(studies, tmp_path, gene_info):
     distributed = pytest.importorskip("distributed")
     expected = build(studies, tmp_path / "expected", gene_info, chunk_cells=1)
     output = tmp_path / "corpus"
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        worker = cluster.workers[0].process.process
+        worker = cluster.workers[0].pid
         killed = threading.Event()
 
         def kill_once_there_are_sketches():
             while len(list(output.glob("unfinished/*.npz"))) < 2:
                 time.sleep(0.005)
             if not (output / "genes.json").exists():
-                worker.kill()
+                os.kill(worker, signal.SIGKILL)
                 killed.set()
 
         killer = threading.Thread(target=kill_once_there_are_sketches, daemon=True)

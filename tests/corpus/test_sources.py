@@ -10,8 +10,8 @@ import pytest
 
 from modeling_langcell import InputError
 from modeling_langcell.corpus.sources import H5adFile, find_sources
-from tests.conftest import REPOSITORY
 from tests.corpus.conftest import build, same_folders
+from tests.support.paths import REPOSITORY
 
 
 class TestFindSources:
