@@ -1,6 +1,6 @@
 """
-Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`, alone or under `accelerate launch`. A run that was
-stopped or killed goes on when the same command is given again.
+Pre-trains LangCell: `python train.py CONFIG.yaml [key=value ...]`, alone or under `accelerate launch`. The same command
+resumes a run that was stopped or killed.
 """
 
 import os
@@ -11,7 +11,7 @@ from modeling_langcell import InputError
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import TrainingStopped, pretrain
 
-TERMINATED = 128 + 15  #: Exit status of what SIGTERM ended.
+TERMINATED = 128 + 15  #: Exit status of a run that SIGTERM ended.
 
 
 def main(arguments: list[str]) -> int:
@@ -24,16 +24,16 @@ def main(arguments: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except TrainingStopped as stopped:
-        say(stopped, sys.stderr)
+        print_once(stopped, sys.stderr)
         return TERMINATED
-    say(f"Checkpoint: {output}", sys.stdout)
+    print_once(f"Checkpoint: {output}", sys.stdout)
     return 0
 
 
-def say(what: object, where: TextIO) -> None:
-    """Once, however many processes there are."""
+def print_once(message: object, stream: TextIO) -> None:
+    """Prints a message once, however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(what, file=where)
+        print(message, file=stream)
 
 
 if __name__ == "__main__":

@@ -1,2 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Evaluation of LangCell: tasks, the studies they use, metrics, baselines, and the table of results."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -377,7 +377,7 @@ class TestBadInput:
             ),
             (change_labels(lambda row: f"cluster {row % 3}"), ("--label-key", "type"), "does not know 'cluster 0'"),
             (lambda cells: None, ("--label-key", "pathways"), "needs the head 'classes'"),
-            (lambda cells: None, ("--label-key", "type", "--method", "some"), "method='some'"),
+            (lambda cells: None, ("--label-key", "type", "--method", "some"), "Invalid value for '--method'"),
             (lambda cells: None, ("--label-key", "type", "--held-out", "0.99"), "cannot be held out"),
         ],
     )

@@ -1,186 +1,70 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The `langcell` command: what it writes, and that bad input ends in one message and exit code 2."""
+"""The command itself: how fast it answers, how it ends, and what it logs."""
 
-import errno
-import json
+import logging
 import os
-import pickle
-import re
-import shutil
+import subprocess
+import sys
 
-import anndata as ad
-import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from modeling_langcell import LangCellProcessor
-from modeling_langcell.cli.main import app
-from modeling_langcell.ontology import find_term, release
+import modeling_langcell as langcell
+from modeling_langcell.cli import app
+from modeling_langcell.cli.main import Commands
 from tests.support.commands import run_python
 
-LABELS = "B cell;natural killer cell;CD8-positive, alpha-beta T cell"
+HEAVY = {"torch", "transformers", "anndata", "scanpy", "pandas", "sklearn", "matplotlib", "huggingface_hub"}
 
-
-@pytest.fixture
-def run():
-    runner = CliRunner()
-
-    def invoke(*arguments):
-        return runner.invoke(app, [str(argument) for argument in arguments])
-
-    return invoke
-
-
-@pytest.fixture
-def cells_file(cells, tmp_path):
-    path = tmp_path / "cells.h5ad"
-    cells.obs["known"] = ["B cell", "natural killer cell"] * (cells.n_obs // 2)
-    cells.write_h5ad(path)
-    return path
-
-
-def test_annotate_writes_file_figure_and_report(run, cells_file, tiny_checkpoint, tmp_path):
-    out, report, figure = tmp_path / "o.h5ad", tmp_path / "r.html", tmp_path / "f.png"
-    result = run(
-        *("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS, "--reference", "known"),
-        *("--out", out, "--report", report, "--figure", figure),
-    )
-    assert result.exit_code == 0, result.output
-    for path in (out, report, figure):
-        assert str(path) in result.stdout
-    assert "Accuracy against known" in result.stdout
-    labels = ad.read_h5ad(out).obs["langcell_cell_type"]
-    assert list(labels.cat.categories) == [label for label in LABELS.split(";") if (labels == label).any()]
-    page = report.read_text()
-    assert "CD8-positive, alpha-beta T cell" in page
-    assert "http" not in page, "the page opens without a network"
-    assert figure.read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_out_the_result_lies_beside_the_input(run, cells_file, tiny_checkpoint):
-    result = run("annotate", cells_file, "--model", tiny_checkpoint, "--labels", "B cell,T cell", "--json")
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
-    assert said["annotated"] == str(cells_file.with_name("cells_langcell.h5ad"))
-    assert sum(said["labels"].values()) == said["cells"] == 12
-    assert set(said["labels"]) == {"B cell", "T cell"}, "whether or not a cell has them"
-    assert "langcell_cell_type" in ad.read_h5ad(said["annotated"]).obs
-
-
-def test_labels_from_files_and_from_the_ontology(run, cells_file, tiny_checkpoint, tmp_path):
-    files = {
-        "l.json": json.dumps({"mine": "cell type: mine", "B cell": ""}),
-        "l.tsv": "mine\tcell type: mine\nB cell\n",
-        "l.txt": "natural killer cell\n\nB cell\nB cell\n",
-        "several.json": json.dumps({"mine": ["cell type: mine", "what I call so"], "B cell": ""}),
-        "several.tsv": "mine\tcell type: mine\nmine\twhat I call so\nB cell\n",
-    }
-    for name, content in files.items():
-        path = tmp_path / name
-        path.write_text(content)
-        result = run("annotate", cells_file, "--model", tiny_checkpoint, "--labels", path, "--json")
-        assert result.exit_code == 0, result.output
-        expected = {"natural killer cell" if name == "l.txt" else "mine", "B cell"}
-        assert set(json.loads(result.stdout)["labels"]) == expected
-        if name.startswith("several"):
-            described = ad.read_h5ad(cells_file.with_name("cells_langcell.h5ad")).uns["langcell"]["descriptions"]
-            assert described[0] == "cell type: mine\nwhat I call so"
-    result = run("annotate", cells_file, "--model", tiny_checkpoint, "--ontology-root", "B-1 B cell", "--json")
-    assert {"B-1 B cell", "B-1a B cell"} <= set(json.loads(result.stdout)["labels"])
-
-
-def test_what_is_said_of_a_shortlist(run, cells_file, tiny_checkpoint):
-    arguments = ("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS, "--alpha", "0.3")
-    said = run(*arguments, "--shortlist", 2, "--batch-tokens", 64).stdout
-    assert re.search(
-        r"^The matching read 2 of 3 candidates of each cell; for \d+% of the cells no other can ", said, re.M
-    )
-    assert "against all" not in said
-    said = run(*arguments, "--shortlist", 2, "--check-shortlist", 5).stdout
-    assert re.search(r"can be the best\. 5 cells were read against all: the answer is the same for \d+%\.$", said, re.M)
-    facts = json.loads(run(*arguments, "--shortlist", 2, "--check-shortlist", 5, "--json").stdout)["shortlist"]
-    assert {name: facts[name] for name in ("read", "candidates", "checked")} == {
-        "read": 2,
-        "candidates": 3,
-        "checked": 5,
-    }
-    assert 0 <= facts["proven"] <= 1
-    assert 0 <= facts["agreement"] <= 1
-    assert json.loads(run(*arguments, "--shortlist", "all", "--json").stdout)["shortlist"] is None
-
-
-def test_a_disk_that_was_full_and_on(run, cells_file, tiny_checkpoint, monkeypatch):
-    arguments = ("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("modeling_langcell.annotation.large_files.shutil.copyfile", full)
-        failed = run(*arguments)
-    assert failed.exit_code == 2
-    assert "No space left on device" in failed.stderr
-    assert "the same command continues it" in failed.stderr
-    assert len(failed.stderr.strip().splitlines()) == 1
-    on = run(*arguments)
-    assert on.exit_code == 0, on.output
-    assert on.stdout.startswith("Going on: 12 cells were done already.\n")
-
-
-def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
-    out = tmp_path / "e.h5ad"
-    result = run("embed", cells_file, "--model", tiny_checkpoint, "--out", out)
-    assert result.exit_code == 0, result.output
-    np.testing.assert_allclose(np.linalg.norm(ad.read_h5ad(out).obsm["X_langcell"], axis=1), 1, atol=1e-5)
+#: Runs a command, and prints the heavy modules that it imported on the last line.
+PROGRAM = f"""
+import sys
+from modeling_langcell.cli import app
+sys.argv[0] = "langcell"
+try:
+    app()
+finally:
+    print(*sorted({HEAVY!r} & set(sys.modules)))
+"""
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("arguments", "code", "shown"),
     [
-        ({"cells": "nowhere.h5ad"}, "No file"),
-        ({"--labels": "no such cell at all;B cell"}, "does not know"),
-        ({"--labels": "missing.tsv"}, "cannot be read"),
-        ({"--labels": None}, "--labels or with --ontology-root"),
-        ({"--ontology-root": "B cell"}, "one of the two"),
-        ({"--model": "no/such/checkpoint"}, "No LangCell checkpoint"),
-        ({"--layer": "absent"}, "No layer 'absent'"),
-        ({"--reference": "absent"}, "No column 'absent'"),
-        ({"--alpha": "7"}, "alpha=7.0"),
-        ({"--counts": "cpm"}, "'raw', 'normalized'"),
-        ({"--dtype": "int4"}, "dtype"),
-        ({"--figure": "f.nonsense"}, "figure"),
-        ({"--shortlist": "few"}, "--shortlist is a number of candidates, auto or all, not 'few'"),
-        ({"--shortlist": "0"}, "not '0'"),
-        ({"--shortlist": "-3"}, "not '-3'"),
-        ({"--check-shortlist": "-1"}, "--check-shortlist is a number of cells, not -1"),
-        ({"--batch-tokens": "0"}, "--batch-tokens is a number of genes, not 0"),
-        ({"--out": "."}, "is a folder"),
-        ({"--out": "cells.h5ad/o.h5ad"}, "cannot be written"),
+        ("--help", 0, "Annotate single cells by free text"),
+        ("--version", 0, f"langcell {langcell.__version__}"),
+        ("annotate --help", 0, "--ontology-root"),
+        ("evaluate --help", 0, "Number of random seeds."),
+        ("annotate --dtyp float32", 2, "--dtyp"),
+        ("annotate --dtype int4", 2, "'float32'"),
+        ("anotate", 2, "annotate"),
+        ("annotate nowhere.h5ad --labels a;b", 2, "Error: No file nowhere.h5ad."),
+        ("calibrate nowhere.h5ad --label-key a --out b", 2, "Error: No file nowhere.h5ad."),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(
-    run, cells_file, tiny_checkpoint, tmp_path, monkeypatch, change, says
-):
-    monkeypatch.chdir(tmp_path)
-    options = {"--model": tiny_checkpoint, "--labels": LABELS, "--out": "o.h5ad"} | change
-    cells = options.pop("cells", cells_file)
-    before = set(tmp_path.iterdir())
-    result = run("annotate", cells, *(part for item in options.items() if item[1] is not None for part in item))
-    assert result.exit_code == 2, result.output
-    assert says in result.stderr
-    assert "Traceback" not in result.output
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert set(tmp_path.iterdir()) == before, "nothing is half-written"
+def test_light_answers_import_nothing_heavy(arguments, code, shown):
+    """In a process of its own, because imports are tested."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments.split()], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert shown in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == ""
 
 
-def test_an_input_and_the_example_together_are_refused(run, cells_file):
-    for arguments in (("annotate",), ("annotate", cells_file, "--example")):
-        result = run(*arguments)
-        assert result.exit_code == 2
-        assert "--example" in result.stderr
+@pytest.mark.parametrize("command", [[], ["annotate"], ["corpus"], ["evaluate"], ["publish"]])
+def test_help_of_each_module(run, command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage: " in result.stdout
 
 
-def test_a_real_process_ends_with_2_and_without_traceback(tmp_path):
+def test_without_a_command_there_is_help():
+    done = run_python("-m", "modeling_langcell.cli")
+    assert done.returncode == 2
+    assert "Commands" in done.stdout + done.stderr
+
+
+def test_bad_input_ends_a_process_with_2_and_without_traceback(tmp_path):
     process = run_python("-m", "modeling_langcell.cli", "annotate", tmp_path / "no.h5ad", "--labels", "B cell")
     assert process.returncode == 2
     assert "No file" in process.stderr
@@ -188,233 +72,52 @@ def test_a_real_process_ends_with_2_and_without_traceback(tmp_path):
     assert not process.stdout
 
 
-def test_convert_says_what_is_missing(run, tmp_path):
-    flags = ("--token-dictionary", "--gene-medians", "--gene-names", "--text-vocab")
-    missing = [part for flag in flags for part in (flag, tmp_path / "absent")]
-    result = run("convert", tmp_path, *missing, "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert "cell_proj.bin" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("damage", "options", "advice"),
-    [
-        ("counts in a layer", [], "pass --layer 'my counts'."),
-        ("counts in raw", [], "raw.X looks like counts: pass --use-raw."),
-        ("logarithms", [], "pass --counts log1p"),
-        ("unknown genes", [], "name their column of var with --gene-column."),
-        ("an empty cell", [], "keep them unannotated with --empty-cells mark."),
-        (None, ["--use-raw"], "leave out --use-raw"),
-    ],
-)
-def test_advice_names_options(run, cells, tiny_checkpoint, tmp_path, damage, options, advice):
-    if damage == "counts in a layer":
-        cells.layers["my counts"] = cells.X.copy()
-    if damage == "counts in raw":
-        cells.raw = cells.copy()
-    if damage in ("counts in a layer", "counts in raw", "logarithms"):
-        cells.X = cells.X.log1p()
-    if damage == "unknown genes":
-        cells.var_names = [f"unknown{number}" for number in range(cells.n_vars)]
-        del cells.var
-    if damage == "an empty cell":
-        cells.X[0] = 0
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    result = run("annotate", tmp_path / "cells.h5ad", "--model", tiny_checkpoint, "--labels", LABELS, *options)
-    assert result.exit_code == 2, result.output
-    assert advice in result.stderr
-
-
-class TestDescribe:
-    def test_says_text_and_origin(self, run, tiny_checkpoint):
-        result = run("describe", "NK cell", "CL:0000236", "--model", tiny_checkpoint)
-        assert result.exit_code == 0, result.output
-        assert "  means  natural killer cell (CL:0000623)" in result.stdout
-        assert "  text   cell type: natural killer cell. A lymphocyte" in result.stdout
-        assert "  from   name and definition in the Cell Ontology, v" in result.stdout
-        assert "  cut    after 32 of its" in result.stdout, "the tiny tower reads little"
-
-    def test_a_file_of_ones_own_words(self, run, tiny_checkpoint, tmp_path):
-        (tmp_path / "types.tsv").write_text("B cell\nmine\tcell type: t.\n")
-        result = run("describe", "--labels", tmp_path / "types.tsv", "--model", tiny_checkpoint)
-        assert result.exit_code == 0, result.output
-        assert "mine\n  text   cell type: t.\n  from   your own words\n" in result.stdout
-
-    def test_shows_all_that_a_checkpoint_with_several_wordings_reads(self, run, tiny_processor, tmp_path):
-        """Of the checkpoint only what words and cuts texts is there."""
-        prompt_templates = ["cell type: {name}. {definition}", "{synonym}"]
-        LangCellProcessor(tiny_processor.feature_extractor, tiny_processor.tokenizer, prompt_templates).save_pretrained(
-            tmp_path
-        )
-        (tmp_path / "types.json").write_text(json.dumps({"NK cell": "", "mine": ["one", "two"]}))
-        result = run("describe", "--labels", tmp_path / "types.json", "--model", tmp_path)
-        assert result.exit_code == 0, result.output
-        shown = [line for line in result.stdout.splitlines() if not line.startswith("  cut")]
-        assert shown == [
-            "NK cell",
-            "  means  natural killer cell (CL:0000623)",
-            "  also   NK cell",
-            f"  text   {find_term('NK cell').description}",
-            f"  from   name and definition in the Cell Ontology, {release()}",
-            f"  as     {prompt_templates[0]}",
-            "  text   NK cell",
-            f"  from   synonym 'NK cell' in the Cell Ontology, {release()}",
-            f"  as     {prompt_templates[1]}",
-            *("", "mine", "  text   one", "  from   your own words", "  text   two", "  from   your own words"),
-        ]
-        assert result.stdout.count("  cut") == 1
-
-    @pytest.mark.parametrize(
-        "content", ['{"mine": [1]}', '{"mine": 1}', '{"mine": []}', "[1]", "1", '{"mine": ["", "a"]}']
-    )
-    def test_a_file_of_no_texts(self, run, tiny_checkpoint, tmp_path, content):
-        (tmp_path / "types.json").write_text(content)
-        result = run("describe", "--labels", tmp_path / "types.json", "--model", tiny_checkpoint)
-        assert result.exit_code == 2
-        assert "must hold" in result.stderr or "must be texts" in result.stderr
-
-    @pytest.mark.parametrize("damage", ["{", '{"prompt_templates": ["{nme}"]}', '{"prompt_templates": "{name}"}'])
-    def test_a_damaged_processor_is_one_message(self, run, tiny_checkpoint, tmp_path, damage):
-        shutil.copytree(tiny_checkpoint, tmp_path / "model")
-        path = tmp_path / "model" / "processor_config.json"
-        whole = json.loads(path.read_text())
-        path.write_text(damage if damage == "{" else json.dumps(whole | json.loads(damage)))
-        result = run("describe", "NK cell", "--model", tmp_path / "model")
-        assert result.exit_code == 2
-        assert "No LangCell checkpoint could be loaded" in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
-
-    @pytest.mark.parametrize("arguments", [[], ["B cell", "--labels", "types.tsv"]])
-    def test_labels_or_a_file(self, run, arguments):
-        result = run("describe", *arguments)
-        assert result.exit_code == 2
-        assert "Name labels, or a file of them" in result.output
-
-    def test_no_such_type(self, run):
-        result = run("describe", "no such thing at all")
-        assert result.exit_code == 2
-        assert "does not know" in result.output
-
-
-class TestOutputsAreApart:
-    """No command writes over what it reads, nor twice to one place; it says so before any work."""
-
-    CELLS, MODEL, LABELS, LINK = "cells.h5ad", "model/config.json", "types.txt", "link.pdf"
+class TestVerbose:
+    """The package's log, printed by a command that only logs."""
 
     @pytest.fixture
-    def folder(self, cells_file, tiny_checkpoint, tmp_path, monkeypatch):
-        """All that is named below, and no way to load a checkpoint, which is the first work."""
-        shutil.copytree(tiny_checkpoint, tmp_path / "model")
-        (tmp_path / self.LABELS).write_text("B cell\nnatural killer cell\n")
-        (tmp_path / self.LINK).symlink_to(cells_file)
-        (tmp_path / "about.yaml").write_text("limits: none")
-        (tmp_path / "model" / "README.md").hardlink_to(tmp_path / "about.yaml")
-        monkeypatch.setattr(
-            "modeling_langcell.annotation.annotator.load_checkpoint", lambda *_, **__: pytest.fail("work")
-        )
-        monkeypatch.chdir(tmp_path)
-        return tmp_path
+    def app_that_logs(self):
+        logs = typer.Typer(cls=Commands)
+        logs.registered_callback = app.registered_callback
+
+        @logs.command()
+        def log(value: str = ""):
+            logger = logging.getLogger("modeling_langcell.annotation.chunk_store")
+            logger.debug("too much")
+            logger.info("a chunk is done")
+            logger.warning("a chunk is damaged")
+            typer.echo(f"done{value}")
+
+        return logs
 
     @pytest.mark.parametrize(
-        ("command", "outputs", "other"),
-        [
-            ("annotate", {"--report": CELLS}, "INPUT.h5ad"),
-            ("annotate", {"--report": "./here/../cells.h5ad"}, "INPUT.h5ad"),
-            ("annotate", {"--figure": LINK}, "INPUT.h5ad"),
-            ("annotate", {"--report": LABELS}, "--labels"),
-            ("annotate", {"--out": LABELS}, "--labels"),
-            ("annotate", {"--report": MODEL}, "--model"),
-            ("annotate", {"--out": "model/model.safetensors"}, "--model"),
-            ("annotate", {"--report": "cells_langcell.h5ad"}, "--out"),
-            ("annotate", {"--report": "a.pdf", "--figure": "a.pdf"}, "--report"),
-            ("annotate", {"--out": CELLS, "--report": CELLS}, "INPUT.h5ad"),
-            ("annotate --example", {"--out": "a.pdf", "--figure": "a.pdf"}, "--out"),
-            ("annotate --example", {"--report": LABELS}, "--labels"),
-            ("embed", {"--out": MODEL}, "--model"),
-            ("search", {"--out": CELLS}, "INPUT.h5ad"),
-            ("search", {"--out": LINK}, "INPUT.h5ad"),
-            ("search", {"--out": MODEL}, "--model"),
-            ("explain", {"--out": CELLS}, "INPUT.h5ad"),
-            ("explain", {"--out": LABELS}, "--labels"),
-            ("explain", {"--out": MODEL}, "--model"),
-            ("explain", {"--out": "g.tsv", "--figure": LINK}, "INPUT.h5ad"),
-            ("explain", {"--out": "g.pdf", "--figure": "g.pdf"}, "--out"),
-            ("card", {}, "--about"),
-        ],
+        "arguments", [["--verbose", "log"], ["log", "--verbose"], ["log", "--verbose", "--value", "!"]]
     )
-    def test_each_is_refused(self, run, folder, command, outputs, other):
-        (folder / "here").mkdir()
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        if command == "card":
-            arguments = ["card", "model", "--about", "about.yaml"]
-        else:
-            arguments = [*command.split(), "--model", "model"]
-            arguments += [] if "--example" in command else [self.CELLS]
-            arguments += ["a B cell"] if command == "search" else []
-            arguments += ["--labels", self.LABELS] if command.split()[0] in ("annotate", "explain") else []
-        result = run(*arguments, *(part for item in outputs.items() for part in item))
-        assert result.exit_code == 2, result.output
-        assert len(result.stderr.strip().splitlines()) == 1
-        assert re.search(rf"is the same file as {re.escape(other)} \(.*choose another path for ", result.stderr)
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-    @pytest.mark.parametrize("command", ["annotate", "embed"])
-    def test_a_result_that_holds_the_input_may_take_its_place(self, run, cells_file, tiny_checkpoint, command):
-        before = ad.read_h5ad(cells_file)
-        options = ["--labels", LABELS] if command == "annotate" else []
-        result = run(command, cells_file, "--model", tiny_checkpoint, "--out", cells_file, *options)
+    def test_prints_what_is_logged(self, app_that_logs, arguments):
+        result = CliRunner().invoke(app_that_logs, arguments)
         assert result.exit_code == 0, result.output
-        after = ad.read_h5ad(cells_file)
-        assert "X_langcell" in after.obsm
-        np.testing.assert_array_equal(after.X.toarray(), before.X.toarray())
-        assert after.obs["known"].equals(before.obs["known"])
+        assert result.stdout == ("done!\n" if "!" in arguments else "done\n")
+        info, warning = result.stderr.splitlines()
+        assert info.endswith(" INFO modeling_langcell.annotation.chunk_store: a chunk is done")
+        assert warning.endswith(" WARNING modeling_langcell.annotation.chunk_store: a chunk is damaged")
 
-    @pytest.mark.parametrize("command", ["adapt", "calibrate", "export"])
-    def test_a_folder_to_be_is_not_what_is_read(self, run, folder, command):
-        arguments = ["model"] if command == "export" else [self.CELLS, "--model", "model", "--label-key", "known"]
-        for out in (self.CELLS, "model"):
-            result = run(command, *arguments, "--out", out)
-            assert result.exit_code == 2, result.output
-            assert f"{out} exists already: choose a new folder" in result.stderr
+    def test_ends_with_the_command(self, app_that_logs):
+        logger = logging.getLogger("modeling_langcell")
+        before = logger.level, [*logger.handlers]
+        CliRunner().invoke(app_that_logs, ["--verbose", "log"])
+        assert (logger.level, logger.handlers) == before
 
+    def test_nothing_is_printed_without_it(self, app_that_logs):
+        result = CliRunner().invoke(app_that_logs, ["log"])
+        assert result.stdout == "done\n"
+        assert result.stderr == ""
 
-class TestDamagedInput:
-    """Each ends in one message, and nothing is left where the result would be."""
+    def test_a_value_that_looks_like_it(self, app_that_logs):
+        """After `--` there are no options."""
+        result = CliRunner().invoke(app_that_logs, ["log", "--", "--verbose"])
+        assert result.exit_code == 2
 
-    def refused(self, run, cells_file, *options):
-        result = run("annotate", cells_file, *options)
-        assert result.exit_code == 2, result.output
-        assert result.output.count("Error: ") == 1
-        assert list(cells_file.parent.glob("*langcell*.h5ad*")) == []
-        return result.output
-
-    def test_labels_nested_without_end(self, run, cells_file, tmp_path):
-        (tmp_path / "types.json").write_text("[" * 100_000)
-        assert "cannot be read" in self.refused(run, cells_file, "--labels", tmp_path / "types.json")
-
-    @pytest.mark.parametrize("damage", ["cut short", "other shapes", "code in place of weights"])
-    def test_weights(self, run, cells_file, tiny_checkpoint, tmp_path, damage):
-        model = tmp_path / "model"
-        shutil.copytree(tiny_checkpoint, model)
-        weights = model / "model.safetensors"
-        if damage == "cut short":
-            os.truncate(weights, weights.stat().st_size // 2)
-        elif damage == "other shapes":
-            config = json.loads((model / "config.json").read_text())
-            config["projection_dim"] += 1
-            (model / "config.json").write_text(json.dumps(config))
-        else:
-            weights.unlink()
-            (model / "pytorch_model.bin").write_bytes(pickle.dumps({"a": _Bomb(tmp_path / "was-run")}))
-        said = self.refused(run, cells_file, "--model", model, "--labels", LABELS)
-        assert "No LangCell checkpoint could be loaded" in said
-        assert not (tmp_path / "was-run").exists()
-
-
-class _Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+    def test_the_library_is_quiet(self):
+        program = "import logging, modeling_langcell; logging.getLogger('modeling_langcell.io').warning('unheard')"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ})
+        assert done.stdout + done.stderr == ""

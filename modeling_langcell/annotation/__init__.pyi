@@ -1,0 +1,9 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+from .clusters import count_clusters as count_clusters
+from .explain import explain_annotated as explain_annotated
+from .metrics import agreement as agreement
+from .quality import InputQuality as InputQuality
+from .quality import examine as examine
+from .records import best_labels as best_labels
+from .records import count_answers as count_answers
+from .records import describe_input as describe_input

@@ -1,0 +1,642 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Commands that use a checkpoint: annotate, embed, describe, search and explain."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import modeling_langcell as langcell
+
+from .. import annotation, checkpoint, io, report
+from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
+from ..io.atomic import atomic_write, require_apart
+from ..io.columns import EMBEDDING, RUN
+from ..model.errors import InputError, reason_of
+from ..ontology import Candidate
+from ..ontology import candidates as describe_candidates
+from .labels import Candidates, labels_file, read_candidates, read_labels, require_candidates
+from .options import (
+    Adapter,
+    Counts,
+    Device,
+    Dtype,
+    EmptyCells,
+    GeneColumn,
+    Input,
+    Labels,
+    Layer,
+    Model,
+    OntologyRoot,
+    Revision,
+    UseRaw,
+    cell_options,
+    checkpoint_files,
+    existing_file,
+    figure_file,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+app = typer.Typer()
+
+# ---------------------------------------------------------------------- annotate
+
+
+def parse_shortlist(text: str) -> int | Literal["auto"] | None:
+    """
+    Returns the shortlist as an argument of the package, where None stands for all candidates.
+
+    Raises:
+        BadParameter: The text is neither a positive number, nor `auto`, nor `all`.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "all":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise typer.BadParameter(f"{text!r} is not a number of candidates, 'auto' or 'all'.")
+
+
+InputOrExample = Annotated[
+    Path | None, typer.Argument(metavar="INPUT.h5ad", help="File of cells with raw counts.", callback=existing_file)
+]
+Example = Annotated[bool, typer.Option("--example", help="Annotate the 700 blood cells that scanpy ships.")]
+OptionalModel = Annotated[
+    str | None, typer.Option(help="Checkpoint: a folder or a Hub id.", show_default=f"{MINI}, or the adapter's")
+]
+Out = Annotated[Path | None, typer.Option(help="The annotated .h5ad file.", show_default="INPUT_langcell.h5ad")]
+Report = Annotated[Path | None, typer.Option(help="HTML report of the results.")]
+ReportGenes = Annotated[
+    int, typer.Option(help="Number of cells per label whose driving genes the report shows; 0 for none.", min=0)
+]
+ResultFigure = Annotated[
+    Path | None, typer.Option(help="Figure of the results: .png, .pdf or .svg.", callback=figure_file)
+]
+Reference = Annotated[str | None, typer.Option(help="Column of obs with known labels to compare the results with.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the similarity against the matching, from 0 to 1; 1 leaves the matching out.",
+        show_default="the checkpoint's",
+    ),
+]
+Shortlist = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_shortlist,
+        metavar="NUMBER|auto|all",
+        help="Number of candidates, the most similar ones, that the matching scores for each cell.",
+    ),
+]
+CheckShortlist = Annotated[
+    int,
+    typer.Option(
+        help="Score this many cells against all candidates as well, and report how often the shortlist agrees.", min=0
+    ),
+]
+ErrorRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Accepted share of wrong answers; a lower one gives broader types, or 'unknown'. For calibrated "
+        "checkpoints.",
+        show_default="0.1",
+    ),
+]
+ClusterKey = Annotated[
+    str | None, typer.Option(help="Column of obs with clusters; the cells of each get one answer together.")
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(help="Number of genes, over all cells, in a batch.", show_default="what fits in memory", min=1),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as one line of JSON.")]
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """
+    Options of `langcell annotate`.
+
+    Args:
+        cells: The input file. None for the example.
+        labels: Candidates, or the file that holds them.
+        ontology_root: Cell Ontology term above all candidates.
+        out: The annotated file. None if the annotated example is not written.
+        report: The HTML report.
+        report_genes: Number of cells per label whose driving genes the report shows.
+        figure: The figure.
+        reference: Column of `obs` with known labels.
+        as_json: Whether the results are printed as JSON.
+        loading: Arguments of `LangCellAnnotator.from_pretrained`.
+        reading: Arguments that say how the cells are read.
+        scoring: Arguments that say how labels are chosen.
+    """
+
+    cells: Path | None
+    labels: str | None
+    ontology_root: str | None
+    out: Path | None
+    report: Path | None
+    report_genes: int
+    figure: Path | None
+    reference: str | None
+    as_json: bool
+    loading: Mapping[str, Any]
+    reading: Mapping[str, Any]
+    scoring: Mapping[str, Any]
+
+    def with_defaults(self) -> "AnnotateOptions":
+        """Returns the options with the output beside the input, or with all that the example needs."""
+        if self.cells is not None:
+            return replace(self, out=self.out or self.cells.with_name(f"{self.cells.stem}_langcell.h5ad"))
+        example = io.example
+        labels = self.labels
+        if labels is None and self.ontology_root is None:
+            labels = "; ".join(sorted(example.CELL_TYPES.values()))
+        return replace(
+            self,
+            labels=labels,
+            reference=self.reference or example.LABEL_COLUMN,
+            reading={**self.reading, **example.CELL_OPTIONS},
+        )
+
+    def open_cells(self) -> "AbstractContextManager[AnnData]":
+        """Opens the input, whose matrix stays on disk, or loads the example."""
+        return nullcontext(io.example.load_example()) if self.cells is None else io.open_lightly(self.cells)
+
+
+@dataclass(frozen=True)
+class AnnotationResult:
+    """
+    A finished annotation.
+
+    Args:
+        adata: The annotated cells; those of a file without their matrix.
+        done_before: Number of cells that an earlier, interrupted run annotated.
+        file: The annotated file. None if it is not written.
+    """
+
+    adata: "AnnData"
+    done_before: int
+    file: Path | None
+
+
+@app.command()
+def annotate(
+    cells: InputOrExample = None,
+    example: Example = False,
+    model: OptionalModel = None,
+    revision: Revision = None,
+    adapter: Adapter = None,
+    labels: Labels = None,
+    ontology_root: OntologyRoot = None,
+    out: Out = None,
+    report: Report = None,
+    report_genes: ReportGenes = 10,
+    figure: ResultFigure = None,
+    reference: Reference = None,
+    alpha: Alpha = None,
+    shortlist: Shortlist = "auto",
+    check_shortlist: CheckShortlist = 0,
+    error_rate: ErrorRate = None,
+    cluster_key: ClusterKey = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    empty_cells: EmptyCells = "error",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    batch_tokens: BatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Find the candidate that describes each cell best, without training labels. With an adapter the candidates are its
+    labels.
+
+    The same command resumes a run that was killed. Under 'accelerate launch' several processes share one file.
+    """
+    if example == (cells is not None):
+        raise InputError("Give either an INPUT.h5ad or --example.")
+    model = MINI if model is None and adapter is None else model
+    loading: dict[str, Any] = {"checkpoint": model, "adapter": adapter, "revision": revision}
+    loading |= {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
+    reading = cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
+    scoring = {"alpha": alpha, "shortlist": shortlist, "check": check_shortlist}
+    scoring |= {"error_rate": error_rate, "cluster_key": cluster_key}
+    results = (out, report, report_genes, figure, reference, as_json)
+    run_annotation(AnnotateOptions(cells, labels, ontology_root, *results, loading, reading, scoring).with_defaults())
+
+
+def run_annotation(options: AnnotateOptions) -> None:
+    """Carries out `langcell annotate`: checks, annotates, examines the input, writes, and prints."""
+    candidates = read_candidates(options.labels, options.ontology_root)
+    check_paths(options)
+    check_cells(options)
+    annotator = langcell.LangCellAnnotator.from_pretrained(**options.loading)
+    if annotator.adaptation is None:
+        candidates = require_candidates(candidates)
+    result = annotate_cells(annotator, options, candidates)
+    if result is None:
+        return  # The first of several processes reports for all.
+    with options.open_cells() as cells:
+        quality = examine_input(annotator, options, cells, result.adata)
+        genes = explain_labels(annotator, options, cells, result.adata)
+    written = {} if result.file is None else {"annotated": result.file}
+    written |= write_pages(options, result.adata, quality, genes)
+    facts = summarize(options, result)
+    if options.as_json:
+        print_json(written, facts, quality)
+    else:
+        print_text(options, result.adata, written, facts, quality)
+
+
+def check_paths(options: AnnotateOptions) -> None:
+    """
+    Raises:
+        InputError: An output would be written over an input, or over another output.
+    """
+    require_apart(
+        [("--out", options.out), ("--report", options.report), ("--figure", options.figure)],
+        [
+            ("INPUT.h5ad", options.cells),
+            ("--labels", labels_file(options.labels)),
+            *checkpoint_files("--model", options.loading["checkpoint"]),
+            *checkpoint_files("--adapter", options.loading["adapter"]),
+        ],
+        allowed=[("--out", "INPUT.h5ad")],  # An annotated copy of the input replaces it.
+    )
+
+
+def check_cells(options: AnnotateOptions) -> None:
+    """
+    Raises:
+        InputError: The input cannot be read, or has no column of known labels as named.
+    """
+    with options.open_cells() as cells:
+        if options.reference is not None and options.reference not in cells.obs:
+            columns = sorted(map(str, cells.obs.columns))
+            raise InputError(f"No column {options.reference!r} in obs; columns here: {columns}.")
+
+
+def annotate_cells(
+    annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, candidates: Candidates | None
+) -> AnnotationResult | None:
+    """Annotates the input; returns None in all of several processes but the first."""
+    if options.cells is None:
+        adata = annotator.annotate(io.example.load_example(), candidates, **options.reading, **options.scoring)
+        return AnnotationResult(adata, 0, None if options.out is None else io.write_annotated(adata, options.out))
+    assert options.out is not None
+    done_before = 0
+
+    def report_resumed(done: int) -> None:
+        nonlocal done_before
+        done_before = done
+        if not options.as_json:
+            typer.echo(f"Resuming: {done:,} cells are done already.")
+
+    file = langcell.annotate_file(
+        annotator,
+        options.cells,
+        options.out,
+        candidates,
+        resumed=report_resumed,
+        **options.reading,
+        **options.scoring,
+    )
+    if file is None:
+        return None
+    pages = options.report is not None or options.figure is not None
+    return AnnotationResult(io.read_annotation(file, embeds=pages), done_before, file)
+
+
+def examine_input(
+    annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, cells: "AnnData", annotated: "AnnData"
+) -> "annotation.InputQuality":
+    """Looks for reasons to be careful with the results."""
+    location = {name: options.reading[name] for name in ("layer", "use_raw", "gene_column")}
+    return annotation.examine(annotator.processor.feature_extractor, cells, annotated, **location)
+
+
+def explain_labels(
+    annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, cells: "AnnData", annotated: "AnnData"
+) -> "pd.DataFrame | None":
+    """Finds the driving genes that the report shows; None where it shows none."""
+    if options.report is None or options.report_genes == 0:
+        return None
+    reading = {name: value for name, value in options.reading.items() if name != "empty_cells"}
+    return annotation.explain_annotated(annotator, cells, annotated, cells_per_label=options.report_genes, **reading)
+
+
+def write_pages(
+    options: AnnotateOptions,
+    annotated: "AnnData",
+    quality: "annotation.InputQuality",
+    genes: "pd.DataFrame | None",
+) -> dict[str, Path]:
+    """Writes the figure and the report that are asked for; returns their paths."""
+    if options.figure is None and options.report is None:
+        return {}
+    written, layout = {}, report.lay_out(annotated)
+    if options.figure is not None:
+        written["figure"] = write_figure(report.draw(annotated, layout, options.reference), options.figure)
+    if options.report is not None:
+        written["report"] = langcell.write_report(
+            annotated,
+            options.report,
+            layout,
+            quality=quality,
+            genes=genes,
+            reference=options.reference,
+            command=shlex.join(["langcell", *sys.argv[1:]]),
+        )
+    return written
+
+
+def summarize(options: AnnotateOptions, result: AnnotationResult) -> dict[str, Any]:
+    """Returns the results of an annotation as facts, most of them counts of cells."""
+    adata, run = result.adata, result.adata.uns[RUN]
+    answers, cluster_key = annotation.count_answers(adata.obs), options.scoring["cluster_key"]
+    clusters = None if cluster_key is None else annotation.count_clusters(adata.obs, cluster_key)
+    return {
+        "cells": adata.n_obs,
+        "cells_done_before": result.done_before,
+        "labels": {str(label): int(cells) for label, cells in annotation.best_labels(adata).value_counts().items()},
+        "answers": {"error_rate": float(run["error_rate"]), "cells": answers} if answers else None,
+        "consensus": clusters or None,
+        "shortlist": summarize_shortlist(run),
+        "agreement": None if options.reference is None else annotation.agreement(adata, options.reference),
+        "input": run["input"],
+    }
+
+
+def summarize_shortlist(run: Mapping[str, Any]) -> dict[str, float] | None:
+    """
+    Returns how many of the candidates the matching scored, for which share of the cells that is proven to be enough,
+    and how often a check agreed. None where the matching scored all candidates.
+    """
+    if "shortlist" not in run:
+        return None
+    facts: dict[str, float] = {"read": int(run["shortlist"]), "candidates": len(run["labels"])}
+    if "prototype_weight" not in run:  # Prototypes add to the scores, so that nothing is proven.
+        facts["proven"] = float(run["proven"])
+    if run["checked"]:
+        facts |= {"checked": int(run["checked"]), "agreement": float(run["agreement"])}
+    return facts
+
+
+def print_json(written: Mapping[str, Path], facts: Mapping[str, Any], quality: "annotation.InputQuality") -> None:
+    """Prints the results as one line of JSON."""
+    files = {name: str(path) for name, path in written.items()}
+    cautions = [str(caution) for caution in quality.cautions]
+    # Numbers that were read from a file are NumPy's.
+    typer.echo(json.dumps({**files, **facts, "cautions": cautions}, default=lambda number: number.item()))
+
+
+def print_text(
+    options: AnnotateOptions,
+    annotated: "AnnData",
+    written: Mapping[str, Path],
+    facts: Mapping[str, Any],
+    quality: "annotation.InputQuality",
+) -> None:
+    """Prints the results for people."""
+    if options.cells is None:
+        typer.echo("700 blood cells of Zheng et al. 2017; .raw holds log1p values of 765 genes, read as such.")
+    typer.echo(annotation.describe_input(annotated))
+    if facts["shortlist"] is not None:
+        typer.echo(shortlist_sentences(facts["shortlist"]))
+    for label, cells in facts["labels"].items():
+        if cells:
+            typer.echo(f"{cells:>8,}  {label}")
+    if facts["answers"] is not None:
+        typer.echo(f"Answers at an expected error rate of {facts['answers']['error_rate']:.0%}:")
+        for answer in facts["answers"]["cells"]:
+            typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
+    if facts["consensus"] is not None:
+        typer.echo(f"By {options.scoring['cluster_key']}:")
+        for cluster, found in facts["consensus"].items():
+            agreeing = "no known genes" if found["answer"] is None else f"{found['agreement']:.0%} of its cells"
+            typer.echo(f"{found['cells']:>8,}  {cluster}: {found['answer'] or 'no answer'} ({agreeing})")
+    if (scores := facts["agreement"]) is not None:
+        typer.echo(f"Accuracy against {options.reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
+    for caution in quality.cautions:
+        typer.echo(f"Caution: {caution.on_command_line()}")
+    for name, path in written.items():
+        typer.echo(f"{name.capitalize()}: {path}")
+
+
+def shortlist_sentences(facts: Mapping[str, float]) -> str:
+    """Returns the facts of a shortlist in words."""
+    first = f"The matching scored {facts['read']:,} of {facts['candidates']:,} candidates for each cell"
+    if "proven" in facts:
+        first += f"; for {facts['proven']:.0%} of the cells no other candidate can be the best"
+    if "checked" not in facts:
+        return f"{first}."
+    return (
+        f"{first}. {facts['checked']:,} cells were scored against all candidates as well: the best one is the same for "
+        f"{facts['agreement']:.0%}."
+    )
+
+
+# ---------------------------------------------------------------------- embed
+
+
+@app.command()
+def embed(
+    cells: Input,
+    out: Annotated[Path, typer.Option(help="The .h5ad file with the embeddings in obsm['X_langcell'].")],
+    model: Model = MINI,
+    revision: Revision = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    empty_cells: EmptyCells = "error",
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Embed each cell in the space that cells and texts share."""
+    require_apart(
+        [("--out", out)],
+        [("INPUT.h5ad", cells), *checkpoint_files("--model", model)],
+        allowed=[("--out", "INPUT.h5ad")],  # A copy of the input with the embeddings replaces it.
+    )
+    adata = io.open_cells(cells)
+    annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype, revision=revision)
+    adata = annotator.embed(adata, empty_cells=empty_cells, **cell_options(layer, use_raw, gene_column, counts))
+    typer.echo(annotation.describe_input(adata))
+    typer.echo(f"Embedded: {io.write_annotated(adata, out)}")
+
+
+# ---------------------------------------------------------------------- describe
+
+
+@app.command()
+def describe(
+    labels: Annotated[
+        list[str] | None, typer.Argument(metavar="[LABEL]...", help="Names, synonyms or ids of cell types.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--labels", help="A .json, .tsv or .txt file of labels.")] = None,
+    model: Model = MINI,
+    revision: Revision = None,
+) -> None:
+    """Show every text that stands for a label, in order, and where each text comes from."""
+    if (file is None) == (not labels):
+        raise InputError("Name labels, or a file of them with --labels, and not both.")
+    asked = read_labels(file) if file is not None else labels or []
+    processor = checkpoint.load_processor(model, revision=revision)
+    name = display_name(resolve_checkpoint(model))
+    for number, candidate in enumerate(describe_candidates(asked, processor.prompt_templates)):
+        if number > 0:
+            typer.echo()
+        print_candidate(candidate, processor.tokenizer, name)
+
+
+def print_candidate(candidate: Candidate, tokenizer: Any, model: str) -> None:
+    """Prints a candidate with its term and its texts, and says which of them the model cuts."""
+    typer.echo(candidate.label)
+    if candidate.term is not None:
+        typer.echo(f"  means  {candidate.term.name} ({candidate.term.id})")
+        if candidate.term.synonyms:
+            typer.echo(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
+    for text in candidate.texts:
+        typer.echo(f"  text   {text.text}")
+        typer.echo(f"  from   {text.origin}")
+        if text.template:
+            typer.echo(f"  as     {text.template}")
+        pieces, longest = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
+        if pieces > longest:
+            typer.echo(f"  cut    after {longest} of its {pieces} word pieces, the most that {model} reads")
+
+
+# ---------------------------------------------------------------------- search
+
+
+@app.command()
+def search(
+    cells: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT.h5ad",
+            help="File of cells with raw counts, or with the embeddings of this checkpoint.",
+            callback=existing_file,
+        ),
+    ],
+    text: Annotated[
+        str, typer.Argument(help="Description of the cells in your own words, or a Cell Ontology name or id.")
+    ],
+    top: Annotated[int, typer.Option(help="Number of cells to find.", min=1)] = 20,
+    out: Annotated[Path | None, typer.Option(help="Table of the cells as .tsv.", show_default="printed only")] = None,
+    model: Model = MINI,
+    revision: Revision = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Find the cells that a text describes best, the most similar first."""
+    require_apart([("--out", out)], [("INPUT.h5ad", cells), *checkpoint_files("--model", model)])
+    adata = io.open_cells(cells)
+    annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
+    if EMBEDDING not in adata.obsm:
+        adata = annotator.embed(adata, empty_cells="mark", **cell_options(layer, use_raw, gene_column, counts))
+    found = annotator.search(adata, text, top)
+    for cell, similarity in found["similarity"].items():
+        typer.echo(f"{similarity:>8.3f}  {cell}")
+    if out is not None:
+        typer.echo(f"Cells: {write_table(found.to_csv(sep=chr(9)), out)}")
+
+
+# ---------------------------------------------------------------------- explain
+
+ExplainMethod = Literal["gradient", "attention"]
+
+
+@app.command()
+def explain(
+    cells: Input,
+    out: Annotated[Path, typer.Option(help="Table of the genes of each label as .tsv.")],
+    labels: Labels = None,
+    ontology_root: OntologyRoot = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Figure of the first genes of each label: .png, .pdf or .svg.", callback=figure_file),
+    ] = None,
+    method: Annotated[
+        ExplainMethod, typer.Option(help="Explain the similarity by its gradient, or the matching by its attention.")
+    ] = "gradient",
+    cells_per_label: Annotated[int, typer.Option(help="Number of cells to explain for each label.", min=1)] = 50,
+    top: Annotated[int, typer.Option(help="Number of genes of each label to print and to draw.", min=1)] = 8,
+    model: Model = MINI,
+    revision: Revision = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Show which genes drive the matches of cells with their best labels."""
+    candidates = require_candidates(read_candidates(labels, ontology_root))
+    require_apart(
+        [("--out", out), ("--figure", figure)],
+        [("INPUT.h5ad", cells), ("--labels", labels_file(labels)), *checkpoint_files("--model", model)],
+    )
+    adata = io.open_cells(cells)
+    annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
+    found = annotator.explain(
+        adata,
+        candidates,
+        method=method,
+        cells_per_label=cells_per_label,
+        **cell_options(layer, use_raw, gene_column, counts),
+    )
+    for label, genes in found.groupby("label", sort=False):
+        typer.echo(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
+    typer.echo(f"Genes: {write_table(found.to_csv(sep=chr(9), index=False), out)}")
+    if figure is not None:
+        typer.echo(f"Figure: {write_figure(report.draw_genes(found, top), figure)}")
+
+
+# ---------------------------------------------------------------------- results
+
+
+def write_table(table: str, path: Path) -> Path:
+    """
+    Writes a table, and returns its path.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    try:
+        atomic_write(path, table.encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
+    return path
+
+
+def write_figure(figure: "Figure", path: Path) -> Path:
+    """
+    Writes a figure in the format of the path's suffix, and returns the path.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise InputError(f"The figure {path} cannot be written: {reason_of(error)}.") from error
+    return path

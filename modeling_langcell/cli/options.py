@@ -1,0 +1,93 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Options that several commands share, and checks of the files that they name."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..checkpoint.builtin import resolve_checkpoint
+from ..model.errors import InputError
+
+#: Suffixes of the files that a checkpoint or an adapter is loaded from. Its folder may hold pages and tables as well.
+_CHECKPOINT_FILES = (".json", ".safetensors", ".bin", ".txt", ".py")
+_FIGURES = (".png", ".pdf", ".svg")
+
+# The choices of the package's own arguments, which take seconds to import. A test compares them.
+CountsChoice = Literal["raw", "normalized", "log1p"]
+EmptyCellsChoice = Literal["error", "mark"]
+DtypeChoice = Literal["float32", "bfloat16", "float16"]
+
+
+def existing_file(path: Path | None) -> Path | None:
+    """
+    Returns the path of an input, checked when the command line is read: before anything heavy is imported.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if path is not None and not path.is_file():
+        raise InputError(f"No file {path}.")
+    return path
+
+
+def existing_files(paths: list[Path]) -> list[Path]:
+    """Returns the paths of several inputs, checked as by `existing_file`."""
+    for path in paths:
+        existing_file(path)
+    return paths
+
+
+def figure_file(path: Path | None) -> Path | None:
+    """
+    Returns the path of a figure.
+
+    Raises:
+        InputError: No figure can be written in a format of this name.
+    """
+    if path is not None and path.suffix not in _FIGURES:
+        raise InputError(f"The figure {path} must end in .png, .pdf or .svg.")
+    return path
+
+
+def checkpoint_files(option: str, checkpoint: str | None) -> list[tuple[str, Path]]:
+    """
+    Lists the files that a checkpoint or an adapter in a local folder is loaded from, each with the option that names
+    the folder, for `require_apart`.
+    """
+    if checkpoint is None or not (folder := Path(resolve_checkpoint(checkpoint))).is_dir():
+        return []
+    return [(option, path) for path in sorted(folder.iterdir()) if path.suffix in _CHECKPOINT_FILES]
+
+
+def cell_options(layer: str | None, use_raw: bool, gene_column: str | None, counts: CountsChoice) -> dict[str, Any]:
+    """Returns the options that say how cells are read, as arguments of the package's functions."""
+    return {"layer": layer, "use_raw": use_raw, "gene_column": gene_column, "counts": counts}
+
+
+Input = Annotated[
+    Path, typer.Argument(metavar="INPUT.h5ad", help="File of cells with raw counts.", callback=existing_file)
+]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
+Adapter = Annotated[str | None, typer.Option(help="Adapter from 'langcell adapt': a folder or a Hub id.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Candidates: 'B cell;T cell' (separated by ';' or ','), or a .json, .tsv or .txt file."),
+]
+OntologyRoot = Annotated[str | None, typer.Option(help="Candidates: this Cell Ontology term and all terms below it.")]
+Layer = Annotated[str | None, typer.Option(help="Layer to read the counts from, instead of X.")]
+UseRaw = Annotated[bool, typer.Option("--use-raw", help="Read the counts from .raw.")]
+GeneColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of var with the names of the genes.", show_default="the index and the usual columns"),
+]
+Counts = Annotated[CountsChoice, typer.Option(help="Kind of values: raw counts, normalised counts, or their log1p.")]
+EmptyCells = Annotated[
+    EmptyCellsChoice,
+    typer.Option(help="Treatment of cells without known genes: stop with an error, or leave them without a label."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Device to compute on: cpu, cuda, cuda:1 or mps.", show_default="the best there is")
+]
+Dtype = Annotated[DtypeChoice, typer.Option(help="Precision to compute in.")]

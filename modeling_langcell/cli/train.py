@@ -1,0 +1,290 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Commands that make something to learn from, or learn from labelled cells: corpus, adapt and calibrate."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+import modeling_langcell as langcell
+
+from .. import checkpoint, io
+from .. import corpus as corpora
+from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
+from ..io.atomic import require_new_folder
+from ..model.errors import InputError
+from .extras import needs_extra
+from .labels import read_descriptions
+from .options import (
+    Counts,
+    Device,
+    GeneColumn,
+    Layer,
+    Model,
+    UseRaw,
+    cell_options,
+    existing_file,
+    existing_files,
+)
+
+if TYPE_CHECKING:
+    from ..adaptation.adapt import Adapted
+
+app = typer.Typer()
+
+# The choices of the package's own arguments, which take seconds to import. A test compares them.
+OnUnfit = Literal["refuse", "skip"]
+Head = Literal["descriptions", "classes", "prototypes"]
+Method = Literal["lora", "full", "frozen"]
+Unlabelled = Literal["error", "skip"]
+
+
+# ---------------------------------------------------------------------- corpus
+
+
+@app.command()
+def corpus(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help=".h5ad files, folders of them, or SOMA experiments.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the corpus; a build that was interrupted there is resumed.")],
+    gene_info: Annotated[Path, typer.Option(help="NCBI's gene_info(.gz) table of the genes to look for.")],
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(help="Corpus, checkpoint, or folder of Geneformer's dictionaries whose genes are used."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Condition on obs that selects cells, such as \"tissue == 'blood'\".")
+    ] = None,
+    on_unfit: Annotated[
+        OnUnfit, typer.Option(help="Treatment of sources that cannot be used: stop with an error, or leave them out.")
+    ] = "refuse",
+    max_genes: Annotated[
+        int, typer.Option(help="Largest number of genes to keep of a cell, <cls> included.", min=2, max=65535)
+    ] = 2048,
+    min_cells: Annotated[
+        int, typer.Option(help="Smallest number of cells in which a gene must be counted to get an id.", min=1)
+    ] = 10,
+    chunk_cells: Annotated[
+        int, typer.Option(help="Number of cells in a shard; the memory used grows with it.", min=1)
+    ] = 4096,
+    num_proc: Annotated[int, typer.Option(help="Number of processes on this machine.", min=1)] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, for an atlas.")] = None,
+) -> None:
+    """Build a pre-training corpus from many studies; the same command resumes a build that was killed."""
+    with needs_extra("train"):
+        settings = corpora.CorpusSettings(
+            gene_info=str(gene_info),
+            vocabulary=vocabulary,
+            max_genes=max_genes,
+            min_cells=min_cells,
+            chunk_cells=chunk_cells,
+        )
+    made = langcell.make_corpus(
+        corpora.find_sources(inputs, where),
+        out,
+        settings,
+        on_unfit=on_unfit,
+        processes=num_proc,
+        scheduler=scheduler,
+    )
+    for name, fault in made.manifest["unfit"].items():
+        typer.echo(f"Left out {name}: {fault}")
+    left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
+    reasons = "".join(f"; {number:,} left out ({reason})" for reason, number in sorted(left_out.items()))
+    studies = len(made.panels)
+    typer.echo(f"{len(made):,} cells of {studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
+    typer.echo(f"Corpus: {out}")
+
+
+# ---------------------------------------------------------------------- adapt
+
+
+LabelledInput = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT.h5ad", help="File of cells with raw counts and known labels.", callback=existing_file
+    ),
+]
+LabelKey = Annotated[str, typer.Option(help="Column of obs with the labels; or, for --head classes, a table of obsm.")]
+AdaptedFolder = Annotated[Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.")]
+Shots = Annotated[int | None, typer.Option(help="Number of cells of each label to learn from.", show_default="all")]
+HeadOption = Annotated[
+    Head,
+    typer.Option(
+        help="Part that tells the labels apart: their descriptions, classes (LangCell-CE), or prototypes, which take "
+        "seconds."
+    ),
+]
+MethodOption = Annotated[
+    Method, typer.Option(help="Weights to train: LoRA's, all of them (full), or the head alone (frozen).")
+]
+Descriptions = Annotated[
+    Path | None,
+    typer.Option(help="Descriptions of the labels: .json, or .tsv with a label and its description on each line."),
+]
+Epochs = Annotated[int, typer.Option(help="Number of passes over the cells.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Peak learning rate, after warm-up.", show_default="by the method")
+]
+Rank = Annotated[int, typer.Option(help="LoRA rank.")]
+GeneDropout = Annotated[
+    float, typer.Option(help="Upper bound of the random share of genes dropped from a cell in each epoch.")
+]
+Matching = Annotated[
+    bool | None, typer.Option(help="Adapt the matching too.", show_default="if the checkpoint uses it")
+]
+AdaptTexts = Annotated[bool, typer.Option(help="Adapt the text tower too.")]
+Balanced = Annotated[bool, typer.Option("--balanced", help="Give all labels the same weight, for --head classes.")]
+HeldOut = Annotated[
+    float, typer.Option(help="Share of the cells that is held out, to stop when their loss no longer falls.")
+]
+UnlabelledOption = Annotated[
+    Unlabelled, typer.Option(help="Treatment of cells without a label: stop with an error, or leave them out.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the drawn cells and of everything else that is random.")]
+PushTo = Annotated[str | None, typer.Option(help="Hub id of a repository to push the result to.")]
+
+
+@app.command()
+def adapt(
+    cells: LabelledInput,
+    label_key: LabelKey,
+    out: AdaptedFolder,
+    shots: Shots = None,
+    model: Model = MINI,
+    head: HeadOption = "descriptions",
+    method: MethodOption = "lora",
+    labels: Descriptions = None,
+    epochs: Epochs = 30,
+    learning_rate: LearningRate = None,
+    rank: Rank = 8,
+    gene_dropout: GeneDropout = 0.8,
+    matching: Matching = None,
+    adapt_texts: AdaptTexts = False,
+    balanced: Balanced = False,
+    held_out: HeldOut = 0.0,
+    unlabelled: UnlabelledOption = "error",
+    seed: Seed = 0,
+    push_to: PushTo = None,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Adapt a checkpoint to cells whose labels are known, few or many."""
+    require_new_folder(out)
+    descriptions = None if labels is None else read_descriptions(labels)
+    if push_to is not None:
+        require_pushable(model, push_to)
+    with needs_extra("adapt"):
+        config = langcell.AdaptationConfig(
+            head=head,
+            method=method,
+            rank=rank,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            gene_dropout=gene_dropout,
+            matching=matching,
+            adapt_texts=adapt_texts,
+            balanced=balanced,
+            held_out=held_out,
+            seed=seed,
+        )
+    adapted = langcell.adapt(
+        model,
+        io.open_cells(cells),
+        label_key,
+        shots=shots,
+        descriptions=descriptions,
+        config=config,
+        unlabelled=unlabelled,
+        device=device,
+        **cell_options(layer, use_raw, gene_column, counts),
+    )
+    print_adapted(adapted, held_out > 0)
+    typer.echo(f"Adapted: {adapted.save(out)}")
+    if push_to is not None:
+        push_adapted(out, push_to)
+
+
+def print_adapted(adapted: "Adapted", held_out: bool) -> None:
+    """Prints the number of cells of each label, and how the loss fell if there was training."""
+    for label, number in adapted.adaptation.cells.items():
+        typer.echo(f"{number:>8,}  {label}")
+    if adapted.losses:
+        reached = min(adapted.losses) if held_out else adapted.losses[-1]
+        typer.echo(
+            f"Trained {adapted.trained_share:.1%} of the parameters; loss of the "
+            f"{'held-out' if held_out else 'training'} cells {adapted.losses[0]:.3f} to {reached:.3f}"
+        )
+
+
+def require_pushable(model: str, repo_id: str) -> None:
+    """
+    Checks, before the adaptation, that its result can be pushed.
+
+    Raises:
+        InputError: It would be made from a checkpoint that nobody else has, or the repository cannot be written to.
+    """
+    folder = resolve_checkpoint(model)
+    if Path(folder).is_dir() and display_name(folder) != MINI:
+        raise InputError(f"Nobody else has {model}, the base of the adapter: push it first, and give its Hub id.")
+    checkpoint.require_write_access(repo_id)
+
+
+def push_adapted(folder: Path, repo_id: str) -> None:
+    """
+    Pushes an adapted checkpoint, and prints where it is.
+
+    Raises:
+        InputError: It could not be pushed, and is still in its folder.
+    """
+    try:
+        pushed = langcell.publish(folder, repo_id)
+    except InputError as error:
+        message = f"The adapted checkpoint is in {folder}; 'langcell publish' pushes it. {error.message}"
+        raise InputError(message, *error.remedies) from error
+    typer.echo(f"Pushed: {pushed.url}")
+
+
+# ---------------------------------------------------------------------- calibrate
+
+
+@app.command()
+def calibrate(
+    cells: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT.h5ad...",
+            help="Files of cells whose types are known, one file per study.",
+            callback=existing_files,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; it must not exist.")],
+    label_key: Annotated[str, typer.Option(help="Column of obs with the types, named as in the Cell Ontology.")],
+    model: Model = MINI,
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    counts: Counts = "raw",
+    device: Device = None,
+) -> None:
+    """Calibrate a checkpoint on cells of known types, so that its probabilities say how often it is right."""
+    found = langcell.calibrate(
+        model,
+        cells,
+        out,
+        label_key=label_key,
+        device=device,
+        **cell_options(layer, use_raw, gene_column, counts),
+    )
+    for name, number in found.fitted["cells"].items():
+        typer.echo(f"{number:>8,}  {name}")
+    before, after = found.fitted["error_before"], found.fitted["error_after"]
+    typer.echo(f"Temperature {found.temperature:.2f}; expected calibration error {before:.3f} to {after:.3f}")
+    for rate, threshold in found.thresholds.items():
+        typer.echo(f"At most {float(rate):.0%} wrong answers: those with a probability of {threshold:g} or more")
+    typer.echo(f"Calibrated: {out}")
