@@ -165,7 +165,7 @@ def test_errors_tell_the_visitor_what_to_do(visit, blood, tmp_path):
     (tmp_path / "text.h5ad").write_text("no cells here")
     drop(tab, tmp_path / "text.h5ad")
     said = said_in_error(tab)
-    assert "cells.h5ad is no .h5ad file" in said
+    assert "cells.h5ad is not an .h5ad file" in said
     assert "/" not in said.replace("n/a", "")
     tab.reload()
 
@@ -203,7 +203,7 @@ def test_a_file_that_refers_to_files_of_the_server(visit, blood, tmp_path):
         file["obs"].create_dataset("leak", (150,), "u1", external=[(str(tmp_path / "secret.txt"), 0, 150)])
     tab = visit()
     drop(tab, tmp_path / "spy.h5ad")
-    assert "obs/leak read from another file" in said_in_error(tab)
+    assert "refers to another file for obs/leak" in said_in_error(tab)
 
 
 def send(address: str, event: dict, data: list, page: str | None = None) -> str:
