@@ -43,6 +43,7 @@ PACKAGE = (
     "modeling_langcell.corpus.build",
     "modeling_langcell.pretraining.run",
     "modeling_langcell.publishing.publish",
+    "modeling_langcell.report.page",
 )
 #: Modules that a process without the package needs.
 WITHOUT_THE_PACKAGE = (
