@@ -207,7 +207,7 @@ def _commit(files: dict[str, Path], repo_id: str, tag: str | None, message: str)
 
 
 def _is_there(path: Path, there: RepoFile | None) -> bool:
-    """Whether the repository has the same file."""
+    """Returns true where the repository has the same file."""
     if there is None or there.size != path.stat().st_size:
         return False
     digest = hashlib.sha1(b"blob %d\0" % there.size) if there.lfs is None else hashlib.sha256()

@@ -143,7 +143,7 @@ def _file_faults(folder: CheckpointFolder) -> Iterator[str]:
 
 
 def _is_regular(file: Path) -> bool:
-    """Whether a path is a regular file, or a link to the file of that name in the package's own code."""
+    """Returns true for a regular file, and for a link to the file of that name in the package's own code."""
     if file.is_symlink():
         return file.suffix == ".py" and file.is_file() and file.resolve() == _HUB_FILES / file.name
     return file.is_file()
