@@ -36,6 +36,9 @@ def record(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _program() -> list[str]:
     """Returns the program as it was called, without the folder that it is installed in."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None:  # Started with `python -m`; sys.argv[0] is then a path of this machine.
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
     program = Path(sys.argv[0])
     return ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
 
