@@ -144,6 +144,7 @@ class _Server:
 
 
 _servers: dict[tuple, _Server] = {}
+_starting = threading.Lock()  # Threads that start commands share a server.
 _caches: Path | None = None
 
 
@@ -180,8 +181,9 @@ def start_python(
     at_start = {name: value for name, value in at_start.items() if name not in _READ_LATER}
     at_start["PYTHONPATH"] = str(REPOSITORY)
     key = (preload, *sorted(at_start.items()))
-    if key not in _servers:
-        _servers[key] = _Server(preload, environment | at_start)
+    with _starting:
+        if key not in _servers:
+            _servers[key] = _Server(preload, environment | at_start)
     request = {
         "arguments": arguments,
         "cwd": str(cwd or Path.cwd()),
@@ -323,7 +325,6 @@ def _run(request: dict[str, Any]) -> None:
             sys.modules["__main__"] = types.ModuleType("__main__")
             exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))
     else:
-        script = str(Path(request["cwd"], arguments[0]))
-        sys.path.insert(0, str(Path(script).parent))
+        sys.path.insert(0, str(Path(request["cwd"], arguments[0]).parent))
         sys.argv = arguments
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(arguments[0], run_name="__main__")  # As it was given: records quote it from sys.argv.
