@@ -18,11 +18,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modeling_langcell.annotation.metrics import mean_and_range
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError
-from modeling_langcell.publishing.evaluation import in_words
+from modeling_langcell.publishing.evaluation import in_words, mean_and_range
 from modeling_langcell.report.html import inline_image, write_page
 from modeling_langcell.report.plots import render
 

@@ -1,9 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Agreement of an annotation with known labels."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import anndata as ad
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, recall_score
@@ -55,23 +52,4 @@ def paired_labels(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.nda
     return both[reference].to_numpy(), both[CELL_TYPE].to_numpy()
 
 
-def mean_and_range(runs: Sequence[Mapping[str, Any]], score: str) -> tuple[float, float, float]:
-    """
-    Returns a score's mean, lowest and highest value over runs that differ by their seed.
-
-    Args:
-        runs: Runs as `langcell evaluate` writes them, each with its `scores` and `intervals` by name.
-        score: Name of the score.
-
-    Returns:
-        Mean, low and high. A single run has its 95% interval as low and high, or its score alone where it has no
-        interval. NaN where no run has the score.
-    """
-    values = [run["scores"][score] for run in runs if score in run["scores"]]
-    if not values:
-        return np.nan, np.nan, np.nan
-    low, high = runs[0]["intervals"].get(score, values * 2) if len(values) == 1 else (min(values), max(values))
-    return float(np.mean(values)), low, high
-
-
-__all__ = ["agreement", "mean_and_range", "paired_labels"]
+__all__ = ["agreement", "paired_labels"]

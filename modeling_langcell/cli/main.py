@@ -20,6 +20,7 @@ from ..model.errors import InputError, reason_of
 #: is named here rather than imported, because the package does not depend on it.
 _MODULES = (
     "modeling_langcell.cli.annotate",
+    "modeling_langcell.cli.explore",
     "modeling_langcell.cli.train",
     "modeling_langcell.eval.command",
     "modeling_langcell.cli.hub",

@@ -3,11 +3,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..annotation.metrics import mean_and_range
+import numpy as np
+
 from ..checkpoint.files import explaining_entries, read_json
 from ..model.errors import InputError
 
@@ -61,6 +62,25 @@ def _summarize(results: Path) -> dict[str, Any]:
         tasks.append(task | {"command": table["command"], "versions": table["versions"], "rows": rows})
     tasks.sort(key=lambda task: (task["name"] != "zero-shot", task["name"]))  # The model's main use comes first.
     return {"model": models.pop(), "studies": studies, "tasks": tasks}
+
+
+def mean_and_range(runs: Sequence[Mapping[str, Any]], score: str) -> tuple[float, float, float]:
+    """
+    Returns a score's mean, lowest and highest value over runs that differ by their seed.
+
+    Args:
+        runs: Runs as `langcell evaluate` writes them, each with its `scores` and `intervals` by name.
+        score: Name of the score.
+
+    Returns:
+        Mean, low and high. A single run has its 95% interval as low and high, or its score alone where it has no
+        interval. NaN where no run has the score.
+    """
+    values = [run["scores"][score] for run in runs if score in run["scores"]]
+    if not values:
+        return np.nan, np.nan, np.nan
+    low, high = runs[0]["intervals"].get(score, values * 2) if len(values) == 1 else (min(values), max(values))
+    return float(np.mean(values)), low, high
 
 
 def to_json(evaluation: Mapping[str, Any]) -> str:
@@ -126,4 +146,4 @@ def _written(score: Mapping[str, float] | None) -> str:
     return f"{score['mean']:.3f}{spread}"
 
 
-__all__ = ["as_table", "in_words", "own_rows", "summarize", "to_json"]
+__all__ = ["as_table", "in_words", "mean_and_range", "own_rows", "summarize", "to_json"]

@@ -14,7 +14,7 @@ from modeling_langcell import LangCellAnnotator, LangCellFeatureExtractor, make_
 from modeling_langcell.adaptation import adapt
 from modeling_langcell.annotation import explain
 from modeling_langcell.checkpoint import adaptation_record
-from modeling_langcell.cli import annotate, options, train
+from modeling_langcell.cli import explore, options, train
 from modeling_langcell.io.labels import read_labels
 from modeling_langcell.model.errors import InputError
 
@@ -34,7 +34,7 @@ def choices_of(function, argument):
         (train.OnUnfit, choices_of(make_corpus, "on_unfit")),
         (train.Head, typing.get_args(adaptation_record.Head)),
         (train.Method, typing.get_args(adapt.Method)),
-        (annotate.ExplainMethod, typing.get_args(explain.Method)),
+        (explore.ExplainMethod, typing.get_args(explain.Method)),
     ],
 )
 def test_choices_are_those_of_the_package(option, choices):
