@@ -337,9 +337,8 @@ def build() -> gr.Blocks:
                 upload = gr.File(label="Cells (.h5ad)", file_types=[".h5ad"], height=140)
                 example = gr.Button("Take the example: 700 blood cells", size="sm")
                 said = gr.Markdown()
-                with gr.Row():
-                    array = gr.Dropdown(["X"], value="X", label="Array with the counts")
-                    values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Values in this array")
+                array = gr.Dropdown(["X"], value="X", label="Array with the counts")
+                values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Values in this array")
                 errors = gr.Dropdown(rates, value=10, label="Accepted wrong answers per 100", visible=bool(calibration))
             with gr.Column():
                 terms = sorted(term.name for term in all_terms())

@@ -84,12 +84,12 @@ def _split_in_halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _answers(cells: LabelledScores, temperature: float, threshold: float) -> tuple[np.ndarray, ...]:
     """Returns for each cell whether it is answered, whether rightly, and the depths of the answer and of its type."""
-    hierarchy = OntologyBackoff(cells.labels)
-    answers, _ = hierarchy.answer(hierarchy.probabilities(calibrated(cells.scores, temperature)), threshold)
+    backoff = OntologyBackoff(cells.labels)
+    answers, _ = backoff.answer(backoff.probabilities(calibrated(cells.scores, temperature)), threshold)
     truth = cells.truth.tolist()
-    depths = np.array([node.depth for node in hierarchy.nodes])[answers]
+    depths = np.array([node.depth for node in backoff.nodes])[answers]
     type_depths = {label: depth(find_term(label).id) for label in cells.labels}
-    return answers >= 0, hierarchy.right(answers, truth), depths, np.array([type_depths[label] for label in truth])
+    return answers >= 0, backoff.right(answers, truth), depths, np.array([type_depths[label] for label in truth])
 
 
 def _pooled_scores(studies: dict[str, LabelledScores], temperature: float, threshold: float) -> dict[str, float]:
