@@ -150,7 +150,9 @@ found = {"alone": fork(alone)}
 import huggingface_hub.dataclasses, safetensors.torch, scipy.optimize, scipy.sparse, tokenizers
 import torch, torch._dynamo, torch.distributed.tensor
 import transformers
-assert not [name for name in sys.modules if name.startswith(("transformers.models.auto.", "modeling_langcell"))]
+for name in ("configuration", "modeling", "feature_extraction", "processing"):
+    assert f"transformers.models.auto.{name}_auto" not in sys.modules, name
+assert not {"transformers.pipelines", "modeling_langcell"} & sys.modules.keys()
 found |= {name: fork(lambda: order(statements)) for name, statements in orders.items()}
 print(json.dumps(found))
 """
