@@ -217,6 +217,7 @@ class TestWheelAlone:
         ],
     )
     def test_says_which_extra_is_missing(self, scripts, empty, command, extra):
+        (empty / "some.h5ad").touch()
         ran = alone([scripts / "langcell", *command.split()], empty)
         assert ran.returncode == 2, ran.stderr
         assert f'pip install "modeling-langcell[{extra}]"' in ran.stderr
