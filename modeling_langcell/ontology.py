@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION_PREFIX = "cell type:"
 
-#: Terms that say almost nothing: a cell, a eukaryotic cell, an animal cell, a nucleate cell, a motile cell.
+#: Terms that say almost nothing: a cell, a eukaryotic cell, a nucleate cell, a cell with one nucleus, a motile cell, an
+#: embryonic cell.
 UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002321"})
 
 _TERM_ID = re.compile(r"^[A-Za-z]+:\d+$")

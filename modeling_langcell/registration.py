@@ -35,7 +35,8 @@ class _RegistrationHook(MetaPathFinder):
     Lets the other finders find the modules of Auto classes and of the family, and registers after they are imported.
 
     A module of the family may itself import an Auto class by way of others. Registering then would need the family's
-    classes while they are half imported, so it waits until no module of the family is being imported.
+    classes while they are half imported, so it waits until no module of the family is being imported, by any thread:
+    where each of two threads waits for a module of the other, Python gives one of them half a module.
 
     Attributes:
         due: Modules of Auto classes that are imported, with which the family is not registered yet.

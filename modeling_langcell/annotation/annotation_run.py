@@ -10,9 +10,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from ..io.columns import probability_columns
+from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedCells
-from ..model.zero_shot import DescriptionScorer, Shortlist, read_cells
+from ..model.zero_shot import Shortlist, read_cells
 from .clusters import Consensus
 from .predictions import DecisionRule, Predictions
 from .predictor import Predictor
@@ -43,16 +45,18 @@ class AnnotationRun:
     Args:
         predictor: The checkpoint.
         adata: Cells with counts, in memory or backed. They are read and not changed.
-        labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: As for `LangCellAnnotator.annotate`.
+        cell_options: Arguments of `LangCellFeatureExtractor` that say how the cells are read.
+        labels, alpha, shortlist, check, error_rate, cluster_key: Same as for `LangCellAnnotator.annotate`.
 
     Raises:
-        InputError: As for `LangCellAnnotator.annotate`.
+        InputError: Same as for `LangCellAnnotator.annotate`.
     """
 
     def __init__(
         self,
         predictor: Predictor,
         adata: ad.AnnData,
+        cell_options: Mapping[str, Any],
         labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
         *,
         alpha: float | None = None,
@@ -60,13 +64,13 @@ class AnnotationRun:
         check: int = 0,
         error_rate: float | None = None,
         cluster_key: str | None = None,
-        **cell_options: Any,
     ):
         if check < 0:
             raise InputError(f"check={check} is not a number of cells: give 0 or more.")
         self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
         self.scorer = predictor.scorer(labels, alpha, shortlist)
         self.rule = DecisionRule(self.scorer, error_rate)
+        _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
         self.consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, self.rule)
         self.chunks = predictor.chunks(adata, **cell_options)
 
@@ -93,13 +97,22 @@ class AnnotationRun:
             shortlist_is_exact[rows] = found.shortlist_is_exact.numpy()
             advance(len(rows))
         checked = _rows_to_check(self.chunks.rows(number), self.chunks.n_cells, self.check)
-        if isinstance(scorer, DescriptionScorer) and scorer.shortlist is not None and len(checked):
+        if self.rule.has_shortlist and len(checked):
             for rows, found in read_cells(ranked, scorer.reading(None), budget, device, checked):
                 best_of_all[rows] = found.scores.argmax(dim=1).cpu().numpy()
         if without_genes := int(ranked.without_genes.sum()):
             logger.info("%d cells of chunk %d have no known gene and get no label.", without_genes, number)
         predictions = self.rule(scores, max_cosine, shortlist_is_exact, best_of_all, ranked.matched_counts)
         return AnnotatedCells(embeds, scores, predictions)
+
+    def annotate_all(self) -> list[AnnotatedCells]:
+        """Annotates all chunks, with a progress bar."""
+        with progress_bar() as progress:
+            task = progress.add_task("Cells", total=self.chunks.n_cells)
+            return [
+                self.annotate(number, ranked, lambda n: progress.advance(task, n))
+                for number, ranked in enumerate(self.chunks)
+            ]
 
     def write_obs(self, obs: pd.DataFrame, predictions: Predictions, scores: Iterable[np.ndarray]) -> None:
         """
@@ -126,6 +139,20 @@ class AnnotationRun:
             **self.rule.settings,
             **self.rule.summarize_shortlist(predictions),
         }
+
+
+def _check_columns(columns: list[str], index: Any) -> None:
+    """
+    Checks, before any work, that a table with these columns can be written to a file.
+
+    Raises:
+        InputError: A column has the name of the index or of another column, or a name that HDF5 does not accept.
+    """
+    taken = {"_index" if index is None else index, ".", ""}
+    for number, column in enumerate(columns):
+        if column in taken:
+            raise InputError(f"A table cannot have a column {column!r}: give label {number + 1} another name.")
+        taken.add(column)
 
 
 def _one_text_a_line(texts: Sequence[str]) -> str:

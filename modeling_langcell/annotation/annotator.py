@@ -18,7 +18,7 @@ from ..model.zero_shot import Shortlist, read_cells
 from .annotation_run import AnnotationRun
 from .device import find_device
 from .explain import Method, explain
-from .predictions import Predictions
+from .predictions import Predictions, delete_predictions
 from .predictor import Predictor
 from .search import search
 
@@ -94,7 +94,7 @@ class LangCellAnnotator(Predictor):
         section 3.3), or among the labels that an adapted checkpoint learnt.
 
         Args:
-            adata: Cells with counts, in memory or backed. A view is copied first.
+            adata: Cells with counts, in memory or backed. A view is copied.
             labels: Candidates: names, synonyms or ids of the Cell Ontology, `{label: description}`, or `{label:
                 [description, ...]}` to compare with the mean of several. An adapted checkpoint has its own.
             alpha: Weight of the similarity against the matching head, from 0 to 1; by default the checkpoint's own. 1
@@ -125,25 +125,21 @@ class LangCellAnnotator(Predictor):
 
         Raises:
             InputError: No labels, an unknown label, an alpha outside 0 to 1, an error rate that the checkpoint is not
-                calibrated for, no such clusters, or cells that cannot be read.
+                calibrated for, no such clusters, a view of a file, or cells that cannot be read.
         """
+        _require_writable(adata)
         run = AnnotationRun(
             self,
             adata,
+            cell_options,
             labels,
             alpha=alpha,
             shortlist=shortlist,
             check=check,
             error_rate=error_rate,
             cluster_key=cluster_key,
-            **cell_options,
         )
-        with progress_bar() as progress:
-            task = progress.add_task("Cells", total=adata.n_obs)
-            parts = [
-                run.annotate(number, ranked, lambda n: progress.advance(task, n))
-                for number, ranked in enumerate(run.chunks)
-            ]
+        parts = run.annotate_all()
         predictions = Predictions.concatenate(part.predictions for part in parts)
         adata = adata.copy() if adata.is_view else adata
         run.write_obs(adata.obs, predictions, (part.scores for part in parts))
@@ -164,8 +160,12 @@ class LangCellAnnotator(Predictor):
 
         Returns:
             The AnnData, with `obsm["X_langcell"]`, `(cells, projection_dim)` float32, L2-normalised, and
-            `uns["langcell"]`.
+            `uns["langcell"]`. An earlier annotation, whose record this replaces, is deleted.
+
+        Raises:
+            InputError: A view of a file, or cells that cannot be read.
         """
+        _require_writable(adata)
         embeds = np.full((adata.n_obs, self.width), np.nan, dtype=np.float32)
         chunks, matched_counts = self.chunks(adata, **cell_options), []
         with progress_bar() as progress:
@@ -176,6 +176,8 @@ class LangCellAnnotator(Predictor):
                     embeds[chunks.rows(number).start + rows] = found.cpu().numpy()
                     progress.advance(task, len(rows))
         adata = adata.copy() if adata.is_view else adata
+        delete_predictions(adata.obs)
+        adata.obsm.pop(PROBABILITIES, None)
         adata.obsm[EMBEDDING] = embeds
         adata.uns[RUN] = self.run_record(chunks, np.concatenate(matched_counts))
         return adata
@@ -202,6 +204,11 @@ class LangCellAnnotator(Predictor):
         `modeling_langcell.explain`.
         """
         return explain(self, adata, labels, method=method, cells_per_label=cells_per_label, seed=seed, **cell_options)
+
+
+def _require_writable(adata: ad.AnnData) -> None:
+    if adata.isbacked and adata.is_view:
+        raise InputError("These cells are a view of a file, to which nothing can be added: give cells.to_memory().")
 
 
 __all__ = ["LangCellAnnotator"]

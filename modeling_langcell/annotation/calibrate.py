@@ -49,18 +49,20 @@ def calibrate(
         InputError: A file cannot be read, the ontology does not know a type, or the folder exists.
     """
     output = require_new_folder(output)
-    annotator = LangCellAnnotator.from_pretrained(checkpoint, device=device)
-    studies = {
-        Path(path).stem: score_labelled(annotator, open_cells(path), label_key, **cell_options) for path in inputs
-    }
-    if len(studies) < len(inputs):
+    files = {Path(path).stem: path for path in inputs}
+    if len(files) < len(inputs):
         raise InputError("Two inputs have the same file name: rename one, since studies are told apart by their names.")
+    source = fetch(resolve_checkpoint(checkpoint))
+    annotator = LangCellAnnotator.from_pretrained(source, device=device)
+    studies = {
+        name: score_labelled(annotator, open_cells(path), label_key, **cell_options) for name, path in files.items()
+    }
     calibration = replace(
         fit(studies, annotator.model.config.alpha), prompt_templates=annotator.processor.prompt_templates
     )
     made_with = {name: version(name) for name in ("modeling-langcell", "torch", "transformers")}
     calibration.fitted["versions"] = made_with
-    save_calibrated(checkpoint, calibration, output)
+    save_calibrated(source, calibration, output)
     return calibration
 
 
@@ -89,12 +91,12 @@ def score_labelled(annotator: Predictor, adata: ad.AnnData, label_key: str, **ce
     novelty = np.zeros(len(ranked), dtype=np.float32)
     for rows, found in read_cells(ranked, scorer, scorer.budget, annotator.device):
         scores[rows], novelty[rows] = found.scores.cpu().numpy(), 1 - found.max_cosine.cpu().numpy()
-    return LabelledScores(labels.names, scores, novelty, np.array(labels.names)[labels.truth])
+    read = ~ranked.without_genes
+    return LabelledScores(labels.names, scores[read], novelty[read], np.array(labels.names)[labels.truth][read])
 
 
-def save_calibrated(checkpoint: str | Path, calibration: Calibration, output: str | Path) -> None:
-    """Writes a copy of a checkpoint with a calibration in its config. The folder appears whole or not at all."""
-    source = fetch(resolve_checkpoint(checkpoint))
+def save_calibrated(source: Path, calibration: Calibration, output: str | Path) -> None:
+    """Writes a copy of a checkpoint's folder with a calibration in its config. It appears whole or not at all."""
     config = AutoConfig.from_pretrained(source)
     config.calibration = calibration.to_dict()
     with atomic_folder(output) as folder:

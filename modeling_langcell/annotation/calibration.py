@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,12 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Calibration":
-        """Reads the fields from a checkpoint's config; older ones call the prompt templates `wordings`."""
-        return cls(**{"prompt_templates" if name == "wordings" else name: value for name, value in found.items()})
+        """
+        Reads the fields from a checkpoint's config, and skips others. Older configs call the prompt templates
+        `wordings`.
+        """
+        given = {"prompt_templates" if name == "wordings" else name: value for name, value in found.items()}
+        return cls(**{one.name: given[one.name] for one in fields(cls) if one.name in given})
 
 
 @dataclass(frozen=True)

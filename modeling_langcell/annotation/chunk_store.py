@@ -89,7 +89,11 @@ class ChunkStore:
             time.sleep(POLL_SECONDS)
         for number in self._own:
             path = self._path(number)
-            if path.exists() and not self._is_intact(number):
+            if not path.exists():
+                continue
+            if self._is_intact(number):
+                self._stored.add(number)
+            else:
                 logger.warning("%s is damaged: annotating its cells again.", path)
                 path.unlink(missing_ok=True)
 

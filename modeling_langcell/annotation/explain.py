@@ -165,12 +165,12 @@ def explain(
     Raises:
         InputError: As for `LangCellAnnotator.annotate`; or there is no such method, or `cells_per_label` is below 1.
     """
-    run = AnnotationRun(annotator, adata, labels, **cell_options, empty_cells="mark")
+    run = AnnotationRun(annotator, adata, cell_options | {"empty_cells": "mark"}, labels)
     if not isinstance(run.scorer, DescriptionScorer):
         raise InputError("Only labels that are scored by their descriptions can be explained.")
     explainer = Explainer(annotator, run.scorer.descriptions, method)
     _require_cells(cells_per_label)
-    best = np.concatenate([run.annotate(number, ranked).predictions.best for number, ranked in enumerate(run.chunks)])
+    best = np.concatenate([part.predictions.best for part in run.annotate_all()])
     extractor = annotator.processor.feature_extractor
     return _explain_labels(explainer, extractor, adata, best, cells_per_label, seed, **cell_options)
 

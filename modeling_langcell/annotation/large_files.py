@@ -86,15 +86,14 @@ def annotate_file(
         run = AnnotationRun(
             annotator,
             adata,
+            cell_options,
             labels,
             alpha=alpha,
             shortlist=shortlist,
             check=check,
             error_rate=error_rate,
             cluster_key=cluster_key,
-            **cell_options,
         )
-        _check_columns(probability_columns(run.rule.labels), adata.obs_names.name)
         chunks = run.chunks
         if rank >= len(chunks):
             logger.info("Process %d has nothing to do: there are %d chunks of cells.", rank, len(chunks))
@@ -167,20 +166,6 @@ def _default_options(function: Callable) -> dict[str, Any]:
     """Returns the default values of a function's options."""
     given = inspect.signature(function).parameters.values()
     return {parameter.name: parameter.default for parameter in given if parameter.default is not parameter.empty}
-
-
-def _check_columns(columns: list[str], index: Any) -> None:
-    """
-    Checks, before hours of work, that a table with these columns can be written.
-
-    Raises:
-        InputError: A column has the name of the index or of another column, or none that HDF5 takes.
-    """
-    taken = {"_index" if index is None else index, ".", ""}
-    for number, column in enumerate(columns):
-        if column in taken:
-            raise InputError(f"A table cannot have a column {column!r}: give label {number + 1} another name.")
-        taken.add(column)
 
 
 def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: AnnotationRun, store: ChunkStore) -> None:

@@ -23,13 +23,14 @@ from ..io.columns import (
     SECOND,
 )
 from ..model.errors import InputError
-from ..model.zero_shot import DescriptionScorer
 from .calibration import ERROR_RATE, Calibration
 from .ontology_backoff import UNKNOWN, OntologyBackoff
 from .scorers import Scorer
 
-#: Columns that not every run writes.
-_OPTIONAL = (SECOND, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN, CONSENSUS, CONSENSUS_ID, AGREEMENT)
+_COLUMNS = (
+    *(CELL_TYPE, SCORE, SECOND, MARGIN, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN),
+    *(CONSENSUS, CONSENSUS_ID, AGREEMENT),
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,8 @@ class DecisionRule:
     def __init__(self, scorer: Scorer, error_rate: float | None = None):
         self.labels = list(scorer.descriptions)
         self.has_shortlist = "shortlist" in scorer.settings
-        found = scorer.calibration if isinstance(scorer, DescriptionScorer) else None
         #: None where the scores are not calibrated; there are then no answers.
-        self.calibration = None if found is None else Calibration.from_dict(found)
+        self.calibration = None if scorer.calibration is None else Calibration.from_dict(scorer.calibration)
         self.backoff: OntologyBackoff | None = None
         self.error_rate, self.threshold = error_rate, 1.0
         if self.calibration is None:
@@ -156,10 +156,8 @@ class DecisionRule:
         )
 
     def write(self, obs: pd.DataFrame, predictions: Predictions) -> None:
-        """Writes predictions into `obs` and deletes the columns of an earlier run that this run does not write."""
-        for name in _OPTIONAL:
-            if name in obs:
-                del obs[name]
+        """Writes predictions into `obs` in place of those of an earlier run."""
+        delete_predictions(obs)
         obs[CELL_TYPE] = label_categories(self.labels, predictions.best)
         obs[SCORE], obs[MARGIN] = predictions.score, predictions.margin
         if len(self.labels) > 1:
@@ -189,6 +187,13 @@ class DecisionRule:
         return summary
 
 
+def delete_predictions(obs: pd.DataFrame) -> None:
+    """Deletes the columns of an earlier run, not all of which every run writes."""
+    for name in _COLUMNS:
+        if name in obs:
+            del obs[name]
+
+
 def label_categories(labels: Sequence[str], numbers: np.ndarray) -> "pd.Categorical[str]":
     """
     Returns labels by their `(cells,)` numbers, missing for -1. The categories are the labels that a cell has, in
@@ -214,4 +219,4 @@ def answer_categories(
     return pd.Categorical(names), pd.Categorical(ids)
 
 
-__all__ = ["DecisionRule", "Predictions", "answer_categories", "label_categories"]
+__all__ = ["DecisionRule", "Predictions", "answer_categories", "delete_predictions", "label_categories"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """A checkpoint on a device: it ranks and embeds cells, embeds texts, and scores cells against labels."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +23,8 @@ from ..model.zero_shot import DescriptionScorer, Shortlist
 from ..ontology import texts_of
 from .device import find_device
 from .scorers import ClassScorer, PrototypeScorer, Scorer
+
+logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 4096  # Cells that are ranked, and sorted by length, at a time.
 
@@ -127,6 +130,8 @@ class Predictor:
             raise InputError(f"alpha={alpha} is not between 0 and 1.")
         descriptions = self.texts_of(() if labels is None else labels) if own is None else own.labels
         by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, shortlist, self.budget)
+        if by_description.calibration is not self.model.config.calibration:
+            logger.info("Scores are not calibrated: the calibration is for another alpha or other prompt templates.")
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
         return by_description

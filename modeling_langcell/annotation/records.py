@@ -8,10 +8,18 @@ import anndata as ad
 import pandas as pd
 
 from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, RUN
+from ..model.errors import InputError
 
 
 def candidate_labels(annotated: ad.AnnData) -> list[str]:
-    """Returns the labels that an annotation chose from, in order, including those that no cell has."""
+    """
+    Returns the labels that an annotation chose from, in order, including those that no cell has.
+
+    Raises:
+        InputError: The cells are not annotated.
+    """
+    if "labels" not in annotated.uns.get(RUN, {}) or CELL_TYPE not in annotated.obs:
+        raise InputError("The cells are not annotated: annotate them first.")
     return [str(label) for label in annotated.uns[RUN]["labels"]]
 
 

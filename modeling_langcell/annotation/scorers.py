@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Scorers of cells against labels: by descriptions, by a few cells of each label, or by a classification head."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from ..model.modeling_langcell import LangCellForSequenceClassification
 from ..model.packed_langcell import PackedSequences
 from ..model.prompts import as_texts
 from ..model.token_budget import TokenBudget
-from ..model.zero_shot import DescriptionScorer, Scored
+from ..model.zero_shot import DescriptionScorer, Scored, Shortlist
 
 
 class Scorer(Protocol):
@@ -22,6 +22,8 @@ class Scorer(Protocol):
     settings: dict[str, float]
     #: Limit on the positions that pass through a tower at once.
     budget: TokenBudget
+    #: The calibration that makes the scores probabilities; None if they are not calibrated.
+    calibration: dict[str, Any] | None
 
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         """
@@ -31,6 +33,9 @@ class Scorer(Protocol):
             ids: `(genes of all cells,)` gene ids, one cell after the other.
             cells: The boundaries of the cells.
         """
+
+    def reading(self, shortlist: Shortlist) -> "Scorer":
+        """Returns a scorer with another shortlist, for scorers whose settings have one."""
 
 
 class PrototypeScorer:
@@ -44,6 +49,8 @@ class PrototypeScorer:
         prototypes: `(labels, projection_dim)`, L2-normalised, in the order of the descriptions.
         weight: Weight of the prototypes, from 0 to 1.
     """
+
+    calibration: dict[str, Any] | None = None
 
     def __init__(self, by_description: DescriptionScorer, prototypes: torch.Tensor, weight: float):
         self.by_description, self.weight = by_description, weight
@@ -60,6 +67,9 @@ class PrototypeScorer:
         scores = self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described
         return Scored(embeds, scores, shortlist_is_exact, max_cosine)
 
+    def reading(self, shortlist: Shortlist) -> "PrototypeScorer":
+        return PrototypeScorer(self.by_description.reading(shortlist), self.prototypes, self.weight)
+
 
 class ClassScorer:
     """
@@ -71,6 +81,8 @@ class ClassScorer:
         descriptions: A description for each label, or an empty text.
         budget: Limit on the positions that pass through the cell tower at once.
     """
+
+    calibration: dict[str, Any] | None = None
 
     def __init__(
         self, model: LangCellForSequenceClassification, descriptions: dict[str, str], budget: TokenBudget | None = None
@@ -88,6 +100,9 @@ class ClassScorer:
         scores = logits.sigmoid() if multilabel else logits.softmax(dim=1)
         no_text = torch.full((len(cells),), torch.nan)
         return Scored(F.normalize(pooled.float(), dim=-1), scores, torch.ones(len(cells), dtype=torch.bool), no_text)
+
+    def reading(self, shortlist: Shortlist) -> "ClassScorer":
+        return self
 
 
 __all__ = ["ClassScorer", "DescriptionScorer", "PrototypeScorer", "Scorer"]

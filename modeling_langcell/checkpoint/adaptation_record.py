@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..model.errors import InputError, reason_of
-from .files import ADAPTATION
+from .files import ADAPTATION, read_json
 
 PROTOTYPES = "prototypes.safetensors"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,18 +86,20 @@ class Adaptation:
         if not (folder / ADAPTATION).is_file():
             return None
         source = folder if source is None else source
+        given = read_json(folder / ADAPTATION)
+        # Older records say `several`.
+        record = {"multilabel" if name == "several" else name: value for name, value in given.items()}
+        record |= {"loaded_from": str(source), "prototypes": None}
         try:
-            record = json.loads((folder / ADAPTATION).read_text(encoding="utf-8"))
-            # Older records say `several`.
-            found = cls(**{"multilabel" if name == "several" else name: value for name, value in record.items()})
+            found = cls(**record)
             found._check()
             if found.head == "prototypes":
                 if not (folder / PROTOTYPES).is_file():
                     raise InputError(f"{source} has no {PROTOTYPES}.")
                 found = replace(found, prototypes=load_file(folder / PROTOTYPES)["prototypes"])
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OSError, SafetensorError) as error:
+        except (TypeError, KeyError, OSError, SafetensorError) as error:
             raise InputError(f"The adaptation in {source} cannot be read: {reason_of(error)}.") from error
-        return replace(found, loaded_from=str(source))
+        return found
 
     def _check(self) -> None:
         """
@@ -109,7 +111,8 @@ class Adaptation:
         mappings = {"labels": str, "cells": int, "settings": object, "versions": str}
         right = (
             self.head in get_args(Head)
-            and isinstance(self.base, str)
+            and all(isinstance(text, str) for text in (self.base, self.base_weights))
+            and isinstance(self.multilabel, bool)
             and all(isinstance(number, (int, float)) for number in (self.alpha, self.prototype_weight))
             and all(
                 isinstance(found := getattr(self, name), dict) and all(isinstance(one, kind) for one in found.values())

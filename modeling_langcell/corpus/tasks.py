@@ -91,11 +91,12 @@ def _returning_faults(task):
 
 @contextmanager
 def _naming(source: Source) -> Iterator[None]:
-    """Puts the source's location before the message of an InputError."""
+    """Puts the source's location before the message of an InputError, whose advice on arguments does not apply here."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{source.location}: {error}") from error
+        plain = error.without(*(remedy.option for remedy in error.remedies))
+        raise InputError(f"{source.location}: {plain}") from error
 
 
 @_returning_faults

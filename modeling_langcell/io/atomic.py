@@ -9,6 +9,8 @@ from errno import EEXIST, EISDIR, ENOTDIR
 from pathlib import Path
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from ..model.errors import InputError, reason_of
 
 
@@ -68,10 +70,11 @@ def _is_same(one: Path, other: Path) -> bool:
         return False  # One of them does not exist yet.
 
 
-def atomic_write(path: str | Path, content: bytes) -> None:
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """
-    Writes a file under a temporary name and renames it, so that readers see all of it or nothing, even after a crash of
-    the machine. Makes its folder if needed, and leaves nothing behind if writing fails.
+    Yields a temporary path for a file, which is renamed to `path` at the end, so that readers see all of it or nothing,
+    even after a crash of the machine. Makes its folder if needed, and leaves nothing behind if writing fails.
 
     Raises:
         OSError: The file cannot be written there.
@@ -81,14 +84,23 @@ def atomic_write(path: str | Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield aside
+        with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError:
+    finally:
         aside.unlink(missing_ok=True)
-        raise
+
+
+def atomic_write(path: str | Path, content: bytes) -> None:
+    """
+    Writes a file as a whole or not at all; see `atomic_file`.
+
+    Raises:
+        OSError: The file cannot be written there.
+    """
+    with atomic_file(path) as aside:
+        aside.write_bytes(content)
 
 
 def require_new_folder(output: str | Path) -> Path:
@@ -121,18 +133,30 @@ def atomic_folder(output: str | Path) -> Iterator[Path]:
         InputError: `output` exists already, or cannot be written.
     """
     output = require_new_folder(output)
+    place = output.absolute()
     try:
         # Made in the nearest parent that exists, so that renaming stays on one file system and is atomic.
-        with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{output.absolute().name}-") as aside:
-            folder = Path(aside) / output.absolute().name
+        with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{place.name}-") as aside:
+            folder = Path(aside) / place.name
             folder.mkdir()
             yield folder
             output.parent.mkdir(parents=True, exist_ok=True)
             if output.is_dir():
                 output.rmdir()  # It is empty.
             folder.rename(output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if (named := getattr(error, "filename", None)) is not None:
+            at = Path(os.fsdecode(named)).absolute()
+            if not place.is_relative_to(at) and f".{place.name}-" not in str(at):
+                raise  # It names another file, such as one that was read.
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 
-__all__ = ["atomic_folder", "atomic_write", "require_apart", "require_new_folder", "require_writable_file"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "atomic_write",
+    "require_apart",
+    "require_new_folder",
+    "require_writable_file",
+]

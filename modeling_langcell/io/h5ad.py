@@ -2,9 +2,7 @@
 """`.h5ad` files: opens cells without loading the matrix, and writes annotations atomically."""
 
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ import anndata as ad
 import h5py
 
 from ..model.errors import InputError, reason_of
-from .atomic import require_writable_file
+from .atomic import atomic_file
 from .columns import EMBEDDING, RUN
 
 logger = logging.getLogger(__name__)
@@ -90,29 +88,17 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
         InputError: The folder cannot be written to, or the disk is full.
     """
     output = Path(output)
-    aside = None
     try:
-        require_writable_file(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        os.close(descriptor)
-        aside = Path(name)
-        if adata.isbacked:
-            shutil.copyfile(adata.filename, aside)
-            with h5py.File(aside, "r+") as file:
-                for group, element in (("obs", adata.obs), ("obsm", dict(adata.obsm)), ("uns", dict(adata.uns))):
-                    ad.io.write_elem(file, group, element)
-        else:
-            adata.write_h5ad(aside)
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)  # mkstemp makes private files; the output should have ordinary permissions.
-        aside.replace(output)
-    except OSError as error:
+        with atomic_file(output) as aside:
+            if adata.isbacked:
+                shutil.copyfile(adata.filename, aside)
+                with h5py.File(aside, "r+") as file:
+                    for group, element in (("obs", adata.obs), ("obsm", dict(adata.obsm)), ("uns", dict(adata.uns))):
+                        ad.io.write_elem(file, group, element)
+            else:
+                adata.write_h5ad(aside)
+    except (OSError, RuntimeError) as error:  # HDF5 raises both.
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
-    finally:
-        if aside is not None:
-            aside.unlink(missing_ok=True)
     return output
 
 
@@ -120,8 +106,13 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
     """
     Reads the annotations of a file: `obs` and `uns["langcell"]`, and with `embeds` also `obsm["X_langcell"]`, but
     neither its matrix nor its scores.
+
+    Raises:
+        InputError: No such file, or one that was not annotated.
     """
-    with h5py.File(path) as file:
+    with reading_h5ad(path) as whole, h5py.File(whole) as file:
+        if f"uns/{RUN}" not in file or (embeds and f"obsm/{EMBEDDING}" not in file):
+            raise InputError(f"{path} has no annotation by LangCell: annotate it first.")
         obsm = {EMBEDDING: file["obsm"][EMBEDDING][:]} if embeds else {}
         uns = {RUN: ad.io.read_elem(file["uns"][RUN])}
         return ad.AnnData(obs=ad.io.read_elem(file["obs"]), obsm=obsm, uns=uns)

@@ -160,8 +160,11 @@ def rank_cells(
         InputError: Cells that cannot be read.
     """
     parts: list[RankedCells] = []
-    for start in range(0, len(rows), _CHUNK):
-        parts.extend(extractor.stream(adata[rows[start : start + _CHUNK]], chunk_size=_CHUNK, **cell_options))
+    try:
+        for start in range(0, len(rows), _CHUNK):
+            parts.extend(extractor.stream(adata[rows[start : start + _CHUNK]], chunk_size=_CHUNK, **cell_options))
+    except InputError as error:
+        raise error.without("empty_cells") from None  # Cells to learn from cannot be kept without genes.
     return RankedCells.concatenate(parts)
 
 

@@ -240,13 +240,13 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
         InputError: They are not; the message names the array, a value and its cell.
     """
 
-    def refuse(wrong: np.ndarray, problem: str, remedy: str, value: str | None = None) -> None:
+    def refuse(wrong: np.ndarray, problem: str, advice: str, remedy: str = "", value: str | None = None) -> None:
         if wrong.any():
             first = np.flatnonzero(wrong)[:1]
             cell = source.list_cells(start + np.searchsorted(chunk.indptr, first, side="right") - 1)
             raise InputError(
-                f"{source.label} holds {problem} ({chunk.data[first[0]]} in cell {cell}).",
-                Remedy(remedy, "counts", value),
+                f"{source.label} holds {problem} ({chunk.data[first[0]]} in cell {cell}). {advice}".rstrip(),
+                *([Remedy(remedy, "counts", value)] if remedy else []),
                 *source.advice(),
             )
 
@@ -262,13 +262,13 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
     if counts == "raw" and not whole:
         fractions, problem = data != np.rint(data), "values that are not whole, so not raw counts"
         if high < 16:
-            refuse(fractions, problem, "It looks log-transformed: pass {option} if so.", "log1p")
-        refuse(fractions, problem, "Pass {option} if every cell was scaled by one factor.", "normalized")
+            refuse(fractions, problem, "It looks log-transformed.", "If so, pass {option}.", "log1p")
+        refuse(fractions, problem, "", "Pass {option} if every cell was scaled by one factor.", "normalized")
     if counts == "log1p" and high > 30:
         too_large = "values too large for logarithms"
-        refuse(data > 30, too_large, "Pass {option} if they are not logarithms.", "normalized")
+        refuse(data > 30, too_large, "", "Pass {option} if they are not logarithms.", "normalized")
     if counts == "log1p" and whole and high > 0:
-        refuse(data > 0, "only whole numbers, so not logarithms", "Pass {option} for counts.", "raw")
+        refuse(data > 0, "only whole numbers, so not logarithms", "", "Pass {option} for counts.", "raw")
 
 
 __all__ = ["GENE_COLUMNS", "LARGEST_VALUE", "CountMatrix", "check_values", "open_anndata", "open_matrix", "slice_rows"]

@@ -62,6 +62,11 @@ class InputError(ValueError):
         """Returns the message for somebody who typed a command."""
         return " ".join([self.message, *(remedy.on_command_line() for remedy in self.remedies)])
 
+    def without(self, *options: str) -> "InputError":
+        """Returns the error without the advice that names arguments which the user cannot give."""
+        kept = (one for one in self.remedies if one.option not in options or "{option}" not in one.text)
+        return InputError(self.message, *kept)
+
 
 def reason_of(error: BaseException) -> str:
     """Returns an exception's reason in one line, without details for programmers; its type where it gives no reason."""

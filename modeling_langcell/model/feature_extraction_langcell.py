@@ -242,8 +242,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
                 f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} must be). Looked at {', '.join(names)}: "
-                f"{examples}, ... Human Ensembl ids or gene symbols are expected;",
-                Remedy("name their column of var with {option}.", "gene_column"),
+                f"{examples}, ... Human Ensembl ids or gene symbols are expected.",
+                Remedy("Name their column of var with {option}.", "gene_column"),
             )
         logger.info(
             "%s: %d of %d genes are known (%d by Ensembl id, %d by symbol, %d by synonym); the others are skipped.",
@@ -256,15 +256,21 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
 
     def read_counts(self, cells: Any, **where: Any) -> tuple[sp.csr_matrix, np.ndarray]:
         """
-        Reads raw counts, all cells at once. Arguments are those of `open`, errors those of a call.
+        Reads raw counts, all cells at once. Arguments and errors are those of `open`.
 
         Returns:
             Counts of the known genes by id, `(cells, vocabulary)`, and `(cells,)` totals over all genes of the matrix,
             known or not.
+
+        Raises:
+            InputError: As by `open`, or the values are not raw counts.
         """
         source, match = self.open(cells, **where)
         counts = source.rows(0, len(source))
-        check_values(counts, "raw", source, 0)
+        try:
+            check_values(counts, "raw", source, 0)
+        except InputError as error:
+            raise error.without("counts") from None
         return self._genes.sum_by_gene(counts, match), np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 

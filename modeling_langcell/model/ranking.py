@@ -149,8 +149,8 @@ class RankedChunks(Sequence[RankedCells]):
             empty = rows.start + np.flatnonzero(ranked.without_genes)
             raise InputError(
                 f"{len(empty)} cell(s) of {self.label} have no counts in known genes: "
-                f"{self._source.list_cells(empty)}.",
-                Remedy("Filter them out, or keep them unannotated with {option}.", "empty_cells", "mark"),
+                f"{self._source.list_cells(empty)}. Filter them out.",
+                Remedy("To keep them unannotated, pass {option}.", "empty_cells", "mark"),
             )
         return ranked
 

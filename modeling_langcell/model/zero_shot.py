@@ -89,8 +89,6 @@ class DescriptionScorer:
         self.descriptions = {label: as_texts(label, texts) for label, texts in descriptions.items()}
         #: The calibration of the scores; None if they are not calibrated.
         self.calibration = model.config.calibration if _fits(model.config.calibration, alpha, processor) else None
-        if self.calibration is not model.config.calibration:
-            logger.info("Scores are not calibrated: the calibration is for another alpha or other prompt templates.")
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self._set_shortlist(shortlist)
         # The first text of each label, at the label's number, and then all the others.

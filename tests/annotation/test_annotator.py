@@ -10,7 +10,7 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 
-from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell import AdaptationConfig, InputError, LangCellAnnotator, adapt
 from modeling_langcell.annotation.explain import explain, explain_annotated
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.metrics import agreement
@@ -199,6 +199,42 @@ def test_a_view_is_copied_and_not_changed(annotator, cells):
     assert annotated.n_obs == 4
     assert "langcell_cell_type" in annotated.obs
     assert "langcell_cell_type" not in cells.obs
+
+
+@pytest.mark.parametrize("method", ["annotate", "embed"])
+def test_a_view_of_a_file_is_refused_before_any_work(annotator, cells, tmp_path, method):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    view = open_cells(tmp_path / "cells.h5ad")[2:6]
+    arguments = (LABELS,) if method == "annotate" else ()
+    with pytest.raises(InputError, match=r"are a view of a file.*: give cells\.to_memory\(\)"):
+        getattr(annotator, method)(view, *arguments)
+    assert getattr(annotator, method)(view.to_memory(), *arguments).n_obs == 4
+
+
+@pytest.mark.parametrize("labels", [{"a/b": "x", "a|b": "y"}, {"_index": "x", "b": "y"}])
+def test_labels_that_no_file_can_hold_are_refused(annotator, cells, labels):
+    with pytest.raises(InputError, match="A table cannot have a column"):
+        annotator.annotate(cells, labels)
+    assert cells.obs.columns.empty
+
+
+def test_embedding_deletes_an_annotation_whose_record_it_replaces(annotator, cells):
+    cells.obs["known"] = "B cell"
+    annotator.embed(annotator.annotate(cells, LABELS))
+    assert set(cells.obs) == {"known"}
+    assert set(cells.obsm) == {"X_langcell"}
+    with pytest.raises(InputError, match="not annotated: annotate them first"):
+        agreement(cells, "known")
+
+
+def test_a_shortlist_is_checked_with_prototypes_too(tiny_checkpoint, cells):
+    cells.obs["type"] = LABELS * (cells.n_obs // len(LABELS))
+    config = AdaptationConfig(head="prototypes")
+    adapted = adapt(tiny_checkpoint, cells, "type", config=config)
+    annotator = LangCellAnnotator(adapted.model, adapted.processor, adaptation=adapted.adaptation, device="cpu")
+    annotator.annotate(cells, alpha=0.5, shortlist=2, check=4)
+    assert cells.uns["langcell"]["checked"] == 4
+    assert 0 <= cells.uns["langcell"]["agreement"] <= 1
 
 
 def test_a_backed_file_round_trips_without_its_matrix(annotator, cells, tmp_path):

@@ -179,6 +179,26 @@ class TestCommand:
         assert "does not know 'x'" in result.output
         assert not (tmp_path / "out").exists()
 
+    def test_cells_without_known_genes_are_refused_with_advice_that_works(self, tiny_checkpoint, cells, tmp_path):
+        cells.obs["mine"] = ["B cell", "monocyte"] * (cells.n_obs // 2)
+        cells.X[3] = 0
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        result = self.run(
+            *("calibrate", tmp_path / "cells.h5ad", "--label-key", "mine"),
+            *("--model", tiny_checkpoint, "--out", tmp_path / "out"),
+        )
+        assert result.exit_code == 2
+        assert "'cell3'. Filter them out." in result.output
+        assert "--empty-cells" not in result.output
+
+    def test_settings_of_later_versions_are_skipped(self, calibrated_checkpoint, cells, tmp_path):
+        shutil.copytree(calibrated_checkpoint, tmp_path / "model")
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        config["calibration"]["later"] = 1
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        annotator = LangCellAnnotator.from_pretrained(tmp_path / "model", device="cpu")
+        assert "langcell_answer" in annotator.annotate(cells, ["B cell", "monocyte"]).obs
+
     def test_a_damaged_calibration_is_an_input_error(self, tiny_checkpoint, cells, tmp_path):
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.annotation.annotation_run import AnnotationRun
 from modeling_langcell.annotation.explain import Explainer, explain, explain_annotated
 from modeling_langcell.cli.main import app
 from modeling_langcell.ontology import describe
@@ -152,6 +153,12 @@ def test_labels_that_are_not_explained_are_logged(annotator, cells, caplog, monk
 def test_bad_options_are_refused(annotator, cells, options, message):
     with pytest.raises(InputError, match=message):
         explain(annotator, cells, LABELS, **options)
+
+
+def test_options_of_others_are_refused_before_any_work(annotator, cells, monkeypatch):
+    monkeypatch.setattr(AnnotationRun, "annotate", lambda *_: pytest.fail("cells were annotated"))
+    with pytest.raises(TypeError, match="alpha"):
+        explain(annotator, cells, LABELS, alpha=1.0)
 
 
 class TestCommand:

@@ -158,8 +158,8 @@ def test_an_input_and_the_example_together_are_refused(run, cells_file):
         ("counts in a layer", [], "pass --layer 'my counts'."),
         ("counts in raw", [], "raw.X looks like counts: pass --use-raw."),
         ("logarithms", [], "pass --counts log1p"),
-        ("unknown genes", [], "name their column of var with --gene-column."),
-        ("an empty cell", [], "keep them unannotated with --empty-cells mark."),
+        ("unknown genes", [], "Name their column of var with --gene-column."),
+        ("an empty cell", [], "To keep them unannotated, pass --empty-cells mark."),
         (None, ["--use-raw"], "leave out --use-raw"),
     ],
 )

@@ -4,6 +4,7 @@
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 from modeling_langcell import InputError
 from modeling_langcell.io.atomic import (
@@ -109,6 +110,19 @@ class TestAtomicFolder:
 
         with pytest.raises(KeyError):
             fill_and_fail()
+        assert not list(tmp_path.iterdir())
+
+    def test_errors_name_the_folder_only_where_it_cannot_be_written(self, tmp_path):
+        def fill(error):
+            with atomic_folder(tmp_path / "folder") as folder:
+                (folder / "file").touch()
+                raise error
+
+        with pytest.raises(FileNotFoundError):
+            fill(FileNotFoundError(2, "No such file or directory", str(tmp_path / "input")))
+        for error in (OSError(28, "No space left on device"), SafetensorError("I/O error: File too large")):
+            with pytest.raises(InputError, match=r"folder cannot be written: .*(No space left|File too large)"):
+                fill(error)
         assert not list(tmp_path.iterdir())
 
     def test_an_empty_folder_is_replaced_and_a_full_one_refused(self, cells, tmp_path):

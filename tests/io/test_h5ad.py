@@ -2,6 +2,7 @@
 """`.h5ad` files: unusual but valid ones are read, damaged and foreign ones refused, annotations written atomically."""
 
 import logging
+import textwrap
 
 import anndata as ad
 import h5py
@@ -10,6 +11,7 @@ import pytest
 
 from modeling_langcell import InputError
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
+from tests.support.commands import run_python
 
 
 @pytest.fixture
@@ -92,6 +94,13 @@ def test_files_of_old_anndata_are_read_and_reported(cells_file, caplog):
     assert "written before anndata 0.7" in caplog.text
 
 
+def test_a_file_without_an_annotation_is_refused(cells_file, tmp_path):
+    with pytest.raises(InputError, match="has no annotation by LangCell"):
+        read_annotation(cells_file)
+    with pytest.raises(InputError, match="No file"):
+        read_annotation(tmp_path / "absent.h5ad")
+
+
 class TestWriteAnnotated:
     @pytest.mark.parametrize("backed", [False, True])
     def test_round_trip(self, cells, cells_file, tmp_path, backed):
@@ -108,6 +117,25 @@ class TestWriteAnnotated:
             assert ("X_langcell" in found.obsm) == embeds
         assert [path.name for path in output.parent.iterdir()] == ["out.h5ad"]
         assert output.stat().st_mode & 0o777 == cells_file.stat().st_mode & 0o777
+
+    @pytest.mark.parametrize("backed", [False, True])
+    def test_a_full_disk_is_an_input_error(self, cells_file, tmp_path, backed):
+        """
+        The kernel refuses the write by RLIMIT_FSIZE as on a full disk. HDF5 makes a RuntimeError of that and does not
+        recover, so this needs a process of its own.
+        """
+        code = f"""
+            import anndata as ad
+            from modeling_langcell.io.h5ad import open_cells, write_annotated
+            adata = open_cells({str(cells_file)!r}) if {backed} else ad.read_h5ad({str(cells_file)!r})
+            try:
+                write_annotated(adata, "new/out.h5ad")
+            except ValueError as error:
+                print(type(error).__name__, error)
+        """
+        ran = run_python("-c", textwrap.dedent(code), cwd=tmp_path, largest=2000)
+        assert "InputError new/out.h5ad cannot be written: " in ran.stdout, ran.stderr
+        assert not list((tmp_path / "new").iterdir())
 
     def test_nothing_is_left_after_an_error(self, cells, tmp_path, monkeypatch):
         def fail(*_, **__):

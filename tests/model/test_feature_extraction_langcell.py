@@ -617,7 +617,7 @@ def test_chosen_cells_are_padded_alone(extractor, cells, expected):
         (-1, r"X holds negative values \(-1.0 in cell 'cell3'\). Scaled data cannot be ranked: go back to the counts."),
         (np.nan, r"X holds values that are not finite \(nan in cell 'cell3'\). Go back to the counts, or remove .*"),
         (np.inf, r"X holds values that are not finite \(inf in cell 'cell3'\). Go back to the counts, or remove .*"),
-        (0.5, r"X holds values that are not whole, so not raw counts \(0.5 in cell 'cell3'\). .* counts='log1p' .*"),
+        (0.5, r"X holds values that are not whole, so not raw counts \(0.5 in cell 'cell3'\). .* counts='log1p'."),
     ],
 )
 @pytest.mark.parametrize("chunk_size", [2, 100])
@@ -632,7 +632,7 @@ def test_an_array_is_not_suggested_for_itself(extractor, counts, genes):
     counts = np.tile(counts, (10, 1))
     counts[80, 3] = 0.5  # What lies before it does look like counts.
     adata = adata_of(counts, genes, layers={"names": np.full(counts.shape, "a", dtype=object)})
-    with pytest.raises(InputError, match=r"\(0.5 in cell 'cell80'\).* if so.$"):
+    with pytest.raises(InputError, match=r"\(0.5 in cell 'cell80'\).* If so, pass counts='log1p'.$"):
         extractor(adata)
 
 
@@ -672,7 +672,7 @@ def test_the_array_that_does_hold_counts_is_named(
             extractor(given_adata, **read)
         message = str(caught.value)
         assert message.startswith(f"{label} holds ")
-        assert message.endswith(advice or ("if so." if wrong == "logs" else "go back to the counts."))
+        assert message.endswith(advice or ("counts='log1p'." if wrong == "logs" else "go back to the counts."))
         assert "\n" not in message
     backed.file.close()
 
@@ -710,7 +710,7 @@ def test_too_few_known_genes(extractor, counts):
     message = str(caught.value)
     assert message.startswith("0 of the 40 genes of X are known (0.0%; at least 10% must be).")
     assert "Looked at the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
-    assert "Human Ensembl ids or gene symbols are expected; name their column of var with gene_column." in message
+    assert "Human Ensembl ids or gene symbols are expected. Name their column of var with gene_column." in message
 
 
 def test_the_share_of_known_genes_that_is_enough(gene_vocabulary, counts, genes):
@@ -723,7 +723,7 @@ def test_the_share_of_known_genes_that_is_enough(gene_vocabulary, counts, genes)
 
 def test_cells_without_known_genes(extractor, counts, genes, expected):
     counts[[2, 5]] = 0
-    message = r"^2 cell\(s\) of X have no counts in known genes: 'cell2', 'cell5'. Filter them out, .*'mark'.$"
+    message = r"^2 cell\(s\) of X have no counts in known genes: 'cell2', 'cell5'. Filter them out. .*'mark'.$"
     with pytest.raises(InputError, match=message):
         extractor(adata_of(sp.csr_matrix(counts), genes))
     ranked = extractor.rank(adata_of(sp.csr_matrix(counts), genes), empty_cells="mark")
