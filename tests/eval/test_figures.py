@@ -1,13 +1,16 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Figures of results: their kinds, their content, that nothing is cut off, and the page of all tasks."""
 
+import json
 import re
+import shlex
 
 import numpy as np
 import pytest
 
 from modeling_langcell import InputError
 from modeling_langcell.eval import figures
+from tests.support.paths import REPOSITORY
 
 LONG = "a_study_with_a_name_that_says_all_there_is_to_say_of_its_tissue_donors_and_assays"
 TYPES = ["B cell", "CD4-positive, CD25-positive, alpha-beta regulatory T cell", "monocyte"]
@@ -204,3 +207,13 @@ def test_the_page_has_all_tasks(zero_shot, few_shot, novel_types, tmp_path):
     assert "<td>0.600 (0.500 to 0.700)</td>" in page, "an interval over cells"
     assert "<td>0.700 (0.600 to 0.800)</td>" in page, "lowest and highest of the seeds"
     assert page.index("<th>macro f1</th>") < page.index("<th>accuracy</th>"), "the main score first"
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "eval" / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_recorded_commands_start_what_is_there(file):
+    program, what, *more = shlex.split(json.loads(file.read_text())["command"])
+    if program == "python":
+        place = REPOSITORY / (more[0].replace(".", "/") + ".py" if what == "-m" else what)
+        assert place.is_file(), place
+    else:
+        assert (program, what) == ("langcell", "evaluate")
