@@ -53,10 +53,14 @@ def explaining_entries(source: object) -> Iterator[None]:
         raise InputError(f"A JSON file in {source} is not as this package writes it{why}.") from error
 
 
-def require_no_code(folder: Path) -> None:
+def require_no_code(config: dict[str, Any], source: object) -> None:
     """
-    Checks that a folder's config names no code from elsewhere to compute with. transformers would download such a
-    kernel from the Hub and run it without asking.
+    Checks that a config names no code from elsewhere to compute with. transformers would download such a kernel from
+    the Hub and run it without asking.
+
+    Args:
+        config: The content of `config.json`.
+        source: The file or the checkpoint, for the message.
 
     Raises:
         InputError: The config names such code.
@@ -68,10 +72,8 @@ def require_no_code(folder: Path) -> None:
             if name.endswith("_implementation") and "/" in str(value):
                 yield f"{name}: {value}"
 
-    for named in kernels(read_json(folder / CONFIG_NAME)):
-        raise InputError(
-            f"{folder / CONFIG_NAME} names code from elsewhere ({named}): remove the entry, the model does not need it."
-        )
+    for named in kernels(config):
+        raise InputError(f"{source} names code from elsewhere ({named}): remove the entry, the model does not need it.")
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -81,7 +83,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Raises:
         InputError: The folder holds no config, a damaged one, or one of another family.
     """
-    require_no_code(folder)
+    require_no_code(read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:

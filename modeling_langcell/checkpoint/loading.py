@@ -202,7 +202,7 @@ def _require_own_files(folder: Path, source: str | Path) -> None:
     Raises:
         InputError: The tokenizer is missing, an index names weights outside the folder, or the config names code.
     """
-    require_no_code(folder)
+    require_no_code(read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
     if (folder / CONFIG_NAME).is_file() and not any((folder / name).is_file() for name in (TOKENIZER, "vocab.txt")):
         raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary of its texts: use a complete copy.")
     for index in folder.glob("*.index.json"):

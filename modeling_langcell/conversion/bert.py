@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..checkpoint.builtin import display_name, resolve_checkpoint
+from ..checkpoint.files import require_no_code
 from ..checkpoint.repository import fetch
 from ..io.atomic import atomic_folder, atomic_write, require_new_folder
 from ..model.configuration_langcell import LangCellCellConfig
@@ -376,12 +377,13 @@ def require_model_type(name: str, *kinds: str, revision: str | None = None) -> d
     Reads the config.json of a checkpoint.
 
     Raises:
-        InputError: The checkpoint's `model_type` is none of `kinds`.
+        InputError: The checkpoint's `model_type` is none of `kinds`, or its config names code from elsewhere.
     """
     settings = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
     found = settings.get("model_type") if isinstance(settings, dict) else None
     if found not in kinds:
         raise InputError(f"{name} is a checkpoint of {found or 'no known kind'}, not of {' or '.join(kinds)}.")
+    require_no_code(settings, f"{name}: {CONFIG_NAME}")
     return settings
 
 

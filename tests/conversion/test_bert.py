@@ -177,6 +177,7 @@ class TestRead:
             ({"num_hidden_layers": 3}, r"lacks the weights encoder\.layer\.2"),
             ({"hidden_size": 48}, "cannot be used"),
             ({"hidden_act": "nope"}, "cannot be used: .*nope"),
+            ({"attn_implementation": "nobody/kernel"}, "names code from elsewhere"),
         ],
     )
     def test_configs_that_do_not_fit(self, geneformer, settings, says):
