@@ -7,13 +7,12 @@ their exact names and leaves all others alone.
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..io.atomic import atomic_write
+from ..io.atomic import atomic_write, complete_name
 from ..model.errors import InputError
 
 FORMAT = 1
@@ -22,8 +21,6 @@ SHARDS, UNFINISHED = "shards", "unfinished"
 #: Sources and settings of a corpus that is being built; the build is finished once this file is gone.
 PLAN = Path(UNFINISHED, "plan.json")
 _UNFIT_SOURCES = "unfit.json"
-#: The name that `atomic_write` gives to an incomplete file. A leading dot is not enough: sources may have one too.
-_INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
 
 
 class BuildFolder:
@@ -126,8 +123,7 @@ class BuildFolder:
 
     def _own_name(self, path: Path) -> str | None:
         """Returns the name under which a file, complete or not, belongs to the corpus; None for any other entry."""
-        incomplete = _INCOMPLETE.fullmatch(path.name)
-        name = incomplete[1] if incomplete else path.name
+        name = complete_name(path) or path.name
         return name if name in self._own_names[path.parent] and path.is_file() and not path.is_symlink() else None
 
 

@@ -2,6 +2,7 @@
 """Atomic writes: files and folders appear complete or not at all, and never replace an input."""
 
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,15 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from ..model.errors import InputError, reason_of
+
+#: The name that `atomic_file` gives to a file until it is complete.
+_INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
+
+
+def complete_name(path: Path) -> str | None:
+    """Returns the name that an incomplete file of `atomic_file` was to have; None for any other file."""
+    found = _INCOMPLETE.fullmatch(path.name)
+    return found[1] if found else None
 
 
 def require_writable_file(path: str | Path) -> None:
@@ -56,7 +66,7 @@ def require_apart(
             if (name, other) not in allowed and _is_same(path, other_path):
                 raise InputError(
                     f"{name} {path} is the same file as {other} ({other_path}), which it would overwrite: choose "
-                    f"another path for {name}."
+                    "another path for one of them."
                 )
         others.append((name, path))
 
@@ -156,6 +166,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "atomic_write",
+    "complete_name",
     "require_apart",
     "require_new_folder",
     "require_writable_file",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.files import TRAINING
-from ..io.atomic import atomic_write
+from ..io.atomic import atomic_write, complete_name
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellForPreTraining, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
@@ -124,8 +124,9 @@ class RunFolder:
     def remove_working_files(self) -> None:
         """Removes training checkpoints, and files that a killed process left incomplete."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for incomplete in self.path.glob(".*"):
-            incomplete.unlink()
+        for path in self.path.glob(".*"):
+            if complete_name(path) is not None and path.is_file():
+                path.unlink()
 
     def finish(self) -> None:
         """Marks the run as finished."""
