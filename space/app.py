@@ -339,7 +339,10 @@ def build() -> gr.Blocks:
                 said = gr.Markdown()
                 array = gr.Dropdown(["X"], value="X", label="Array with the counts")
                 values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Values in this array")
-                errors = gr.Dropdown(rates, value=10, label="Accepted wrong answers per 100", visible=bool(calibration))
+                usual = 10 if 10 in rates else rates[0]
+                errors = gr.Dropdown(
+                    rates, value=usual, label="Accepted wrong answers per 100", visible=bool(calibration)
+                )
             with gr.Column():
                 terms = sorted(term.name for term in all_terms())
                 about = "Any name, synonym or id of the Cell Ontology."
