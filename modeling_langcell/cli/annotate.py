@@ -154,16 +154,8 @@ class AnnotateOptions:
         """Returns the options with the output beside the input, or with all that the example needs."""
         if self.cells is not None:
             return replace(self, out=self.out or self.cells.with_name(f"{self.cells.stem}_langcell.h5ad"))
-        example = io.example
-        labels = self.labels
-        if labels is None and self.ontology_root is None:
-            labels = "; ".join(sorted(example.CELL_TYPES.values()))
-        return replace(
-            self,
-            labels=labels,
-            reference=self.reference or example.LABEL_COLUMN,
-            reading={**self.reading, **example.CELL_OPTIONS},
-        )
+        known = io.example.LABEL_COLUMN if self.loading["adapter"] is None else None  # An adapter has other labels.
+        return replace(self, reference=self.reference or known, reading={**self.reading, **io.example.CELL_OPTIONS})
 
     def open_cells(self) -> "AbstractContextManager[AnnData]":
         """Opens the input, whose matrix stays on disk, or loads the example."""
@@ -240,6 +232,8 @@ def run_annotation(options: AnnotateOptions) -> None:
     check_cells(options)
     annotator = langcell.LangCellAnnotator.from_pretrained(**options.loading)
     if annotator.adaptation is None:
+        if candidates is None and options.cells is None:
+            candidates = sorted(io.example.CELL_TYPES.values())
         candidates = require_candidates(candidates)
     result = annotate_cells(annotator, options, candidates)
     if result is None:

@@ -177,8 +177,6 @@ def adapt(
     """Adapt a checkpoint to cells whose labels are known, few or many."""
     require_new_folder(out)
     descriptions = None if labels is None else read_descriptions(labels)
-    if push_to is not None:
-        require_pushable(model, push_to)
     with needs_extra("adapt"):
         config = langcell.AdaptationConfig(
             head=head,
@@ -193,6 +191,8 @@ def adapt(
             held_out=held_out,
             seed=seed,
         )
+    if push_to is not None:
+        require_pushable(model, push_to)
     adapted = langcell.adapt(
         model,
         io.open_cells(cells),

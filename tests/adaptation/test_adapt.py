@@ -483,6 +483,10 @@ def test_an_adapter_of_the_shipped_checkpoint_names_it_without_a_path(tmp_path):
         for annotator in (made.annotator(), LangCellAnnotator.from_pretrained(adapter=adapter))
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    out = tmp_path / "example.h5ad"
+    result = CliRunner().invoke(app, ["annotate", "--example", "--adapter", str(adapter), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert set(ad.read_h5ad(out).uns["langcell"]["labels"]) == {"B cell", "T cell"}
 
 
 def test_the_command_adapts_and_annotates(swapped, tmp_path):
