@@ -71,13 +71,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """
     Measures the runs of a task that were not measured before, and writes the table. Runs of the same model that the
-    table already had stay in it, also if their studies or methods are not asked for this time.
+    table already had stay in it, even if their studies or methods are not asked for this time.
 
     Args:
         task: The task.
         context: Model and data.
         seeds: Number of random seeds.
-        out: Folder for `<task>.json` and `<task>.md`; until these are written it keeps one file per run in `cells/`.
+        out: Folder for `<task>.json` and `<task>.md`; it also keeps one file per run in `cells/`.
         studies: Names of studies; the task's own by default.
         methods: Names of methods; all of the task's by default.
 

@@ -52,7 +52,7 @@ def read_gene_info(path: str | Path) -> list[Gene]:
             table = csv.DictReader(lines, delimiter="\t", restval="")
             if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
                 raise InputError(
-                    f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms or dbXrefs."
+                    f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms, dbXrefs or description."
                 )
             for row in table:
                 synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))

@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Running tasks in this process, in several processes of this machine, or on the workers of a Dask cluster."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -9,8 +8,8 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from rich.progress import track
 
+from ..io.progress import progress_bar
 from ..model.errors import InputError
 
 
@@ -60,7 +59,8 @@ class WorkerPool:
             results = (task.result() for task in pending)
         else:
             results = (function(*task) for task in tasks)
-        return list(track(results, title, len(tasks), disable=not sys.stdout.isatty()))
+        with progress_bar() as progress:
+            return list(progress.track(results, len(tasks), description=title))
 
 
 def _dask_client(scheduler: str) -> Any:

@@ -15,12 +15,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
 from ..checkpoint.files import CARD
 from ..checkpoint.repository import require_write_access
 from ..corpus.corpus import Corpus
+from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellForPreTraining
 from ..publishing.cards import write_card
@@ -292,8 +292,8 @@ class PretrainingRun:
 
     @contextmanager
     def _progress_bar(self) -> Iterator[Callable[[int, dict[str, float], float], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not self.is_main) as progress:
+        with progress_bar() as progress:
+            progress.disable |= not self.is_main
             task = progress.add_task("Training", total=self.config.steps, completed=self.steps_done)
 
             def show(step: int, losses: dict[str, float], rate: float) -> None:
