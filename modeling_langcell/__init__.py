@@ -13,7 +13,7 @@ LangCell: cells and natural language in one space. Importing it registers the fa
 The names that this module offers are in `__init__.pyi`. Each is imported when it is first used, so that importing the
 package is fast.
 
-The package logs below the logger `modeling_langcell`, which is silent until a program adds a handler.
+The package logs to the logger `modeling_langcell`, which is silent until a program adds a handler.
 """
 
 import logging

@@ -52,7 +52,7 @@ class _RegistrationHook(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in _REGISTRATIONS and not fullname.startswith(_FAMILY):
             return None
-        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # Those before have been asked already.
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # Earlier ones were asked already.
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
@@ -89,7 +89,7 @@ class _RegisteringLoader(Loader):
         self._loader, self._hook = loader, hook
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # For those who read source or resources from a spec without importing it.
+        return getattr(self._loader, name)  # For callers who read source or resources from a spec without importing it.
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)

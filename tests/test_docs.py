@@ -412,8 +412,8 @@ def give_checksum(cells: str, studies: str) -> None:
     """Fills in the checksum that a page leaves to its reader."""
     digest = hashlib.sha256(Path(cells).read_bytes()).hexdigest()
     entry = Path(studies).read_text()
-    assert "what sha256sum says of the file" in entry
-    Path(studies).write_text(entry.replace("what sha256sum says of the file", digest))
+    assert "the output of sha256sum" in entry
+    Path(studies).write_text(entry.replace("the output of sha256sum", digest))
 
 
 # ---------------------------------------------------------------------- the guide as a whole

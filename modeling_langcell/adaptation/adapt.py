@@ -66,11 +66,11 @@ class AdaptationConfig:
         temperature: Temperature of the cosine between cells and descriptions during training. With the checkpoint's
             own, 0.05, the loss vanishes as soon as a few cells are separated; a higher one separates other cells
             better.
-        matching: Whether matching is trained and used, which takes most of the time; by default it is if the
+        matching: True to train and use matching, which takes most of the time; by default it is used if the
             checkpoint uses it.
-        adapt_texts: Whether LoRA adapts the text tower too, which takes several times as long. Otherwise each
+        adapt_texts: True to adapt the text tower by LoRA too, which takes several times as long. Otherwise each
             description is encoded once.
-        balanced: Whether every label has the same weight, however many cells it has (`classes`).
+        balanced: True to give every label the same weight, however many cells it has (`classes`).
         held_out: Share of the cells held out to watch the training. It stops when `patience` epochs bring no
             improvement, and the best weights are kept. With 0 it runs all epochs on all cells.
         patience: Number of epochs without improvement before training stops; see `held_out`.

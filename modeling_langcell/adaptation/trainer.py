@@ -26,8 +26,8 @@ class DescriptionLoss(nn.Module):
         texts: Descriptions of the labels, tokenized.
         temperature: Temperature of the cosine. With the checkpoint's own the loss vanishes as soon as a few cells are
             separated; a higher one asks for wider margins.
-        matching: Whether matching is trained too.
-        adapt_texts: Whether the text tower is trained. Otherwise it encodes the descriptions here, once.
+        matching: True to train matching too.
+        adapt_texts: True to train the text tower. Otherwise it encodes the descriptions here, once.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ClassLoss(nn.Module):
     Args:
         model: Model, with or without adapters inside.
         truth: Labels of all training cells.
-        balanced: Whether every label has the same weight: a cell weighs less, the more cells have its label.
+        balanced: True to give every label the same weight, so that cells of frequent labels weigh less.
     """
 
     def __init__(self, model: LangCellForSequenceClassification, truth: np.ndarray, balanced: bool):

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""One annotation of some cells, chunk by chunk: the work that annotating in memory and annotating a file share."""
+"""One annotation of some cells, chunk by chunk: the work shared by annotation in memory and of files."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,7 +130,7 @@ class AnnotationRun:
             self.consensus.write(obs, predictions)
 
     def record(self, predictions: Predictions) -> dict[str, Any]:
-        """Returns the record for `uns["langcell"]`: all that repeats the run, and a summary of its shortlist."""
+        """Returns the record for `uns["langcell"]`: all that is needed to repeat the run, and its shortlist."""
         return self.predictor.run_record(self.chunks, predictions.matched_counts) | {
             "labels": np.array(list(self.scorer.descriptions)),
             "descriptions": np.array([_one_text_a_line(texts) for texts in self.scorer.descriptions.values()]),
@@ -156,12 +156,12 @@ def _check_columns(columns: list[str], index: Any) -> None:
 
 
 def _one_text_a_line(texts: Sequence[str]) -> str:
-    """Joins a label's texts with line breaks; one within a text becomes a space, as it is to a tokenizer."""
+    """Joins a label's texts with line breaks. Those in a text become spaces, which a tokenizer reads the same way."""
     return "\n".join(" ".join(text.splitlines()) for text in texts)
 
 
 def _rows_to_check(rows: range, n_cells: int, check: int) -> np.ndarray:
-    """Returns the rows of a chunk, from its first, that are among `check` rows spread evenly over all cells."""
+    """Returns the rows of a chunk, counted from its first, that belong to `check` rows spread evenly over all."""
     chosen = np.unique(np.linspace(0, n_cells - 1, min(check, n_cells)).astype(int))
     return chosen[(chosen >= rows.start) & (chosen < rows.stop)] - rows.start
 

@@ -100,7 +100,7 @@ class LangCellAnnotator(Predictor):
             alpha: Weight of the similarity against the matching head, from 0 to 1; by default the checkpoint's own. 1
                 leaves the matching out, which is much faster.
             shortlist: Number of candidates that the matching reads for each cell, those most similar to it; `None` for
-                all. By default up to 32 candidates are all read, and 32 of more.
+                all. By default all are read if there are at most 32, and otherwise 32.
             check: Score this many cells against all candidates as well, and record how often the shortlist agrees.
             error_rate: Accepted share of wrong answers, for a calibrated checkpoint; a lower one gives broader types,
                 or `unknown`. 0.1 by default.

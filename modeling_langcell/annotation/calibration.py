@@ -29,7 +29,7 @@ class Calibration:
     The calibration in a checkpoint's config.
 
     Args:
-        temperature: Scores raised to the power of its inverse, and made to add up to 1, are probabilities.
+        temperature: Turns scores into probabilities: they are raised to 1 / temperature and scaled to add up to 1.
         thresholds: Lowest probability of an answer for each error rate.
         usual_novelty: Novelty that 95% of the labelled cells do not exceed.
         alpha: Weight of the similarity that the calibration was fitted with and is valid for.
@@ -45,7 +45,7 @@ class Calibration:
     prompt_templates: tuple[str, ...] = PROMPT_TEMPLATES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # A config's JSON has a list.
+        object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # JSON has it as a list.
 
     def threshold(self, error_rate: float) -> float:
         """

@@ -79,7 +79,7 @@ class ChunkStore:
                 if self._run_id() is None:
                     if found:
                         logger.warning("%s is of a different annotation: deleting it and beginning anew.", self.folder)
-                    (self.folder / _PLAN).unlink(missing_ok=True)  # First, so that no process takes these chunks.
+                    (self.folder / _PLAN).unlink(missing_ok=True)  # First of all, so that no process takes a chunk.
                     for path in found:
                         path.unlink(missing_ok=True)
                 self.run_id = uuid4().hex
@@ -118,7 +118,7 @@ class ChunkStore:
         """
         arrays = {
             "embeds": annotated.embeds,
-            "scores": np.ascontiguousarray(annotated.scores.T),  # By label, the order in which they are merged.
+            "scores": np.ascontiguousarray(annotated.scores.T),  # Stored by label, the order in which they are merged.
             **vars(annotated.predictions),
         }
         if self._run_id() is None:
@@ -182,7 +182,7 @@ class ChunkStore:
         """Deletes the folder."""
         with self.writing():
             found = self._files()
-            (self.folder / _PLAN).unlink(missing_ok=True)  # First: it tells the other processes that all is done.
+            (self.folder / _PLAN).unlink(missing_ok=True)  # First: its absence tells others that all is done.
             for path in found:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()
@@ -190,14 +190,14 @@ class ChunkStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """
-        Turns errors of writing into a message that says what is kept.
+        Turns write errors into a message that says what is kept.
 
         Raises:
             InputError: The disk is full, the folder is not writable, or the like.
         """
         try:
             yield
-        except (OSError, RuntimeError) as error:  # HDF5 raises both.
+        except (OSError, RuntimeError) as error:  # HDF5 raises either.
             has_chunks = any(self.folder.glob("*.safetensors"))
             kept = f" The finished part is kept in {self.folder}: the same command continues it." if has_chunks else ""
             raise InputError(f"{self.output} cannot be written: {reason_of(error)}.{kept}") from error

@@ -20,7 +20,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         device = "mps" if torch.backends.mps.is_available() else "cpu"
-        if torch.cuda.is_available():  # Each of several processes takes a GPU of its own.
+        if torch.cuda.is_available():  # With several processes, each takes its own GPU.
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
         logger.info("No device was named: using %s.", device)
     try:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Method = Literal["gradient", "attention"]
 
 _STEPS = 8  # Steps along the path of integrated gradients.
-_MOST_LABELS = 12  # Labels of an annotation that are explained; a page has no room for more.
+_MOST_LABELS = 12  # Largest number of labels that are explained; a page has no room for more.
 
 
 class Explainer:
@@ -118,7 +118,7 @@ class Explainer:
         no, yes = self.model.matching_head(output.pooler_output)[0].float()
         gradients = torch.autograd.grad(yes - no, output.cross_attentions)
         contributions = [
-            (weights * gradient)[0].sum(dim=(0, 1))  # Over heads and tokens, for each layer.
+            (weights * gradient)[0].sum(dim=(0, 1))  # Sums over heads and tokens, for each layer.
             for weights, gradient in zip(output.cross_attentions, gradients, strict=True)
         ]
         return torch.stack(contributions).sum(dim=0)[1:].detach().float().cpu().numpy()

@@ -58,7 +58,7 @@ def annotate_file(
     Memory holds one chunk of cells, `obs`, and a few numbers for each cell.
 
     Finished chunks are kept in a folder `.{name of the output}.unfinished` beside the output. After an interruption of
-    any kind the same call continues from there; a call that would give other results begins anew. The output appears
+    any kind the same call continues from there; a call that would give other results starts again. The output appears
     whole or not at all, and the folder is then deleted.
 
     Several processes, as started by `accelerate launch` or `torchrun` (each knows itself by `RANK` and `WORLD_SIZE`),

@@ -77,7 +77,7 @@ class Predictions:
 
 class DecisionRule:
     """
-    Turns scores into predictions: always the best label, and where the scores are calibrated also an answer. That is
+    Turns scores into predictions: the best label and, where the scores are calibrated, an answer. The answer is
     the most specific term of the Cell Ontology whose probability is high enough for an error rate, or `unknown`.
 
     Args:

@@ -26,7 +26,7 @@ from .scorers import ClassScorer, PrototypeScorer, Scorer
 
 logger = logging.getLogger(__name__)
 
-CHUNK_SIZE = 4096  # Cells that are ranked, and sorted by length, at a time.
+CHUNK_SIZE = 4096  # Number of cells that are ranked and sorted by length together.
 
 
 class Predictor:
@@ -63,7 +63,7 @@ class Predictor:
 
     @property
     def width(self) -> int:
-        """Numbers in an embedding."""
+        """Length of an embedding."""
         config = self.model.config
         return config.projection_dim if isinstance(self.model, LangCellModel) else config.hidden_size
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Readers of what an annotation recorded in an AnnData."""
+"""Reads back what an annotation recorded in an AnnData."""
 
 from collections.abc import Mapping
 from typing import Any

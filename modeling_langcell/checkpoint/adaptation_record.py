@@ -22,7 +22,7 @@ Head = Literal["descriptions", "classes", "prototypes"]
 @dataclass(frozen=True)
 class Adaptation:
     """
-    Labels that a checkpoint was adapted to, and how: the file `adaptation.json` beside the weights.
+    Record of an adaptation, with its labels and settings: the file `adaptation.json` beside the weights.
 
     Args:
         head: Part that tells the labels apart: their `descriptions`, a classification head (`classes`), or
@@ -30,7 +30,7 @@ class Adaptation:
         labels: Labels and their descriptions, in the order of the head's outputs. Descriptions may be empty with a
             classification head.
         base: Checkpoint that was adapted.
-        multilabel: Whether a cell may have several labels.
+        multilabel: True if a cell may have several labels.
         alpha: Weight of the similarity against the matching head.
         prototype_weight: Weight of the prototypes against the descriptions.
         cells: Number of training cells of each label.

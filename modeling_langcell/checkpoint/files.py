@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def explaining_entries(source: object) -> Iterator[None]:
     """
-    Turns whatever missing or odd entries of JSON files raise into one message.
+    Turns the errors that missing or odd entries of JSON files raise into one message.
 
     Raises:
         InputError: The code inside the `with` found a file with the right name and entries that are not this package's.
@@ -55,8 +55,8 @@ def explaining_entries(source: object) -> Iterator[None]:
 
 def require_no_code(config: dict[str, Any], source: object) -> None:
     """
-    Checks that a config names no code from elsewhere to compute with. transformers would download such a kernel from
-    the Hub and run it without asking.
+    Checks that a config names no code from elsewhere. transformers would download such a kernel from the Hub and run it
+    without asking.
 
     Args:
         config: The content of `config.json`.

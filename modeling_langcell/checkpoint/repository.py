@@ -146,7 +146,7 @@ def push(
         folder: Folder whose files are pushed, except hidden ones. Other files of the repository are deleted in the same
             commit.
         repo_id: Hub id. The repository is created if there is none.
-        private: Whether only its owner may read the repository.
+        private: True if only its owner may read the repository.
         tag: Tag for the commit.
         message: Message of the commit.
         ignore: Patterns of files that are not pushed.

@@ -131,7 +131,7 @@ class AnnotateOptions:
         report_genes: Number of cells per label whose driving genes the report shows.
         figure: The figure.
         reference: Column of `obs` with known labels.
-        as_json: Whether the results are printed as JSON.
+        as_json: True to print the results as JSON.
         loading: Arguments of `LangCellAnnotator.from_pretrained`.
         reading: Arguments that say how the cells are read.
         scoring: Arguments that say how labels are chosen.

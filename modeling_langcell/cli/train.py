@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Commands that make something to learn from, or learn from labelled cells: corpus, adapt and calibrate."""
+"""Commands that build a corpus or use labelled cells: corpus, adapt and calibrate."""
 
 from collections import Counter
 from pathlib import Path
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# The choices of the package's own arguments, which take seconds to import. A test compares them.
+# Copied from the package, which takes seconds to import; a test compares the two.
 OnUnfit = Literal["refuse", "skip"]
 Head = Literal["descriptions", "classes", "prototypes"]
 Method = Literal["lora", "full", "frozen"]

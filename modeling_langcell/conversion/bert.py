@@ -196,7 +196,7 @@ def export_cell_tower(
         model: A model, or folder or Hub id of a LangCell checkpoint of any kind that has a cell tower.
         output: Folder to create.
         extractor: Defines the ids; by default that of the checkpoint.
-        masked_genes: Whether to write a `BertForMaskedLM` with the masked-gene head, the form in which Geneformer is
+        masked_genes: True to write a `BertForMaskedLM` with the masked-gene head, the form in which Geneformer is
             published. It has no pooler, so `BertModel` reads it with `add_pooling_layer=False`.
         revision: Branch, tag or commit of a Hub repository.
 
@@ -223,7 +223,7 @@ def export_cell_tower(
     state = _bert_state(tower, head if masked_genes else None)
     with atomic_folder(output) as folder:
         config.save_pretrained(folder)
-        # Not by save_file, whose files only their owner can read.
+        # save_file makes files that only their owner can read.
         atomic_write(folder / SAFE_WEIGHTS_NAME, save(state, metadata={"format": "pt"}))
         if extractor is not None:
             _write_genes(extractor, folder / GENES)

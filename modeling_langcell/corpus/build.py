@@ -74,7 +74,7 @@ def make_corpus(
         sources: The cells.
         output: Folder of the corpus.
         settings: Genes and sizes.
-        on_unfit: What to do with a source that is damaged, or that holds no counts or too few known genes: `refuse`
+        on_unfit: Treatment of a source that is damaged, or that holds no counts or too few known genes: `refuse`
             raises an error, `skip` leaves the source out and names it in the manifest.
         processes: Number of processes on this machine.
         scheduler: Address of a Dask scheduler whose workers do the work; they must see the same files.

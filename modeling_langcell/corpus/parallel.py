@@ -23,7 +23,7 @@ class WorkerPool:
             to another one.
 
     Raises:
-        InputError: There are fewer than 1 process, or no scheduler answers.
+        InputError: `processes` is below 1, or no scheduler answers.
     """
 
     def __init__(self, processes: int = 1, scheduler: str | None = None):
@@ -51,7 +51,7 @@ class WorkerPool:
         """Returns the results of `function(*task)`, in the order of the tasks, and shows a progress bar."""
         results: Iterable[Any]
         if self.scheduler is not None:
-            # Not pure: whenever a task is handed out it looks for its file first.
+            # pure=False, because a task first looks for its file.
             futures = [self._client.submit(function, *task, pure=False) for task in tasks]
             results = (future.result() for future in futures)
         elif self.processes > 1:

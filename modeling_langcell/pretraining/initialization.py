@@ -54,7 +54,7 @@ def initialize_model(
     Args:
         config: Names the checkpoints to start from.
         vocabulary: The genes.
-        weights_follow: Whether the weights will be loaded from a training checkpoint: slow initializations are then
+        weights_follow: True if the weights will be loaded from a training checkpoint: slow initializations are then
             left out.
 
     Raises:

@@ -27,7 +27,7 @@ _TAG = re.compile(r"\w(?:[\w-]|\.(?!\.))*(?<!\.lock)(?<!\.)", re.ASCII)
 @dataclass(frozen=True)
 class Publication:
     """
-    What `publish` sends, or would send.
+    Files and repository of an upload by `publish`, sent or only checked.
 
     Args:
         kind: A checkpoint, the architecture of one without weights, or an adapter (or prototypes).
@@ -67,9 +67,9 @@ def publish(
         repo_id: `owner/name`.
         base: Hub id of the checkpoint that an adapter was made from; needed if the adapter names a folder.
         results: Folder that `langcell evaluate` wrote, to compare `evaluation.json` with.
-        private: Whether to make a new repository private.
+        private: True to make a new repository private.
         tag: Tag for the commit.
-        dry_run: Whether to check and list only. Nothing is sent, and the Hub is not asked.
+        dry_run: True to check and list only: nothing is sent, and the Hub is not asked.
 
     Raises:
         InputError: The folder has faults, all of which the message lists; or the push was refused or broken off.
