@@ -70,8 +70,8 @@ def evaluate(
     methods: Sequence[str] = (),
 ) -> dict[str, Any]:
     """
-    Measures the runs of a task that were not measured before, and writes the table. Runs of the same model that the
-    table already had stay in it, even if their studies or methods are not asked for this time.
+    Measures the runs of a task that were not measured before, and writes the table. Runs that the table already had
+    stay in it if they would be the same today, even if their studies or methods are not asked for this time.
 
     Args:
         task: The task.
@@ -113,11 +113,13 @@ def evaluate(
         scores = ", ".join(f"{name} {value:.3f}" for name, value in run["scores"].items())
         say.print(f"{title}: {scores}", highlight=False, soft_wrap=True)
         runs[name] = run
-    runs |= {
-        name: run
-        for name, run in before.items()
-        if name not in runs and run["model"] == model and run["study"] in context.studies
-    }
+    settings = [dict(setting) for setting in task.settings]
+    for name, run in before.items():
+        if run["study"] in context.studies and run["method"] in task.methods and run["setting"] in settings:
+            study = context.study(run["study"])
+            today = _key(task, context, model, study, run["method"], run["setting"], run["seed"])
+            if name == _digest(today):  # Others would count as further seeds of runs with which they share a row.
+                runs.setdefault(name, run)
     ordered = _sorted_by_task(task, list(runs.values()))
     result = record(
         {

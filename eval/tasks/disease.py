@@ -51,7 +51,7 @@ def measure(run: Run) -> Result:
     described = {label: describe_label(run, label) for label in labels}
     if run.setting["shots"] == 0:
         # Random weights are scored by similarity alone: their matching would only cost time.
-        alpha = 1.0 if run.method == RANDOM else None
+        alpha = 1.0 if run.method == RANDOM else run.context.alpha
         annotated = run.annotator.annotate(others, described, alpha=alpha, **run.study.read)
     else:
         head: Head = "descriptions" if run.method == LANGCELL else "prototypes"

@@ -108,6 +108,23 @@ class TestTheTable:
         assert evaluate(made, context, seeds=2, out=tmp_path / "copy")["cells"] == whole["cells"]
         assert len(asked) == 5
 
+    @pytest.mark.parametrize("changed", ["alpha", "version", "methods"])
+    def test_runs_that_would_differ_today_leave_the_table(self, context, task, tmp_path, changed):
+        """They would count as further seeds of the runs with which they share a row; their files stay."""
+        made, asked = task
+        evaluate(made, context, seeds=2, out=tmp_path)
+        if changed == "alpha":
+            again = evaluate(made, replace(context, alpha=1.0), seeds=2, out=tmp_path)
+        elif changed == "version":
+            again = evaluate(replace(made, version=2), context, seeds=2, out=tmp_path)
+        else:
+            again = evaluate(replace(made, methods=(LANGCELL,)), context, seeds=2, out=tmp_path)
+        rows = [(run["method"], run["setting"]["shots"], run["seed"]) for run in again["cells"]]
+        assert len(rows) == len(set(rows)) == (4 if changed == "methods" else 5)
+        measured = len(asked)
+        assert len(evaluate(made, context, seeds=2, out=tmp_path)["cells"]) == 5
+        assert len(asked) == measured
+
     @pytest.mark.parametrize("changes", [{"label_key": "phase"}, {"batch_key": "phase"}, {"read": {"counts": "raw"}}])
     def test_a_changed_study_of_the_same_name_has_runs_of_its_own(self, context, task, tmp_path, changes):
         made, asked = task
