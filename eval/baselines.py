@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler, normalize
 
 from modeling_langcell.corpus.genes import read_gene_info
+from modeling_langcell.model.count_matrix import check_values
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 from modeling_langcell.ontology import find_term
@@ -57,11 +58,9 @@ def counts_by_gene(
     where = {name: value for name, value in options.items() if name != "counts"}
     source, match = extractor.open(adata, **where)
     kind = options.get("counts", "raw")
-    if kind == "raw":
-        counts, _ = extractor.read_counts(adata, **where)
-    else:
-        matrix = source.rows(0, len(source))
-        counts = extractor.by_gene(matrix.expm1() if kind == "log1p" else matrix, match)
+    matrix = source.rows(0, len(source))
+    check_values(matrix, kind, source, 0)
+    counts = extractor.by_gene(matrix.expm1() if kind == "log1p" else matrix, match)
     return counts, np.unique(match.token_ids[match.token_ids >= 0])
 
 

@@ -19,11 +19,11 @@ import yaml
 
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from modeling_langcell.io.h5ad import open_cells
+from modeling_langcell.io.labels import is_known
 from modeling_langcell.model.errors import InputError, reason_of
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 
 REGISTRY = Path(__file__).with_name("studies.yaml")
-UNKNOWN = "unknown"
 #: Column of `obs` that names the study of each cell where several are taken together.
 PART = "study"
 
@@ -101,9 +101,8 @@ class Study:
         return adata
 
     def labelled(self, adata: ad.AnnData) -> np.ndarray:
-        """Returns `(cells,)` booleans: true where the type is known, so neither missing, nor blank, nor `unknown`."""
-        labels = adata.obs[self.label_key].astype(object)
-        return (labels.notna() & ~labels.astype(str).str.strip().isin(["", UNKNOWN])).to_numpy()
+        """Returns `(cells,)` booleans: true where the type is known."""
+        return is_known(adata.obs[self.label_key])
 
     def _file(self, data: Path, download: bool) -> Path:
         if self.path is not None:
@@ -227,4 +226,4 @@ def _study(file: Path, name: str, entry: Any, above: Mapping[str, Study]) -> Stu
     return Study(name, **entry)
 
 
-__all__ = ["PART", "REGISTRY", "UNKNOWN", "Study", "read_studies"]
+__all__ = ["PART", "REGISTRY", "Study", "read_studies"]

@@ -20,7 +20,8 @@ from modeling_langcell import LangCellAnnotator, LangCellModel
 from modeling_langcell.annotation.calibrate import score_labelled
 from modeling_langcell.annotation.calibration import LabelledScores
 from modeling_langcell.eval.baselines import baselines, counts_by_gene
-from modeling_langcell.eval.studies import UNKNOWN, Study, read_studies
+from modeling_langcell.eval.studies import Study, read_studies
+from modeling_langcell.io.labels import is_known
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import find_term
 
@@ -190,10 +191,9 @@ class EvaluationContext:
         counts, types = [], []
         for path in sorted((self.data / "train").glob("*.h5ad")):
             adata = ad.read_h5ad(path)
-            labels = adata.obs["cell_type"].astype(str).to_numpy()
-            if (known := labels != UNKNOWN).any():
+            if (known := is_known(adata.obs["cell_type"])).any():
                 counts.append(counts_by_gene(adata[known], self.extractor, {})[0])
-                types.append(labels[known])
+                types.append(adata.obs["cell_type"][known].astype(str).to_numpy())
         if not types:
             raise InputError(f"No training cells in {self.data / 'train'}: name the folder with --data.")
         return sp.vstack(counts, format="csr"), np.concatenate(types)

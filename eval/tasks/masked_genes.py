@@ -32,8 +32,10 @@ def measure(run: Run) -> Result:
     gene that most cells have and that this cell does not show.
 
     Raises:
-        InputError: The checkpoint has no masked-gene head.
+        InputError: The checkpoint has no masked-gene head, or an adapter is given.
     """
+    if run.context.adapter is not None:
+        raise InputError(f"{TASK.name} measures the checkpoint alone: leave out the adapter.")
     rows = np.random.default_rng(run.seed).permutation(run.cells.n_obs)[:MOST_CELLS]
     extractor = run.context.extractor
     ranked = rank_cells(run.cells, np.sort(rows), extractor, **run.study.read)

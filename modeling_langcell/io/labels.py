@@ -109,8 +109,8 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
     if unlabelled not in ("error", "skip"):
         raise InputError(f"unlabelled={unlabelled!r} is not one of 'error' and 'skip'.")
     if label_key in adata.obs:
-        column = adata.obs[label_key].astype(object)
-        known = (column.notna() & ~column.astype(str).str.strip().isin(_NO_LABEL)).to_numpy()
+        column = adata.obs[label_key]
+        known = is_known(column)
         _check_known(known, f"obs[{label_key!r}]", unlabelled)
         names, truth = np.unique(column[known].astype(str).to_numpy(), return_inverse=True)
     elif label_key in adata.obsm:
@@ -137,6 +137,12 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
     if len(names) < 2:
         raise InputError(f"{label_key!r} holds {len(names)} label{'' if len(names) else 's'}: nothing to tell apart.")
     return Labels(tuple(map(str, names)), np.flatnonzero(known), truth)
+
+
+def is_known(labels: pd.Series) -> np.ndarray:
+    """Returns `(cells,)` booleans: true where a label is neither missing, nor blank, nor `unknown`."""
+    named = labels.astype(object)
+    return (named.notna() & ~named.astype(str).str.strip().isin(_NO_LABEL)).to_numpy()
 
 
 def _check_known(known: np.ndarray, where: str, unlabelled: str) -> None:
@@ -168,4 +174,4 @@ def rank_cells(
     return RankedCells.concatenate(parts)
 
 
-__all__ = ["Labels", "rank_cells", "read_labels"]
+__all__ = ["Labels", "is_known", "rank_cells", "read_labels"]

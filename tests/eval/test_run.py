@@ -344,6 +344,11 @@ class TestMaskedGenes:
             assert right[row] == sum(int(score.argmax()) == label for score, label in asked)
             assert losses[row] == pytest.approx(-sum(score[label].item() for score, label in asked), abs=1e-4)
 
+    def test_an_adapter_is_refused(self, context):
+        run = Run(replace(context, adapter="mine"), context.study("pbmc68k_reduced"), LANGCELL, {}, 0)
+        with pytest.raises(InputError, match="leave out the adapter"):
+            masked_genes.measure(run)
+
     def test_a_checkpoint_without_a_head_is_refused(self, tiny_checkpoint):
         with pytest.raises(InputError, match="no masked-gene head"):
             masked_genes.load_head(str(tiny_checkpoint))
