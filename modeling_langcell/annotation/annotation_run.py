@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""One annotation of some cells, chunk by chunk: the work shared by annotation in memory and of files."""
+"""One annotation run, chunk by chunk, shared by annotation in memory and annotation of files."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,7 +83,7 @@ class AnnotationRun:
         Args:
             number: Number of the chunk.
             ranked: The chunk's cells.
-            advance: Called with the number of further cells that were read.
+            advance: Called with the number of cells read since the last call.
         """
         scorer, budget, device = self.scorer, self.scorer.budget, self.predictor.device
         embeds = np.full((len(ranked), self.predictor.width), np.nan, dtype=np.float32)
@@ -130,10 +130,12 @@ class AnnotationRun:
             self.consensus.write(obs, predictions)
 
     def record(self, predictions: Predictions) -> dict[str, Any]:
-        """Returns the record for `uns["langcell"]`: all that is needed to repeat the run, and its shortlist."""
+        """
+        Returns the record for `uns["langcell"]`: everything needed to repeat the run, and a summary of its shortlist.
+        """
         return self.predictor.run_record(self.chunks, predictions.matched_counts) | {
             "labels": np.array(list(self.scorer.descriptions)),
-            "descriptions": np.array([_one_text_a_line(texts) for texts in self.scorer.descriptions.values()]),
+            "descriptions": np.array([_one_text_per_line(texts) for texts in self.scorer.descriptions.values()]),
             **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
             **self.scorer.settings,
             **self.rule.settings,
@@ -155,8 +157,10 @@ def _check_columns(columns: list[str], index: Any) -> None:
         taken.add(column)
 
 
-def _one_text_a_line(texts: Sequence[str]) -> str:
-    """Joins a label's texts with line breaks. Those in a text become spaces, which a tokenizer reads the same way."""
+def _one_text_per_line(texts: Sequence[str]) -> str:
+    """
+    Joins a label's texts with line breaks. Line breaks in a text become spaces, which a tokenizer reads the same way.
+    """
     return "\n".join(" ".join(text.splitlines()) for text in texts)
 
 

@@ -62,10 +62,10 @@ class LangCellAnnotator(Predictor):
         Args:
             checkpoint: Folder or Hub id. It may be left out with an adapter, which names its base checkpoint.
             adapter: Folder or Hub id of an adapter that `langcell adapt` wrote.
-            device: As for the class.
+            device: Same as for the class.
             dtype: Precision to compute in. Published results hold for `float32`.
             revision: Branch, tag or commit of the checkpoint's Hub repository.
-            batch_tokens: As for the class.
+            batch_tokens: Same as for the class.
 
         Raises:
             InputError: The checkpoint does not load as a LangCell model with its processor, the adapter does not fit
@@ -91,7 +91,7 @@ class LangCellAnnotator(Predictor):
     ) -> ad.AnnData:
         """
         Finds the label that fits each cell best: among described candidates without training labels (LangCell,
-        section 3.3), or among the labels that an adapted checkpoint learnt.
+        section 3.3), or among the labels of an adapted checkpoint.
 
         Args:
             adata: Cells with counts, in memory or backed. A view is copied.
@@ -105,16 +105,17 @@ class LangCellAnnotator(Predictor):
             error_rate: Accepted share of wrong answers, for a calibrated checkpoint; a lower one gives broader types,
                 or `unknown`. 0.1 by default.
             cluster_key: Column of `obs` with clusters, each of which gets one joint answer.
-            cell_options: `layer`, `use_raw`, `gene_column`, `counts` and `empty_cells` say how the cells are read, as
-                for `LangCellFeatureExtractor`. Cells marked by `empty_cells="mark"` get no label and missing values.
+            cell_options: `layer`, `use_raw`, `gene_column`, `counts` and `empty_cells` say how the cells are read, the
+                same as for `LangCellFeatureExtractor`. Cells marked by `empty_cells="mark"` get no label and missing
+                values.
 
         Returns:
-            The AnnData, with `obs["langcell_cell_type"]` (categorical; its categories are the labels that a cell has),
-            `obs["langcell_score"]` (the best label's score), `obs["langcell_second"]` (the next label, where there are
-            several), `obs["langcell_margin"]` (the difference between the two scores), `obs["langcell_novelty"]` (1
-            minus the cosine with the most similar description), `obsm["X_langcell"]` (float32 embeddings),
-            `obsm["langcell_probabilities"]` (a column for each label, with `|` for `/` in its name) and
-            `uns["langcell"]` (what is needed to repeat the run).
+            The AnnData, with `obs["langcell_cell_type"]` (categorical; its categories are the labels that at least one
+            cell has), `obs["langcell_score"]` (the best label's score), `obs["langcell_second"]` (the next label, where
+            there are several), `obs["langcell_margin"]` (the difference between the two scores),
+            `obs["langcell_novelty"]` (1 minus the cosine with the most similar description), `obsm["X_langcell"]`
+            (float32 embeddings), `obsm["langcell_probabilities"]` (a column for each label, with `|` for `/` in its
+            name) and `uns["langcell"]` (everything needed to repeat the run).
 
             If the checkpoint is calibrated for this alpha and its prompt templates, the scores are probabilities, and
             there are `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or
@@ -156,7 +157,7 @@ class LangCellAnnotator(Predictor):
         """
         Embeds the cells in the space that they share with texts.
 
-        Args: `adata` and `cell_options` as for `annotate`.
+        Args: `adata` and `cell_options`, same as for `annotate`.
 
         Returns:
             The AnnData, with `obsm["X_langcell"]`, `(cells, projection_dim)` float32, L2-normalised, and
@@ -184,8 +185,8 @@ class LangCellAnnotator(Predictor):
 
     def search(self, adata: ad.AnnData, text: str, top_k: int = 20, *, exact: bool | None = None) -> pd.DataFrame:
         """
-        Finds the cells that a text describes best among cells that this checkpoint embedded; arguments, result and
-        errors as for `modeling_langcell.search`.
+        Finds the cells that a text describes best among cells that this checkpoint embedded. Arguments, result and
+        errors are the same as for `modeling_langcell.search`.
         """
         return search(self, adata, text, top_k, exact=exact)
 
@@ -200,15 +201,15 @@ class LangCellAnnotator(Predictor):
         **cell_options: Any,
     ) -> pd.DataFrame:
         """
-        Finds the genes that drive the cells' matches with their labels; arguments, result and errors as for
-        `modeling_langcell.explain`.
+        Finds the genes that drive the cells' matches with their labels. Arguments, result and errors are the same as
+        for `modeling_langcell.explain`.
         """
         return explain(self, adata, labels, method=method, cells_per_label=cells_per_label, seed=seed, **cell_options)
 
 
 def _require_writable(adata: ad.AnnData) -> None:
     if adata.isbacked and adata.is_view:
-        raise InputError("These cells are a view of a file, to which nothing can be added: give cells.to_memory().")
+        raise InputError("These cells are a view of a file, so nothing can be added to them: give cells.to_memory().")
 
 
 __all__ = ["LangCellAnnotator"]

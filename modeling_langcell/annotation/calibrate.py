@@ -51,7 +51,7 @@ def calibrate(
     output = require_new_folder(output)
     files = {Path(path).stem: path for path in inputs}
     if len(files) < len(inputs):
-        raise InputError("Two inputs have the same file name: rename one, since studies are told apart by their names.")
+        raise InputError("Two inputs have the same file name: rename one, since the file names identify the studies.")
     source = fetch(resolve_checkpoint(checkpoint))
     annotator = LangCellAnnotator.from_pretrained(source, device=device)
     studies = {
@@ -81,7 +81,7 @@ def score_labelled(annotator: Predictor, adata: ad.AnnData, label_key: str, **ce
         )
     labels = read_labels(adata, label_key, unlabelled="skip")
     if labels.multilabel:
-        raise InputError(f"{label_key!r} may hold several labels for a cell: calibration needs one for each cell.")
+        raise InputError(f"{label_key!r} may hold several labels per cell: calibration needs exactly one.")
     ranked = rank_cells(adata, labels.rows, annotator.processor.feature_extractor, **cell_options)
     scorer = DescriptionScorer(
         model, annotator.processor, annotator.texts_of(labels.names), model.config.alpha, None, annotator.budget

@@ -45,7 +45,7 @@ class Calibration:
     prompt_templates: tuple[str, ...] = PROMPT_TEMPLATES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # JSON has it as a list.
+        object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # JSON stores it as a list.
 
     def threshold(self, error_rate: float) -> float:
         """
@@ -61,7 +61,7 @@ class Calibration:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a checkpoint's config holds them."""
+        """Returns the fields in the form that a checkpoint's config stores."""
         return asdict(self)
 
     @classmethod

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Annotated chunks of cells, stored as files beside the output until all of them are there."""
+"""Annotated chunks of cells, stored as files next to the output until all of them are done."""
 
 import json
 import logging
@@ -30,12 +30,12 @@ POLL_SECONDS = 0.5
 
 _PLAN, _MERGED = "plan.json", "annotated.h5ad"
 #: The names of all files that this module writes into a store's folder; it deletes no others.
-_OURS = re.compile(r"\.?(plan\.json|annotated\.h5ad|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?")
+_STORE_FILE = re.compile(r"\.?(plan\.json|annotated\.h5ad|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?")
 
 
 class ChunkStore:
     """
-    The folder `.{name of the output}.unfinished` beside an output, with the chunks that are annotated so far.
+    The folder `.{name of the output}.unfinished` next to an output, with the chunks annotated so far.
 
     `plan.json` holds everything that decides the results, and the id of the run of the first process that wrote it.
     `00000007.safetensors` is a chunk. `seen-2-...` shows that process 2 knows the run's id, so that the first process
@@ -43,7 +43,7 @@ class ChunkStore:
 
     Args:
         output: The output file, which does not exist yet or will be replaced.
-        plan: Everything that decides the results, as JSON takes it.
+        plan: Everything that decides the results, in types that JSON accepts.
         chunks: The chunks of the input.
         rank: Number of this process.
         processes: Number of processes that share the chunks.
@@ -59,7 +59,7 @@ class ChunkStore:
 
     @property
     def merged(self) -> Path:
-        """The file in which the output is put together."""
+        """The file in which the output is assembled."""
         return self.folder / _MERGED
 
     def open(self) -> None:
@@ -68,7 +68,7 @@ class ChunkStore:
         others wait for it.
 
         Raises:
-            InputError: The folder holds files of others, or cannot be written to.
+            InputError: The folder holds files that no annotation wrote, or cannot be written to.
         """
         with self.writing():
             require_writable_file(self.output)
@@ -78,8 +78,10 @@ class ChunkStore:
                 found = self._files()
                 if self._run_id() is None:
                     if found:
-                        logger.warning("%s is of a different annotation: deleting it and beginning anew.", self.folder)
-                    (self.folder / _PLAN).unlink(missing_ok=True)  # First of all, so that no process takes a chunk.
+                        logger.warning(
+                            "%s belongs to a different annotation: deleting it and starting again.", self.folder
+                        )
+                    (self.folder / _PLAN).unlink(missing_ok=True)  # Deleted first, so that no process takes a chunk.
                     for path in found:
                         path.unlink(missing_ok=True)
                 self.run_id = uuid4().hex
@@ -114,7 +116,7 @@ class ChunkStore:
         Stores a chunk.
 
         Raises:
-            InputError: Another run took the folder over, or the file cannot be written.
+            InputError: Another run took over the folder, or the file cannot be written.
         """
         arrays = {
             "embeds": annotated.embeds,
@@ -182,7 +184,9 @@ class ChunkStore:
         """Deletes the folder."""
         with self.writing():
             found = self._files()
-            (self.folder / _PLAN).unlink(missing_ok=True)  # First: its absence tells others that all is done.
+            (self.folder / _PLAN).unlink(
+                missing_ok=True
+            )  # Deleted first: its absence tells the others that the run is done.
             for path in found:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()
@@ -190,14 +194,14 @@ class ChunkStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """
-        Turns write errors into a message that says what is kept.
+        Turns write errors into a message that says what was kept.
 
         Raises:
             InputError: The disk is full, the folder is not writable, or the like.
         """
         try:
             yield
-        except (OSError, RuntimeError) as error:  # HDF5 raises either.
+        except (OSError, RuntimeError) as error:  # HDF5 raises both.
             has_chunks = any(self.folder.glob("*.safetensors"))
             kept = f" The finished part is kept in {self.folder}: the same command continues it." if has_chunks else ""
             raise InputError(f"{self.output} cannot be written: {reason_of(error)}.{kept}") from error
@@ -206,7 +210,7 @@ class ChunkStore:
         try:
             atomic_write(path, content)
         finally:
-            for temporary in self.folder.glob(f".{path.name}.*"):  # Left by a full disk or a killed run.
+            for temporary in self.folder.glob(f".{path.name}.*"):  # A full disk or a killed run leaves these.
                 temporary.unlink()
 
     def _path(self, number: int) -> Path:
@@ -221,12 +225,12 @@ class ChunkStore:
         """
         found = list(self.folder.iterdir())
         for path in found:
-            if not _OURS.fullmatch(path.name) or not path.is_file():
-                raise InputError(f"{self.folder} holds {path.name}, which no annotation wrote there: move it away.")
+            if not _STORE_FILE.fullmatch(path.name) or not path.is_file():
+                raise InputError(f"{self.folder} holds {path.name}, which no annotation wrote: move it elsewhere.")
         return found
 
     def _run_id(self) -> str | None:
-        """Reads the id of the run that wrote this plan; None where there is no plan, or another one."""
+        """Reads the id of the run that wrote this plan; None where there is no plan, or a different one."""
         try:
             found = json.loads((self.folder / _PLAN).read_bytes())
             return found["run"] if found["plan"] == self.plan else None

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Consensus:
     """
     The consensus of each cluster: the prediction from the mean scores of its cells. The agreement is the share of the
-    cells whose own best label is the consensus or a kind of it.
+    cells whose own best label is the consensus or a subtype of it.
 
     Args:
         obs: `obs` of all cells.
@@ -36,7 +36,7 @@ class Consensus:
         if not len(self.names):
             raise InputError(f"obs[{cluster_key!r}] holds no cluster: every value is missing.")
         if missing := int((self.clusters < 0).sum()):
-            logger.info("%d cells have no value in obs[%r] and take no part in a consensus.", missing, cluster_key)
+            logger.info("%d cells have no value in obs[%r] and are left out of the consensus.", missing, cluster_key)
         self._sums = np.zeros((len(self.names), len(rule.labels)))
 
     def add(self, rows: range, scores: np.ndarray) -> None:

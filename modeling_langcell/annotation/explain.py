@@ -36,16 +36,16 @@ _MOST_LABELS = 12  # Largest number of labels that are explained; a page has no 
 
 class Explainer:
     """
-    Computes the contribution of each gene of a cell to the cell's match with a text. A negative contribution speaks
+    Computes the contribution of each gene of a cell to the cell's match with a text. A negative contribution counts
     against the match.
 
     `gradient` explains the similarity by integrated gradients (Sundararajan et al., 2017) of the cosine between cell
-    and text, along the path from a cell with as many average genes to the cell itself. The contributions add up to
-    about the difference between the two cosines.
+    and text, along the path from a cell with the same number of average genes to the cell itself. The contributions add
+    up to about the difference between the two cosines.
 
     `attention` explains the matching by its cross-attention: each attention weight times the gradient of the log-odds
     of a match with respect to it, summed over tokens, heads and layers. This shows which genes the matching attends
-    to, and whether they speak for a match.
+    to, and whether they count for or against a match.
 
     Args:
         annotator: Model and processor.
@@ -151,8 +151,8 @@ def explain(
     Args:
         annotator: An annotator that compares cells with texts.
         adata: Cells with counts, in memory or backed.
-        labels: Candidates, as for `LangCellAnnotator.annotate`.
-        method: As for `Explainer`.
+        labels: Candidates, the same as for `LangCellAnnotator.annotate`.
+        method: Same as for `Explainer`.
         cells_per_label: Number of cells that are explained for each label, drawn at random; all if there are fewer.
         seed: Seed of the draw.
         cell_options: `layer`, `use_raw`, `gene_column` and `counts` say how the cells are read.
@@ -163,7 +163,8 @@ def explain(
         the gene), `cells_with_gene` and `cells` (number of explained cells).
 
     Raises:
-        InputError: As for `LangCellAnnotator.annotate`; or there is no such method, or `cells_per_label` is below 1.
+        InputError: Same as for `LangCellAnnotator.annotate`; or there is no such method, or `cells_per_label` is below
+            1.
     """
     run = AnnotationRun(annotator, adata, cell_options | {"empty_cells": "mark"}, labels)
     if not isinstance(run.scorer, DescriptionScorer):
@@ -190,10 +191,10 @@ def explain_annotated(
         annotator: The annotator that annotated the cells.
         adata: The cells that were annotated, with their counts.
         annotated: Their annotation, as `LangCellAnnotator.annotate` or `read_annotation` returns it.
-        cells_per_label, cell_options: As for `explain`.
+        cells_per_label, cell_options: Same as for `explain`.
 
     Returns:
-        A table as from `explain`; None where the labels were not scored by their descriptions alone.
+        A table like that of `explain`; None where the labels were not scored by their descriptions alone.
 
     Raises:
         InputError: The cells cannot be read, or `cells_per_label` is below 1.
@@ -248,16 +249,16 @@ def _explain_label(
     contributions, cells_with_gene = np.zeros(size), np.zeros(size, dtype=int)
     for cell in range(len(ranked)):
         genes = ranked[cell]
-        places = genes[1:].astype(int) - 2  # <pad> and <mask> come first.
-        contributions[places] += explainer(genes, label)
-        cells_with_gene[places] += 1
-    places = np.flatnonzero(cells_with_gene)
+        indices = genes[1:].astype(int) - 2  # <pad> and <mask> come first.
+        contributions[indices] += explainer(genes, label)
+        cells_with_gene[indices] += 1
+    indices = np.flatnonzero(cells_with_gene)
     table = pd.DataFrame(
         {
-            "gene": [vocabulary["names"][place].split("|")[0] for place in places],
-            "ensembl_id": [vocabulary["ensembl_ids"][place] for place in places],
-            "contribution": contributions[places] / len(ranked),
-            "cells_with_gene": cells_with_gene[places],
+            "gene": [vocabulary["names"][index].split("|")[0] for index in indices],
+            "ensembl_id": [vocabulary["ensembl_ids"][index] for index in indices],
+            "contribution": contributions[indices] / len(ranked),
+            "cells_with_gene": cells_with_gene[indices],
             "cells": len(ranked),
         }
     )

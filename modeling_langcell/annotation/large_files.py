@@ -3,7 +3,7 @@
 Annotates a file of any size: in memory that does not grow with the file, in one process or several, resuming where it
 was interrupted.
 
-Annotated chunks of cells are files in a folder beside the output, until all of them are there and become the output.
+Annotated chunks of cells are files in a folder next to the output, until all of them are done and become the output.
 Several processes share that folder and nothing else.
 """
 
@@ -57,27 +57,28 @@ def annotate_file(
     Annotates an `.h5ad` file of any size: writes a copy of it with everything that `LangCellAnnotator.annotate` adds.
     Memory holds one chunk of cells, `obs`, and a few numbers for each cell.
 
-    Finished chunks are kept in a folder `.{name of the output}.unfinished` beside the output. After an interruption of
-    any kind the same call continues from there; a call that would give other results starts again. The output appears
-    whole or not at all, and the folder is then deleted.
+    Finished chunks are kept in a folder `.{name of the output}.unfinished` next to the output. After an interruption of
+    any kind the same call continues from there; a call that would give different results starts again. The output
+    appears whole or not at all, and the folder is then deleted.
 
-    Several processes, as started by `accelerate launch` or `torchrun` (each knows itself by `RANK` and `WORLD_SIZE`),
-    share the chunks. They need to see the same files, and communicate in no other way. The first process writes the
+    Several processes, as started by `accelerate launch` or `torchrun` (which sets `RANK` and `WORLD_SIZE`), share the
+    chunks. They need to see the same files, and do not communicate in any other way. The first process writes the
     output when all others are done. The result does not depend on the number of processes.
 
     Args:
         annotator: The annotator; each process has its own.
         cells: The input file.
         output: The output file. It may be the input, which is then replaced.
-        labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: As for `LangCellAnnotator.annotate`.
+        labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: Same as for
+            `LangCellAnnotator.annotate`.
         resumed: Called, before the work continues, with the number of cells that an earlier call annotated.
 
     Returns:
-        The output; None in all processes but the first.
+        The output; None in every process except the first.
 
     Raises:
-        InputError: As for `LangCellAnnotator.annotate`; or the input cannot be read or changes meanwhile, or the output
-            cannot be written, for example because the disk is full. Finished chunks are kept.
+        InputError: Same as for `LangCellAnnotator.annotate`; or the input cannot be read or changes meanwhile, or the
+            output cannot be written, for example because the disk is full. Finished chunks are kept.
     """
     cells, output = Path(cells), Path(output)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -149,7 +150,9 @@ def _annotate_chunks(run: AnnotationRun, store: ChunkStore, done: int) -> None:
 
 
 def _model_hashes(annotator: Predictor) -> list[str]:
-    """Returns hashes of everything that decides the model's outputs, including prototypes beside its weights."""
+    """
+    Returns hashes of everything that decides the model's outputs, including prototypes stored alongside its weights.
+    """
     model, extractor = annotator.model, annotator.processor.feature_extractor
     if isinstance(model, LangCellModel):
         found = [fingerprint(model, annotator.processor)]
@@ -176,7 +179,7 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
     with store.writing():
         try:
             shutil.copyfile(cells, store.merged)
-            # Room for the chunks, for what anndata writes anew, and for HDF5's own description of each column.
+            # Space for the chunks, for what anndata writes again, and for HDF5's own description of each column.
             texts = obs.memory_usage(deep=True).sum() + 4 * sum(
                 len(text) for texts in run.scorer.descriptions.values() for text in texts
             )
@@ -184,7 +187,7 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
             with h5py.File(store.merged, "r+", libver=formats) as file:
                 ad.io.write_elem(file, "obs", obs)
                 for name in ("obsm", "uns"):
-                    if not isinstance(file.get(name), h5py.Group):  # Old files have arrays here, or nothing.
+                    if not isinstance(file.get(name), h5py.Group):  # Old files have an array here, or nothing.
                         ad.io.write_elem(file, name, dict(getattr(open_cells(cells), name)))
                 ad.io.write_elem(file["uns"], RUN, record)
                 _write_embeds(file["obsm"], run.chunks, store)

@@ -19,8 +19,8 @@ def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
         reference: Column of `obs` with the known labels.
 
     Returns:
-        Number of `cells` whose known label is a candidate, and over them the `accuracy`, the `balanced_accuracy` and
-        the `macro_f1`.
+        Number of `cells` whose known label is a candidate, and their `accuracy`, `balanced_accuracy` and
+        `macro_f1`.
 
     Raises:
         InputError: There is no such column, it is the annotation itself, or none of its labels is a candidate.
@@ -37,8 +37,8 @@ def agreement(adata: ad.AnnData, reference: str) -> dict[str, float]:
 
 def paired_labels(adata: ad.AnnData, reference: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    Returns the known and the found label of each cell whose known label is a candidate, `(cells,)` each; arguments and
-    errors as for `agreement`.
+    Returns the known and the predicted label of each cell whose known label is a candidate, `(cells,)` each. Arguments
+    and errors are the same as for `agreement`.
     """
     if reference not in adata.obs:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")

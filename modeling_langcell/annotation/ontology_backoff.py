@@ -35,7 +35,7 @@ class TermNode:
 class OntologyBackoff:
     """
     The candidates and the terms above them. A label that the Cell Ontology has belongs to its own term and to every
-    informative term above it; any other label stands alone.
+    informative term above it; any other label is a node of its own.
 
     Args:
         labels: The candidates.
@@ -58,9 +58,9 @@ class OntologyBackoff:
             nodes_of.append({TermNode(label, "")} if term is None else {_node(i) for i in _informative(term)})
         #: Possible answers, each before all terms above it.
         self.nodes = sorted({node for nodes in nodes_of for node in nodes}, key=_breadth)
-        place = {node: number for number, node in enumerate(self.nodes)}
+        index = {node: number for number, node in enumerate(self.nodes)}
         rows, columns = zip(
-            *((place[node], label) for label, nodes in enumerate(nodes_of) for node in nodes), strict=True
+            *((index[node], label) for label, nodes in enumerate(nodes_of) for node in nodes), strict=True
         )
         shape = (len(self.nodes), len(labels))
         self._covered = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape)
@@ -87,7 +87,7 @@ class OntologyBackoff:
         return answers, confidence.clip(0, 1)
 
     def answer_labels(self, label_probabilities: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Chooses answers, as `answer`, from `(cells, labels)` probabilities."""
+        """Chooses answers in the same way as `answer`, from `(cells, labels)` probabilities."""
         return self.answer(self.probabilities(label_probabilities), threshold)
 
     def holds(self, answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -112,10 +112,10 @@ class OntologyBackoff:
             answers: `(cells,)` numbers of nodes; false where -1.
             truth: Known types of the cells, as labels.
         """
-        right = {label: self._right_for(label) for label in dict.fromkeys(truth)}
-        return np.array([answer in right[label] for answer, label in zip(answers.tolist(), truth, strict=True)], bool)
+        correct = {label: self._correct_nodes(label) for label in dict.fromkeys(truth)}
+        return np.array([answer in correct[label] for answer, label in zip(answers.tolist(), truth, strict=True)], bool)
 
-    def _right_for(self, label: str) -> set[int]:
+    def _correct_nodes(self, label: str) -> set[int]:
         term = id_of(label)
         known = {label} if term is None else {term, *ancestors(term)}
         return {number for number, node in enumerate(self.nodes) if (node.id or node.name) in known}
@@ -130,7 +130,7 @@ def _node(term_id: str) -> TermNode:
 
 
 def _breadth(node: TermNode) -> tuple[int, int, str]:
-    """Sorts nodes with fewer terms below them first, and deeper ones first among equals."""
+    """Returns a sort key: nodes with fewer terms below them come first, and deeper ones first among equals."""
     return (kinds_below(node.id) if node.id else 0, -node.depth, node.name)
 
 

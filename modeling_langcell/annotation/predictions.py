@@ -85,7 +85,7 @@ class DecisionRule:
         error_rate: Accepted share of wrong answers; by default 0.1 where the checkpoint is calibrated for it.
 
     Raises:
-        InputError: An error rate was given, and the checkpoint is not calibrated, or not for this rate.
+        InputError: An error rate was given, but the checkpoint is not calibrated, or not for this rate.
     """
 
     def __init__(self, scorer: Scorer, error_rate: float | None = None):
@@ -130,7 +130,7 @@ class DecisionRule:
         Args:
             scores: `(cells, labels)`; NaN for cells without known genes.
             max_cosine: `(cells,)` cosine with the most similar description.
-            shortlist_is_exact, best_of_all, matched_counts: As in `Predictions`.
+            shortlist_is_exact, best_of_all, matched_counts: Same as in `Predictions`.
         """
         known = ~np.isnan(scores[:, 0])
         cells = np.arange(len(scores))
@@ -188,7 +188,7 @@ class DecisionRule:
 
 
 def delete_predictions(obs: pd.DataFrame) -> None:
-    """Deletes the columns of an earlier run, not all of which every run writes."""
+    """Deletes the columns of an earlier run, if they are there: not every run writes all of them."""
     for name in _COLUMNS:
         if name in obs:
             del obs[name]
@@ -196,8 +196,8 @@ def delete_predictions(obs: pd.DataFrame) -> None:
 
 def label_categories(labels: Sequence[str], numbers: np.ndarray) -> "pd.Categorical[str]":
     """
-    Returns labels by their `(cells,)` numbers, missing for -1. The categories are the labels that a cell has, in
-    order: scanpy's tests and plots fail on a category without a cell.
+    Returns labels by their `(cells,)` numbers, missing for -1. The categories are the labels that at least one
+    cell has, in order: scanpy's tests and plots fail on a category without cells.
     """
     return pd.Categorical.from_codes(numbers.tolist(), pd.Index(labels)).remove_unused_categories()
 

@@ -37,7 +37,7 @@ class Predictor:
         model: A `LangCellModel`, or a `LangCellForSequenceClassification` for the labels it was trained on.
         processor: The model's `LangCellProcessor`.
         adaptation: The adaptation of the model, if there is one. Its labels are then the default candidates.
-        device: Device to compute on, as for `find_device`.
+        device: Device to compute on, by the rules of `find_device`.
         batch_tokens: Number of gene positions that pass through the cell tower at once, and of word positions through
             the text tower; chosen from free memory and the device by default. It is halved when memory runs out, and
             the work continues. It does not change results.
@@ -58,7 +58,9 @@ class Predictor:
         self.budget = TokenBudget.for_model(self.model) if batch_tokens is None else TokenBudget(batch_tokens)
 
     def chunks(self, adata: ad.AnnData, **cell_options: Any) -> RankedChunks:
-        """Ranks the cells, a chunk at a time; arguments and errors as for `LangCellFeatureExtractor.chunks`."""
+        """
+        Ranks the cells, a chunk at a time. Arguments and errors are the same as for `LangCellFeatureExtractor.chunks`.
+        """
         return self.processor.feature_extractor.chunks(adata, chunk_size=CHUNK_SIZE, **cell_options)
 
     @property
@@ -86,8 +88,8 @@ class Predictor:
 
     def texts_of(self, labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
         """
-        Returns the texts that this checkpoint compares cells with for each label, worded by its processor's prompt
-        templates; arguments and errors as for `ontology.candidates`.
+        Returns the texts that this checkpoint compares cells with for each label, in its processor's prompt
+        templates. Arguments and errors are the same as for `ontology.candidates`.
         """
         return texts_of(labels, self.processor.prompt_templates)
 
@@ -103,7 +105,7 @@ class Predictor:
             InputError: The checkpoint is a classifier, which reads no texts.
         """
         if not isinstance(self.model, LangCellModel):
-            raise InputError("This checkpoint classifies into labels of its own and reads no texts.")
+            raise InputError("This checkpoint classifies into its own labels and does not read texts.")
         descriptions = {str(number): text for number, text in enumerate(texts)}
         scorer = DescriptionScorer(self.model, self.processor, descriptions, 1.0, budget=self.budget)
         return scorer.text_embeds.cpu().numpy()
@@ -114,16 +116,18 @@ class Predictor:
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
     ) -> Scorer:
-        """Returns the scorer of the candidates; arguments and errors as for `LangCellAnnotator.annotate`."""
+        """
+        Returns the scorer of the candidates. Arguments and errors are the same as for `LangCellAnnotator.annotate`.
+        """
         adaptation = self.adaptation
         if isinstance(self.model, LangCellForSequenceClassification):
             if labels is not None or alpha is not None:
-                raise InputError("This checkpoint classifies into labels of its own: leave labels and alpha out.")
+                raise InputError("This checkpoint classifies into its own labels: leave out labels and alpha.")
             names = dict.fromkeys(self.model.config.id2label.values(), "")
             return ClassScorer(self.model, names if adaptation is None else adaptation.labels, self.budget)
         own = adaptation if labels is None else None
         if labels is None and own is None:
-            raise InputError("Name the candidates: this checkpoint was not adapted to labels of its own.")
+            raise InputError("Give labels: this checkpoint was not adapted, so it has none of its own.")
         if alpha is None:
             alpha = self.model.config.alpha if adaptation is None else adaptation.alpha
         if not 0 <= alpha <= 1:
@@ -131,7 +135,7 @@ class Predictor:
         descriptions = self.texts_of(() if labels is None else labels) if own is None else own.labels
         by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, shortlist, self.budget)
         if by_description.calibration is not self.model.config.calibration:
-            logger.info("Scores are not calibrated: the calibration is for another alpha or other prompt templates.")
+            logger.info("Scores are not calibrated: the calibration is for a different alpha or prompt templates.")
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
         return by_description

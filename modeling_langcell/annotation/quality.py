@@ -16,19 +16,19 @@ _BLOCKS, _BLOCK = 16, 256  # Up to 16 blocks of 256 cells, spread evenly, are ex
 
 _FEW_GENES = 200  # A cell with fewer genes is shallow.
 _SHALLOW = 0.1  # Share of shallow cells above which there is a caution.
-_PANEL = 5000  # Fewer known genes than this are a selection, or a small panel.
+_PANEL = 5000  # Fewer known genes than this suggest a selection, or a small panel.
 _MATCHED = 0.7  # Share of the median cell's counts in known genes below which there is a caution.
 _AMBIENT = 0.1  # Share of ambient RNA from which there is a caution.
-_ALIKE = 0.1  # Relative spread of the cells' totals below which they were normalised; real cells spread more.
+_SAME_TOTALS = 0.1  # Relative spread of the cells' totals below which they were normalised; real cells spread more.
 _LARGEST_LOGARITHM = 16  # Values below this are probably logarithms.
-_UNLIKE = 0.2  # Share of cells of unusual novelty above which there is a caution.
+_UNUSUAL = 0.2  # Share of cells of unusual novelty above which there is a caution.
 
 # Limits of the estimate of ambient RNA.
 _CELLS = 20  # Fewest cells of a label.
 _EXPECTED = 10  # Fewest counts of a gene that the mixture alone would give the label.
 _TIMES = 8  # Least ratio of the gene's share in another label to its share in this one.
 _GENES = 10  # Fewest such genes.
-_LEAST = 30  # Number of those genes, the least counted ones, that the estimate uses.
+_LEAST = 30  # Number of those genes, the ones with the fewest counts, that the estimate uses.
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def examine(
         extractor: The checkpoint's feature extractor.
         cells: The cells, in memory or backed.
         annotated: Their annotation, as `LangCellAnnotator.annotate` or `read_annotation` returns it.
-        cell_options: `layer`, `use_raw` and `gene_column`, as for the annotation.
+        cell_options: `layer`, `use_raw` and `gene_column`, the same as for the annotation.
     """
     source, match = extractor.open(cells, **cell_options)
     starts = range(0, len(source), max(_BLOCK, -(-len(source) // _BLOCKS)))
     blocks = [range(start, min(start + _BLOCK, len(source))) for start in starts]
     rows = np.concatenate(blocks)
     values = sp.vstack([source.rows(block.start, block.stop) for block in blocks], format="csr")
-    values.eliminate_zeros()  # Stored zeros are not counts either.
+    values.eliminate_zeros()  # Stored zeros are not counts.
 
     run, obs = annotated.uns[RUN], annotated.obs
     kind = str(run["input"]["counts"])
@@ -122,7 +122,7 @@ def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> lis
     largest = float(values.data.max())
     if kind == "raw" and largest <= 1:
         return [Remedy("Probably no counts: no value is above 1, so the expressed genes of a cell cannot be ranked.")]
-    if kind == "raw" and len(totals) >= _CELLS and totals.std() < _ALIKE * totals.mean():
+    if kind == "raw" and len(totals) >= _CELLS and totals.std() < _SAME_TOTALS * totals.mean():
         return [
             Remedy(
                 f"Probably normalised and rounded: all cells have about the same total ({totals.mean():,.0f}). Give "
@@ -132,7 +132,7 @@ def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> lis
     if kind == "normalized" and largest < _LARGEST_LOGARITHM:
         return [
             Remedy(
-                f"Probably logarithms: no value is above {largest:.1f}, though the values were said to be normalised "
+                f"Probably logarithms: no value is above {largest:.1f}, though the values were declared as normalised "
                 "counts. If they are logarithms, say so: {option}.",
                 "counts",
                 "log1p",
@@ -157,7 +157,7 @@ def _novelty_cautions(annotated: ad.AnnData) -> list[Remedy]:
     run = annotated.uns[RUN]
     if "usual_novelty" not in run or NOVELTY not in annotated.obs:
         return []
-    if (unlike := float((annotated.obs[NOVELTY] > run["usual_novelty"]).mean())) <= _UNLIKE:
+    if (unlike := float((annotated.obs[NOVELTY] > run["usual_novelty"]).mean())) <= _UNUSUAL:
         return []
     return [
         Remedy(
@@ -174,7 +174,7 @@ def ambient_share(counts: sp.csr_matrix, labels: np.ndarray) -> float | None:
     RNA that floats around the cells is counted with them (Young & Behjati, 2020, "SoupX"). A gene that a type does not
     express is therefore still counted in its cells, as often as its share in the mixture times the share of the mixture
     in the counts. Which genes a type does not express is unknown, so the estimate uses those with the fewest counts
-    compared with what the mixture alone would give. It is therefore rather low.
+    compared with what the mixture alone would give. It is therefore on the low side.
 
     Args:
         counts: `(cells, genes)` counts.

@@ -24,7 +24,7 @@ def candidate_labels(annotated: ad.AnnData) -> list[str]:
 
 
 def best_labels(annotated: ad.AnnData) -> pd.Series:
-    """Returns each cell's best label. All candidates are categories, so that codes are numbers of candidates."""
+    """Returns each cell's best label. All candidates are categories, so the codes are the candidates' numbers."""
     return annotated.obs[CELL_TYPE].cat.set_categories(candidate_labels(annotated))
 
 

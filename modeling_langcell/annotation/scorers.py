@@ -35,7 +35,7 @@ class Scorer(Protocol):
         """
 
     def reading(self, shortlist: Shortlist) -> "Scorer":
-        """Returns a scorer with another shortlist, for scorers whose settings have one."""
+        """Returns the scorer with a different shortlist, if it uses one."""
 
 
 class PrototypeScorer:
@@ -62,7 +62,7 @@ class PrototypeScorer:
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         embeds, described, shortlist_is_exact, max_cosine = self.by_description(ids, cells)
         similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
-        # A shortlist that is exact for the descriptions' part of the score need not be so for the blend.
+        # A shortlist that is exact for the descriptions' part of the score may not be exact for the blend.
         shortlist_is_exact &= self.by_description.shortlist is None
         scores = self.weight * similarity.softmax(dim=1) + (1 - self.weight) * described
         return Scored(embeds, scores, shortlist_is_exact, max_cosine)

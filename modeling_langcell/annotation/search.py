@@ -26,11 +26,12 @@ _BLOCK = 2**26  # Similarities that are held at once.
 class Neighbours:
     """
     Finds the nearest of many embeddings by cosine. Up to a million embeddings the result is exact. For more, an HNSW
-    graph (Malkov & Yashunin, 2018) is built once, and finds nearly all of the nearest without comparing with each.
+    graph (Malkov & Yashunin, 2018) is built once, and finds nearly all of the nearest without comparing with all
+    embeddings.
 
     Args:
         embeds: `(embeddings, width)` of length 1; rows of missing values are never found.
-        exact: True to compare with all embeddings; by default so up to a million.
+        exact: True to compare with all embeddings, the default up to a million.
 
     Raises:
         InputError: An index is needed and usearch is not installed.
@@ -74,7 +75,7 @@ def _build_index(embeds: np.ndarray) -> Any:
         from usearch.index import Index
     except ImportError as error:
         raise InputError(
-            'An index of so many embeddings needs usearch: pip install "modeling-langcell[search]".'
+            'An index of this many embeddings needs usearch: pip install "modeling-langcell[search]".'
         ) from error
     width = embeds.shape[1]
     index = Index(ndim=width, metric="ip", dtype="f32", connectivity=32, expansion_add=200, expansion_search=256)
@@ -93,15 +94,15 @@ def search(
         adata: Cells with `obsm["X_langcell"]`, as `annotate` and `embed` write it.
         text: Free text, or a name or id of the Cell Ontology, which is searched for by its description.
         top_k: Number of cells to find.
-        exact: As for `Neighbours`.
+        exact: Same as for `Neighbours`.
 
     Returns:
         A row for each cell, the most similar first: its name as the index, its position in `adata` (`row`) and its
         cosine with the text (`similarity`).
 
     Raises:
-        InputError: The cells were not embedded, or by another checkpoint; the text is empty; or the ontology has no
-            such `CL:` id.
+        InputError: The cells were not embedded, or were embedded by a different checkpoint; the text is empty; or the
+            ontology has no such `CL:` id.
     """
     _require_positive(top_k)
     if not text.strip():
@@ -124,8 +125,9 @@ def nearest_texts(
     Finds the texts that describe each cell best.
 
     Args:
-        annotator, adata: As for `search`.
-        labels: Labels or descriptions, as for `LangCellAnnotator.annotate`; by default all terms of the Cell Ontology.
+        annotator, adata: Same as for `search`.
+        labels: Labels or descriptions, the same as for `LangCellAnnotator.annotate`; by default all terms of the Cell
+            Ontology.
         top_k: Number of texts to find for each cell.
 
     Returns:
@@ -133,7 +135,7 @@ def nearest_texts(
         embedding have no rows.
 
     Raises:
-        InputError: As for `search`, or a label is unknown.
+        InputError: Same as for `search`, or a label is unknown.
     """
     _require_positive(top_k)
     embeds = _embeds_of(annotator, adata)

@@ -74,7 +74,7 @@ def test_a_damaged_chunk_is_reported_and_missing(tmp_path, interrupted, caplog):
 def test_another_plan_is_reported_and_begins_anew(tmp_path, interrupted, caplog):
     assert open_store(tmp_path, PLAN | {"alpha": 0.5}).missing() == [0, 1, 2]
     (message,) = caplog.messages
-    assert "is of a different annotation" in message
+    assert "belongs to a different annotation" in message
 
 
 def test_a_run_that_lost_its_folder_writes_nothing(tmp_path, interrupted):
