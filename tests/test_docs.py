@@ -199,7 +199,7 @@ def test_every_setup_belongs_to_a_page():
 
 # ---------------------------------------------------------------------- the pages
 
-#: Two studies of blood that langcell-mini was not trained on; the second has 15 cells of each of 11 types.
+#: Two studies of blood that were not used to train langcell-mini; the second has 15 cells of each of 11 types.
 BLOOD, SORTED_BLOOD = "validation/pbmc_kang_ctrl", "validation/zheng68k_subset_pbmc"
 
 
@@ -240,7 +240,7 @@ def publish(session):
         assert {"YOU/langcell-mine", "YOU/langcell-adapter"} == hub.repositories.keys()
         assert hub.repositories["YOU/langcell-mine"].tags.keys() == {"v1.0"}
         card = hub.repositories["YOU/langcell-mine"]["README.md"].decode()
-    for said in ("Nothing else was tried.", "- blood", "pbmc68k_reduced | 0.4", 'model="YOU/langcell-mine"'):
+    for said in ("Nothing else was tested.", "- blood", "pbmc68k_reduced | 0.4", 'model="YOU/langcell-mine"'):
         assert said in card
     for name in ("annotated", "adapted"):
         labels = ad.read_h5ad(f"{name}.h5ad").obs["langcell_cell_type"]
@@ -455,7 +455,7 @@ def test_links_hold_in_the_repository(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_picture_has_its_command_beside_it(name):
+def test_a_picture_has_its_command_next_to_it(name):
     page = PAGES[name].read_text() + "\n\n"
     captions = _PICTURE.findall(page)
     assert len(captions) == len(re.findall(r"!\[", page))
