@@ -126,13 +126,15 @@ def baselines(
     if has_celltypist():
         model = os.environ[CELLTYPIST_MODEL]
         if not Path(model).is_file():
-            raise InputError(f"{CELLTYPIST_MODEL} names no file: {model}. Set it to the file of a CellTypist model.")
+            raise InputError(
+                f"{CELLTYPIST_MODEL} does not name a file: {model}. Set it to the file of a CellTypist model."
+            )
         found[CELLTYPIST] = make_pipeline(_log_normalizer(), CellTypist(str(Path(model).resolve()), symbols))
     return found
 
 
 def has_celltypist() -> bool:
-    """Returns whether CellTypist is installed and the environment names a model for it."""
+    """Returns true if CellTypist is installed and the environment names a model for it."""
     return bool(os.environ.get(CELLTYPIST_MODEL)) and find_spec("celltypist") is not None
 
 
@@ -201,13 +203,13 @@ class CellTypist(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, values: sp.csr_matrix) -> np.ndarray:
         """
-        Returns the independent probability of each of `classes_`, `(cells, labels)`: the highest where several labels
+        Returns the independent probability of each of `classes_`, `(cells, labels)`: the highest one if several labels
         of the model have one name.
         """
         import celltypist
 
         genes = _gene_columns(values)
-        measured = np.unique(genes.indices)  # CellTypist must not take a gene that was not measured for a zero.
+        measured = np.unique(genes.indices)  # CellTypist must not count a gene that was not measured as zero.
         cells = ad.AnnData(genes[:, measured], var=pd.DataFrame(index=np.array(self.symbols)[measured]))
         table = celltypist.annotate(cells, model=self.model).probability_matrix.rename(columns=self.names_)
         return table.T.groupby(level=0).max().T[self.classes_].to_numpy()
@@ -243,7 +245,7 @@ def mean_gene_embedding(weights: sp.csr_matrix, texts: tuple[str, ...]) -> np.nd
 def _sentence_embeddings(texts: tuple[str, ...]) -> np.ndarray:
     """Returns L2-normalised sentence embeddings, `(texts, width)`."""
     if not find_spec(_ENCODER):
-        raise InputError(f"The package {_ENCODER!r} is not installed; the extra [train] brings it.")
+        raise InputError(f"The package {_ENCODER!r} is not installed; the extra [train] installs it.")
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(str(resources.files(_ENCODER) / "model"), device="cpu")

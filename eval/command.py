@@ -31,7 +31,7 @@ def evaluate(
     studies: Annotated[
         list[Path] | None, typer.Option(help="YAML file that describes more studies; can be repeated.")
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only method to run; can be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method to run instead of all; can be repeated.")] = None,
     alpha: Annotated[
         float | None,
         typer.Option(help="Weight of the similarity against the matching.", show_default="the checkpoint's"),
@@ -40,14 +40,14 @@ def evaluate(
         Path | None, typer.Option(help="File of gene sets (.gmt), for the task on pathways.", callback=existing_file)
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download studies that are on the web.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results; those that are in it are kept.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the results; earlier ones in it are kept.")] = Path(
         "runs/results"
     ),
     figures: Annotated[Path | None, typer.Option(help="Folder for figures.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML page of all tasks that were run.")] = None,
     device: Device = None,
 ) -> None:
-    """Evaluate a checkpoint beside baselines, task by task; the same command resumes a run that was killed."""
+    """Evaluate a checkpoint and baselines, task by task; the same command resumes a run that was killed."""
     with needs_extra("adapt,eval"):
         found = [evaluation.find_task(name) for name in (evaluation.TASKS if tasks == ["all"] else tasks)]
         context_of = evaluation.EvaluationContext

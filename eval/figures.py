@@ -65,17 +65,17 @@ def draw_task(result: Mapping[str, Any], folder: Path) -> list[Path]:
 def draw_curve(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws the main score against the number of shots, one panel per study: means over seeds, shaded from the lowest to
-    the highest, and a dashed line without shots. None if fewer than two numbers of shots were measured.
+    the highest, and a dashed line without shots. Returns None if fewer than two numbers of shots were measured.
     """
     score = result["task"]["main_score"]
     if not _has_curve(result):
         return None
-    looks = styles(run["method"] for run in result["cells"])
+    style_of = styles(run["method"] for run in result["cells"])
     studies = _by(result["cells"], "study")
     figure, panels = _panels(studies, width=4.2, height=3.4, sharey=True)
     for axes, runs in zip(panels, studies.values(), strict=True):
         for method, own in _by(runs, "method").items():
-            _draw_line(axes, own, score, looks[method], _shown(method))
+            _draw_line(axes, own, score, style_of[method], _shown(method))
         axes.set_xticks(sorted({run["setting"].get("shots", 0) for run in runs} - {0}))
         axes.set(xlabel="cells learned from per type")
         axes.grid(axis="y", alpha=0.3)
@@ -86,35 +86,35 @@ def draw_curve(result: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _draw_line(axes: Axes, runs: Runs, score: str, look: Mapping[str, Any], name: str) -> None:
+def _draw_line(axes: Axes, runs: Runs, score: str, style: Mapping[str, Any], name: str) -> None:
     found = {shots: mean_and_range(same, score) for shots, same in _by_shots(runs).items()}
     points = [(shots, *spread) for shots, spread in sorted(found.items()) if shots]
     if 0 in found:
-        axes.axhline(found[0][0], color=look["color"], linestyle="--", linewidth=1.4, label=f"{name}, zero-shot")
+        axes.axhline(found[0][0], color=style["color"], linestyle="--", linewidth=1.4, label=f"{name}, zero-shot")
     if points:
         shots, means, lows, highs = zip(*points, strict=True)
-        axes.plot(shots, means, **look, markersize=4.5, linewidth=1.6, label=name)
-        axes.fill_between(shots, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(shots, means, **style, markersize=4.5, linewidth=1.6, label=name)
+        axes.fill_between(shots, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def draw_scores(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws the main score of each method, one panel per study, with its 95% interval or, for several seeds, the range
-    from the lowest to the highest. None where `draw_curve` draws a figure.
+    from the lowest to the highest. Returns None where `draw_curve` draws a figure.
     """
     score = result["task"]["main_score"]
     runs = [run for run in result["cells"] if score in run["scores"]]
     if not runs or _has_curve(result):
         return None
-    looks = styles(run["method"] for run in result["cells"])
+    style_of = styles(run["method"] for run in result["cells"])
     studies, rows = _by(runs, "study"), list(_by_row(runs))
     figure, panels = _panels(studies, width=3.9, height=1.1 + 0.27 * len(rows), sharex=True, sharey=True)
     for axes, same in zip(panels, studies.values(), strict=True):
         for row, seeds in _by_row(same).items():
             mean, low, high = mean_and_range(seeds, score)
-            look, place = looks[seeds[0]["method"]], rows.index(row)
-            axes.plot([low, high], [place, place], color=look["color"], linewidth=2, alpha=0.5)
-            axes.plot(mean, place, **look, markersize=7, linestyle="none")
+            style, place = style_of[seeds[0]["method"]], rows.index(row)
+            axes.plot([low, high], [place, place], color=style["color"], linewidth=2, alpha=0.5)
+            axes.plot(mean, place, **style, markersize=7, linestyle="none")
             where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": SMALL}
             axes.annotate(f"{mean:.3f}", (1.02, place), **where)
         axes.set(xlabel=_shown(score))
@@ -129,7 +129,7 @@ def draw_scores(result: Mapping[str, Any]) -> Figure | None:
 def draw_confusion(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws the cells of each label by predicted label, one panel per study, all seeds together. The method is LangCell,
-    or the first one with confusion tables; of several numbers of shots the highest is drawn. None without such tables.
+    or the first one with confusion tables, with the highest number of shots. Returns None without such tables.
     """
     if not (studies := _drawn(result, "confusion")):
         return None
@@ -166,11 +166,11 @@ def confusion(runs: Runs) -> pd.DataFrame:
 def draw_reliability(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws accuracy against confidence, one panel per study; the width of a bar grows with its number of cells. Method
-    and shots are chosen as in `draw_confusion`. None without such data.
+    and shots are chosen as in `draw_confusion`. Returns None without such data.
     """
     if not (studies := _drawn(result, "reliability")):
         return None
-    looks = styles(run["method"] for run in result["cells"])
+    style_of = styles(run["method"] for run in result["cells"])
     figure, panels = _panels(studies, width=3.4, height=3.7)
     for axes, (study, runs) in zip(panels, studies.items(), strict=True):
         bins = reliability(runs)
@@ -179,7 +179,7 @@ def draw_reliability(result: Mapping[str, Any]) -> Figure | None:
             bins["confidence"],
             bins["accuracy"],
             widths,
-            color=looks[runs[0]["method"]]["color"],
+            color=style_of[runs[0]["method"]]["color"],
             alpha=0.75,
             linewidth=0,
         )
@@ -203,12 +203,12 @@ def reliability(runs: Runs) -> pd.DataFrame:
 def draw_roc(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws true against false positive rates, one panel per study and one line per method and seed, with each method's
-    mean AUROC. None without such curves.
+    mean AUROC. Returns None without such curves.
     """
     runs = [run for run in result["cells"] if "roc" in run["drawings"]]
     if not runs:
         return None
-    looks = styles(run["method"] for run in result["cells"])
+    style_of = styles(run["method"] for run in result["cells"])
     studies = _by(runs, "study")
     figure, panels = _panels(studies, width=3.8, height=3.8 + 0.2 * len(_by(runs, "method")))
     for axes, same in zip(panels, studies.values(), strict=True):
@@ -219,7 +219,7 @@ def draw_roc(result: Mapping[str, Any]) -> Figure | None:
                 points = pd.DataFrame(run["drawings"]["roc"])
                 name = f"{_shown(method)}, AUROC {area:.2f}" if number == 0 else None
                 rates = points["false_positive_rate"], points["true_positive_rate"]
-                axes.plot(*rates, **looks[method], markevery=0.15, markersize=4, linewidth=1.6, label=name)
+                axes.plot(*rates, **style_of[method], markevery=0.15, markersize=4, linewidth=1.6, label=name)
         limits = (-0.01, 1.01)
         axes.set(xlim=limits, ylim=limits)
         axes.set(xlabel="false positive rate", ylabel="true positive rate")
@@ -231,7 +231,7 @@ def draw_roc(result: Mapping[str, Any]) -> Figure | None:
 def draw_umap(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws a UMAP of the cells' embeddings, one row per study and method and one panel per column of labels, for the
-    first seed and the most shots. None without coordinates.
+    first seed and the most shots. Returns None without coordinates.
     """
     runs = _most_shots([run for run in result["cells"] if "umap" in run["drawings"]])
     rows = [seeds[0] for same in _by(runs, "study").values() for seeds in _by(same, "method").values()]
@@ -258,7 +258,7 @@ def _columns_of(run: Mapping[str, Any]) -> dict[str, Sequence[str]]:
 
 
 def _most_frequent(columns: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the values that the legend names, the most frequent first; columns with shared values show them alike."""
+    """Returns the values that the legend names, the most frequent first; shared values look the same in all columns."""
     counts = Counter(value for column in columns for value in column)
     return [name for name, _ in counts.most_common(MOST_NAMED)]
 
@@ -272,8 +272,8 @@ def _scatter(axes: Axes, places: Mapping[str, Sequence], values: Sequence[str], 
         axes.scatter(x[rest], y[rest], **shared, color="#D9D9D9", label=f"other ({len(set(labels[rest]))})", zorder=1)
     for i, name in enumerate(named):
         if (chosen := labels == name).any():
-            look: dict[str, Any] = {"color": colours[i % len(colours)], "marker": "os^"[i // len(colours)]}
-            axes.scatter(x[chosen], y[chosen], **shared, **look, label=_wrap(name, 34), zorder=2)
+            style: dict[str, Any] = {"color": colours[i % len(colours)], "marker": "os^"[i // len(colours)]}
+            axes.scatter(x[chosen], y[chosen], **shared, **style, label=_wrap(name, 34), zorder=2)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#BBBBBB")
     handles, names = axes.get_legend_handles_labels()

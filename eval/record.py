@@ -44,7 +44,7 @@ def _program() -> list[str]:
 
 
 def _cpu_name() -> str:
-    """Returns the processor's model."""
+    """Returns the model of the CPU."""
     listing = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", listing.read_text()) if listing.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

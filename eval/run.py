@@ -56,7 +56,7 @@ def find_task(name: str) -> Task:
         return replace(found.TASK, measure=found.measure)
     except ImportError as error:
         raise InputError(
-            f"The task {name!r} needs {error.name}: pip install it, or an extra that brings it."
+            f"The task {name!r} needs {error.name}: pip install it, or an extra that includes it."
         ) from error
 
 
@@ -71,7 +71,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """
     Measures the runs of a task that were not measured before, and writes the table. Runs that the table already had
-    stay in it if they would be the same today, even if their studies or methods are not asked for this time.
+    stay in it if they would be the same today, even if their studies or methods are not requested this time.
 
     Args:
         task: The task.
@@ -96,7 +96,7 @@ def evaluate(
         raise InputError(f"{task.name} adapts the checkpoint itself: leave out the adapter.")
     model = fingerprint(context.annotator.model, context.annotator.processor)
     before = _read_table(out / f"{task.name}.json")
-    say = Console(stderr=True)
+    console = Console(stderr=True)
     runs: dict[str, dict[str, Any]] = {}
     for study, method, setting, seed in planned_runs(task, chosen, wanted, seeds):
         key = _key(task, context, model, study, method, setting, seed)
@@ -111,14 +111,14 @@ def evaluate(
             _write(file, json.dumps(run))
         title = " ".join(map(str, (task.name, study.name, method, *setting.values(), f"seed {seed}")))
         scores = ", ".join(f"{name} {value:.3f}" for name, value in run["scores"].items())
-        say.print(f"{title}: {scores}", highlight=False, soft_wrap=True)
+        console.print(f"{title}: {scores}", highlight=False, soft_wrap=True)
         runs[name] = run
     settings = [dict(setting) for setting in task.settings]
     for name, run in before.items():
         if run["study"] in context.studies and run["method"] in task.methods and run["setting"] in settings:
             study = context.study(run["study"])
             today = _key(task, context, model, study, run["method"], run["setting"], run["seed"])
-            if name == _digest(today):  # Others would count as further seeds of runs with which they share a row.
+            if name == _digest(today):  # Other runs would count as further seeds of the same row.
                 runs.setdefault(name, run)
     ordered = _sorted_by_task(task, list(runs.values()))
     result = record(
@@ -136,7 +136,7 @@ def evaluate(
             },
             "studies": {name: asdict(context.study(name)) for name in dict.fromkeys(run["study"] for run in ordered)},
             "seeds": seeds,
-            "cells": ordered,  # Runs, by the name that files of results have for them.
+            "cells": ordered,  # Files of results call runs cells.
         }
     )
     _write(out / f"{task.name}.json", _to_json(result))
@@ -147,7 +147,7 @@ def evaluate(
 def _key(
     task: Task, context: EvaluationContext, model: str, study: Study, method: str, setting: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Returns all that a run's result depends on: a run with the same key was measured already."""
+    """Returns everything that a run's result depends on: runs with the same key have the same result."""
     key = {
         "task": task.name,
         "task_version": task.version,
@@ -182,7 +182,7 @@ def _read_table(file: Path) -> dict[str, dict[str, Any]]:
         return {_digest({name: run[name] for name in run if name not in measured}): run for run in runs}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{file} is no table of results: {reason_of(error)}. Name another folder, or remove it."
+            f"{file} is not a table of results: {reason_of(error)}. Name a different folder, or remove it."
         ) from error
 
 
@@ -224,7 +224,7 @@ def planned_runs(
 
 
 def table(task: Task, runs: Sequence[Mapping[str, Any]], studies: Mapping[str, Study]) -> str:
-    """Returns a Markdown table of means, with their spread over several seeds, and a line on each study."""
+    """Returns a Markdown table of means, with their spread over several seeds, and a line about each study."""
     rows: dict[tuple, list[Mapping[str, Any]]] = {}
     for run in runs:
         rows.setdefault((run["study"], run["method"], *run["setting"].values()), []).append(run)
@@ -240,7 +240,7 @@ def table(task: Task, runs: Sequence[Mapping[str, Any]], studies: Mapping[str, S
     lines.append("")
     for name in dict.fromkeys(run["study"] for run in runs):
         study = studies[name]
-        trained = "The shipped checkpoint was trained on it." if study.in_training else "It was not trained on."
+        trained = "The shipped checkpoint was trained on it." if study.in_training else "It was not used for training."
         lines.append(f"- **{name}**: {study.what} {study.citation}. {trained}")
     return "\n".join(lines) + "\n"
 

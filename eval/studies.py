@@ -50,7 +50,7 @@ class Study:
         sha256: SHA-256 of the file.
         label_key: Column of `obs` with the types.
         batch_key: Column of `obs` with the batches, such as donors or assays; None without batches.
-        read: Options of `LangCellFeatureExtractor` to read its cells: `layer`, `use_raw`, `gene_column`, `counts`.
+        read: Options of `LangCellFeatureExtractor` for reading its cells: `layer`, `use_raw`, `gene_column`, `counts`.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Study:
 
     @property
     def version(self) -> str:
-        """The exact version of the cells: the file's SHA-256, or the version of scanpy; of parts, all of theirs."""
+        """The exact version of the cells: the file's SHA-256, the version of scanpy, or the versions of all parts."""
         if self.parts:
             return "; ".join(part.version for part in self.parts)
         return f"sha256 {self.sha256}" if self.source is None else f"{self.source} {version(self.source)}"
 
     def open(self, data: Path, download: bool = False, extractor: LangCellFeatureExtractor | None = None) -> ad.AnnData:
         """
-        Reads all cells into memory, also those without a label.
+        Reads all cells into memory, including those without a label.
 
         Args:
             data: The folder that `path` is relative to.
@@ -85,7 +85,7 @@ class Study:
             extractor: Matches the genes of the parts; needed where there are parts.
 
         Raises:
-            InputError: The file does not exist, cannot be fetched or may not be, or has another checksum than the
+            InputError: The file does not exist, cannot be fetched or may not be, or has a different checksum from the
                 stated one; the column of labels or batches is missing; or a part's X holds no counts.
         """
         if self.parts:
@@ -97,7 +97,7 @@ class Study:
         for key, column in (("label_key", self.label_key), ("batch_key", self.batch_key)):
             if column is not None and column not in adata.obs:
                 columns = sorted(map(str, adata.obs.columns))
-                raise InputError(f"{self.name}: {key} {column!r} is no column of obs; columns here: {columns}.")
+                raise InputError(f"{self.name}: {key} {column!r} is not a column of obs; its columns are {columns}.")
         return adata
 
     def labelled(self, adata: ad.AnnData) -> np.ndarray:
@@ -127,7 +127,7 @@ class Study:
             pooch.retrieve(
                 self.url, f"sha256:{self.sha256}", file.name, path=file.parent, progressbar=sys.stderr.isatty()
             )
-        except OSError as error:  # Those of requests are among them.
+        except OSError as error:  # This includes the errors of requests.
             raise InputError(f"{self.name}: {self.url} cannot be fetched to {file.parent}: {error}") from error
         except ValueError as error:
             raise InputError(
@@ -182,14 +182,14 @@ def read_studies(*extra: Path) -> dict[str, Study]:
 def _study(file: Path, name: str, entry: Any, above: Mapping[str, Study]) -> Study:
     """Returns the study of one entry, checked; `above` are the studies that may be its parts."""
 
-    def require(held: bool, what: str) -> None:
-        if not held:
-            raise InputError(f"{file}: {name}: {what}.")
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise InputError(f"{file}: {name}: {message}.")
 
     require(isinstance(entry, dict), "the entry must be fields and their values")
     known = [*(one.name for one in fields(Study) if one.name != "name"), "cellxgene"]
     unknown = [str(key) for key in entry if key not in known]
-    require(not unknown, f"unknown field {', '.join(unknown)}; known are {', '.join(known)}")
+    require(not unknown, f"unknown field {', '.join(unknown)}; the known fields are {', '.join(known)}")
     missing = [key for key in _REQUIRED if key not in entry]
     require(not missing, f"{' and '.join(missing)} must be given")
     require(
@@ -217,7 +217,7 @@ def _study(file: Path, name: str, entry: Any, above: Mapping[str, Study]) -> Stu
         require(plain, "parts must be studies whose X holds counts, so without read")
         return Study(name, **{"batch_key": PART} | entry | {"parts": parts})
     is_hash = re.fullmatch("[0-9a-f]{64}", entry.get("sha256", "")) is not None
-    require(is_hash, "sha256 must be given, the 64 hexadecimal digits that sha256sum says of the file")
+    require(is_hash, "sha256 must be given, the 64 hexadecimal digits that sha256sum prints for the file")
     if "cellxgene" in entry:
         entry = {"url": _CELLXGENE.format(entry["cellxgene"])} | entry
         del entry["cellxgene"]

@@ -33,7 +33,7 @@ CLASSIFIERS = ("majority", "logistic_regression", "knn_pca", "gene_name_embeddin
 @dataclass(frozen=True)
 class Task:
     """
-    Metadata of a task: a question, the studies and methods it is asked of, and the scores that answer it. A task's file
+    Metadata of a task: a question, the studies and methods it is about, and the scores that answer it. A task's file
     begins with it; `run.find_task` adds the file's function `measure`.
 
     Args:
@@ -48,7 +48,7 @@ class Task:
         applies: Returns whether a method is run with a setting.
         adapts: True if the task adapts the checkpoint itself, so that it takes no adapter.
         uses_training_cells: True if the result depends on the training cells.
-        version: Raised when a change to the task changes its results: earlier results are then measured again.
+        version: Number that is raised when a change to the task changes its results, which are then measured again.
         measure: Measures one run.
     """
 
@@ -187,7 +187,7 @@ class EvaluationContext:
 
     @cached_property
     def training_cells(self) -> tuple[sp.csr_matrix, np.ndarray]:
-        """Counts by gene, and types, of the labelled cells that the shipped checkpoint was trained on."""
+        """Counts by gene, and types, of the labelled cells that were used to train the shipped checkpoint."""
         counts, types = [], []
         for path in sorted((self.data / "train").glob("*.h5ad")):
             adata = ad.read_h5ad(path)
@@ -208,7 +208,7 @@ class Run:
         context: Model and data that all runs share.
         study: The study.
         method: The model or a baseline.
-        setting: The values of what is varied.
+        setting: The values of the settings that are varied.
         seed: Random seed.
     """
 
@@ -225,7 +225,7 @@ class Run:
 
     @property
     def annotator(self) -> LangCellAnnotator:
-        """The model, or one with random weights that the seed decides."""
+        """The model, or one with random weights drawn with the seed."""
         return self.context.untrained(self.seed) if self.method == RANDOM else self.context.annotator
 
     @property

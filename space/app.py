@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-# Uploads get a folder of their own, since all of it is deleted in the end.
+# Uploads get a folder of their own, which is deleted as a whole in the end.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="langcell-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR"))
 
 import gradio as gr
@@ -62,8 +62,8 @@ calibration = DecisionRule(annotator.scorer(BLOOD)).calibration
 visits = Visits(KEEP, Path(os.environ["GRADIO_TEMP_DIR"]))
 
 
-def kindly(act: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps an event so that its visitor reads what to do about an error, or that the visitor is not at fault."""
+def with_messages(act: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps an event so that an error tells its visitor what to do, or that it is not the visitor's fault."""
 
     @wraps(act)
     def acting(*given: Any, **more: Any) -> Any:
@@ -171,29 +171,29 @@ def named_files(inputs: Any) -> Iterator[str]:
 # ---------------------------------------------------------------------- events
 
 
-@kindly
+@with_messages
 def receive(upload: str, request: gr.Request) -> tuple[str, dict]:
     """Moves a file into the visitor's folder. Returns its size in words, and its arrays as choices."""
-    visit = fresh(request)
+    visit = new_visit(request)
     try:
         shutil.move(upload, visit.folder / CELLS)
     except FileNotFoundError as error:  # Another visitor uploaded the same content at the same moment.
         raise InputError("The file did not arrive whole: drop it again.") from error
     try:
-        return look(visit.folder / CELLS)
+        return describe_file(visit.folder / CELLS)
     except InputError:
         (visit.folder / CELLS).unlink()
         raise
 
 
-@kindly
+@with_messages
 def forget(request: gr.Request) -> tuple[str, dict]:
     """Deletes the visitor's file."""
-    fresh(request)
+    new_visit(request)
     return "", gr.update(choices=["X"], value="X")
 
 
-def fresh(request: gr.Request) -> Visit:
+def new_visit(request: gr.Request) -> Visit:
     """
     Returns a new visit with an empty folder.
 
@@ -207,14 +207,14 @@ def fresh(request: gr.Request) -> Visit:
     return visits.of(session)
 
 
-def look(cells: Path) -> tuple[str, dict]:
+def describe_file(cells: Path) -> tuple[str, dict]:
     """
     Returns the size of a file in words, and its arrays as choices.
 
     Raises:
         InputError: The file cannot be read, or is too large for the app.
     """
-    require_modest(cells)
+    require_size(cells)
     with open_lightly(cells) as adata:
         n_cells, n_genes = adata.shape
         n_genes = max(n_genes, 0 if adata.raw is None else adata.raw.n_vars)
@@ -228,7 +228,7 @@ def look(cells: Path) -> tuple[str, dict]:
     return f"{n_cells:,} cells x {n_genes:,} genes.", gr.update(choices=arrays, value="X")
 
 
-def require_modest(cells: Path) -> None:
+def require_size(cells: Path) -> None:
     """
     Checks the size of a file when it is unpacked.
 
@@ -252,28 +252,28 @@ def require_modest(cells: Path) -> None:
         )
 
 
-@kindly
+@with_messages
 def take_example(request: gr.Request) -> tuple[None, str, dict, str, list[str]]:
     """Writes the example into the visitor's folder, in place of an uploaded file, and sets how it is read."""
-    visit = fresh(request)
+    visit = new_visit(request)
     load_example().write_h5ad(visit.folder / CELLS)
-    said, _ = look(visit.folder / CELLS)
+    said, _ = describe_file(visit.folder / CELLS)
     values = next(name for name, counts in VALUES.items() if counts == CELL_OPTIONS["counts"])
     said += " Blood cells of Zheng et al. 2017, which come with scanpy."
     return None, said, gr.update(choices=["X", "raw.X"], value="raw.X"), values, sorted(CELL_TYPES.values())
 
 
-@kindly
+@with_messages
 def annotate(
     names: list[str], own: str, array: str, values: str, errors: int, request: gr.Request, progress=_PROGRESS
 ) -> tuple[str, str]:
     """Annotates the visitor's cells. Returns HTML with the links to the results, and HTML that shows the report."""
-    labels = described(names, own)
+    labels = read_types(names, own)
     layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
     options = {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
     rate = errors / 100 if calibration else None
     with visits.working(str(request.session_hash)) as visit:
-        make(visit.folder, labels, rate, options, progress)
+        write_results(visit.folder, labels, rate, options, progress)
     at = f"results/{visit.token}"
     links = (
         f'<p><a href="{at}/{ANNOTATED}" download>Download the annotated .h5ad</a> · '
@@ -283,7 +283,7 @@ def annotate(
     return links, page
 
 
-def make(
+def write_results(
     folder: Path, labels: dict[str, str], rate: float | None, options: dict[str, Any], progress: gr.Progress
 ) -> None:
     """Writes the annotated file and the report for the cells in a folder."""
@@ -302,8 +302,8 @@ def make(
     write_report(annotated, folder / REPORT, lay_out(annotated), quality=quality, genes=genes)
 
 
-def described(names: list[str], own: str) -> dict[str, str]:
-    """Returns the labels that were picked, and those that the visitor described, one `label: description` a line."""
+def read_types(names: list[str], own: str) -> dict[str, str]:
+    """Returns the labels that were picked, and those that the visitor described, one `label: description` per line."""
     labels = dict.fromkeys(names or [], "")
     for line in filter(None, map(str.strip, (own or "").splitlines())):
         label, colon, text = (part.strip() for part in line.partition(":"))
@@ -363,11 +363,11 @@ def build() -> gr.Blocks:
         example.click(take_example, None, [upload, said, array, values, names], api_visibility="private")
         asked = [names, own, array, values, errors]
         run.click(annotate, asked, [links, report], concurrency_limit=1, api_visibility="private")
-        page.unload(leave)
+        page.unload(forget_page)
     return page
 
 
-def leave(request: gr.Request) -> None:
+def forget_page(request: gr.Request) -> None:
     """Deletes a visitor's files when the page is closed."""
     visits.end(str(request.session_hash))
 
@@ -385,8 +385,8 @@ def serve() -> FastAPI:
         return FileResponse(path, filename=name, headers=headers, content_disposition_type="inline")
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    looks: dict[str, Any] = {"theme": theme, "css": _STYLE, "head": _NAME_PAGE, "footer_links": []}
-    gr.mount_gradio_app(api, build(), path="/", max_file_size=f"{MOST_MEGABYTES}mb", **looks)
+    appearance: dict[str, Any] = {"theme": theme, "css": _STYLE, "head": _NAME_PAGE, "footer_links": []}
+    gr.mount_gradio_app(api, build(), path="/", max_file_size=f"{MOST_MEGABYTES}mb", **appearance)
     api.add_middleware(NotedUploads)
     return api
 

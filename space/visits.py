@@ -90,7 +90,7 @@ class Visits:
                     self._delete(visit)
 
     def find(self, token: str, name: str) -> Path | None:
-        """Returns the path of a file by its visit's token; none if no visit has the token or the file."""
+        """Returns the path of a file by its visit's token; None if no visit has the token or the file."""
         with self._lock:
             for visit in self._visits.values():
                 if secrets.compare_digest(visit.token.encode(), token.encode()):
@@ -117,7 +117,7 @@ class Visits:
             for session, visit in list(self._visits.items()):
                 if visit.seen < old and not visit.working:
                     self.end(session)
-        for path in sorted(self._uploads.rglob("*"), reverse=True):  # Files before their folder.
+        for path in sorted(self._uploads.rglob("*"), reverse=True):  # Files come before their folder.
             with suppress(OSError):  # The file was taken meanwhile, or the folder is not empty.
                 if path.stat().st_mtime < old:
                     path.rmdir() if path.is_dir() else path.unlink()

@@ -60,7 +60,7 @@ class BenchmarkContext:
         cells: An `.h5ad` file.
         device: Device of the model.
         seed: Seed of weights, cells and candidates.
-        geometry: Another config than that of the base geometry; its vocabularies are set to fit.
+        geometry: Config to use instead of the base geometry; its vocabularies are set to fit.
     """
 
     def __init__(self, cells: Path, device: torch.device, seed: int, geometry: LangCellConfig | None = None):
@@ -107,7 +107,7 @@ class BenchmarkContext:
         rows = self.rng.choice(np.flatnonzero(~self.ranked.without_genes), BATCH, replace=False)
         return rows[np.argsort(self.ranked.lengths[rows], kind="stable")]
 
-    def some(self, rows: np.ndarray, cells: int) -> np.ndarray:
+    def choose(self, rows: np.ndarray, cells: int) -> np.ndarray:
         """Returns the rows of `cells` cells of a batch, spread evenly over its lengths."""
         return rows[((np.arange(cells) + 0.5) * len(rows) / cells).astype(int)]
 
@@ -170,9 +170,9 @@ def measure_annotation(
 
     Returns:
         `ways`: for every setting the medians over rounds of `cells_per_second` and of `ratio` to the naive procedure.
-        Where all candidates are read, also `share_of_floor`, the share of the time that the least known operations
-        would take at the device's rate, and `same_answer`, the share of cells with the best candidate of single
-        precision. `naive_cells_per_second`: the naive procedure's rate by number of candidates.
+        If all candidates are read, also `share_of_floor`, the time that the fewest operations known to suffice would
+        take at the device's rate, as a share of the time taken, and `same_answer`, the share of cells with the best
+        candidate of single precision. `naive_cells_per_second`: the naive procedure's rate by number of candidates.
     """
     scorers = {setting: context.scorer(setting) for setting in settings}
     most = max(setting.candidates for setting in settings)
@@ -189,9 +189,9 @@ def measure_annotation(
         seconds = NaiveSeconds(context, rows, texts, timed_texts)
         for candidates, times in naive.items():
             times.append(seconds.annotate(candidates))
-        best: dict[tuple[int, int], int] = {}  # Exact answers by number of candidates and cell.
+        best: dict[tuple[int, int], int] = {}  # The exact answers, by number of candidates and cell.
         for setting, scorer in scorers.items():
-            chosen = context.some(rows, setting.cells)
+            chosen = context.choose(rows, setting.cells)
             answers: list[int] = []
             taken = time_of(lambda c=chosen, s=scorer, a=answers: a.extend(_annotate(context, s, c)), context.device)
             if setting.way == "float32":
@@ -254,7 +254,7 @@ def _annotate(context: BenchmarkContext, scorer: DescriptionScorer, rows: np.nda
 
 def largest_difference(context: BenchmarkContext, candidates: int, cells: int) -> float:
     """Returns the largest difference between naive scores and exact scores in single precision, for a few cells."""
-    rows = context.some(context.batch(), cells)
+    rows = context.choose(context.batch(), cells)
     naive = NaiveProcedure(context.model, context.texts(candidates), ALPHA)(*context.pad(rows))
     scorer = context.scorer(Setting(candidates, None, "float32", cells))
     place = {row: number for number, row in enumerate(rows.tolist())}
@@ -318,7 +318,7 @@ def measure_matching(
     for _ in range(rounds):
         rows = context.batch()
         rates["naive"].append(candidates / NaiveSeconds(context, rows, texts, timed_texts).match(candidates))
-        rows = context.some(rows, cells)
+        rows = context.choose(rows, cells)
         ids = torch.from_numpy(np.concatenate([context.ranked[row] for row in rows]).astype(np.int64)).to(
             context.device
         )

@@ -48,7 +48,7 @@ def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict
         ways[f"{precision}, compiled"] = partial(read_padded, compiled)
     if context.device.type == "cpu":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that it moves to another package.
+            warnings.simplefilter("ignore")  # torch warns that this function will move to another package.
             tower = torch.ao.quantization.quantize_dynamic(
                 copy.deepcopy(context.model.cell_model), {nn.Linear}, dtype=torch.qint8
             )
@@ -61,7 +61,7 @@ def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict
         with torch.no_grad():
             found[way] = ways[way]().float()
 
-    for way in ways:  # The first call compiles, which does not count.
+    for way in ways:  # The first call compiles, which is not measured.
         run(way)
     for _ in range(rounds):
         for way in ways:

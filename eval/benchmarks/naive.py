@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
 The public procedure of zero-shot annotation, written plainly: one text at a time for a whole batch of cells, in single
-precision, padded to the batch's longest cell, with plain attention, and computing a cell's keys and values anew for
+precision, padded to the batch's longest cell, with plain attention, and computing a cell's keys and values again for
 every text. It is the baseline of the speed benchmarks and shares only the weights with the package.
 """
 

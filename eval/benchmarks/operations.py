@@ -41,7 +41,7 @@ def count_operations(work: Callable[[], Any]) -> float:
     return counter.get_total_flops()
 
 
-# The least operations that are known to suffice for annotation: every gene goes through every layer of its tower; a
+# The fewest operations that are known to suffice for annotation: every gene goes through every layer of its tower; a
 # cell's keys and values are computed once per layer; the part of a text that depends on it alone is computed once, the
 # rest once per pair; the last layer computes `[CLS]` alone, whose attention works on the states directly.
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Time and memory of annotating a file as large as a study with the command, which is killed once and repeated."""
+"""Time and memory of annotating a file as large as a study with the command, which is killed once and run again."""
 
 import json
 import os

@@ -18,7 +18,7 @@ Alternative kernels for the cell tower:
 
     python eval/benchmarks/throughput.py kernels --json eval/results/throughput_kernels.json
 
-Time and memory of annotating a large file with the command, which is killed once and repeated:
+Time and memory of annotating a large file with the command, which is killed once and run again:
 
     python eval/benchmarks/throughput.py study --json eval/results/throughput_study.json
 
@@ -90,7 +90,9 @@ def main() -> None:
 @app.command()
 def tokenize(
     quick: Annotated[bool, typer.Option(help="Small run that tests the script, not the speed.")] = False,
-    n_cells: Annotated[int | None, typer.Option("--cells", help="Number of cells: 20,000, or 300 if quick.")] = None,
+    n_cells: Annotated[
+        int | None, typer.Option("--cells", help="Number of cells; 20,000, or 300 with --quick.")
+    ] = None,
     n_genes: Annotated[
         int | None, typer.Option("--genes", help="Number of genes; 20,000, or 1,000 with --quick.")
     ] = None,
@@ -206,7 +208,7 @@ def _peak_memory(counts: sp.csr_matrix, n_genes: int, gene_ids: list[str], seed:
 
 @app.command(hidden=True)
 def memory(folder: Path, n_genes: int, seed: int) -> None:
-    """Measure the memory above the input of encoding it in this process: streamed, then as one padded batch."""
+    """Measure the memory, above the input, of encoding it in this process: streamed, then as one padded batch."""
     data, indices, indptr = (np.load(folder / f"{name}.npy") for name in ("data", "indices", "indptr"))
     counts = sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
     gene_ids = json.loads((folder / "gene_ids.json").read_text())
@@ -283,7 +285,7 @@ Device = Annotated[str | None, typer.Option(help="Device, such as cpu or cuda; t
 @app.command()
 def annotate(
     quick: Annotated[
-        bool, typer.Option("--quick", help="8 and 128 candidates (1,024 with a shortlist), in minutes.")
+        bool, typer.Option("--quick", help="Run of a few minutes with 8 and 128 candidates (1,024 with a shortlist).")
     ] = False,
     cells_file: Cells = PBMC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds; 3, or 2 with --quick.")] = None,
@@ -296,7 +298,7 @@ def annotate(
     context = _context(cells_file, device, seed)
     gpu = context.device.type == "cuda"
     every, rounds = len(context.descriptions), rounds or (2 if quick else 3)
-    # Candidates, and cells per round: fewer cells where each has more pairs.
+    # Cells per round by number of candidates: fewer where each cell has more pairs.
     exact = {8: 16, 128: 2} if quick else {8: 32, 32: 8, 128: 4, 1024: 2, every: 1}
     short = {128: 8, 1024: 8} if quick else {32: 16, 128: 16, 1024: 16, every: 16}
     if gpu:  # A GPU is fast enough for the whole batch.
@@ -401,7 +403,7 @@ def _peak_gb(device: torch.device) -> float | None:
 
 @app.command()
 def study(
-    quick: Annotated[bool, typer.Option("--quick", help="20,000 cells.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small run with 20,000 cells.")] = False,
     cells_file: Cells = Path("../shared/data/train/pbmc_facs_zheng.h5ad"),
     n_cells: Annotated[
         int | None,
@@ -410,7 +412,7 @@ def study(
     kill_at: Annotated[float, typer.Option(help="Share of the cells after which the first run is killed.")] = 0.5,
     json_file: JsonFile = None,
 ) -> None:
-    """Annotate a study of 100,000 cells with langcell-mini and the command, which is killed once and repeated."""
+    """Annotate a study of 100,000 cells with langcell-mini and the command, which is killed once and run again."""
     labels = sorted(
         {label for label in open_cells(cells_file).obs["cell_type"].astype(str).unique() if label != "unknown"}
     )
@@ -429,7 +431,9 @@ def study(
 
 @app.command()
 def train(
-    quick: Annotated[bool, typer.Option(help="Few and short cells, to test the script, not the speed.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Run with few and short cells that tests the script, not the speed.")
+    ] = False,
     geometry: Annotated[list[str] | None, typer.Option(help="mini or base; can be repeated. Both by default.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Number of measured steps; 3, or 2 with --quick.")] = None,
     compile_towers: Annotated[bool, typer.Option("--compile", help="Compile the towers.")] = False,

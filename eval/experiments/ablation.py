@@ -88,7 +88,9 @@ class Trials:
         path, content = output.with_suffix(".yaml"), yaml.safe_dump(settings | {"output": str(output)})
         if (output / "training.json").exists():
             if path.read_text() != content:
-                raise RuntimeError(f"{output.name} was run with another recipe: choose another folder, or remove it.")
+                raise RuntimeError(
+                    f"{output.name} was run with a different recipe: choose a different folder, or remove it."
+                )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -109,7 +111,7 @@ def _read_recipe() -> dict[str, object]:
 
 def main(
     seeds: Annotated[int, typer.Option(help="Number of random seeds.")] = 3,
-    choice: Annotated[list[str] | None, typer.Option(help="Run only this choice; can be repeated.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="Choice to run instead of all; can be repeated.")] = None,
     folder: Annotated[Path, typer.Option(help="Folder of the runs.")] = REPOSITORY / "runs" / "ablation",
     num_proc: Annotated[int, typer.Option(help="Number of runs at the same time.")] = 1,
     threads: Annotated[int, typer.Option(help="Number of threads of each run.")] = 1,
@@ -118,7 +120,7 @@ def main(
 ) -> None:
     """Measure what each choice in langcell-mini's recipe contributes."""
     chosen = choice or list(CHOICES)
-    # Seed by seed, so that early results cover every choice.
+    # The jobs go seed by seed, so that early results cover every choice.
     jobs = [(name, seed) for seed in range(seeds) for name in chosen]
     trials = Trials(folder.resolve(), threads, steps)
     with ThreadPoolExecutor(num_proc) as pool:

@@ -71,8 +71,8 @@ def running_app(**environment: str) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, str(_REPOSITORY / "space" / "app.py")], env=variables)
     try:
         while process.poll() is None:
-            with socket.socket() as asked:
-                if asked.connect_ex(("127.0.0.1", port)) == 0:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.2)
         else:
@@ -88,7 +88,7 @@ def report(
     page: Annotated[Path, typer.Argument(metavar="REPORT.html", help="Page that 'langcell annotate --report' wrote.")],
     picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
 ) -> None:
-    """Take the first screen of a report, light on the left and dark on the right."""
+    """Take a picture of the first screen of a report, light on the left and dark on the right."""
     width, height = 1000, 1100
     with chromium() as browser:
         halves = []
@@ -111,7 +111,7 @@ def report(
 def picture_app(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
 ) -> None:
-    """Take the app with its example annotated."""
+    """Take a picture of the app with its example annotated."""
     with running_app() as address, chromium() as browser:
         tab = browser.new_page(viewport={"width": 1100, "height": 1500})
         tab.goto(address)

@@ -84,8 +84,8 @@ def _measure(
 
 def compare(by_study: dict[str, dict[str, Measure]], cells: dict[str, int], seed: int, draws: int) -> dict[str, Any]:
     """
-    Returns by study and for their mean, by ensemble and metric: the score, its gain over the default template, and the
-    gain's 95% bootstrap interval.
+    Returns the score, its gain over the default template, and the gain's 95% bootstrap interval, by study and for the
+    mean of studies, by ensemble and metric.
 
     Args:
         by_study: The result of `measures` for each study.
@@ -93,7 +93,7 @@ def compare(by_study: dict[str, dict[str, Measure]], cells: dict[str, int], seed
         seed, draws: Seed and number of draws of the bootstrap.
     """
     rng = np.random.default_rng(seed)
-    # The first rows are all cells, undrawn.
+    # The first rows are all cells, without drawing.
     rows = [{study: np.arange(number) for study, number in cells.items()}]
     rows += [{study: rng.integers(0, number, number) for study, number in cells.items()} for _ in range(draws)]
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
@@ -119,7 +119,7 @@ def compare(by_study: dict[str, dict[str, Measure]], cells: dict[str, int], seed
 
 
 def _gain(values: np.ndarray, before: np.ndarray) -> dict[str, Any]:
-    """Returns score, gain and interval of a metric's values: those of all cells first, then those of the draws."""
+    """Returns score, gain and interval of a metric, whose values are that of all cells, then those of the draws."""
     gains = values - before
     interval = np.quantile(gains[1:], [0.025, 0.975]).tolist()
     return {"score": float(values[0]), "gain": float(gains[0]), "interval": interval}

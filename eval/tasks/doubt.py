@@ -83,7 +83,7 @@ def _split_in_halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _answers(cells: LabelledScores, temperature: float, threshold: float) -> tuple[np.ndarray, ...]:
-    """Returns for each cell whether it is answered, whether rightly, and the depths of the answer and of its type."""
+    """Returns for each cell: true if answered, true if answered right, and the depths of the answer and of its type."""
     backoff = OntologyBackoff(cells.labels)
     answers, _ = backoff.answer(backoff.probabilities(calibrated(cells.scores, temperature)), threshold)
     truth = cells.truth.tolist()

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Explanations: tests by leaving genes out whether the genes that are said to drive a match do."""
+"""Explanations: leaves out the genes that are said to drive a match, to test if they do."""
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def measure(run: Run) -> Result:
 
 
 def _random_neighbours(places: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws as many places near these, without replacement."""
+    """Draws a random place near each of these places, without replacement."""
     drawn: set[int] = set()
     for place in places.tolist():
         around = range(max(0, place - _NEAR), min(len(genes) - 1, place + _NEAR + 1))

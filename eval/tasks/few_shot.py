@@ -16,8 +16,8 @@ MOST = 9
 #: Largest share of a type's cells that shots are drawn from: the rest is for testing.
 LEARNT_SHARE = 3 / 5
 PROTOTYPES = "prototypes"
-#: Regressions on what the model reads, the order of a cell's first genes, and on the counts of these genes: they show
-#: how much is lost because the model gets no more.
+#: Regressions on the model's input, the order of a cell's first genes, and on the counts of these genes: they show how
+#: much is lost because the model reads nothing else.
 ON_RANKS, ON_READ = "regression_on_ranks", "regression_on_read_genes"
 LEARNERS = (ON_RANKS, ON_READ, *CLASSIFIERS)
 
@@ -46,7 +46,9 @@ def measure(run: Run) -> Result:
     truth, shots = run.truth, run.setting["shots"]
     names, sizes = np.unique(truth, return_counts=True)
     if sizes.min() < 2 or len(names) < 2:
-        raise InputError(f"{run.study.name}: two types are needed, and two cells of each: {names[sizes.argmin()]!r}.")
+        raise InputError(
+            f"{run.study.name}: two types with two cells each are needed; the rarest is {names[sizes.argmin()]!r}."
+        )
     train, test = split(truth, shots, run.seed)
     known, others = run.cells[train], run.cells[test].copy()
     if run.method in LEARNERS:

@@ -42,7 +42,9 @@ def measure(run: Run) -> Result:
     truth = run.truth
     names, sizes = np.unique(truth, return_counts=True)
     if sizes.min() < 3 or len(names) < 2:
-        raise InputError(f"{run.study.name}: two types are needed, and three cells of each: {names[sizes.argmin()]!r}.")
+        raise InputError(
+            f"{run.study.name}: two types with three cells each are needed; the rarest is {names[sizes.argmin()]!r}."
+        )
     train, test = train_test_split(np.arange(len(truth)), test_size=TEST_SHARE, random_state=run.seed, stratify=truth)
     if run.method in CLASSIFIERS:
         counts, _ = counts_by_gene(run.cells, run.context.extractor, run.study.read)

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Novel types (LangCell, section 4.2): telling cells of types that no training cell had from cells of known types."""
+"""Novel types (LangCell, section 4.2): separates cells of types that no training cell had from the known ones."""
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -34,7 +34,7 @@ def measure(run: Run) -> Result:
     novel = ~np.isin(run.truth, known)
     if not len(known) or not novel.any():
         raise InputError(
-            f"{run.study.name} needs cells of types with training cells and of types without. Choose another study."
+            f"{run.study.name} needs cells of types with training cells and of types without. Choose a different study."
         )
     if run.method in (LANGCELL, RANDOM):
         annotator = run.annotator

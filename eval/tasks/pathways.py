@@ -94,7 +94,7 @@ def find_targets(run: Run) -> pd.DataFrame:
     if targets.shape[1] < 2:
         raise InputError(
             f"Fewer than two sets of {file} have {LEAST_GENES} genes and {LEAST_CELLS} cells in {run.study.name}: "
-            "name another file with --gene-sets."
+            "name a different file with --gene-sets."
         )
     return targets
 

@@ -158,7 +158,7 @@ class TestCellTypist:
         assert baselines(extractor, 0).keys() == {"majority", *TRAINED}
         pytest.importorskip("celltypist")
         monkeypatch.setenv("LANGCELL_CELLTYPIST_MODEL", str(tmp_path / "none.pkl"))
-        with pytest.raises(InputError, match=r"LANGCELL_CELLTYPIST_MODEL names no file: \S+none\.pkl"):
+        with pytest.raises(InputError, match=r"LANGCELL_CELLTYPIST_MODEL does not name a file: \S+none\.pkl"):
             baselines(extractor, 0)
 
     def test_labels_get_the_ontologys_names(self, extractor, easy, monkeypatch, tmp_path):

@@ -173,7 +173,7 @@ class TestContent:
         assert names_of(axes)[:2] == ["langcell, AUROC 0.80", "random weights, AUROC 0.80"]
         assert axes.lines[1].get_xydata().tolist() == [[0, 0], [0.2, 0.8], [1, 1]]
 
-    def test_umap_names_twenty_and_colours_a_label_and_its_prediction_alike(self, zero_shot):
+    def test_umap_names_twenty_and_colours_a_label_like_its_prediction(self, zero_shot):
         panels = figures.draw_umap(zero_shot).axes
         assert len(panels) == 6
         by_label, by_prediction, by_batch = panels[:3]
@@ -188,7 +188,7 @@ class TestContent:
         assert len(named) == 21
         assert named[-1] == "other (5)"
 
-    def test_methods_look_the_same_in_all_tasks_and_no_two_alike(self):
+    def test_methods_look_the_same_in_all_tasks_and_differ_from_each_other(self):
         some, others = figures.styles(["prototypes", "langcell"]), figures.styles(["langcell", *"abcdefgh"])
         assert some["langcell"] == others["langcell"]
         assert len({(look["color"], look["marker"]) for look in others.values()}) == len(others)

@@ -133,7 +133,7 @@ class TestTheTable:
         evaluate(made, replace(context, studies={other.name: other}), seeds=1, out=tmp_path, methods=["majority"])
         assert len(asked) == 2
 
-    def test_another_version_of_the_task_is_measured_anew(self, context, task, tmp_path):
+    def test_another_version_of_the_task_is_measured_again(self, context, task, tmp_path):
         made, asked = task
         evaluate(made, context, seeds=1, out=tmp_path, methods=["majority"])
         evaluate(replace(made, version=2), context, seeds=1, out=tmp_path, methods=["majority"])
@@ -155,7 +155,7 @@ class TestTheTable:
         with pytest.raises(InputError, match="is damaged"):
             evaluate(made, context, seeds=1, out=tmp_path)
         (tmp_path / "zero-shot.json").write_text("[]")
-        with pytest.raises(InputError, match="no table of results"):
+        with pytest.raises(InputError, match="is not a table of results"):
             evaluate(made, context, seeds=1, out=tmp_path)
 
     def test_means_spreads_and_intervals(self, context, task, tmp_path):
@@ -166,7 +166,7 @@ class TestTheTable:
         assert "| pbmc68k_reduced | langcell | 3 | 0.100 ± 0.100 | 0.500 ± 0.000 |" in lines
         assert "| pbmc68k_reduced | majority | 3 | 0.000 | 0.500 (0.400 to 0.600) |" in lines
         assert lines[-1].startswith("- **pbmc68k_reduced**: Blood")
-        assert lines[-1].endswith("It was not trained on.")
+        assert lines[-1].endswith("It was not used for training.")
 
     def test_the_record_says_how_to_repeat_it(self, context, task, tmp_path):
         made, _ = task
@@ -302,7 +302,7 @@ def few(context, monkeypatch, sizes):
 @pytest.mark.parametrize("task", ["few-shot", "fine-tuning"])
 def test_a_type_with_too_few_cells_is_named(context, monkeypatch, task):
     study = few(context, monkeypatch, {"B cell": 9, "dendritic cell": 1})
-    with pytest.raises(InputError, match="cells of each: 'dendritic cell'"):
+    with pytest.raises(InputError, match="cells each are needed; the rarest is 'dendritic cell'"):
         find_task(task).measure(Run(context, study, "majority", {"shots": 3}, 0))
 
 

@@ -191,13 +191,13 @@ class TestUsersOwn:
 
     @pytest.mark.parametrize("key", ["label_key", "batch_key"])
     def test_a_missing_column_is_named(self, entry, tmp_path, key):
-        with pytest.raises(InputError, match=rf"mine: {key} 'donor' is no column of obs; .*\['cell_type'\]"):
+        with pytest.raises(InputError, match=rf"mine: {key} 'donor' is not a column of obs; .*\['cell_type'\]"):
             Study("mine", **entry | {key: "donor"}).open(tmp_path)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"sha": "0"}, "unknown field sha; known are what,"),
+            ({"sha": "0"}, "unknown field sha; the known fields are what,"),
             ({"licence": None}, "licence must be given"),
             ({"path": None}, "exactly one of path, url, cellxgene, source, parts must say"),
             ({"url": "https://a.b/c.h5ad"}, "exactly one of path, url, cellxgene, source, parts must say"),

@@ -10,7 +10,7 @@ from modeling_langcell.model.errors import InputError
 _DESCRIPTION = """
 Predictions are binned by confidence into bins of equal width; in each bin, mean confidence is compared with accuracy.
 The expected calibration error is the mean absolute difference, weighted by the number of cells in a bin. With few cells
-it grows with the number of bins: compare only figures of equally many cells and bins.
+it grows with the number of bins: compare only figures for the same numbers of cells and bins.
 """
 
 _CITATION = """

@@ -10,7 +10,7 @@ from modeling_langcell.model.errors import InputError
 _DESCRIPTION = """
 From cells to texts, a cell's rank is that of its own text among all texts, by similarity. From texts to cells, the rank
 of a text is that of its best cell among the cells of other texts. Rank 1 is the best; ties rank before the right
-answer, so that a model that tells nothing apart comes last. Recall at k is the share of ranks up to k: with k texts or
+answer, so a model that tells nothing apart comes last. Recall at k is the share of ranks up to k: with k texts or
 fewer it is always 1.
 """
 
@@ -31,7 +31,7 @@ Args:
 Returns:
     cell_to_text_r1, cell_to_text_r5, cell_to_text_r10: Share of cells whose text is among the best 1, 5 and 10.
     cell_to_text_mean_rank: Mean rank of the cells' own texts.
-    text_to_cell_r1, text_to_cell_r5, text_to_cell_r10: Share of texts with cells that have one of them among the best.
+    text_to_cell_r1, text_to_cell_r5, text_to_cell_r10: Share of texts with cells that find one of them among the best.
     text_to_cell_mean_rank: Mean rank of the best cells of these texts.
     chance_cell_to_text_r1: Expected score of random choice, 1 / texts.
 
@@ -79,7 +79,7 @@ class CellTextRetrieval(evaluate.Metric):
             raise InputError("similarities must be finite numbers.")
         if own.min() < 0 or own.max() >= texts:
             raise InputError(
-                f"references must be positions among {texts} texts, from 0: {own.min()} to {own.max()} is not."
+                f"references must be positions among {texts} texts, from 0, but go from {own.min()} to {own.max()}."
             )
         text_ranks = (table >= table[np.arange(len(own)), own][:, None]).sum(axis=1)
         cell_ranks = [1 + (table[own != text, text] >= table[own == text, text].max()).sum() for text in np.unique(own)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""AUROC and average precision of telling cells of unknown types from cells of known types."""
+"""AUROC and average precision of separating cells of unknown types from cells of known types."""
 
 import datasets
 import evaluate

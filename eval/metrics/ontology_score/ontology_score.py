@@ -11,7 +11,7 @@ from modeling_langcell.ontology import agreement
 _DESCRIPTION = """
 The mean over cells of the closeness of the predicted type to the known one in the Cell Ontology, by the measure of Wu &
 Palmer on its graph (`modeling_langcell.ontology.agreement`): 1 for the type itself, less for a parent, less still for a
-sibling, and 0 for types that have nothing in common but being cells. It grades the errors that accuracy counts alike.
+sibling, and 0 for types that have nothing in common but being cells. It grades errors that accuracy treats as equal.
 """
 
 _CITATION = """

@@ -53,7 +53,7 @@ def test_the_run_can_be_repeated_from_the_record(throughput):
 
 
 def test_a_disagreement_is_found():
-    """Equal values may come in any order; another gene, or another order of unequal values, is a disagreement."""
+    """Equal values may come in any order; a different gene or a different order of unequal ones is a disagreement."""
     values = sp.csr_matrix(np.array([[0, 0, 5.0, 3.0, 3.0, 0, 0]] * 5))
     published = Dataset.from_dict({"input_ids": [[6, 2, 3, 4]] * 5})
     ranked = [np.array(ids) for ids in ([6, 2, 3, 4], [6, 2, 4, 3], [6, 3, 2, 4], [6, 2, 3], [6, 2, 3, 3])]
