@@ -51,7 +51,7 @@ class AdaptationConfig:
     Settings of an adaptation.
 
     Args:
-        head: Part that tells the labels apart: their `descriptions`, a classification head (`classes`, LangCell-CE), or
+        head: Part that separates the labels: their `descriptions`, a classification head (`classes`, LangCell-CE), or
             `prototypes`, which need no training.
         method: `lora`; `full`, which trains all weights, those of the text tower only with `adapt_texts`; or `frozen`,
             which trains only the heads.
@@ -62,7 +62,7 @@ class AdaptationConfig:
             `frozen`.
         weight_decay: Weight decay of AdamW.
         gene_dropout: Upper bound of the random share of genes dropped from a cell in each epoch. It makes few cells
-            vary; the remaining genes are cut to the model's length as always.
+            more varied; the remaining genes are cut to the model's length as always.
         temperature: Temperature of the cosine between cells and descriptions during training. With the checkpoint's
             own, 0.05, the loss vanishes as soon as a few cells are separated; a higher one separates other cells
             better.
@@ -108,7 +108,7 @@ class AdaptationConfig:
             raise InputError(f"temperature={self.temperature} must be above 0.")
         for name in ("gene_dropout", "held_out"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} is no share: it must be at least 0 and less than 1.")
+                raise InputError(f"{name}={getattr(self, name)} is not a share: it must be at least 0 and less than 1.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate={self.learning_rate} must be above 0.")
         if self.weight_decay < 0 or self.seed < 0:
@@ -119,7 +119,7 @@ class AdaptationConfig:
             if getattr(self, name) and self.head != head:
                 raise InputError(f"{name} is for the head {head!r}: the head {self.head!r} does not use it.")
         if self.held_out and self.head == "prototypes":
-            raise InputError("held_out is for heads that are trained, and prototypes are not.")
+            raise InputError("held_out needs a trained head; prototypes are not trained.")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -160,15 +160,15 @@ class Adapted:
         Raises:
             InputError: The folder exists, or cannot be written.
         """
-        with atomic_folder(folder) as aside:
+        with atomic_folder(folder) as temporary:
             if isinstance(self.model, PeftModel):
                 self.model.peft_config["default"].base_model_name_or_path = self.adaptation.base
-                self.model.save_pretrained(str(aside), save_embedding_layers=False)
-                (aside / CARD).unlink(missing_ok=True)  # An empty form of peft's.
+                self.model.save_pretrained(str(temporary), save_embedding_layers=False)
+                (temporary / CARD).unlink(missing_ok=True)  # peft writes an empty template there.
             elif self.adaptation.head != "prototypes":
-                self.model.save_pretrained(aside)
-                self.processor.save_pretrained(aside)
-            self.adaptation.save(aside)
+                self.model.save_pretrained(temporary)
+                self.processor.save_pretrained(temporary)
+            self.adaptation.save(temporary)
         return Path(folder)
 
 
@@ -197,27 +197,27 @@ def adapt(
         config: Settings.
         unlabelled: Treatment of cells without a label: `error`, or `skip` to leave them out.
         device: Device to compute on; by default the best available.
-        cell_options: Options for reading cells, as for `LangCellAnnotator.annotate`.
+        cell_options: Options for reading cells, the same as for `LangCellAnnotator.annotate`.
 
     Raises:
         InputError: The label column is missing, has missing values or only one label; a label has fewer than `shots`
-            cells, no description, or the description of another label; the cells cannot be read; or the checkpoint or
-            the device does not exist.
+            cells, no description, or the same description as another label; the cells cannot be read; or the checkpoint
+            or the device does not exist.
     """
     config = config or AdaptationConfig()
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
     if labels.multilabel and config.head != "classes":
-        raise InputError(f"obsm[{label_key!r}] gives a cell several labels: that needs the head 'classes'.")
+        raise InputError(f"obsm[{label_key!r}] gives a cell several labels, which needs the head 'classes'.")
     if shots is not None:
         labels = labels.shots(shots, config.seed)
-    learnt_from, watched = labels, None
+    training, held_out = labels, None
     if config.held_out:
-        learnt_from, watched = labels.held_out(config.held_out, config.seed)
+        training, held_out = labels.held_out(config.held_out, config.seed)
 
     checkpoint = resolve_checkpoint(checkpoint)
     model, processor, before = load_checkpoint(checkpoint)
     if before is not None or not isinstance(model, LangCellModel):
-        raise InputError(f"{str(checkpoint)!r} was adapted already: name the checkpoint it was made from.")
+        raise InputError(f"{str(checkpoint)!r} was already adapted: name the checkpoint it was made from.")
     model.config.calibration = None  # It holds only for the weights before adaptation.
     described = _describe(labels.names, descriptions or {}, processor.prompt_templates, needed=config.head != "classes")
     where = find_device(device)
@@ -228,26 +228,26 @@ def adapt(
         base_weights=weights_of_base(model, config.head),
         multilabel=labels.multilabel,
         alpha=_alpha(model, config),
-        cells=learnt_from.sizes(),
+        cells=training.sizes(),
         settings={"label_key": label_key, "shots": shots, **asdict(config), "learning_rate": config.peak_learning_rate},
         versions=versions(),
     )
     if config.head == "prototypes":
-        ranked = rank_cells(adata, learnt_from.rows, processor.feature_extractor, **cell_options)
-        return _with_prototypes(model.to(where), processor, adaptation, ranked, learnt_from, config)
+        ranked = rank_cells(adata, training.rows, processor.feature_extractor, **cell_options)
+        return _with_prototypes(model.to(where), processor, adaptation, ranked, training, config)
 
     def batches(part: Labels) -> CellBatches:
         ranked = rank_cells(adata, part.rows, processor.feature_extractor, **cell_options)
         return CellBatches(ranked, part.truth, config.batch_cells, where)
 
-    learnt_cells, watched_cells = batches(learnt_from), None if watched is None else batches(watched)
+    training_cells, held_out_cells = batches(training), None if held_out is None else batches(held_out)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         adapted = _start(model, checkpoint, adaptation, config).to(where)
         inner = _inner(adapted)
         loss_of: nn.Module
         if config.head == "classes":
-            loss_of = ClassLoss(inner, learnt_from.truth, config.balanced)
+            loss_of = ClassLoss(inner, training.truth, config.balanced)
         else:
             texts = processor(text=list(described.values()), return_tensors="pt")
             loss_of = DescriptionLoss(
@@ -259,8 +259,8 @@ def adapt(
             )
         losses = fit(
             loss_of,
-            learnt_cells,
-            watched_cells,
+            training_cells,
+            held_out_cells,
             epochs=config.epochs,
             learning_rate=config.peak_learning_rate,
             weight_decay=config.weight_decay,
@@ -281,7 +281,7 @@ def _describe(
     needed, labels that the ontology does not know get an empty one.
 
     Raises:
-        InputError: A description is for no label, a label has none, or two labels have the same.
+        InputError: A description is for an unknown label, a label has none, or two labels have the same one.
     """
     unknown = [name for name in descriptions if name not in names]
     if unknown:
@@ -364,7 +364,7 @@ def _with_prototypes(
     """Adds each label's mean embedding, and its weight against the description, which grows with the cells."""
     batches = CellBatches(ranked, labels.truth, 64, model.device)
     model.eval()
-    embeds = torch.cat([model.get_cell_features(ids, mask) for ids, mask, _ in batches.whole()])
+    embeds = torch.cat([model.get_cell_features(ids, mask) for ids, mask, _ in batches.in_order()])
     truth = torch.from_numpy(labels.truth).to(model.device)
     means = torch.stack([embeds[truth == label].mean(dim=0) for label in range(len(labels.names))])
     weight = config.prototype_weight

@@ -18,14 +18,14 @@ from ..model.ranking import RankedCells
 
 class DescriptionLoss(nn.Module):
     """
-    Cross-entropy of the similarity between cells and the descriptions of the labels. With `matching` that of the
-    matching probabilities is added, which the published script takes as logits.
+    Cross-entropy of the similarity between cells and the descriptions of the labels. With `matching` it adds the
+    cross-entropy of the matching probabilities, which the published script takes as logits.
 
     Args:
         model: Model, with or without adapters inside.
         texts: Descriptions of the labels, tokenized.
         temperature: Temperature of the cosine. With the checkpoint's own the loss vanishes as soon as a few cells are
-            separated; a higher one asks for wider margins.
+            separated; a higher one requires wider margins.
         matching: True to train matching too.
         adapt_texts: True to train the text tower. Otherwise it encodes the descriptions here, once.
     """
@@ -62,7 +62,7 @@ class DescriptionLoss(nn.Module):
 
 class ClassLoss(nn.Module):
     """
-    Cross-entropy of the classification head; the binary one of each label where a cell may have several.
+    Cross-entropy of the classification head; binary cross-entropy per label where a cell may have several.
 
     Args:
         model: Model, with or without adapters inside.
@@ -82,7 +82,7 @@ class ClassLoss(nn.Module):
             self.weights = torch.tensor(weights, dtype=torch.float32, device=model.device)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Returns the mean loss, as `DescriptionLoss`; `truth` is `(cells, labels)` where a cell may have several."""
+        """Returns the mean loss, like `DescriptionLoss`; `truth` is `(cells, labels)` where a cell may have several."""
         model = self.model
         pooled = model.cell_model(ids, mask, pooled_only=True, return_dict=True).pooler_output
         logits = model.classifier(model.dropout(pooled)).float()
@@ -108,33 +108,33 @@ class CellBatches:
     def __len__(self) -> int:
         return math.ceil(len(self.ranked) / self.size)
 
-    def drawn(self, rng: np.random.Generator, gene_dropout: float) -> Iterator[tuple[torch.Tensor, ...]]:
+    def shuffled(self, rng: np.random.Generator, gene_dropout: float) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yields all cells in random order, each without a random share of its genes of at most `gene_dropout`."""
         for rows in np.array_split(rng.permutation(len(self.ranked)), len(self)):
-            yield self._batch(rows, lambda cell: self._without_some(cell, rng, gene_dropout))
+            yield self._batch(rows, lambda cell: self._drop_genes(cell, rng, gene_dropout))
 
-    def whole(self) -> Iterator[tuple[torch.Tensor, ...]]:
+    def in_order(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yields all cells in order, with all their genes."""
         for rows in np.array_split(np.arange(len(self.ranked)), len(self)):
             yield self._batch(rows, lambda cell: cell)
 
-    def _batch(self, rows: np.ndarray, show: Callable[[np.ndarray], np.ndarray]) -> tuple[torch.Tensor, ...]:
-        shown = [show(self.ranked[row]) for row in rows]
-        offsets = np.cumsum([0, *map(len, shown)])
-        cells = RankedCells(np.concatenate(shown), offsets, self.ranked.matched_counts[rows])
+    def _batch(self, rows: np.ndarray, select: Callable[[np.ndarray], np.ndarray]) -> tuple[torch.Tensor, ...]:
+        genes = [select(self.ranked[row]) for row in rows]
+        offsets = np.cumsum([0, *map(len, genes)])
+        cells = RankedCells(np.concatenate(genes), offsets, self.ranked.matched_counts[rows])
         return tuple(torch.from_numpy(array).to(self.device) for array in (*cells.pad(), self.truth[rows]))
 
     @staticmethod
-    def _without_some(cell: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
-        left = rng.random(len(cell)) >= share * rng.random()
-        left[0] = True  # <cls>
-        return cell[left]
+    def _drop_genes(cell: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+        kept = rng.random(len(cell)) >= share * rng.random()
+        kept[0] = True  # <cls>
+        return cell[kept]
 
 
 def fit(
     loss_of: nn.Module,
-    learnt: CellBatches,
-    watched: CellBatches | None,
+    training: CellBatches,
+    held_out: CellBatches | None,
     *,
     epochs: int,
     learning_rate: float,
@@ -145,28 +145,28 @@ def fit(
 ) -> tuple[float, ...]:
     """
     Trains the parameters of a loss's model that need gradients, by AdamW with a short warm-up and cosine decay. With
-    `watched` cells, the weights of the epoch with the lowest loss on them are kept, and training stops after `patience`
-    epochs without a lower one.
+    `held_out` cells, the weights of the epoch with the lowest loss on them are kept, and training stops after
+    `patience` epochs without a lower one.
 
     Returns:
-        Mean loss of each epoch, on the watched cells if there are any.
+        Mean loss of each epoch, on the held-out cells if there are any.
 
     Raises:
         InputError: The loss is not finite.
     """
     trained = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
-    steps = epochs * len(learnt)
+    steps = epochs * len(training)
     schedule = get_scheduler("cosine", optimizer, min(10, steps // 10), steps)
     rng = np.random.default_rng(seed)
     losses: list[float] = []
     best: list[torch.Tensor] = []
-    with progress_bar() as show:
-        task = show.add_task("Epochs", total=epochs)
+    with progress_bar() as progress:
+        task = progress.add_task("Epochs", total=epochs)
         for epoch in range(epochs):
             loss_of.train()
             total = 0.0
-            for ids, mask, truth in learnt.drawn(rng, gene_dropout):
+            for ids, mask, truth in training.shuffled(rng, gene_dropout):
                 loss = loss_of(ids, mask, truth)
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, 1.0)
@@ -174,13 +174,13 @@ def fit(
                 schedule.step()
                 optimizer.zero_grad()
                 total += loss.item() * len(ids)
-            losses.append(total / len(learnt.ranked) if watched is None else _mean_loss(loss_of, watched))
+            losses.append(total / len(training.ranked) if held_out is None else _mean_loss(loss_of, held_out))
             if not math.isfinite(losses[-1]):
                 raise InputError(f"The loss of epoch {epoch + 1} is not finite: lower the learning_rate.")
-            if watched is not None and losses[-1] == min(losses):
+            if held_out is not None and losses[-1] == min(losses):
                 best = [parameter.detach().clone() for parameter in trained]
-            show.advance(task)
-            if watched is not None and epoch - int(np.argmin(losses)) >= patience:
+            progress.advance(task)
+            if held_out is not None and epoch - int(np.argmin(losses)) >= patience:
                 break
     if best:
         with torch.no_grad():
@@ -191,10 +191,10 @@ def fit(
 
 
 @torch.inference_mode()
-def _mean_loss(loss_of: nn.Module, watched: CellBatches) -> float:
+def _mean_loss(loss_of: nn.Module, held_out: CellBatches) -> float:
     loss_of.eval()
-    totals = [loss_of(ids, mask, truth).item() * len(ids) for ids, mask, truth in watched.whole()]
-    return sum(totals) / len(watched.ranked)
+    totals = [loss_of(ids, mask, truth).item() * len(ids) for ids, mask, truth in held_out.in_order()]
+    return sum(totals) / len(held_out.ranked)
 
 
 __all__ = ["CellBatches", "ClassLoss", "DescriptionLoss", "fit"]

@@ -184,9 +184,7 @@ class ChunkStore:
         """Deletes the folder."""
         with self.writing():
             found = self._files()
-            (self.folder / _PLAN).unlink(
-                missing_ok=True
-            )  # Deleted first: its absence tells the others that the run is done.
+            (self.folder / _PLAN).unlink(missing_ok=True)  # Deleted first, which tells the others that the run is done.
             for path in found:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The record that `langcell adapt` writes beside the weights: the labels, the base checkpoint and the settings."""
+"""The record that `langcell adapt` writes next to the weights: the labels, the base checkpoint and the settings."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -22,10 +22,10 @@ Head = Literal["descriptions", "classes", "prototypes"]
 @dataclass(frozen=True)
 class Adaptation:
     """
-    Record of an adaptation, with its labels and settings: the file `adaptation.json` beside the weights.
+    Record of an adaptation, with its labels and settings: the file `adaptation.json` next to the weights.
 
     Args:
-        head: Part that tells the labels apart: their `descriptions`, a classification head (`classes`), or
+        head: Part that separates the labels: their `descriptions`, a classification head (`classes`), or
             `prototypes`.
         labels: Labels and their descriptions, in the order of the head's outputs. Descriptions may be empty with a
             classification head.
@@ -36,7 +36,7 @@ class Adaptation:
         cells: Number of training cells of each label.
         settings: Settings of the adaptation.
         versions: Versions of the packages that made it.
-        prototypes: `(labels, projection_dim)`; kept in a file of their own.
+        prototypes: `(labels, projection_dim)`; kept in a separate file.
         base_weights: Hash of the weights of `base`. On other weights the adapter gives meaningless scores.
         loaded_from: Folder or Hub id; empty for an adaptation in memory.
     """
@@ -78,7 +78,7 @@ class Adaptation:
             source: Folder or Hub id as the user named it; the folder by default.
 
         Returns:
-            The adaptation; `None` where nothing was adapted.
+            The adaptation; `None` if nothing was adapted.
 
         Raises:
             InputError: A file of the adaptation is missing or damaged.
@@ -87,7 +87,7 @@ class Adaptation:
             return None
         source = folder if source is None else source
         given = read_json(folder / ADAPTATION)
-        # Older records say `several`.
+        # Older records call it `several`.
         record = {"multilabel" if name == "several" else name: value for name, value in given.items()}
         record |= {"loaded_from": str(source), "prototypes": None}
         try:
@@ -106,7 +106,7 @@ class Adaptation:
         Checks the types of what was read.
 
         Raises:
-            TypeError: An entry has another type than the class declares.
+            TypeError: An entry has a different type from the one the class declares.
         """
         mappings = {"labels": str, "cells": int, "settings": object, "versions": str}
         right = (

@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def _folder(name: str) -> Path:
-    """Returns a folder of data: inside the package in a wheel, beside it in a checkout."""
+    """Returns a folder of data: inside the package in a wheel, next to it in a checkout."""
     return next(folder for folder in (_PACKAGE / name, _PACKAGE.parent / name) if folder.is_dir())
 
 

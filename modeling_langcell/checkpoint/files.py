@@ -16,30 +16,30 @@ from ..model.errors import InputError, reason_of
 
 TRAINING, EVALUATION, ADAPTATION = "training.json", "evaluation.json", "adaptation.json"
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer.json"
-#: The card, and the sentences in it that no other file holds.
+#: The card, and a file for those of its sentences that no other file holds.
 CARD, PROSE = "README.md", "card.yaml"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """
-    Returns the object in a JSON file; an empty one where there is no file.
+    Returns the object in a JSON file; an empty one if there is no file.
 
     Raises:
-        InputError: The file is damaged, or holds no object.
+        InputError: The file is damaged, or does not hold an object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object.")
+        raise InputError(f"{path} does not hold a JSON object.")
     return found
 
 
 @contextmanager
 def explaining_entries(source: object) -> Iterator[None]:
     """
-    Turns the errors that missing or odd entries of JSON files raise into one message.
+    Turns the errors raised by missing or odd entries of JSON files into one message.
 
     Raises:
         InputError: The code inside the `with` found a file with the right name and entries that are not this package's.
@@ -50,7 +50,7 @@ def explaining_entries(source: object) -> Iterator[None]:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
         why = f" ({reason_of(error)})" if isinstance(error, (KeyError, ValueError)) else ""
-        raise InputError(f"A JSON file in {source} is not as this package writes it{why}.") from error
+        raise InputError(f"A JSON file in {source} does not have the form that this package writes{why}.") from error
 
 
 def require_no_code(config: dict[str, Any], source: object) -> None:
@@ -81,7 +81,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Returns the config of a LangCell model.
 
     Raises:
-        InputError: The folder holds no config, a damaged one, or one of another family.
+        InputError: The folder has no config, a damaged one, or one of a different model family.
     """
     require_no_code(read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
     try:
@@ -89,7 +89,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         reason = said[0] if (folder / CONFIG_NAME).is_file() else f"no {CONFIG_NAME}"
-        raise InputError(f"{folder} is no checkpoint: {reason}") from error
+        raise InputError(f"{folder} is not a checkpoint: {reason}") from error
     if not str(config.model_type).startswith("langcell"):
         raise InputError(f"{folder} is a checkpoint of {config.model_type}, not of langcell.")
     return config

@@ -15,8 +15,8 @@ from .adaptation_record import Head
 
 def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
     """
-    Returns the hash of a model as it annotates: its weights, those of a merged adapter included, and every setting of
-    model and processor that changes its scores.
+    Returns the hash of a model in the state in which it annotates: its weights, including those of a merged adapter,
+    and every setting of model and processor that changes its scores.
     """
     digest = hashlib.sha256()
     _add_weights(digest, model)
@@ -38,14 +38,14 @@ def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
 
 
 def weights_of_base(model: PreTrainedModel, head: Head) -> str:
-    """Returns the hash of the weights that an adaptation rests on: for a classifier those of the cell tower."""
+    """Returns the hash of the weights that an adaptation rests on: for a classifier, those of the cell tower."""
     digest = hashlib.sha256()
     _add_weights(digest, model.cell_model if head == "classes" else model)
     return digest.hexdigest()
 
 
 def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """Returns a tower's own settings; those of every config in transformers differ between its versions."""
+    """Returns a tower's own settings; settings that every config in transformers has differ between its versions."""
     return {name: getattr(config, name) for name in sorted(type(config).__annotations__) if not name.startswith("_")}
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""One object for the folder of a checkpoint: its files are read once, and its model is loaded once."""
+"""The folder of a checkpoint as one object: its files are read once, and its model is loaded once."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from .fingerprint import fingerprint
 from .loading import load_checkpoint, load_model, load_processor
 
 Kind = Literal["checkpoint", "architecture", "adapter"]
-#: A folder with a config and none of these is an architecture.
+#: A folder with a config but none of these is an architecture.
 _OF_A_CHECKPOINT = (SAFE_WEIGHTS_NAME, PROCESSOR, TOKENIZER, TRAINING, EVALUATION, ADAPTATION)
 
 
@@ -26,11 +26,11 @@ _OF_A_CHECKPOINT = (SAFE_WEIGHTS_NAME, PROCESSOR, TOKENIZER, TRAINING, EVALUATIO
 class CheckpointFolder:
     """
     A folder that `train.py`, `langcell convert` or `langcell adapt` made, as cards and checks read it. Every property
-    is computed when it is first asked for, and raises `InputError` where the files do not allow it.
+    is computed when it is first used, and raises `InputError` if the files do not allow it.
 
     Args:
         path: The folder.
-        base: Checkpoint to load an adapter on; by default the one that its record names.
+        base: Checkpoint to load an adapter on; by default the one named in its record.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class CheckpointFolder:
     def kind(self) -> Kind:
         """A checkpoint, the architecture of one without weights, or an adapter (or prototypes)."""
         if not self.path.is_dir():
-            raise InputError(f"{self.path} is no folder.")
+            raise InputError(f"{self.path} is not a folder.")
         if (self.path / CONFIG_NAME).is_file():
             return "checkpoint" if any((self.path / name).exists() for name in _OF_A_CHECKPOINT) else "architecture"
         if (self.path / ADAPTATION).is_file():
@@ -54,7 +54,7 @@ class CheckpointFolder:
         raise InputError(f"{self.path} holds neither a checkpoint ({CONFIG_NAME}) nor an adapter ({ADAPTATION}).")
 
     def json(self, name: str) -> dict[str, Any]:
-        """Content of one of the folder's JSON files; empty where there is no such file."""
+        """Content of one of the folder's JSON files; empty if there is no such file."""
         if name not in self._json:
             self._json[name] = read_json(self.path / name)
         return self._json[name]
@@ -71,12 +71,12 @@ class CheckpointFolder:
 
     @property
     def training(self) -> list[dict[str, Any]]:
-        """Training runs that made the weights, the last one last."""
+        """Training runs that made the weights, in order."""
         return self.json(TRAINING).get("runs", [])
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Results of the evaluation; empty where nothing was measured."""
+        """Results of the evaluation; empty if nothing was measured."""
         return self.json(EVALUATION)
 
     @cached_property
@@ -86,14 +86,14 @@ class CheckpointFolder:
 
     @cached_property
     def processor(self) -> LangCellProcessor:
-        """Processor of a checkpoint; for an adapter that of its base."""
+        """Processor of a checkpoint; for an adapter, that of its base."""
         if self.kind == "adapter":
             return self._with_base[1]
         return load_processor(self.path)
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """Model in float32; for an adapter its base with the adapter merged."""
+        """Model in float32; for an adapter, its base with the adapter merged."""
         return (
             self._with_base[0] if self.kind == "adapter" else load_model(self.path, self.adaptation, source=self.path)
         )

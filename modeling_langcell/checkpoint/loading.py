@@ -24,15 +24,15 @@ from .files import ADAPTATION, PROCESSOR, TOKENIZER, read_json, require_no_code
 from .fingerprint import weights_of_base
 from .repository import fetch
 
-#: Weights are read from safetensors alone, and no code in the folder is run.
+#: Weights are read only from safetensors, and no code in the folder is run.
 _PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 _DAMAGED_JSON = "one of its JSON files is truncated or damaged"
 #: Explanations of messages from transformers and safetensors.
 _MEANINGS = {
     "model_type": f"its {CONFIG_NAME} is missing, or names no model",
-    "trust_remote_code": "it belongs to another family, and would run its own code",
+    "trust_remote_code": "it belongs to a different model family, and would run its own code",
     "no file named model.safetensors": f"{SAFE_WEIGHTS_NAME} is missing",
-    "Can't load (feature extractor|processor|image processor)": f"{PROCESSOR} is missing, or another model's",
+    "Can't load (feature extractor|processor|image processor)": f"{PROCESSOR} is missing, or of a different model",
     "not a valid JSON file": _DAMAGED_JSON,
     "ignore_mismatched_sizes": f"the weights do not have the shapes that {CONFIG_NAME} gives",
     "deserializing header": f"{SAFE_WEIGHTS_NAME} is damaged",
@@ -50,10 +50,10 @@ def load_checkpoint(
     Loads a model, its processor, and the record of its adaptation if there is one.
 
     Args:
-        checkpoint: Folder or Hub id of a LangCell checkpoint, adapted as a whole or not; by default the one that the
+        checkpoint: Folder or Hub id of a LangCell checkpoint, fully adapted or not; by default the one that the
             adapter was made from.
         adapter: Folder or Hub id of an adapter or of prototypes. Adapters are merged into the weights.
-        dtype: Type of the weights, as for `AutoModel.from_pretrained`.
+        dtype: Type of the weights, the same as for `AutoModel.from_pretrained`.
         revision: Revision of the checkpoint on the Hub.
 
     Raises:
@@ -65,7 +65,7 @@ def load_checkpoint(
         adaptation = _read_adapter(adapter_folder, adapter)
         checkpoint = adaptation.base if checkpoint is None else checkpoint
     if checkpoint is None:
-        raise InputError("Name a checkpoint, or an adapter.")
+        raise InputError("Give a checkpoint, an adapter, or both.")
     checkpoint = resolve_checkpoint(checkpoint)
     folder = _fetch_checkpoint(checkpoint, revision)
     if adapter is None:
@@ -76,9 +76,9 @@ def load_checkpoint(
         raise InputError(f"{str(checkpoint)!r} holds a {type(model).__name__}, not a LangCellModel.")
     require_same_vocabularies(model.config, processor, checkpoint)
     if adaptation is not None and isinstance(model, LangCellModel):
-        model.config.calibration = None  # It was fitted on other weights, or on other scores.
+        model.config.calibration = None  # It was fitted on different weights, or on different scores.
     if not Path(checkpoint).is_dir():
-        # Records name the Hub id, and not a folder in this machine's cache.
+        # Records name the Hub id, not a folder in this machine's cache.
         model.name_or_path = model.config.name_or_path = checkpoint
         model.config._commit_hash = folder.name
     if adaptation is not None and adaptation.prototypes is not None:
@@ -90,7 +90,8 @@ def load_checkpoint(
     if adapter is not None and adaptation is not None:
         if dtype in ("float32", torch.float32) and weights_of_base(model, adaptation.head) != adaptation.base_weights:
             raise InputError(
-                f"{str(adapter)!r} was made from {adaptation.base!r}: {display_name(checkpoint)!r} has other weights."
+                f"{str(adapter)!r} was made from {adaptation.base!r}, but {display_name(checkpoint)!r} has different "
+                "weights."
             )
         if adaptation.head != "prototypes":
             model = _merge(model, adapter_folder, adapter)
@@ -128,7 +129,7 @@ def load_model(
 
 def load_processor(checkpoint: str | Path, *, revision: str | None = None) -> LangCellProcessor:
     """
-    Loads the processor of a checkpoint without reading its weights; arguments as for `load_checkpoint`.
+    Loads the processor of a checkpoint without reading its weights. Arguments are the same as for `load_checkpoint`.
 
     Raises:
         InputError: The processor cannot be loaded.
@@ -141,7 +142,7 @@ def load_processor(checkpoint: str | Path, *, revision: str | None = None) -> La
 
 def require_same_vocabularies(config: PreTrainedConfig, processor: LangCellProcessor, source: str | Path) -> None:
     """
-    Checks that a processor gives the genes and word pieces that a model embeds, and no more of them than fit.
+    Checks that a processor gives the genes and word pieces that a model embeds, and no more than the model takes.
 
     Raises:
         InputError: The numbers of genes, of word pieces, or their limits differ.
@@ -153,11 +154,11 @@ def require_same_vocabularies(config: PreTrainedConfig, processor: LangCellProce
         words, tokenizer = config.text_config, processor.tokenizer
         longest = tokenizer.model_max_length
         pairs.append(("word pieces", len(tokenizer), words.vocab_size, longest, words.max_position_embeddings))
-    for what, known, embedded, longest, places in pairs:
-        if known != embedded or longest > places:
+    for what, known, embedded, longest, positions in pairs:
+        if known != embedded or longest > positions:
             raise InputError(
                 f"{str(source)!r}: its processor gives {known:,} {what}, at most {longest:,.8g} at once, and its model "
-                f"takes {embedded:,}, at most {places:,}. They belong to different checkpoints, or one is incomplete."
+                f"takes {embedded:,}, at most {positions:,}. They are of different checkpoints, or one is incomplete."
             )
 
 
@@ -173,17 +174,17 @@ def _read_adapter(folder: Path, source: str | Path) -> Adaptation:
     Reads the record of an adapter.
 
     Raises:
-        InputError: The folder holds no adapter, an incomplete one, or a whole checkpoint.
+        InputError: The folder holds no adapter, an incomplete adapter, or a full checkpoint.
     """
     adaptation = Adaptation.read(folder, source)
     if adaptation is None:
-        raise InputError(f"{str(source)!r} holds no {ADAPTATION}: name a folder that `langcell adapt` made.")
+        raise InputError(f"{str(source)!r} has no {ADAPTATION}: give a folder that `langcell adapt` made.")
     if adaptation.head != "prototypes":
         for name in (PEFT_CONFIG, PEFT_WEIGHTS):
             if not (folder / name).is_file():
-                raise InputError(f"{str(source)!r} holds no {name}: it is incomplete.")
+                raise InputError(f"{str(source)!r} has no {name}: it is incomplete.")
     if (folder / CONFIG_NAME).is_file():
-        raise InputError(f"{str(source)!r} is a whole checkpoint: name it as the model, without an adapter.")
+        raise InputError(f"{str(source)!r} is a full checkpoint: give it as the model, without an adapter.")
     return adaptation
 
 
@@ -191,30 +192,30 @@ def _read_processor(folder: Path, source: str | Path) -> LangCellProcessor:
     with _explaining(source):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(processor, LangCellProcessor):
-        raise InputError(f"{str(source)!r} holds the processor of another model, a {type(processor).__name__}.")
+        raise InputError(f"{str(source)!r} holds the processor of a different model, a {type(processor).__name__}.")
     return processor
 
 
 def _require_own_files(folder: Path, source: str | Path) -> None:
     """
-    Checks for faults that transformers would pass over.
+    Checks for faults that transformers would overlook.
 
     Raises:
         InputError: The tokenizer is missing, an index names weights outside the folder, or the config names code.
     """
     require_no_code(read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
     if (folder / CONFIG_NAME).is_file() and not any((folder / name).is_file() for name in (TOKENIZER, "vocab.txt")):
-        raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary of its texts: use a complete copy.")
+        raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary for its texts: use a complete copy.")
     for index in folder.glob("*.index.json"):
         shards = read_json(index).get("weight_map")
         here = {path.name for path in folder.iterdir()}
         if not isinstance(shards, dict) or not here.issuperset(map(str, shards.values())):
-            raise InputError(f"{source}: {index.name} must name files in this folder, and names others.")
+            raise InputError(f"{source}: {index.name} must name only files in this folder.")
 
 
 @contextmanager
 def _explaining(source: str | Path) -> Iterator[None]:
-    """Turns whatever the libraries raise for a damaged or foreign folder into an `InputError` in plain words."""
+    """Turns any error that the libraries raise for a damaged or foreign folder into an `InputError` in plain words."""
     try:
         yield
     except Exception as error:
@@ -256,12 +257,12 @@ def _merge(model: PreTrainedModel, folder: Path, adapter: str | Path) -> Any:
         with quiet_peft():
             warnings.filterwarnings(
                 "error", message="Found missing adapter keys"
-            )  # Those weights would stay as they are.
+            )  # Those weights would not be changed.
             return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except Exception as error:  # Messages of peft list weights, or are for programmers.
+    except Exception as error:  # peft's messages list weights, or are for programmers.
         raise InputError(
             f"The adapter {str(adapter)!r} does not fit its checkpoint: {PEFT_CONFIG} or {PEFT_WEIGHTS} is damaged, or "
-            "belongs to another model. Use a complete copy, or adapt again."
+            "belongs to a different model. Use a complete copy, or adapt again."
         ) from error
 
 

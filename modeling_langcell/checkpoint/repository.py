@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Pulls repositories from the Hub and pushes folders to it, always as one whole commit."""
+"""Pulls repositories from the Hub and pushes folders to it, always as one complete commit."""
 
 import filecmp
 import hashlib
@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 #: Files that a checkpoint or an adapter is loaded from.
 _USEFUL = ["*.json", "*.safetensors", "*.txt", "README.md"]
-#: Files without which no model, processor or adapter loads. They are pulled last, so that an interrupted pull loads
-#: nowhere, not even in transformers or peft, which do not check that the others are there.
+#: Files without which no model, processor or adapter loads. They are pulled last, so that nothing loads an
+#: interrupted pull, not even transformers or peft, which do not check that the other files are there.
 _LAST = ["*config.json", "adaptation.json"]
 #: File that the Hub adds to every repository.
 _ATTRIBUTES = ".gitattributes"
@@ -75,8 +75,8 @@ class Pushed:
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
     """
-    Returns the folder of a checkpoint or an adapter, complete and of one commit. A commit that was pulled before is
-    found without the Hub.
+    Returns the folder of a checkpoint or an adapter, complete and from one commit. A commit that was pulled before is
+    found without contacting the Hub.
 
     Args:
         name: A folder, which is returned as it is; or a Hub id. `resolve_checkpoint` finds the package's checkpoint.
@@ -86,13 +86,13 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         The folder; for a Hub id its name is the commit.
 
     Raises:
-        InputError: The name is neither a folder nor a readable repository, the revision does not exist, or the pull
-            failed or was interrupted earlier and cannot continue without the Hub.
+        InputError: The name is neither a folder nor a readable repository, the revision does not exist, the pull
+            failed, or an earlier pull was interrupted and cannot continue without the Hub.
     """
     name = str(name)
     if Path(name).is_dir():
         if revision is not None:
-            raise InputError(f"{name!r} is a folder and has no revision {revision!r}: leave the revision out.")
+            raise InputError(f"{name!r} is a folder and has no revision {revision!r}: leave out the revision.")
         return Path(name)
 
     def pull() -> Path:
@@ -100,12 +100,12 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         pull_files = partial(snapshot_download, name, revision=at, allow_patterns=_USEFUL)
         pull_files(ignore_patterns=_LAST)
         folder = pull_files()
-        # Without the Hub, `snapshot_download` returns whatever is in the cache, complete or not. Only a commit whose
+        # Without the Hub, `snapshot_download` returns anything in the cache, complete or not. Only a commit whose
         # files are listed is known to be complete.
         get_cached_repo_tree(name, revision=at)
         return Path(folder)
 
-    with _one_line(f"{name!r} is no folder here and could not be pulled from the Hub", ""):
+    with _one_line(f"{name!r} is not a folder here and could not be pulled from the Hub", ""):
         return _persist(pull)
 
 
@@ -117,15 +117,15 @@ def require_write_access(repo_id: str, private: bool = False) -> str:
         Id of the repository, with its owner.
 
     Raises:
-        InputError: The token may not write, the owner does not exist, or the repository is public and `private` was
-            asked for.
+        InputError: The token may not write, the owner does not exist, or the repository is public although `private`
+            was requested.
     """
     api = HfApi()
     with _one_line(f"{repo_id} cannot be pushed to", "no file was changed there"):
         repo_id = _persist(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True)).repo_id
-        _persist(lambda: api.auth_check(repo_id, write=True))  # An existing one may belong to somebody else.
+        _persist(lambda: api.auth_check(repo_id, write=True))  # An existing one may belong to someone else.
         if private and not _persist(lambda: api.repo_info(repo_id)).private:
-            raise InputError(f"{repo_id} exists and is not private: make it private, or name another.")
+            raise InputError(f"{repo_id} exists and is not private: make it private, or choose another name.")
     return repo_id
 
 
@@ -139,7 +139,7 @@ def push(
     ignore: Iterable[str] = (),
 ) -> Pushed:
     """
-    Replaces the content of a repository by that of a folder, in one commit. Then pulls that commit into an empty
+    Replaces the content of a repository with that of a folder, in one commit. Then pulls that commit into an empty
     folder, compares every byte, and tags it. After an interruption, the same call continues.
 
     Args:
@@ -152,18 +152,18 @@ def push(
         ignore: Patterns of files that are not pushed.
 
     Raises:
-        InputError: The folder is empty, the token may not write, the tag names another commit, somebody else changes
+        InputError: The folder is empty, the token may not write, the tag names a different commit, someone else changes
             the repository at the same time, or the push failed. The message says what was done on the Hub.
     """
     files = _files(Path(folder), tuple(ignore))
     if not files:
-        raise InputError(f"{folder} holds no files to push.")
+        raise InputError(f"{folder} has no files to push.")
     repo_id = require_write_access(repo_id, private)
     with _one_line(f"{folder} was not pushed to {repo_id}", "no file was changed there"):
         commit = _persist(lambda: _commit(files, repo_id, tag, message))
     done = Pushed(repo_id, commit, f"{HfApi().endpoint}/{repo_id}/commit/{commit}")
-    stands = f"push again to compare them{f' and to set {tag!r}' if tag else ''}"
-    with _one_line(f"{repo_id} has all files as commit {commit}, but they could not be compared", stands):
+    state = f"push again to compare them{f' and to set {tag!r}' if tag else ''}"
+    with _one_line(f"{repo_id} has all files as commit {commit}, but they could not be compared", state):
         _compare(files, done)
     if tag is not None:
         with _one_line(
@@ -185,7 +185,7 @@ def _files(folder: Path, ignore: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _commit(files: dict[str, Path], repo_id: str, tag: str | None, message: str) -> str:
-    """Returns the commit with these files: a new one, or the repository's last if nothing differs."""
+    """Returns the commit with these files: a new one, or the repository's latest if nothing differs."""
     # `upload_folder` may make several commits.
     api = HfApi()
     head = api.repo_info(repo_id).sha
@@ -198,16 +198,16 @@ def _commit(files: dict[str, Path], repo_id: str, tag: str | None, message: str)
     tagged = None if tag is None else _tags(repo_id).get(tag)
     if tagged is not None and (changes or tagged != head):
         raise InputError(
-            f"{repo_id} has a tag {tag!r} of commit {tagged}: choose another tag. No file was changed there."
+            f"{repo_id} has a tag {tag!r} on commit {tagged}: choose another tag. No file was changed there."
         )
     if head is not None and not changes:
         return head
-    # With its parent given, it fails if somebody else has committed meanwhile.
+    # With its parent given, the commit fails if someone else has committed in the meantime.
     return api.create_commit(repo_id, changes, commit_message=message, parent_commit=head).oid
 
 
 def _is_there(path: Path, there: RepoFile | None) -> bool:
-    """Returns true where the repository has the same file."""
+    """Returns true if the repository has the same file."""
     if there is None or there.size != path.stat().st_size:
         return False
     digest = hashlib.sha1(b"blob %d\0" % there.size) if there.lfs is None else hashlib.sha256()
@@ -235,7 +235,9 @@ def _compare(files: dict[str, Path], pushed: Pushed) -> None:
             if name not in files or name not in there or not filecmp.cmp(files[name], there[name], shallow=False)
         )
     if differ:
-        raise InputError(f"{pushed.repo_id} differs at commit {pushed.commit} from what is here: {', '.join(differ)}.")
+        raise InputError(
+            f"{pushed.repo_id} differs at commit {pushed.commit} from the files here: {', '.join(differ)}."
+        )
 
 
 def _tags(repo_id: str) -> dict[str, str]:
@@ -249,7 +251,9 @@ def _set_tag(pushed: Pushed, tag: str) -> None:
 
 
 def _persist(call: Callable[[], T]) -> T:
-    """Calls a function, and again after an error of the server or a lost connection; the function must allow that."""
+    """
+    Calls a function, and repeats the call after a server error or a lost connection; the function must allow that.
+    """
     for wait in _WAITS:
         try:
             return call()
@@ -273,14 +277,14 @@ def _is_temporary(error: BaseException) -> bool:
 
 
 @contextmanager
-def _one_line(failed: str, stands: str) -> Iterator[None]:
-    """Turns failures into an `InputError` that says what failed, why, and what state that leaves."""
+def _one_line(failed: str, state: str) -> Iterator[None]:
+    """Turns failures into an `InputError` that says what failed, why, and the state that this leaves."""
     try:
         yield
     except InputError:
         raise
     except _FAILURES as error:
-        raise InputError(f"{failed}: {_reason(error).rstrip('.')}{stands and '; '}{stands}.") from error
+        raise InputError(f"{failed}: {_reason(error).rstrip('.')}{state and '; '}{state}.") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -288,9 +292,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch, tag or commit"
     if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repository, or none for this token ('hf auth login' sets another)"
+        return "there is no such repository, or this token cannot see it ('hf auth login' sets another token)"
     if isinstance(error, HFValidationError):
-        return "it is no id of the form OWNER/NAME"
+        return "it is not an id of the form OWNER/NAME"
     # For a failed upload the outer error names the file, and the inner one the reason.
     said = [" ".join(str(cause).split()) or type(cause).__name__ for cause in _causes(error)]
     return ": ".join(said[:2]) if isinstance(error, RuntimeError) else said[0]

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The command that annotates cells: its options, what it does with them, and what it prints."""
+"""The command that annotates cells: its options, its steps and its output."""
 
 import json
 import shlex
@@ -48,7 +48,7 @@ app = typer.Typer()
 
 def parse_shortlist(text: str) -> int | Literal["auto"] | None:
     """
-    Returns the shortlist as an argument of the package, where None stands for all candidates.
+    Returns the shortlist as an argument of the package, where None means all candidates.
 
     Raises:
         BadParameter: The text is neither a positive number, nor `auto`, nor `all`.
@@ -81,7 +81,7 @@ Reference = Annotated[str | None, typer.Option(help="Column of obs with known la
 Alpha = Annotated[
     float | None,
     typer.Option(
-        help="Weight of the similarity against the matching, from 0 to 1; 1 leaves the matching out.",
+        help="Weight of the similarity against the matching, from 0 to 1; 1 leaves out the matching.",
         show_default="the checkpoint's",
     ),
 ]
@@ -108,7 +108,7 @@ ErrorRate = Annotated[
     ),
 ]
 ClusterKey = Annotated[
-    str | None, typer.Option(help="Column of obs with clusters; the cells of each get one answer together.")
+    str | None, typer.Option(help="Column of obs with clusters, each of which gets one joint answer.")
 ]
 BatchTokens = Annotated[
     int | None,
@@ -151,10 +151,10 @@ class AnnotateOptions:
     scoring: Mapping[str, Any]
 
     def with_defaults(self) -> "AnnotateOptions":
-        """Returns the options with the output beside the input, or with all that the example needs."""
+        """Returns the options with the output next to the input, or with everything that the example needs."""
         if self.cells is not None:
             return replace(self, out=self.out or self.cells.with_name(f"{self.cells.stem}_langcell.h5ad"))
-        known = io.example.LABEL_COLUMN if self.loading["adapter"] is None else None  # An adapter has other labels.
+        known = io.example.LABEL_COLUMN if self.loading["adapter"] is None else None  # An adapter has its own labels.
         return replace(self, reference=self.reference or known, reading={**self.reading, **io.example.CELL_OPTIONS})
 
     def open_cells(self) -> "AbstractContextManager[AnnData]":
@@ -252,6 +252,8 @@ def run_annotation(options: AnnotateOptions) -> None:
 
 def check_paths(options: AnnotateOptions) -> None:
     """
+    Checks that no output overwrites an input or another output.
+
     Raises:
         InputError: An output would be written over an input, or over another output.
     """
@@ -269,8 +271,10 @@ def check_paths(options: AnnotateOptions) -> None:
 
 def check_cells(options: AnnotateOptions) -> None:
     """
+    Checks that the input can be read.
+
     Raises:
-        InputError: The input cannot be read, or has no column of known labels as named.
+        InputError: The input cannot be read, or does not have the named column of known labels.
     """
     with options.open_cells() as cells:
         if options.reference is not None and options.reference not in cells.obs:
@@ -281,7 +285,7 @@ def check_cells(options: AnnotateOptions) -> None:
 def annotate_cells(
     annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, candidates: Candidates | None
 ) -> AnnotationResult | None:
-    """Annotates the input; returns None in all of several processes but the first."""
+    """Annotates the input; returns None in every process except the first."""
     if options.cells is None:
         adata = annotator.annotate(io.example.load_example(), candidates, **options.reading, **options.scoring)
         return AnnotationResult(adata, 0, None if options.out is None else io.write_annotated(adata, options.out))
@@ -292,7 +296,7 @@ def annotate_cells(
         nonlocal done_before
         done_before = done
         if not options.as_json:
-            typer.echo(f"Resuming: {done:,} cells are done already.")
+            typer.echo(f"Resuming: {done:,} cells are already done.")
 
     file = langcell.annotate_file(
         annotator,
@@ -320,7 +324,7 @@ def examine_input(
 def explain_labels(
     annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, cells: "AnnData", annotated: "AnnData"
 ) -> "pd.DataFrame | None":
-    """Finds the driving genes that the report shows; None where it shows none."""
+    """Finds the driving genes that the report shows; None if it shows none."""
     if options.report is None or options.report_genes == 0:
         return None
     reading = {name: value for name, value in options.reading.items() if name != "empty_cells"}
@@ -333,7 +337,7 @@ def write_pages(
     quality: "annotation.InputQuality",
     genes: "pd.DataFrame | None",
 ) -> dict[str, Path]:
-    """Writes the figure and the report that are asked for; returns their paths."""
+    """Writes the requested figure and report; returns their paths."""
     if options.figure is None and options.report is None:
         return {}
     written, layout = {}, report.lay_out(annotated)
@@ -371,13 +375,13 @@ def summarize(options: AnnotateOptions, result: AnnotationResult) -> dict[str, A
 
 def summarize_shortlist(run: Mapping[str, Any]) -> dict[str, float] | None:
     """
-    Returns how many of the candidates the matching scored, for which share of the cells that is proven to be enough,
-    and how often a check agreed. None where the matching scored all candidates.
+    Returns the number of candidates that the matching scored, the share of cells for which that is proven to be enough,
+    and the agreement of a check. None where the matching scored all candidates.
     """
     if "shortlist" not in run:
         return None
     facts: dict[str, float] = {"read": int(run["shortlist"]), "candidates": len(run["labels"])}
-    if "prototype_weight" not in run:  # Prototypes add to the scores, so that nothing is proven.
+    if "prototype_weight" not in run:  # Prototypes add to the scores, so nothing is proven.
         facts["proven"] = float(run["proven"])
     if run["checked"]:
         facts |= {"checked": int(run["checked"]), "agreement": float(run["agreement"])}
@@ -388,7 +392,7 @@ def print_json(written: Mapping[str, Path], facts: Mapping[str, Any], quality: "
     """Prints the results as one line of JSON."""
     files = {name: str(path) for name, path in written.items()}
     cautions = [str(caution) for caution in quality.cautions]
-    # Numbers that were read from a file are NumPy's.
+    # Numbers read from a file are NumPy's.
     typer.echo(json.dumps({**files, **facts, "cautions": cautions}, default=lambda number: number.item()))
 
 

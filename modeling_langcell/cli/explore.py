@@ -80,9 +80,9 @@ def describe(
     model: Model = MINI,
     revision: Revision = None,
 ) -> None:
-    """Show every text that stands for a label, in order, and where each text comes from."""
+    """Show every text that describes a label, in order, with its source."""
     if (file is None) == (not labels):
-        raise InputError("Name labels, or a file of them with --labels, and not both.")
+        raise InputError("Give either labels or a file (--labels), not both.")
     asked = read_labels(file) if file is not None else labels or []
     processor = checkpoint.load_processor(model, revision=revision)
     name = display_name(resolve_checkpoint(model))
@@ -93,7 +93,7 @@ def describe(
 
 
 def print_candidate(candidate: Candidate, tokenizer: Any, model: str) -> None:
-    """Prints a candidate with its term and its texts, and says which of them the model cuts."""
+    """Prints a candidate with its term and its texts, and marks those that the model cuts."""
     typer.echo(candidate.label)
     if candidate.term is not None:
         typer.echo(f"  means  {candidate.term.name} ({candidate.term.id})")

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Commands that bring checkpoints into other formats and to the Hub: convert, export, card and publish."""
+"""Commands that convert checkpoints and publish them on the Hub: convert, export, card and publish."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,10 +50,10 @@ def export(
     ] = False,
     revision: Revision = None,
 ) -> None:
-    """Write the cell encoder alone, as a BERT that transformers and Geneformer's users load."""
+    """Write the cell encoder alone, as a BERT that transformers and Geneformer's tools load."""
     folder = conversion.export_cell_tower(model, out, masked_genes=masked_genes, revision=revision)
     if not (folder / conversion.GENES).is_file():
-        typer.echo(f"The checkpoint does not say what its ids mean: there is no {conversion.GENES}.")
+        typer.echo(f"The checkpoint does not define its ids, so there is no {conversion.GENES}.")
     typer.echo(f"Encoder: {folder}")
 
 
@@ -65,7 +65,7 @@ def card(
     ] = None,
     about: Annotated[
         Path | None,
-        typer.Option(help="YAML file with what the folder's other files do not say: limits, failure modes, licence."),
+        typer.Option(help="YAML file of facts that no other file in the folder holds: limits, failure modes, licence."),
     ] = None,
 ) -> None:
     """Write the card (README.md) of a checkpoint or an adapter from its own files and the results of an evaluation."""
@@ -80,7 +80,7 @@ def publish(
         Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint, an architecture or an adapter.")
     ],
     repo_id: Annotated[
-        str, typer.Option(help="Repository on the Hub, as OWNER/NAME; it is made if it does not exist.")
+        str, typer.Option(help="Repository on the Hub, as OWNER/NAME; it is created if it does not exist.")
     ],
     base: Annotated[str | None, typer.Option(help="Hub id of the checkpoint that an adapter was made from.")] = None,
     results: Annotated[
@@ -102,6 +102,6 @@ def publish(
     if published.base:
         typer.echo(f"Base: {published.base}")
     if dry_run:
-        typer.echo(f"Nothing was sent. Without --dry-run this goes to {repo_id} in one commit.")
+        typer.echo(f"Nothing was sent. Without --dry-run, this is pushed to {repo_id} in one commit.")
     else:
         typer.echo(f"Published: {published.url}" + (f", tagged {tag}" if tag else ""))

@@ -16,8 +16,8 @@ from typer.main import get_group
 from .. import __version__
 from ..model.errors import InputError, reason_of
 
-#: Modules with subcommands, in the order of the help. They import anything heavy only when it is used. The evaluation
-#: is named here rather than imported, because the package does not depend on it.
+#: Modules with subcommands, in the order of the help. They import heavy packages only when they use them. The
+#: evaluation is named here rather than imported, because the package does not depend on it.
 _MODULES = (
     "modeling_langcell.cli.annotate",
     "modeling_langcell.cli.explore",

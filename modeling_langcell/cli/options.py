@@ -21,7 +21,7 @@ DtypeChoice = Literal["float32", "bfloat16", "float16"]
 
 def existing_file(path: Path | None) -> Path | None:
     """
-    Returns the path of an input, checked when the command line is read: before anything heavy is imported.
+    Returns the path of an input, checked when the command line is read, before any heavy import.
 
     Raises:
         InputError: There is no such file.
@@ -43,7 +43,7 @@ def figure_file(path: Path | None) -> Path | None:
     Returns the path of a figure.
 
     Raises:
-        InputError: No figure can be written in a format of this name.
+        InputError: No figure can be written in the format of this suffix.
     """
     if path is not None and path.suffix not in _FIGURES:
         raise InputError(f"The figure {path} must end in .png, .pdf or .svg.")

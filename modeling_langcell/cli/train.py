@@ -61,10 +61,10 @@ def corpus(
         OnUnfit, typer.Option(help="Treatment of sources that cannot be used: stop with an error, or leave them out.")
     ] = "refuse",
     max_genes: Annotated[
-        int, typer.Option(help="Largest number of genes to keep of a cell, <cls> included.", min=2, max=65535)
+        int, typer.Option(help="Largest number of genes to keep per cell, including <cls>.", min=2, max=65535)
     ] = 2048,
     min_cells: Annotated[
-        int, typer.Option(help="Smallest number of cells in which a gene must be counted to get an id.", min=1)
+        int, typer.Option(help="Smallest number of cells with counts of a gene for it to get an id.", min=1)
     ] = 10,
     chunk_cells: Annotated[
         int, typer.Option(help="Number of cells in a shard; the memory used grows with it.", min=1)
@@ -109,11 +109,11 @@ LabelledInput = Annotated[
 ]
 LabelKey = Annotated[str, typer.Option(help="Column of obs with the labels; or, for --head classes, a table of obsm.")]
 AdaptedFolder = Annotated[Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.")]
-Shots = Annotated[int | None, typer.Option(help="Number of cells of each label to learn from.", show_default="all")]
+Shots = Annotated[int | None, typer.Option(help="Number of cells per label to learn from.", show_default="all")]
 HeadOption = Annotated[
     Head,
     typer.Option(
-        help="Part that tells the labels apart: their descriptions, classes (LangCell-CE), or prototypes, which take "
+        help="Part that separates the labels: their descriptions, classes (LangCell-CE), or prototypes, which take "
         "seconds."
     ),
 ]
@@ -138,7 +138,7 @@ Matching = Annotated[
 AdaptTexts = Annotated[bool, typer.Option(help="Adapt the text tower too.")]
 Balanced = Annotated[bool, typer.Option("--balanced", help="Give all labels the same weight, for --head classes.")]
 HeldOut = Annotated[
-    float, typer.Option(help="Share of the cells that is held out, to stop when their loss no longer falls.")
+    float, typer.Option(help="Share of the cells to hold out, to stop when their loss no longer falls.")
 ]
 UnlabelledOption = Annotated[
     Unlabelled, typer.Option(help="Treatment of cells without a label: stop with an error, or leave them out.")
@@ -227,17 +227,17 @@ def require_pushable(model: str, repo_id: str) -> None:
     Checks, before the adaptation, that its result can be pushed.
 
     Raises:
-        InputError: It would be made from a checkpoint that nobody else has, or the repository cannot be written to.
+        InputError: Its base checkpoint is not on the Hub, or the repository cannot be written to.
     """
     folder = resolve_checkpoint(model)
     if Path(folder).is_dir() and display_name(folder) != MINI:
-        raise InputError(f"Nobody else has {model}, the base of the adapter: push it first, and give its Hub id.")
+        raise InputError(f"{model}, the base of the adapter, is not on the Hub: push it first, and give its Hub id.")
     checkpoint.require_write_access(repo_id)
 
 
 def push_adapted(folder: Path, repo_id: str) -> None:
     """
-    Pushes an adapted checkpoint, and prints where it is.
+    Pushes an adapted checkpoint, and prints its address.
 
     Raises:
         InputError: It could not be pushed, and is still in its folder.
@@ -272,7 +272,7 @@ def calibrate(
     counts: Counts = "raw",
     device: Device = None,
 ) -> None:
-    """Calibrate a checkpoint on cells of known types, so that its probabilities say how often it is right."""
+    """Calibrate a checkpoint on cells of known types, so that its probabilities show how often it is right."""
     found = langcell.calibrate(
         model,
         cells,

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Files of cells: reads and writes them, and names the columns that an annotation adds."""
+"""Reads and writes files of cells, and names the columns that an annotation adds."""
 
 import lazy_loader
 

@@ -19,17 +19,17 @@ _INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
 
 
 def complete_name(path: Path) -> str | None:
-    """Returns the name that an incomplete file of `atomic_file` was to have; None for any other file."""
+    """Returns the final name of an incomplete file of `atomic_file`; None for any other file."""
     found = _INCOMPLETE.fullmatch(path.name)
     return found[1] if found else None
 
 
 def require_writable_file(path: str | Path) -> None:
     """
-    Checks that a file can be written to a path: nothing is there, or a file that would be replaced.
+    Checks that a file can be written to a path: there is nothing at the path, or a file that can be replaced.
 
     Raises:
-        OSError: A folder or a device is there, a parent is a file, or the name is invalid.
+        OSError: The path is a folder or a device, a parent is a file, or the name is invalid.
     """
     path = Path(path)
     if path.is_dir():
@@ -51,7 +51,8 @@ def require_apart(
     resolved; an output need not exist yet.
 
     Args:
-        outputs: The user's name for each file that is to be written, and its path; `None` for one that is not wanted.
+        outputs: The user's name for each file that is to be written, and its path; `None` for a file that is not
+            wanted.
         inputs: The same for each file that is read.
         allowed: Pairs of an output's and an input's name that may be the same file.
 
@@ -84,7 +85,7 @@ def _is_same(one: Path, other: Path) -> bool:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     Yields a temporary path for a file, which is renamed to `path` at the end, so that readers see all of it or nothing,
-    even after a crash of the machine. Makes its folder if needed, and leaves nothing behind if writing fails.
+    even after the machine crashes. Makes its folder if needed, and leaves nothing behind if writing fails.
 
     Raises:
         OSError: The file cannot be written there.
@@ -92,14 +93,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     require_writable_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        yield aside
-        with open(aside, "rb+") as file:
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | Path, content: bytes) -> None:
@@ -109,8 +110,8 @@ def atomic_write(path: str | Path, content: bytes) -> None:
     Raises:
         OSError: The file cannot be written there.
     """
-    with atomic_file(path) as aside:
-        aside.write_bytes(content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def require_new_folder(output: str | Path) -> Path:
@@ -118,11 +119,11 @@ def require_new_folder(output: str | Path) -> Path:
     Checks that a folder can be made at a path.
 
     Raises:
-        InputError: Something is there already, or nothing can be written there.
+        InputError: The path already exists, or nothing can be written there.
     """
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise InputError(f"{output} exists already: choose a new folder.")
+        raise InputError(f"{output} already exists: choose a new folder.")
     parent = _nearest_parent(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{output} cannot be written: {parent} is not a folder with write access.")
@@ -140,14 +141,14 @@ def atomic_folder(output: str | Path) -> Iterator[Path]:
     Yields a temporary folder to fill, which is renamed to `output` at the end, or deleted after an error.
 
     Raises:
-        InputError: `output` exists already, or cannot be written.
+        InputError: `output` already exists, or cannot be written.
     """
     output = require_new_folder(output)
     place = output.absolute()
     try:
         # Made in the nearest parent that exists, so that renaming stays on one file system and is atomic.
-        with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{place.name}-") as aside:
-            folder = Path(aside) / place.name
+        with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{place.name}-") as temporary:
+            folder = Path(temporary) / place.name
             folder.mkdir()
             yield folder
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def atomic_folder(output: str | Path) -> Iterator[Path]:
         if (named := getattr(error, "filename", None)) is not None:
             at = Path(os.fsdecode(named)).absolute()
             if not place.is_relative_to(at) and f".{place.name}-" not in str(at):
-                raise  # It names another file, such as one that was read.
+                raise  # The error is about another file, such as one that was read.
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 

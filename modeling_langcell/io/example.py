@@ -6,7 +6,7 @@ import warnings
 import anndata as ad
 import pandas as pd
 
-#: The Cell Ontology's names for the authors' labels: the candidates of the example.
+#: The Cell Ontology's names for the authors' labels, which are the candidates of the example.
 CELL_TYPES = {
     "CD14+ Monocyte": "CD14-positive monocyte",
     "CD19+ B": "B cell",

@@ -43,7 +43,7 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
         if not path.is_file():
             raise InputError(f"No file {path}.")
         if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is not an .h5ad file: it is not HDF5, or its beginning is lost.")
+            raise InputError(f"{path} is not an .h5ad file: it is not HDF5, or its beginning is damaged.")
         _require_self_contained(path)
         yield path
     except InputError:
@@ -56,7 +56,7 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
 
 def _require_self_contained(path: Path) -> None:
     """
-    Checks that a file reads nothing from other files, which its author could choose freely.
+    Checks that a file does not read other files, which its author could choose freely.
 
     Raises:
         InputError: It has an external link or dataset, or a virtual dataset.
@@ -89,14 +89,14 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     """
     output = Path(output)
     try:
-        with atomic_file(output) as aside:
+        with atomic_file(output) as temporary:
             if adata.isbacked:
-                shutil.copyfile(adata.filename, aside)
-                with h5py.File(aside, "r+") as file:
+                shutil.copyfile(adata.filename, temporary)
+                with h5py.File(temporary, "r+") as file:
                     for group, element in (("obs", adata.obs), ("obsm", dict(adata.obsm)), ("uns", dict(adata.uns))):
                         ad.io.write_elem(file, group, element)
             else:
-                adata.write_h5ad(aside)
+                adata.write_h5ad(temporary)
     except (OSError, RuntimeError) as error:  # HDF5 raises both.
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
     return output
@@ -104,7 +104,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
 
 def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
     """
-    Reads the annotations of a file: `obs` and `uns["langcell"]`, and with `embeds` also `obsm["X_langcell"]`, but
+    Reads the annotations of a file: `obs` and `uns["langcell"]`, and `obsm["X_langcell"]` if `embeds`, but
     neither its matrix nor its scores.
 
     Raises:
@@ -122,7 +122,7 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
 def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
     """
     Opens a file as a backed AnnData with `obs`, `var`, `raw` and layers, whose matrices stay on disk. Nothing else is
-    read, because the scores of an earlier annotation, for instance, may be large.
+    read, because the scores of an earlier annotation, for example, may be large.
 
     Raises:
         InputError: No such file, or one that anndata cannot read.
@@ -131,7 +131,7 @@ def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
         with reading_h5ad(path) as whole:
             file = opened.enter_context(h5py.File(whole))
             if isinstance(file["obs"], h5py.Dataset):
-                logger.info("%s was written before anndata 0.7: all of it but the matrix is read.", path)
+                logger.info("%s was written before anndata 0.7: everything except the matrix is read.", path)
                 adata = open_cells(whole)
             else:
                 elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}

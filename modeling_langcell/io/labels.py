@@ -75,7 +75,8 @@ class Labels:
 
     def held_out(self, share: float, seed: int) -> tuple["Labels", "Labels"]:
         """
-        Splits the cells in two parts, the second with this share of the cells, and of each label if a cell has one.
+        Splits the cells into two parts. The second has this share of the cells, and of each label if cells have one
+        each.
 
         Raises:
             InputError: Too few cells to hold any out.
@@ -100,11 +101,11 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
     Args:
         adata: The cells.
         label_key: The column or table.
-        unlabelled: Cells without a label (missing, empty, or `unknown`) are an error, or are skipped.
+        unlabelled: Treatment of cells without a label (missing, empty, or `unknown`): `error`, or `skip`.
 
     Raises:
-        InputError: No such column or table, cells without a label, fewer than two labels, or a table that holds
-            anything but true and false, or a label that all cells have or none has.
+        InputError: No such column or table, cells without a label, fewer than two labels, a table that holds
+            anything but true and false, or a label that every cell or no cell has.
     """
     if unlabelled not in ("error", "skip"):
         raise InputError(f"unlabelled={unlabelled!r} is not one of 'error' and 'skip'.")
@@ -135,7 +136,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
             f"No column {label_key!r} in obs, nor table in obsm; columns: {sorted(map(str, adata.obs.columns))}."
         )
     if len(names) < 2:
-        raise InputError(f"{label_key!r} holds {len(names)} label{'' if len(names) else 's'}: nothing to tell apart.")
+        raise InputError(f"{label_key!r} holds {len(names)} label{'' if len(names) else 's'}: at least two are needed.")
     return Labels(tuple(map(str, names)), np.flatnonzero(known), truth)
 
 
@@ -170,7 +171,7 @@ def rank_cells(
         for start in range(0, len(rows), _CHUNK):
             parts.extend(extractor.stream(adata[rows[start : start + _CHUNK]], chunk_size=_CHUNK, **cell_options))
     except InputError as error:
-        raise error.without("empty_cells") from None  # Cells to learn from cannot be kept without genes.
+        raise error.without("empty_cells") from None  # Training cells without genes cannot be kept.
     return RankedCells.concatenate(parts)
 
 

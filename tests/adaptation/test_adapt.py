@@ -113,7 +113,7 @@ class TestLosses:
         rows = np.arange(0, 30, 3)
         ranked = rank_cells(labelled, rows, tiny_processor.feature_extractor)
         batches = CellBatches(ranked, labels.truth[rows], len(rows), torch.device("cpu"))
-        return next(batches.whole())
+        return next(batches.in_order())
 
     @pytest.mark.parametrize("matching", [False, True])
     @pytest.mark.parametrize("adapt_texts", [False, True])
@@ -161,7 +161,7 @@ class TestGeneDropout:
         ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
         batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
         lengths = []
-        for ids, mask, truth in batches.drawn(np.random.default_rng(0), 0.9):
+        for ids, mask, truth in batches.shuffled(np.random.default_rng(0), 0.9):
             for shown, there, cell in zip(ids, mask, truth, strict=True):
                 genes = shown[there.bool()].numpy()
                 whole = ranked[int(cell)]
@@ -174,7 +174,7 @@ class TestGeneDropout:
     def test_without_dropout_every_cell_is_seen_once_with_all_genes(self, labelled, tiny_processor):
         ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
         batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
-        seen = [int(cell) for *_, truth in batches.drawn(np.random.default_rng(0), 0.0) for cell in truth]
+        seen = [int(cell) for *_, truth in batches.shuffled(np.random.default_rng(0), 0.0) for cell in truth]
         assert sorted(seen) == list(range(30))
 
 
@@ -447,7 +447,7 @@ class TestBadInput:
         other = tmp_path / "other"
         LangCellModel(tiny_config()).save_pretrained(other)
         adapted.processor.save_pretrained(other)
-        with pytest.raises(InputError, match="has other weights"):
+        with pytest.raises(InputError, match="has different weights"):
             LangCellAnnotator.from_pretrained(other, adapter=adapter)
         files = [path for path in adapter.iterdir() if path.suffix == ".safetensors" or "adapter_config" in path.name]
         assert files

@@ -165,7 +165,7 @@ class TestCommand:
             *("--model", tiny_checkpoint, "--out", tiny_checkpoint),
         )
         assert result.exit_code == 2
-        assert "exists already" in result.output
+        assert "already exists" in result.output
 
     def test_types_outside_the_ontology_are_refused(self, tiny_checkpoint, tmp_path):
         adata = random_cells(6, 0)

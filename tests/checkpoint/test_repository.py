@@ -191,7 +191,7 @@ def test_a_failed_pull(hub, says, versions, tmp_path):
     found = says(PULL, [{"checkpoint": f"tester/{name}"} for name in ("server", "connection", "private")], token="")
     assert [what for what, _ in found] == ["refused"] * 3
     for (_, why), reason in zip(
-        found, ("500", "disconnected", "no such repository, or none for this token"), strict=True
+        found, ("500", "disconnected", "no such repository, or this token cannot see it"), strict=True
     ):
         assert reason in why
         assert len(why.splitlines()) == 1
@@ -206,7 +206,7 @@ def test_a_full_disk(hub, run, versions, cells_file, tmp_path):
     hub.add(NAME, versions[0])
     code, said, errors = run(*ANNOTATE, cells_file, "--model", NAME, largest=20_000)
     assert (code, said, errors.count("\n")) == (2, "", 1), errors
-    assert errors.startswith("Error: No LangCell checkpoint could be loaded: 'tester/tiny' is no folder here and could")
+    assert errors.startswith("Error: No LangCell checkpoint could be loaded: 'tester/tiny' is not a folder here and")
     assert "File too large" in errors
     for left in ("*config.json", "*.incomplete", "o.h5ad"):
         assert not list(tmp_path.rglob(left))
@@ -270,8 +270,8 @@ def test_a_repository_gets_the_files_of_the_folder(hub, says, versions, tmp_path
         del files[".half-written"], files["log.jsonl"]
         assert commit.files == {".gitattributes": repository[".gitattributes"], **files}
     for refused in (tagged, moved):
-        assert f"has a tag 'v1' of commit {pushed}" in refused[1]
-    assert "holds no files" in nowhere[1]
+        assert f"has a tag 'v1' on commit {pushed}" in refused[1]
+    assert "has no files" in nowhere[1]
     assert "not a name cannot be pushed to" in nameless[1]
     assert repository.tags == {"v1": pushed}
 
@@ -344,7 +344,7 @@ def test_somebody_else_pushes_at_the_same_time(hub, start, versions):
     assert "412" in too_late
     assert hub.repositories[theirs].commits[-1] == faster
     assert f"{changed} differs at commit" in differs
-    assert "from what is here: config.json." in differs
+    assert "from the files here: config.json." in differs
     assert not hub.repositories[changed].tags
 
 
@@ -418,7 +418,7 @@ def test_an_adapter_made_from_a_local_folder_is_not_pushed(tiny_checkpoint, cell
     command = ("adapt", cells_file, "--label-key", "type", "--model", tiny_checkpoint, "--out", tmp_path / "adapter")
     result = CliRunner().invoke(app, [*map(str, command), "--push-to", NAME])
     assert result.exit_code == 2, result.output
-    assert f"Nobody else has {tiny_checkpoint}" in " ".join(result.stderr.split())
+    assert f"{tiny_checkpoint}, the base of the adapter, is not on the Hub" in " ".join(result.stderr.split())
     assert not (tmp_path / "adapter").exists()
 
 

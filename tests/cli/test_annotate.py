@@ -103,7 +103,7 @@ def test_a_run_on_a_full_disk_is_resumed(run, cells_file, tiny_checkpoint, monke
     assert len(failed.stderr.strip().splitlines()) == 1
     on = run(*arguments)
     assert on.exit_code == 0, on.output
-    assert on.stdout.startswith("Resuming: 12 cells are done already.\n")
+    assert on.stdout.startswith("Resuming: 12 cells are already done.\n")
 
 
 def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
@@ -119,8 +119,8 @@ def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
         ({"cells": "nowhere.h5ad"}, "No file"),
         ({"--labels": "no such cell at all;B cell"}, "does not know"),
         ({"--labels": "missing.tsv"}, "cannot be read"),
-        ({"--labels": None}, "--labels or with --ontology-root"),
-        ({"--ontology-root": "B cell"}, "one of the two"),
+        ({"--labels": None}, "--labels or --ontology-root"),
+        ({"--ontology-root": "B cell"}, "not both"),
         ({"--model": "no/such/checkpoint"}, "No LangCell checkpoint"),
         ({"--layer": "absent"}, "No layer 'absent'"),
         ({"--reference": "absent"}, "No column 'absent'"),
@@ -158,7 +158,7 @@ def test_an_input_and_the_example_together_are_refused(run, cells_file):
         ("counts in a layer", [], "pass --layer 'my counts'."),
         ("counts in raw", [], "raw.X looks like counts: pass --use-raw."),
         ("logarithms", [], "pass --counts log1p"),
-        ("unknown genes", [], "Name their column of var with --gene-column."),
+        ("unknown genes", [], "Give their column of var with --gene-column."),
         ("an empty cell", [], "To keep them unannotated, pass --empty-cells mark."),
         (None, ["--use-raw"], "leave out --use-raw"),
     ],
@@ -244,7 +244,7 @@ class TestDescribe:
     def test_labels_or_a_file(self, run, arguments):
         result = run("describe", *arguments)
         assert result.exit_code == 2
-        assert "Name labels, or a file of them" in result.output
+        assert "Give either labels or a file" in result.output
 
     def test_no_such_type(self, run):
         result = run("describe", "no such thing at all")

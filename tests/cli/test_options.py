@@ -149,4 +149,4 @@ class TestOutputsAreApart:
         for out in (self.CELLS, "model"):
             result = run(command, *arguments, "--out", out)
             assert result.exit_code == 2, result.output
-            assert f"{out} exists already: choose a new folder" in result.stderr
+            assert f"{out} already exists: choose a new folder" in result.stderr

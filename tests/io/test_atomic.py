@@ -132,7 +132,7 @@ class TestAtomicFolder:
             (folder / "file").touch()
         assert (tmp_path / "here" / "file").exists()
         for taken in (cells, cells.parent):
-            with pytest.raises(InputError, match="exists already: choose a new folder"):
+            with pytest.raises(InputError, match="already exists: choose a new folder"):
                 require_new_folder(taken)
         with pytest.raises(InputError, match="is not a folder with write access"):
             require_new_folder(cells / "below")

@@ -62,7 +62,7 @@ def test_held_out_cells_are_stratified(labelled):
         ("type", {}, r"4 of 12 cells have no label in obs\['type'\]: label them, or skip them with unlabelled='skip'"),
         ("type", {"unlabelled": "drop"}, "unlabelled='drop' is not one of"),
         ("nowhere", {}, "No column 'nowhere' in obs, nor table in obsm; columns: "),
-        ("one", {}, "'one' holds 1 label: nothing to tell apart"),
+        ("one", {}, "'one' holds 1 label: at least two are needed"),
         ("array", {}, r"obsm\['array'\] must be a table with a named column"),
         ("words", {}, r"obsm\['words'\] must hold true or false for each label: "),
         ("numbers", {}, r"obsm\['numbers'\] must hold true or false for each label, not other numbers"),

@@ -355,7 +355,7 @@ def test_weights_lie_in_their_folder(tiny_checkpoint, tmp_path, outside):
     shutil.copytree(tiny_checkpoint, model)
     (model / "model.safetensors").rename(tmp_path / "outside.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"temperature": outside}}))
-    with pytest.raises(InputError, match="must name files in this folder"):
+    with pytest.raises(InputError, match="must name only files in this folder"):
         load_checkpoint(model)
 
 
