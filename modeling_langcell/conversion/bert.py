@@ -62,7 +62,7 @@ def read_cell_tower(
     name_or_path: str | Path, *, vocab_size: int | None = None, revision: str | None = None
 ) -> LangCellCellModel:
     """
-    Reads a BERT over ranked genes, such as a published Geneformer, as a cell tower that computes the same.
+    Reads a BERT over ranked genes, such as a published Geneformer, as a cell tower with the same outputs.
 
     Heads and the pooler are left out, and the token types are added to the positions. Geneformer V1 has no `<cls>`: its
     embedding is then the mean of the genes' (`add_cls_embedding`). Geneformer V2 has `<cls>` among its first ids; a
@@ -71,17 +71,17 @@ def read_cell_tower(
     Args:
         name_or_path: Folder or Hub id of any BERT of transformers: `BertModel`, `BertForMaskedLM` and so on.
         vocab_size: Number of ids of the cells' vocabulary, `<cls>` last: `len(extractor)`. By default one more than the
-            BERT has, for `<cls>`, unless the BERT's last id is `cls_token_id`, as in what `export_cell_tower` writes.
+            BERT has, for `<cls>`, unless the BERT's last id is `cls_token_id`, as in the output of `export_cell_tower`.
         revision: Branch, tag or commit of a Hub repository.
 
     Raises:
-        InputError: There is no BERT, or it is damaged, has another vocabulary, or is a decoder.
+        InputError: There is no BERT, or it is damaged, has a different vocabulary, or is a decoder.
     """
     name = str(name_or_path)
     bert = read_bert(name, revision)
     rows = bert.config.vocab_size
     if bert.config.is_decoder:
-        raise InputError(f"{name} attends in one direction only (is_decoder), a cell tower in both.")
+        raise InputError(f"{name} attends in one direction only (is_decoder), but a cell tower in both.")
     if vocab_size is None:
         vocab_size = rows if getattr(bert.config, "cls_token_id", None) == rows - 1 else rows + 1
     settings = bert_settings(bert) | {"vocab_size": vocab_size, "pad_token_id": bert.config.pad_token_id}
@@ -131,7 +131,7 @@ def load_bert_weights(tower: LangCellTowerModel, bert: BertModel, name: str) -> 
         name: The BERT's name, for error messages.
 
     Raises:
-        InputError: The BERT has another vocabulary or geometry.
+        InputError: The BERT has a different vocabulary or geometry.
     """
     state = add_cls_embedding(fold_token_types(bert.state_dict()), tower.config.vocab_size)
     if len(state[WORDS]) != tower.config.vocab_size:
@@ -186,9 +186,9 @@ def export_cell_tower(
 
     The parts of a BERT that a tower lacks have no effect: the token types are zeros, and the pooler is the identity, so
     `pooler_output` is the tanh of the `<cls>` state `last_hidden_state[:, 0]`. Without weights for the pooler,
-    transformers would draw them at random, and say so in a warning only.
+    transformers would draw them at random, with only a warning.
 
-    Beside the weights, `genes.tsv` lists the ids where an extractor defines them: `token_id`, `token` (Ensembl id, or
+    Next to the weights, `genes.tsv` lists the ids if an extractor defines them: `token_id`, `token` (Ensembl id, or
     `<pad>`, `<mask>`, `<cls>`), `median` (empty for a gene that is never used), `names` (symbol and synonyms, separated
     by `|`). A cell is `<cls>` and its genes by count over median, highest first.
 
@@ -204,8 +204,8 @@ def export_cell_tower(
         `output`.
 
     Raises:
-        InputError: The model has no cell tower or no masked-gene head, the extractor has other genes, or `output`
-            exists.
+        InputError: The model has no cell tower or no masked-gene head, the extractor has different genes, or
+            `output` exists.
     """
     output = require_new_folder(output)
     source = ""
@@ -219,7 +219,7 @@ def export_cell_tower(
         raise InputError(f"{source or type(model).__name__} has no masked-gene head: leave out masked_genes.")
     config = _bert_config(tower.config, "BertForMaskedLM" if masked_genes else "BertModel")
     if extractor is not None and len(extractor) != config.vocab_size:
-        raise InputError(f"The extractor has {len(extractor)} ids, the cell tower {config.vocab_size}.")
+        raise InputError(f"The extractor has {len(extractor)} ids, but the cell tower has {config.vocab_size}.")
     state = _bert_state(tower, head if masked_genes else None)
     with atomic_folder(output) as folder:
         config.save_pretrained(folder)
@@ -264,7 +264,7 @@ def _tower_and_head(model: PreTrainedModel) -> tuple[LangCellCellModel, nn.Modul
         return model, None
     if isinstance(model, (LangCellModel, LangCellForMaskedLM, LangCellForSequenceClassification)):
         return model.cell_model, getattr(model, "lm_head", None)
-    raise InputError(f"A {type(model).__name__} is no LangCell model with a cell tower; merge an adapter first.")
+    raise InputError(f"A {type(model).__name__} is not a LangCell model with a cell tower; merge an adapter first.")
 
 
 def _bert_config(config: LangCellCellConfig, architecture: str) -> BertConfig:
@@ -283,13 +283,13 @@ def _bert_config(config: LangCellCellConfig, architecture: str) -> BertConfig:
 
 
 def _bert_state(tower: LangCellCellModel, head: nn.Module | None) -> dict[str, torch.Tensor]:
-    """Returns the weights under the names of `BertModel`, or of `BertForMaskedLM` where there is a head."""
+    """Returns the weights under the names of `BertModel`, or of `BertForMaskedLM` if there is a head."""
     state = dict(tower.state_dict())
     with torch.device("meta"):  # The config is copied because a model changes it.
         plain = LangCellCellModel(copy.deepcopy(tower.config)).state_dict()
     if state.keys() != plain.keys():
         differing = sorted(state.keys() ^ plain.keys())
-        raise InputError(f"The cell tower has other weights than a BERT ({differing[0]}): merge its adapter.")
+        raise InputError(f"The cell tower has different weights from a BERT ({differing[0]}): merge its adapter.")
     width = tower.config.hidden_size
     state[TOKEN_TYPES] = torch.zeros(2, width)
     if head is None:
@@ -359,7 +359,7 @@ ranked genes.
 
 @contextmanager
 def naming_failures(given: object) -> Iterator[None]:
-    """Raises the errors of libraries as an InputError that names what cannot be used."""
+    """Raises the errors of libraries as an InputError that names the unusable checkpoint or file."""
     try:
         yield
     except InputError:

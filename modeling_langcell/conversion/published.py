@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Conversion of the published five parts, gene dictionaries and text vocabulary to one folder for `AutoModel`."""
+"""Conversion of the five published parts, gene dictionaries and text vocabulary to one folder for `AutoModel`."""
 
 import json
 import sys
@@ -151,10 +151,10 @@ def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[st
         dictionary = read_plain_pickle(path.read_bytes())
     except UnsafePickle as error:
         raise InputError(
-            f"{path} holds {error}, and only plain dicts of strings and numbers are read. Nothing in it was run."
+            f"{path} holds {error}, but only plain dicts of strings and numbers are read. Nothing in it was run."
         ) from error
     except Exception as error:  # Damaged bytes raise many kinds of errors.
-        raise InputError(f"{path} is not a whole pickle: {reason_of(error)}. Download it again.") from error
+        raise InputError(f"{path} is not a complete pickle: {reason_of(error)}. Download it again.") from error
     if not isinstance(dictionary, dict) or not dictionary:
         raise InputError(f"{path} does not hold a dict with entries.")
     for key, value in dictionary.items():
@@ -198,9 +198,9 @@ def _read_geometry(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} lacks {', '.join(missing)}.")
     impossible = [key for key in SIZES if type(published[key]) is not int or published[key] < 1]
     if impossible:
-        raise InputError(f"{path}: {', '.join(impossible)} must be whole and positive.")
+        raise InputError(f"{path}: {', '.join(impossible)} must be positive whole numbers.")
     if str(published["hidden_act"]) not in ACT2FN:
-        raise InputError(f"{path}: {published['hidden_act']!r} is no known hidden_act.")
+        raise InputError(f"{path}: {published['hidden_act']!r} is not a known hidden_act.")
     if published.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{path}: position_embedding_type is not 'absolute'.")
     return {key: published[key] for key in SIZES + SETTINGS}
@@ -210,10 +210,10 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a part under the tower's names, without the parts of a BERT that LangCell does not use."""
     try:
         published = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds of errors, and advises to run what it refuses.
+    except Exception as error:  # torch raises many kinds of errors, and advises running the content that it refuses.
         found = "more than numbers, none of which was run" if isinstance(error, UnpicklingError) else "the end missing"
         raise InputError(
-            f"{path} is not a whole PyTorch file of weights alone: found {found}. Download it again."
+            f"{path} is not a complete PyTorch file of weights alone: found {found}. Download it again."
         ) from error
     if not isinstance(published, dict) or not all(isinstance(value, torch.Tensor) for value in published.values()):
         raise InputError(f"{path} is not a dict of tensors.")
@@ -244,7 +244,7 @@ def _build_model(
         if rows != vocab_size:
             raise InputError(
                 f"{weights[module]} embeds {rows} tokens, but the vocabulary given has {vocab_size}, special ones "
-                "included: they are not of one checkpoint."
+                "included: they are not from one checkpoint."
             )
     projection = states["cell_projection"].get("weight", torch.empty(1))
     try:
@@ -287,7 +287,7 @@ def _mismatch(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
 
 
 def _verify(folder: Path, model: LangCellModel, processor: LangCellProcessor) -> None:
-    """Loads a written folder as a user would, and compares weights, ids and outputs with those before."""
+    """Loads a written folder as a user would, and compares weights, ids and outputs with the originals."""
     loaded, loaded_processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     vocabulary = processor.feature_extractor.gene_vocabulary
     pairs = zip(vocabulary["ensembl_ids"], vocabulary["medians"], strict=True)

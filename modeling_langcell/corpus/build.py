@@ -46,7 +46,7 @@ class CorpusSettings:
         gene_info: NCBI `gene_info` table of the genes to look for.
         vocabulary: A corpus, a checkpoint, or a folder of Geneformer's three dictionaries to take genes and medians
             from; by default they are computed from this corpus.
-        max_genes: Number of genes kept of a cell, `<cls>` included.
+        max_genes: Number of genes kept per cell, including `<cls>`.
         min_cells: Genes counted in fewer cells of the corpus get no id.
         chunk_cells: Number of cells of a task and of a shard; memory grows with it.
     """
@@ -80,7 +80,7 @@ def make_corpus(
         scheduler: Address of a Dask scheduler whose workers do the work; they must see the same files.
 
     Raises:
-        InputError: There are no sources, an unfit one or only unfit ones, or the folder holds something else.
+        InputError: There are no sources, an unfit source, or only unfit sources, or the folder holds something else.
     """
     output = Path(output)
     if (output / MANIFEST).exists() and not (output / PLAN).exists():
@@ -99,7 +99,7 @@ def make_corpus(
 
 
 class CorpusBuilder:
-    """The steps of a build, in their order."""
+    """The steps of a build, in order."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class CorpusBuilder:
         workers: WorkerPool,
     ):
         if not sources:
-            raise InputError("No sources: name .h5ad files, folders of them, or SOMA experiments.")
+            raise InputError("No sources: give .h5ad files, folders of them, or SOMA experiments.")
         self.output, self.settings, self.on_unfit, self.workers = output, settings, on_unfit, workers
         self.gene_info = HashedFile.at(settings.gene_info)
         self.vocabulary = None if settings.vocabulary is None else _read_vocabulary(settings.vocabulary)
@@ -130,7 +130,7 @@ class CorpusBuilder:
         Starts in a folder that is empty or does not exist, or resumes in one that holds this corpus and nothing else.
 
         Raises:
-            InputError: The folder holds a corpus of other sources, genes or settings, or other files.
+            InputError: The folder holds a corpus of different sources, genes or settings, or other files.
         """
         plan = {
             "format": FORMAT,
@@ -187,7 +187,7 @@ class CorpusBuilder:
             raise InputError(f"No cell can be kept: {reasons}.")
 
     def write_panels(self) -> None:
-        """Writes which genes were counted in each study at all."""
+        """Writes the genes that were counted in each study."""
         measured: dict[str, np.ndarray] = {}
         for shard in self.shards:
             for study, genes in shard["measured"].items():
@@ -197,7 +197,7 @@ class CorpusBuilder:
         atomic_write(self.folder.panels, to_arrow(table))
 
     def write_manifest(self) -> None:
-        """Writes what the corpus was built from and what it holds; with this file it is complete."""
+        """Writes the manifest, the origin and the content of the corpus; with this file it is complete."""
         sources = []
         for source in self.sources:
             shards = [shard for shard in self.shards if shard["source"] == source.name]
@@ -225,7 +225,7 @@ class CorpusBuilder:
         self.folder.remove_working_files()
 
     def _checksums(self) -> dict[str, str | None]:
-        """Returns the checksums of what the settings name besides the sources."""
+        """Returns the checksums of the files that the settings name besides the sources."""
         vocabulary = None if self.vocabulary is None else hashlib.sha256(to_json(self.vocabulary)).hexdigest()
         return {"gene_info": self.gene_info.sha256, "vocabulary": vocabulary}
 
@@ -256,7 +256,7 @@ class CorpusBuilder:
         return [(source, result) for source, result in pairs if source.name not in faults]
 
     def _leave_out(self, faults: dict[str, str]) -> None:
-        """Goes on without unfit sources, given by their names and what is wrong with them."""
+        """Continues without unfit sources, given by their names and faults."""
         for name, fault in faults.items():
             logger.warning("Source %s is left out: %s", name, fault)
         self.unfit |= faults
@@ -287,7 +287,7 @@ def _read_vocabulary(source: str) -> dict[str, list]:
         return read_gene_vocabulary(*(Path(source) / name for name in GENEFORMER))
     try:
         return LangCellFeatureExtractor.from_pretrained(source).gene_vocabulary
-    except OSError as error:  # transformers would name files of its own.
+    except OSError as error:  # The error of transformers would name its own files.
         raise InputError(f"{source} is neither a corpus nor a checkpoint with a gene vocabulary.") from error
 
 

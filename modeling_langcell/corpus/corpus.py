@@ -19,7 +19,7 @@ from .sources import ASPECTS
 
 class Corpus:
     """
-    A finished corpus. Its cells stay on disk; what describes them is held in memory as small integers.
+    A finished corpus. Its cells stay on disk; their descriptions are held in memory as small integers.
 
     Args:
         folder: The corpus's folder.
@@ -32,7 +32,7 @@ class Corpus:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             if (self.folder / UNFINISHED).exists():
-                raise InputError(f"{folder} holds an unfinished corpus: give the command that builds it again.")
+                raise InputError(f"{folder} holds an unfinished corpus: run the command that builds it again.")
             raise InputError(f"{folder} holds no corpus.")
         self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
 

@@ -58,10 +58,10 @@ class BuildFolder:
         same plan and nothing else.
 
         Returns:
-            Whether there is an unfinished corpus to resume.
+            True if there is an unfinished corpus to resume.
 
         Raises:
-            InputError: The folder holds other files or a corpus of another plan, or it cannot be written.
+            InputError: The folder holds other files or a corpus with a different plan, or it cannot be written.
         """
         try:
             self._is_new = not self.path.exists()
@@ -72,18 +72,20 @@ class BuildFolder:
                 atomic_write(self.plan, to_json(plan))
             elif found != plan:
                 raise InputError(
-                    f"{self.path} holds an unfinished corpus of other sources or settings: choose a new folder."
+                    f"{self.path} holds an unfinished corpus with different sources or settings: choose a new folder."
                 )
             elif foreign := [path for path in self._entries() if self._own_name(path) is None]:
                 raise InputError(
-                    f"{min(foreign)} does not belong to the unfinished corpus in {self.path}: move it away."
+                    f"{min(foreign)} does not belong to the unfinished corpus in {self.path}: move it elsewhere."
                 )
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
         return found is not None
 
     def _is_free(self) -> bool:
-        """Returns whether the folder holds nothing but the incomplete plan of a build that was killed at its start."""
+        """
+        Returns true if the folder holds nothing except the incomplete plan of a build that was killed at its start.
+        """
         free = all(path == self.unfinished for path in self.path.iterdir())
         return free and all(self._own_name(path) == PLAN.name != path.name for path in self._entries())
 
@@ -94,16 +96,18 @@ class BuildFolder:
                 path.unlink(missing_ok=True)
 
     def remove_working_files(self) -> None:
-        """Removes the files that only the build needs; the plan goes last, so that a kill here can be resumed too."""
+        """
+        Removes the files that only the build needs; the plan goes last, so that a build killed here can be resumed too.
+        """
         for path in self._entries():
             if path.parent == self.unfinished and path.name != PLAN.name and self._own_name(path):
                 path.unlink()
         self.plan.unlink()
-        with suppress(OSError):  # A folder in which someone has put a file meanwhile stays.
+        with suppress(OSError):  # The folder stays if someone has put a file there meanwhile.
             self.unfinished.rmdir()
 
     def remove_corpus(self) -> None:
-        """Removes all that the build has written; the folder itself too, if the build made it."""
+        """Removes everything that the build has written, and the folder itself if the build made it."""
         for path in self._entries():
             if path.parent != self.unfinished and self._own_name(path):
                 path.unlink()
@@ -128,7 +132,7 @@ class BuildFolder:
 
 
 def _is_real_folder(path: Path) -> bool:
-    """Returns whether a path is a folder, and no link to one elsewhere."""
+    """Returns true if a path is a folder, not a link to one elsewhere."""
     return path.is_dir() and not path.is_symlink()
 
 
@@ -144,7 +148,7 @@ def _read_plan(path: Path) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """Returns a value as the JSON files of a corpus hold it."""
+    """Returns a value in the form that the JSON files of a corpus use."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 

@@ -64,7 +64,7 @@ def read_gene_info(path: str | Path) -> list[Gene]:
 
 
 def all_genes_extractor(genes: Sequence[Gene]) -> LangCellFeatureExtractor:
-    """Returns an extractor that knows all the genes and no medians yet, for a corpus's first pass over the counts."""
+    """Returns an extractor that knows all the genes but no medians yet, for a corpus's first pass over the counts."""
     return LangCellFeatureExtractor(
         {
             "ensembl_ids": [gene.ensembl_id for gene in genes],
@@ -80,12 +80,12 @@ class MedianSketch:
     A histogram of each gene's non-zero values in narrow bins, from which medians are computed. The sketches of
     different cells add up, in any order and to the last bit, to the sketch of all the cells.
 
-    Values are a cell's counts scaled to a sum of 10,000 over all genes of its matrix. A bin spans a factor of
-    2 ** (1/64) and stands for its middle, so the error of a median is at most 0.55% (also for an even number of values,
+    Values are a cell's counts scaled to a sum of 10,000 over all genes of its matrix. A bin spans a factor of 2 **
+    (1/64) and stands for its middle, so the error of a median is at most 0.55% (including an even number of values,
     where the median is the mean of the two middle ones).
 
     Args:
-        bins: Sorted codes `gene * BINS + bin`, with genes by their place in the table.
+        bins: Sorted codes `gene * BINS + bin`, with genes by their index in the table.
         values: Number of values in each bin.
     """
 
@@ -126,7 +126,8 @@ class MedianSketch:
 def merge_gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene], min_cells: int) -> dict[str, list]:
     """
     Merges sketches into the genes that are counted in at least `min_cells` cells and their medians, as
-    `LangCellFeatureExtractor(gene_vocabulary=...)` takes them. Memory depends on the number of genes, not of sketches.
+    `LangCellFeatureExtractor(gene_vocabulary=...)` takes them. Memory depends on the number of genes, not on the number
+    of sketches.
     """
     values = np.zeros((len(genes), MedianSketch.BINS), dtype=np.uint32)
     for sketch in sketches:

@@ -20,7 +20,7 @@ class WorkerPool:
     Args:
         processes: Number of processes on this machine; 1 runs the tasks in this one.
         scheduler: Address of a Dask scheduler; `processes` is then ignored. The tasks of a worker that dies are given
-            to another one.
+            to another worker.
 
     Raises:
         InputError: `processes` is below 1, or no scheduler answers.

@@ -79,12 +79,12 @@ class Source(ABC):
 
     @abstractmethod
     def checksum(self) -> str:
-        """Computes the SHA-256 of the content, or, of a source too large to read for it, of what names its version."""
+        """Computes the SHA-256 of the content; for a source too large to read, that of its address and size."""
 
 
 def cell_facts(obs: pd.DataFrame, study: str) -> pd.DataFrame:
     """
-    Reads what is known of each cell from `obs`.
+    Reads the known facts about each cell from `obs`.
 
     Args:
         obs: The cells' annotations.
@@ -234,7 +234,7 @@ def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source
         if "://" in location or (path.is_dir() and (path / "__group").exists()):
             found.append(SomaExperiment(location, where))
         elif not files or not path.exists():
-            raise InputError(f"{location} is no .h5ad file, no folder of them, and no SOMA experiment.")
+            raise InputError(f"{location} is not an .h5ad file, a folder of them, or a SOMA experiment.")
         else:
             found += [H5adFile(str(file), where) for file in files]
     for source in found:

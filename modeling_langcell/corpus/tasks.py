@@ -1,6 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-The tasks of a corpus build: each reads one source or one chunk of its cells, wherever the process that runs it is.
+The tasks of a corpus build: each reads one source or one chunk of its cells, in any process on any machine.
 
 What a task writes depends on its arguments alone. A file appears complete or not at all, and one that exists is not
 written again.
@@ -42,7 +42,7 @@ class Chunk:
         return f"{self.source.name}-{self.number:06}"
 
     def read(self) -> tuple[ad.AnnData, pd.DataFrame]:
-        """Reads the counts, and what is known of each cell."""
+        """Reads the counts, and the known facts about each cell."""
         rows = self.source.rows[self.number * self.size :][: self.size]
         adata = self.source.read(rows)
         return adata, cell_facts(adata.obs, self.source.name)
@@ -71,7 +71,7 @@ class HashedFile:
 
 @dataclass(frozen=True)
 class UnfitSource:
-    """The result of a task whose source cannot be used, and why."""
+    """The result of a task whose source cannot be used, with the reason."""
 
     fault: str
 
@@ -101,7 +101,7 @@ def _naming(source: Source) -> Iterator[None]:
 
 @_returning_faults
 def inspect_source(source: Source, gene_info: HashedFile) -> dict[str, Any]:
-    """Opens a source and reads its first selected cell; returns what the manifest says of the source."""
+    """Opens a source and reads its first selected cell; returns the manifest's entry for the source."""
     selected = len(source.rows)
     if selected:
         with _naming(source):
@@ -149,7 +149,9 @@ def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path) ->
 
 
 def _describe_shard(path: Path) -> dict[str, Any]:
-    """Reads from a shard what manifest and panels say of it; `measured` has a bit for every gene of each study."""
+    """
+    Reads the entries for the manifest and the panels from a shard; `measured` has a bit for every gene of each study.
+    """
     content = path.read_bytes()
     table = pa.ipc.open_stream(content).read_all()
     measured = {}

@@ -31,7 +31,10 @@ _PIPELINE = {"impl": "pipeline_langcell.ZeroShotCellAnnotationPipeline", "pt": [
 
 
 def templates_of(calibration: Mapping[str, Any], default: Sequence[str]) -> Sequence[str]:
-    """Returns the prompt templates that a calibration was fitted with; older ones call them wordings, or omit them."""
+    """
+    Returns the prompt templates that a calibration was fitted with; older calibrations call them wordings, or omit
+    them.
+    """
     return calibration.get("prompt_templates", calibration.get("wordings", default))
 
 
@@ -66,16 +69,16 @@ class LangCellCellConfig(_PublishedConfig):
     published LangCell starts from.
 
     Args:
-        vocab_size: Gene ids, special ones included: `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
+        vocab_size: Number of gene ids, including special ones: `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The encoder's geometry.
         hidden_act: Activation of the feed-forward layers.
-        hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training, by which the two views of a cell in the
-            cell-cell objective differ.
+        hidden_dropout_prob, attention_probs_dropout_prob: Dropout in training, which makes the two views of a cell in
+            the cell-cell objective differ.
         classifier_dropout: Dropout before the classification head; `hidden_dropout_prob` when `None`.
-        max_position_embeddings: Longest gene sequence, `<cls>` included.
+        max_position_embeddings: Longest gene sequence, including `<cls>`.
         initializer_range, layer_norm_eps: The same as in BERT.
         pad_token_id, mask_token_id: Ids of `<pad>` and `<mask>`.
-        tie_word_embeddings: The masked-gene head shares the gene embeddings if true.
+        tie_word_embeddings: True to share the gene embeddings with the masked-gene head.
 
     Example:
 
@@ -107,7 +110,7 @@ class LangCellCellConfig(_PublishedConfig):
     tie_word_embeddings: bool = True
 
     def validate_architecture(self):
-        """Sizes must be above 0, and heads divide the hidden size."""
+        """Checks that sizes are above 0, and that the number of heads divides the hidden size."""
         _check_geometry(self)
 
     @property
@@ -123,7 +126,7 @@ class LangCellTextConfig(_PublishedConfig):
     are BERT-base with PubMedBERT's vocabulary and the two added tokens `[DEC]` and `[ENC]`.
 
     Args:
-        vocab_size: Word pieces, the added tokens included.
+        vocab_size: Number of word pieces, including the added tokens.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The encoder's geometry.
         cell_hidden_size: Width of the cell states that the cross-attention reads. `LangCellConfig` sets it to its
             cell tower's `hidden_size`.
@@ -164,7 +167,7 @@ class LangCellTextConfig(_PublishedConfig):
     pooling: Literal["cls", "mean"] = "cls"
 
     def validate_architecture(self):
-        """Sizes must be above 0, and heads divide the hidden size."""
+        """Checks that sizes are above 0, and that the number of heads divides the hidden size."""
         _check_geometry(self)
 
 
@@ -224,7 +227,7 @@ class LangCellConfig(_PublishedConfig):
     calibration: dict | None = None
 
     def validate_objectives(self):
-        """Temperatures must be above 0, weights at least 0, and shares from 0 to 1."""
+        """Checks that temperatures are above 0, weights at least 0, and shares from 0 to 1."""
         for name in ("temperature", "cell_cell_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
@@ -236,7 +239,7 @@ class LangCellConfig(_PublishedConfig):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
 
     def validate_calibration(self):
-        """A calibration must have the numbers of `annotation.calibration.Calibration`."""
+        """Checks that a calibration has the numbers of `annotation.calibration.Calibration`."""
         if self.calibration is None:
             return
         thresholds, fitted = self.calibration.get("thresholds"), self.calibration.get("fitted")
@@ -251,7 +254,7 @@ class LangCellConfig(_PublishedConfig):
     def __post_init__(self, **kwargs):
         kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        # The cross-attention reads what the cell tower writes: one fact, one place to set it.
+        # The cross-attention reads the cell tower's states, so their width is set in one place.
         self.text_config.cell_hidden_size = self.cell_config.hidden_size
 
     def to_dict(self):
@@ -260,8 +263,8 @@ class LangCellConfig(_PublishedConfig):
     @property
     def custom_pipelines(self) -> dict[str, dict]:
         """
-        Pipelines whose code `transformers.pipeline` takes from the repository: none where the package is installed,
-        which has registered its own pipeline, so that no trust in remote code is needed.
+        Pipelines whose code `transformers.pipeline` takes from the repository. There are none where the package is
+        installed: it registers its own pipeline, which needs no trust in remote code.
         """
         return {PIPELINE_TASK: dict(_PIPELINE)} if __name__.startswith("transformers_modules.") else {}
 

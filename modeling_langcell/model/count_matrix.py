@@ -30,7 +30,7 @@ GENE_COLUMNS = (
     "gene_names",
     "gene_short_name",
 )
-#: Largest value that is read, about float32's: sums and ratios of such values are finite in float64.
+#: Largest value that is accepted, about that of float32: sums and ratios of such values are finite in float64.
 LARGEST_VALUE = 1e38
 
 
@@ -146,7 +146,7 @@ def open_anndata(
 
 
 def open_matrix(matrix: Any, gene_ids: Sequence[str] | None) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
-    """Opens a `(cells, genes)` matrix; returns and raises the same as `open_anndata`."""
+    """Opens a `(cells, genes)` matrix. The result and errors are the same as for `open_anndata`."""
     if not hasattr(matrix, "shape") or len(matrix.shape) != 2:
         raise InputError(f"Cells must be an AnnData or a (cells, genes) matrix, not {type(matrix).__name__}.")
     if gene_ids is None or len(gene_ids) != matrix.shape[1]:
@@ -182,7 +182,7 @@ def _stored_by_rows(matrix, label: str):
     matrix = matrix if sp.issparse(matrix) else matrix.to_memory()
     logger.info("%s is stored as %s: it is converted to CSR in memory.", label, matrix.format.upper())
     if matrix.format == "csc":
-        _check_structure(matrix)  # First, because scipy converts it without any check.
+        _check_structure(matrix)  # Checked first, because scipy converts it without any check.
     return matrix.tocsr()
 
 
@@ -212,11 +212,11 @@ def _suggest_counts(adata, label: str) -> list[Remedy]:
 
 def _check_structure(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
     """
-    Checks that the parts of a sparse matrix fit each other. scipy checks little of it, and would read counts of other
+    Checks that the parts of a sparse matrix fit each other. scipy checks little of this, and would read counts of other
     cells, the last gene for gene -1, or memory beyond the arrays.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The parts do not fit.
     """
     data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
     if indptr[0] or (np.diff(indptr) < 0).any() or not len(data) == len(indices) == indptr[-1]:
@@ -237,7 +237,7 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
         start: Row of `source` where the chunk begins.
 
     Raises:
-        InputError: They are not; the message names the array, a value and its cell.
+        InputError: The values are of a different kind; the message names the array, a value and its cell.
     """
 
     def refuse(wrong: np.ndarray, problem: str, advice: str, remedy: str = "", value: str | None = None) -> None:
@@ -251,7 +251,7 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
             )
 
     data = chunk.data
-    low, high = data.min(initial=0), data.max(initial=0)  # Both NaN where any value is.
+    low, high = data.min(initial=0), data.max(initial=0)  # Both are NaN if any value is NaN.
     whole = data.dtype.kind != "f" or bool((data == np.rint(data)).all())
     if not -np.inf < low <= high < np.inf:
         refuse(~np.isfinite(data), "values that are not finite", "Go back to the counts, or remove such cells.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The error for input that cannot be used, with advice that Python and the command line each show their own way."""
+"""The error for input that cannot be used, with advice that Python and the command line show in their own way."""
 
 import re
 import shlex
@@ -37,7 +37,7 @@ class Remedy:
         return self.text.replace("{option}", named)
 
     def on_command_line(self) -> str:
-        """Returns the advice for somebody who typed a command."""
+        """Returns the advice for a user of the command line."""
         value = "" if self.value is None or self.value is True else f" {shlex.quote(str(self.value))}"
         return self.text.replace("{option}", f"--{self.option.replace('_', '-')}{value}")
 
@@ -47,19 +47,19 @@ class InputError(ValueError):
     Input that cannot be used.
 
     Args:
-        message: The part of the input that is wrong, and how; also advice that names no argument.
+        message: The part of the input that is wrong, the fault, and any advice that names no argument.
         remedies: Advice that names an argument.
     """
 
     def __init__(self, message: str, *remedies: Remedy):
-        super().__init__(message, *remedies)  # All arguments, so that the error can be pickled.
+        super().__init__(message, *remedies)  # All arguments are passed, so that the error can be pickled.
         self.message, self.remedies = message, remedies
 
     def __str__(self) -> str:
         return " ".join([self.message, *map(str, self.remedies)])
 
     def on_command_line(self) -> str:
-        """Returns the message for somebody who typed a command."""
+        """Returns the message for a user of the command line."""
         return " ".join([self.message, *(remedy.on_command_line() for remedy in self.remedies)])
 
     def without(self, *options: str) -> "InputError":
@@ -69,7 +69,7 @@ class InputError(ValueError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns an exception's reason in one line, without details for programmers; its type where it gives no reason."""
+    """Returns an exception's reason in one line, without details for programmers; its type if it gives no reason."""
     said: object = error
     match error:
         case KeyError(args=(str(sentence),)) if " " in sentence:

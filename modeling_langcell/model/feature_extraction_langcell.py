@@ -30,7 +30,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         gene_vocabulary: The genes in the order of their ids, as three lists of one length: `ensembl_ids`; `medians`,
             the non-zero medians (`None` for a gene that is never used); `names`, symbol and synonyms joined by `|`.
             Ids are `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
-        max_length: Longest sequence, `<cls>` included.
+        max_length: Longest sequence, including `<cls>`.
         min_matched_genes: Smallest share of a matrix's genes that must be known; below it the input is refused.
 
     Example:
@@ -68,7 +68,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         self.cls_token_id = self._genes.cls_token_id
 
     def __len__(self) -> int:
-        """Number of ids, special ones included: the cell tower's `vocab_size`."""
+        """Number of ids, including special ones: the cell tower's `vocab_size`."""
         return self.cls_token_id + 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         return self._genes.match(*columns)
 
     def by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
-        """Returns the positive counts of known genes, `(cells, vocabulary)`, duplicated genes summed."""
+        """Returns the positive counts of known genes, `(cells, vocabulary)`, with duplicated genes summed."""
         return self._genes.sum_by_gene(counts, match)
 
     # ------------------------------------------------------------------ cells
@@ -116,15 +116,15 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             layer: A layer of the AnnData to read in place of `X`.
             use_raw: Read `.raw` of the AnnData in place of `X`.
             gene_column: The column of `var` that names the genes. By default its index and the usual columns
-                (`ensembl_id`, `gene_ids`, `feature_name`, `symbol` and the like) are all looked at.
-            counts: Kind of the values: `"raw"` counts; `"normalized"`, scaled by one factor a cell (CPM, for
-                instance); `"log1p"`, the logarithm of such values. All three give the same ranks, since a value that
+                (`ensembl_id`, `gene_ids`, `feature_name`, `symbol` and the like) are all considered.
+            counts: Kind of the values: `"raw"` counts; `"normalized"`, scaled by one factor per cell (CPM, for
+                example); `"log1p"`, the logarithm of such values. All three give the same ranks, since a value that
                 is a whole multiple of its cell's smallest one, up to float32's rounding, is taken as exactly that.
-            empty_cells: Treatment of a cell without any known gene: `"error"` refuses the input, `"mark"` gives a lone
+            empty_cells: Treatment of a cell without any known gene: `"error"` refuses the input, `"mark"` keeps only
                 `<cls>`.
-            max_length: Longest sequence, `<cls>` included; the extractor's own by default.
+            max_length: Longest sequence, including `<cls>`; the extractor's own by default.
             padding: Pads to the longest cell (`True`), to `max_length`, or not at all.
-            return_tensors: `"pt"` or `"np"`; lists when left out.
+            return_tensors: `"pt"` or `"np"`; lists if left out.
 
         Returns:
             `cell_input_ids` and `cell_attention_mask`, `(cells, genes)` int64.
@@ -181,8 +181,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         max_length: int | None = None,
     ) -> RankedChunks:
         """
-        Opens the cells as chunks of `chunk_size`, each of which is read and ranked when it is asked for. The other
-        arguments are those of a call.
+        Opens the cells as chunks of `chunk_size`, each of which is read and ranked when it is requested. The
+        other arguments are those of a call.
 
         Raises:
             InputError: Arguments that do not fit, no cells, no genes, too few known genes. Errors in the values are
@@ -226,11 +226,11 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         """
         if hasattr(cells, "var_names"):
             if gene_ids is not None:
-                raise InputError("gene_ids is for a matrix; for an AnnData, name their column of var with gene_column.")
+                raise InputError("gene_ids is for a matrix; for an AnnData, give their column of var with gene_column.")
             source, names = open_anndata(cells, layer, use_raw, gene_column)
         else:
             if layer is not None or use_raw or gene_column is not None:
-                raise InputError("layer, use_raw and gene_column are for an AnnData; a matrix has gene_ids alone.")
+                raise InputError("layer, use_raw and gene_column are for an AnnData; a matrix takes only gene_ids.")
             source, names = open_matrix(cells, gene_ids)
         n_cells, n_genes = source.matrix.shape
         if n_cells == 0 or n_genes == 0:
@@ -241,9 +241,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             examples = ", ".join(repr(name) for name in columns[0][:3])
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
-                f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} must be). Looked at {', '.join(names)}: "
+                f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} are required). Read {', '.join(names)}: "
                 f"{examples}, ... Human Ensembl ids or gene symbols are expected.",
-                Remedy("Name their column of var with {option}.", "gene_column"),
+                Remedy("Give their column of var with {option}.", "gene_column"),
             )
         logger.info(
             "%s: %d of %d genes are known (%d by Ensembl id, %d by symbol, %d by synonym); the others are skipped.",
@@ -263,7 +263,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             known or not.
 
         Raises:
-            InputError: As by `open`, or the values are not raw counts.
+            InputError: Same as for `open`, or the values are not raw counts.
         """
         source, match = self.open(cells, **where)
         counts = source.rows(0, len(source))

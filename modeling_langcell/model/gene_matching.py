@@ -53,7 +53,7 @@ class GeneVocabulary:
         median_of_id: `(cls_token_id,)` median of each id; NaN for special ids and for genes that are never used.
 
     Raises:
-        InputError: The columns are missing, of different lengths, or of other types.
+        InputError: The columns are missing, of different lengths, or of the wrong types.
     """
 
     pad_token_id, mask_token_id, first_gene_id = 0, 1, 2
@@ -76,7 +76,7 @@ class GeneVocabulary:
         self._id_of_synonym = {name: token_id for name, token_id in id_of_synonym.items() if name and token_id >= 0}
 
     def __len__(self) -> int:
-        """Number of ids, special ones included: the cell tower's `vocab_size`."""
+        """Number of ids, including special ones: the cell tower's `vocab_size`."""
         return self.cls_token_id + 1
 
     def match(self, *columns: Sequence[str]) -> GeneMatch:
@@ -111,7 +111,7 @@ class GeneVocabulary:
         return GeneMatch(token_ids, *(int((matched_by == how).sum()) for how in ("ensembl", "symbol", "synonym")))
 
     def sum_by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
-        """Returns the positive counts of known genes, `(cells, vocabulary)`, duplicated genes summed."""
+        """Returns the positive counts of known genes, `(cells, vocabulary)`, with duplicated genes summed."""
         token_ids = match.token_ids[counts.indices]
         known = np.flatnonzero((token_ids >= 0) & (counts.data > 0))
         values, starts = counts.data[known].astype(np.float64), np.searchsorted(known, counts.indptr)
@@ -127,7 +127,7 @@ def _checked_columns(columns: dict[str, list]) -> tuple[list[str], np.ndarray, l
         raise InputError("gene_vocabulary is not a mapping of ensembl_ids, medians and names to lists.")
     ensembl_ids, medians, names = (columns.get(key, []) for key in ("ensembl_ids", "medians", "names"))
     if not ensembl_ids or not len(ensembl_ids) == len(medians) == len(names):
-        raise InputError("gene_vocabulary needs the lists ensembl_ids, medians and names, of one length.")
+        raise InputError("gene_vocabulary needs the lists ensembl_ids, medians and names, of equal length.")
     if not all(isinstance(text, str) for column in (ensembl_ids, names) for text in column):
         raise InputError("gene_vocabulary: ensembl_ids and names must be strings.")
     if not all(median is None or isinstance(median, (int, float)) for median in medians):

@@ -117,7 +117,7 @@ class LangCellMultiHeadAttention(nn.Module):
 
     def cross_attend(self, query, key, value, padding_mask, **kwargs):
         """
-        Attends like `attend`, for queries and keys of different numbers; `padding_mask` is `(rows, keys)`, 1 for
+        Attends like `attend`, for different numbers of queries and keys; `padding_mask` is `(rows, keys)`, 1 for
         tokens.
 
         transformers' flash kernels un-pad queries with the keys' mask, and a flex block mask is bound to one query
@@ -141,7 +141,7 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if sequences is not None:
             return self.attend_packed(hidden_states, sequences, cls_only), None
-        # Adapters replace a projection by a module that must be called.
+        # Adapters replace a projection with a module that must be called.
         if cls_only and type(self.key) is type(self.value) is nn.Linear:
             return self.attend_from_first(hidden_states, attention_mask)
         key, value = self.heads(dense(self.key, hidden_states)), self.heads(dense(self.value, hidden_states))
@@ -153,7 +153,7 @@ class LangCellSelfAttention(LangCellMultiHeadAttention):
 
     def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, cls_only: bool) -> torch.Tensor:
         """Attends like `forward`, in sequences laid end to end, with `(tokens, width)` states."""
-        # Run by run saves operations, which helps a CPU; a GPU would wait between the runs.
+        # Working run by run saves operations, which helps a CPU; a GPU would wait between the runs.
         if cls_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
             runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
             return torch.cat(runs)
@@ -271,7 +271,7 @@ class LangCellAttention(nn.Module):
 
 
 class LangCellAttentionToCell(nn.Module):
-    """Cross-attention and its residual; only here are texts that all cells share copied for each cell."""
+    """Cross-attention and its residual. Texts that all cells share are copied for each cell only here."""
 
     def __init__(self, config: LangCellTextConfig):
         super().__init__()
@@ -285,7 +285,9 @@ class LangCellAttentionToCell(nn.Module):
         return self.output(attended, hidden_states)
 
     def read_packed(self, hidden_states, cell_hidden_states, texts, cells, copies=None):
-        """Computes `forward` for sequences laid end to end; arguments as for `LangCellCrossAttention.attend_packed`."""
+        """
+        Computes `forward` for sequences laid end to end; arguments are those of `LangCellCrossAttention.attend_packed`.
+        """
         attended = self.self.attend_packed(hidden_states, cell_hidden_states, texts, cells, copies)
         return self.output(attended, hidden_states if copies is None else hidden_states[copies])
 
@@ -351,7 +353,7 @@ class LangCellTextLayer(GradientCheckpointingLayer):
 
 
 class LangCellEncoder(nn.Module):
-    """Stack of a tower's layers, a module of its own so that parameter names are BERT's."""
+    """Stack of a tower's layers, in a separate module so that parameter names are BERT's."""
 
     def __init__(self, config: LangCellCellConfig | LangCellTextConfig, layer_class: type[nn.Module]):
         super().__init__()
@@ -421,9 +423,11 @@ class LangCellCellModel(LangCellTowerModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
+        Encodes cells.
+
         Args:
             input_ids: `(cells, genes)` ids, `<cls>` first and the highest-ranked genes after it.
-            attention_mask: `(cells, genes)`, 1 for genes and 0 for padding; all ones when left out.
+            attention_mask: `(cells, genes)`, 1 for genes and 0 for padding; all ones if left out.
             inputs_embeds: `(cells, genes, hidden_size)` in place of `input_ids`.
             pooled_only: If true, the last layer computes only the `<cls>` state, for `pooler_output`, which in a
                 shallow tower saves much of the work.
@@ -496,7 +500,7 @@ class LangCellTextModel(LangCellTowerModel):
 
         Args:
             input_ids: `(texts, tokens)` word pieces.
-            attention_mask: `(texts, tokens)`, 1 for tokens and 0 for padding; all ones when left out.
+            attention_mask: `(texts, tokens)`, 1 for tokens and 0 for padding; all ones if left out.
             inputs_embeds: `(texts, tokens, hidden_size)` in place of `input_ids`.
             encoder_hidden_states: `(cells, genes, cell_hidden_size)` last hidden states of the cell tower.
             encoder_attention_mask: `(cells, genes)` attention mask of the cells.
@@ -523,7 +527,7 @@ class LangCellTextModel(LangCellTowerModel):
             shared = texts == texts_per_cell and cells > 1
             if not shared and texts != cells * texts_per_cell:
                 raise ValueError(
-                    f"{texts} texts do not pair with {cells} cells at {texts_per_cell} texts a cell: give a multiple "
+                    f"{texts} texts do not pair with {cells} cells at {texts_per_cell} texts per cell: give a multiple "
                     "of the cells, or texts_per_cell equal to the number of texts to pair all with all."
                 )
 
@@ -608,8 +612,8 @@ class LangCellOutput(ModelOutput):
     Output of `LangCellModel`.
 
     Args:
-        loss: Cross-entropy of the similarity with the `labels`, plus that of the matching probabilities when they
-            were asked for; `None` without labels.
+        loss: Cross-entropy of the similarity with the `labels`, plus that of the matching probabilities if they
+            were requested; `None` without labels.
         logits_per_cell: `(cells, texts)` cosine over temperature.
         logits_per_text: Its transpose.
         matching_logits: `(cells, texts, 2)`; index 1 is "match". `None` without `return_matching`.
@@ -731,7 +735,9 @@ class LangCellModel(LangCellPreTrainedModel):
         texts: PackedSequences,
         chosen: Sequence[Sequence[int]],
     ) -> torch.Tensor:
-        """Returns `(pairs,)` float32 match probabilities; arguments as for `LangCellTextModel.read_packed_pairs`."""
+        """
+        Returns `(pairs,)` float32 match probabilities; arguments are those of `LangCellTextModel.read_packed_pairs`.
+        """
         pooled = self.text_model.read_packed_pairs(input_ids, texts, cell_states, cells, chosen)
         return self.matching_head(pooled).float().softmax(dim=-1)[:, 1]
 
@@ -836,6 +842,8 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
+        Predicts masked genes.
+
         Args:
             input_ids, attention_mask, inputs_embeds: The same as for `LangCellCellModel.forward`, with masked genes.
             labels: `(cells, genes)` true ids of masked genes, -100 elsewhere.
@@ -884,6 +892,8 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """
+        Classifies cells.
+
         Args:
             input_ids, attention_mask, inputs_embeds: The same as for `LangCellCellModel.forward`.
             labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels per cell; numbers
@@ -939,7 +949,7 @@ class LangCellForPreTraining(LangCellModel):
         super().__init__(config)
         cell_config = config.cell_config
         self.lm_head = LangCellMaskedGeneHead(cell_config)
-        # Not on the class, because LangCellModel's post_init also ties weights, before the head exists.
+        # Set here, not on the class, because LangCellModel's post_init also ties weights, before the head exists.
         self._tied_weights_keys = LangCellForMaskedLM._tied_weights_keys
         self.masked_gene_modelling = MaskedGeneModelling(
             cell_config.vocab_size, cell_config.mask_token_id, config.masked_gene_probability
@@ -986,7 +996,7 @@ class LangCellForPreTraining(LangCellModel):
             masked_input_ids, masked_gene_labels: `(cells, genes)` outputs of `MaskedGeneModelling.corrupt`; drawn here
                 by default.
             negative_draws: `(cells of all processes, 2)` uniform random numbers that determine the negatives of the
-                matching, the same in every process; drawn here by default, which is for one process only.
+                matching, the same in every process; drawn here by default, which works in one process only.
             length_groups: Number of groups of similar length in which the cells are encoded, to pad less.
         """
         config = self.config
@@ -1011,7 +1021,7 @@ class LangCellForPreTraining(LangCellModel):
         if config.cell_text_weight or config.matching_weight:
             if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
                 raise ValueError(
-                    "The objectives on texts need input_ids and text_index; set their weights to 0 without."
+                    "The objectives on texts need input_ids and text_index; without these, set their weights to 0."
                 )
             cell_embeds = self.project_cells(torch.cat([group.views[0] for group in groups])[original_order])
             text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
@@ -1036,7 +1046,7 @@ class LangCellForPreTraining(LangCellModel):
         mask = None if attention_mask is None else attention_mask[rows]
         longest = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
         ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
-        # The cell itself, again with other dropout, and masked.
+        # The views are the cell itself, the cell with different dropout, and the masked cell.
         views = [ids]
         if config.cell_cell_weight:
             views.append(ids)
@@ -1093,8 +1103,8 @@ class LangCellForPreTraining(LangCellModel):
             own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
             expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
             read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
-            # The pairs of a text and a wrong cell whose cell is in this group. Without any, one ignored pair is read:
-            # with FSDP all processes must call the tower equally often.
+            # The pairs of a text and a wrong cell whose cell is in this group. If there are none, one ignored pair is
+            # read: with FSDP all processes must call the tower equally often.
             pairs, members = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
             expected = negative[pairs]
             if not len(pairs):

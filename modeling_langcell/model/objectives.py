@@ -5,7 +5,7 @@ A batch holds `cells` cells and the `texts` *distinct* descriptions of them; `te
 description. Because descriptions are distinct, two cells that share one are both its positives and never each
 other's negatives.
 
-With several processes, each of them computes an objective over the cells of all: it gathers their outputs with
+With several processes, each computes an objective over the cells of all processes: it gathers their outputs with
 `gather_rows`, and its gradients, averaged over the processes as DDP does, are those of one process with all the cells.
 """
 
@@ -39,8 +39,8 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """
-    Gathers the `(rows, ...)` of all processes, in their order and with gradients; numbers of rows may differ. With one
-    process, returns the rows as they are.
+    Gathers the `(rows, ...)` of all processes, in their order and with gradients; the numbers of rows may differ. With
+    one process, returns the rows as they are.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
@@ -61,9 +61,10 @@ class MaskedGeneModelling(nn.Module):
     MGM: 15% of a cell's genes are hidden and predicted from the rest, like BERT's masked language modelling.
 
     Args:
-        vocab_size: Gene ids, special ones included; `<cls>` is the last.
+        vocab_size: Number of gene ids, including special ones; `<cls>` is the last.
         mask_token_id: Id of `<mask>`. Genes are the ids between it and `<cls>`.
-        probability: Share of the genes that is chosen; 80% of these become `<mask>`, 10% another gene, and 10% stay.
+        probability: Share of the genes that is chosen; 80% of these become `<mask>`, 10% another gene, and 10% stay
+            unchanged.
     """
 
     def __init__(self, vocab_size: int, mask_token_id: int = 1, probability: float = 0.15):
@@ -119,6 +120,8 @@ class CellTextContrast(nn.Module):
         self, logits_per_cell: torch.Tensor, text_index: torch.Tensor, ignored_pairs: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
+        Computes the symmetric InfoNCE loss.
+
         Args:
             logits_per_cell: `(cells, texts)` cosines over temperature, against distinct texts.
             text_index: `(cells,)` row of each cell's own description.
@@ -166,7 +169,7 @@ class CellTextMatching(nn.Module):
         Returns:
             `(cells,)` a wrong text for each cell; `(cells,)` a wrong cell for each cell's own description; `(cells,)`
             booleans, false for cells that lack one or the other (all the batch's texts are true of the cell, or its
-            text is true of all the cells), whose draws mean nothing.
+            text is true of all the cells), whose draws are meaningless.
         """
         logits = logits_per_cell.float()
         own = text_index[:, None] == torch.arange(logits.shape[1], device=logits.device)
@@ -177,13 +180,13 @@ class CellTextMatching(nn.Module):
             draws = torch.rand(len(logits), 2, device=logits.device)
 
         def draw(scores, allowed, uniform):
-            # A row without any candidate must still be a distribution; `usable` says that its draw means nothing.
+            # A row without any candidate must still be a distribution; `usable` marks its draw as meaningless.
             scores = scores.masked_fill(~allowed, -torch.inf)
             scores = torch.where(allowed.any(dim=1, keepdim=True), scores, torch.zeros_like(scores))
             cumulated = scores.double().softmax(dim=1).cumsum(dim=1)
             # The first candidate whose cumulated share exceeds the number; it cannot have a share of 0.
             chosen = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True).squeeze(1)
-            return chosen.clamp(max=scores.shape[1] - 1)  # Beyond the end only for NaN, which the loss will show.
+            return chosen.clamp(max=scores.shape[1] - 1)  # NaN alone leads beyond the end, and the loss will show it.
 
         return draw(logits, wrong, draws[:, 0]), draw(logits.T[text_index], wrong_per_text, draws[:, 1]), usable
 

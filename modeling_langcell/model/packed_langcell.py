@@ -18,7 +18,7 @@ from transformers.activations import GELUActivation
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
+except ImportError:  # It is missing before torch 2.10.
     varlen_attn = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Activations that oneDNN can fuse with a matrix product, by its names of function and algorithm.
 _FUSED_ACTIVATIONS = {type(None): ("none", ""), nn.ReLU: ("relu", ""), GELUActivation: ("gelu", "none")}
 _QUERIES = 512  # Queries of a sequence that are computed at once, so that their scores fit into the CPU's cache.
-_FEW_SCORES = 100_000  # Scores of a head below which the calls of two products cost more than the products gain.
+_FEW_SCORES = 100_000  # Number of scores per head below which two matrix products cost more than they save.
 #: Dtypes that the GPU's variable-length kernels take, and the bytes that the size of a head must be a multiple of.
 _VARLEN_DTYPES, _VARLEN_ALIGNMENT = (torch.float16, torch.bfloat16, torch.float32), 16
 
@@ -146,7 +146,9 @@ def _attend_nested(query, key, value, query_starts, key_starts, longest_query, l
 
 
 def _attend_padded(query, key, value, queries, keys):
-    """Attends on padded sequences, for devices that gain more by many sequences at once than they lose by padding."""
+    """
+    Attends on padded sequences, for devices that gain more from many sequences at once than they lose from padding.
+    """
     known = torch.ones(keys.tokens, dtype=torch.bool, device=query.device)
     query, key, value = (part.transpose(1, 2) for part in (queries.pad(query), keys.pad(key), keys.pad(value)))
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys.pad(known)[:, None, None])
@@ -154,7 +156,7 @@ def _attend_padded(query, key, value, queries, keys):
 
 
 def _attend_one_by_one(query, key, value, queries, keys):
-    """Attends run by run, for a CPU of few cores, which a single sequence keeps busy."""
+    """Attends run by run, for a CPU with few cores, which a single sequence keeps busy."""
     attended = torch.empty_like(query)
     by_products = _BY_PRODUCTS and takes_onednn(query, key)
     first_query = first_key = 0
@@ -176,8 +178,8 @@ def _attend_one_by_one(query, key, value, queries, keys):
 
 def _attend_by_products(query, key, value, attended):
     """
-    Attends in one sequence, head by head, with two matrix products. They are oneDNN's, which are faster than MKL's, in
-    torch's own kernel, except on Intel's processors.
+    Attends in one sequence, head by head, with two matrix products. Except on Intel CPUs, they are
+    oneDNN's, which are faster than MKL's in torch's own kernel.
     """
     multiply = torch.ops.mkldnn._linear_pointwise
     queries = (query * query.shape[-1] ** -0.5).transpose(0, 1).contiguous()
@@ -213,7 +215,7 @@ def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
 def takes_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """
     Returns true if oneDNN can compute a matrix product: on a CPU, without gradients, autocast or compilation. torch
-    itself would use MKL in single precision, which has no AVX-512 on processors other than Intel's.
+    itself would use MKL in single precision, which has no AVX-512 on CPUs other than Intel's.
     """
     return (
         not torch.compiler.is_compiling()
@@ -232,7 +234,7 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
 
 
 def _is_intel() -> bool:
-    """Returns true on an Intel processor, as far as torch, or else Python, can tell."""
+    """Returns true on an Intel CPU, as far as torch, or else Python, can tell."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "intel" in str(capabilities.get("cpu_name", platform.processor())).lower()
 

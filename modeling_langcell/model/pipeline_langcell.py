@@ -28,10 +28,10 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
     - `candidate_labels`: names, or `{label: description}`, or `{label: [description, ...]}` for several descriptions;
     - `hypothesis_template`: the prompt template, with `{}` for the name; by default the processor's templates that a
       name alone can fill, or else `"cell type: {}."`;
-    - `alpha`: weight of the similarity against the matching, the checkpoint's own by default;
-    - `shortlist`: number of candidates most similar to a cell that the matching reads, as for `DescriptionScorer`;
-    - `top_k`: number of candidates to return for a cell, all by default;
-    - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: as for `LangCellFeatureExtractor`.
+    - `alpha`: weight of the similarity against the matching, the checkpoint's own by default; - `shortlist`: number of
+    candidates most similar to a cell that the matching reads, the same as for `DescriptionScorer`; - `top_k`: number of
+    candidates to return for a cell, all by default; - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: the
+    same as for `LangCellFeatureExtractor`.
 
     Returns a list of `{"label": ..., "score": ...}` for every cell, the best first; an empty one for a cell without
     known genes (`empty_cells="mark"`).

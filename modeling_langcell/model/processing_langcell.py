@@ -29,7 +29,7 @@ class LangCellProcessor(ProcessorMixin):
         wordings: Older name of `prompt_templates`, which older checkpoints have.
 
     Raises:
-        InputError: Templates that are not strings, or have other fields or no field.
+        InputError: Templates that are not strings, or have unknown fields or no field.
 
     Example:
 
@@ -84,7 +84,7 @@ class LangCellProcessor(ProcessorMixin):
         Args:
             cells: An AnnData, in memory or backed, or a `(cells, genes)` matrix with `gene_ids`.
             text: A text or several.
-            return_tensors: `"pt"` or `"np"`; lists when left out.
+            return_tensors: `"pt"` or `"np"`; lists if left out.
             cell_kwargs: Further arguments of the feature extractor (`max_length`, for instance).
             text_kwargs: Further arguments of the tokenizer; by default it pads to the longest text, and truncates texts
                 to the text tower's longest input.

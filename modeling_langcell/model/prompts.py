@@ -25,7 +25,7 @@ class Text(NamedTuple):
         text: The text, as the model reads it.
         origin: The text's source: the fields that fill its template, as in `name and definition` or
             `synonym 'NK cell'`.
-        template: The prompt template; empty for a text that was given whole.
+        template: The prompt template; empty for a text that needed none.
     """
 
     text: str
@@ -43,7 +43,7 @@ def fill_templates(
     empty gives none. Repeated texts are kept once. If no template gives a text, `NAME_ALONE` is used.
 
     Args:
-        prompt_templates: Templates as in `LangCellProcessor`.
+        prompt_templates: Templates, as described in `LangCellProcessor`.
         name, definition, synonyms: Values of the fields; the last two may be empty.
 
     Returns:
@@ -90,7 +90,7 @@ def check_templates(prompt_templates: Sequence[str]) -> tuple[str, ...]:
     Returns prompt templates as a tuple.
 
     Raises:
-        InputError: They are not as `LangCellProcessor` describes them.
+        InputError: A template does not fit the description in `LangCellProcessor`.
     """
     if isinstance(prompt_templates, str) or not isinstance(prompt_templates, Sequence) or not prompt_templates:
         raise InputError(

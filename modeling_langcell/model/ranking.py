@@ -15,8 +15,8 @@ from .errors import InputError, Remedy
 from .gene_matching import GeneMatch, GeneVocabulary
 
 _BLOCK = 256  # Cells that a thread reads at once; larger blocks of a dense matrix would take much memory.
-_GROUP = 64  # Cells that are ranked together; larger groups do not fit into the processor's cache.
-_WHOLE = 1e-5  # A ratio of two values this near (relatively) to a whole number is one: float32 rounds no worse.
+_GROUP = 64  # Cells that are ranked together; larger groups do not fit into the CPU's cache.
+_WHOLE = 1e-5  # Relative error up to which a ratio of two values counts as a whole number: float32's is smaller.
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RankedCells:
 
     @property
     def lengths(self) -> np.ndarray:
-        """`(cells,)` sequence lengths, `<cls>` included."""
+        """`(cells,)` sequence lengths, including `<cls>`."""
         return np.diff(self.offsets)
 
     @property
@@ -84,7 +84,7 @@ class RankedChunks(Sequence[RankedCells]):
     """
     The cells of one input, ranked chunk by chunk: made by `LangCellFeatureExtractor.chunks`.
 
-    A chunk is read and ranked when it is asked for, by its number or in a loop over all chunks, with the same result.
+    A chunk is read and ranked when it is requested, by its number or in a loop over all chunks, with the same result.
     No chunk is kept, so that memory grows with the chunk and not with the input. As many threads as torch uses share
     the work; several processes can each open one file and take different chunks.
 
@@ -196,8 +196,8 @@ class _Ranker:
 
     def __init__(self, token_ids: np.ndarray, median_of_id: np.ndarray):
         # One sort of plain integers does it all: positive floats order like their bits, so a key is median / count, the
-        # least first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
-        # ties, and ties go to the lower id. A column that is no gene has a key above that of every gene.
+        # lowest first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
+        # ties, and ties go to the lower id. A column that is not a gene has a key above that of every gene.
         known = token_ids >= 0
         self.cls_token_id = len(median_of_id)
         self.id_mask = np.uint64((1 << max(16, (self.cls_token_id + 1).bit_length())) - 1)
@@ -212,7 +212,7 @@ class _Ranker:
         Args:
             counts: `(cells, columns)` positive, no column twice in a cell.
             totals: `(cells,)` counts in known and unknown genes, for the share of known ones.
-            max_length: Longest sequence, `<cls>` included.
+            max_length: Longest sequence, including `<cls>`.
         """
         values = counts.data.astype(np.float64)
         keys = self.medians.take(counts.indices)
@@ -228,7 +228,7 @@ class _Ranker:
         n_ranked = np.minimum(n_genes, max_length - 1)
 
         # A loop over cells costs less than padding them to one length, and a cell that is sorted alone stays in the
-        # processor's nearest cache. Of a cell much longer than max_length, only the genes that are kept are sorted.
+        # CPU's nearest cache. If a cell is much longer than max_length, only the genes that are kept are sorted.
         bounds = counts.indptr.tolist()
         cells = list(zip(bounds[:-1], bounds[1:], n_ranked.tolist(), strict=True))
         for start, stop, length in cells:
@@ -261,7 +261,7 @@ def _as_multiples(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     counts before they were scaled are equal again.
     """
     smallest = _reduce_by_cell(np.minimum, np.where(values > 0, values, np.inf), indptr, np.inf)
-    smallest = np.maximum(smallest, 1 / LARGEST_VALUE)  # So that the ratios are finite.
+    smallest = np.maximum(smallest, 1 / LARGEST_VALUE)  # This keeps the ratios finite.
     ratios = values / np.repeat(smallest, np.diff(indptr))
     whole = np.rint(ratios)
     return np.where(np.abs(ratios - whole) <= _WHOLE * whole, whole, ratios)

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Positions at once above which nothing is gained: a CPU's cores are busy and its cache is full.
+#: Number of positions at once above which nothing is gained: a CPU's cores are busy and its cache is full.
 _ENOUGH = {"cpu": 4_096, "cuda": 262_144, "mps": 65_536}
-_LEAST = 64  # Positions below which fewer would not help: the model itself does not fit.
+_LEAST = 64  # Number of positions below which halving does not help: the model itself does not fit.
 #: Messages of CUDA and MPS, torch on a CPU, and oneDNN.
 _OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|could not create a", re.I)
 
@@ -39,7 +39,10 @@ class TokenBudget:
 
     @classmethod
     def for_model(cls, model: Any) -> "TokenBudget":
-        """Chooses as many positions as half of the device's free memory holds, up to what keeps the device busy."""
+        """
+        Chooses as many positions as half of the device's free memory holds, up to the number that keeps the device
+        busy.
+        """
         config = model.config
         towers = [getattr(config, name) for name in ("cell_config", "text_config") if hasattr(config, name)] or [config]
         # A layer holds at once: states, queries, keys, values, attended states; and the wide states.
@@ -83,9 +86,9 @@ class TokenBudget:
                     reason = str(error).strip().splitlines()[:1]
                     raise InputError(f"There is not enough memory for a single cell: {''.join(reason)}") from error
                 found = None
-            if found is None:  # Outside of the except clause, whose traceback keeps memory alive.
+            if found is None:  # This is outside the except clause, whose traceback keeps memory alive.
                 tokens, self.tokens = self.tokens, max(1, self.tokens // 2)
-                logger.warning("Memory ran out with up to %d positions at once: going on with %d.", tokens, self.tokens)
+                logger.warning("Memory ran out with %d positions at once: continuing with %d.", tokens, self.tokens)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
@@ -98,7 +101,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Returns the free bytes of a device, or None where the system does not tell."""
+    """Returns the free bytes of a device, or None if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

@@ -53,9 +53,9 @@ class DescriptionScorer:
     Scores cells zero-shot (LangCell, section 3.3): a label's score blends two probabilities over the labels, that of
     the similarity in the shared space, with weight `alpha`, and that of the matching head, with weight `1 - alpha`.
 
-    With a shortlist, the matching reads only the labels most similar to a cell. The others get the least that it could
-    give them, a match probability of 0; where even the most, 1, would not make one of them the best, the shortlist's
-    best label is proven to be the best of all.
+    With a shortlist, the matching reads only the labels most similar to a cell. The others get the lowest
+    match probability, 0; if even the highest, 1, would not make one of them the best, the shortlist's best label is
+    proven to be the best of all.
 
     A label with several texts is embedded as the mean of their embeddings, scaled back to length 1 (Radford et al.,
     2021, section 3.1.4). The matching reads only the first text, since its cost grows with the number of texts.
@@ -101,6 +101,8 @@ class DescriptionScorer:
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
         """
+        Scores packed cells.
+
         Args:
             ids: `(genes of all cells,)`, cells laid end to end.
             cells: Lengths of the cells.
@@ -132,7 +134,7 @@ class DescriptionScorer:
         return powers / powers.sum(dim=1, keepdim=True)
 
     def reading(self, shortlist: Shortlist) -> "DescriptionScorer":
-        """Returns a copy of this scorer with another shortlist, which shares the embedded texts."""
+        """Returns a copy of this scorer with a different shortlist, which shares the embedded texts."""
         scorer = copy.copy(self)
         scorer._set_shortlist(shortlist)
         return scorer
@@ -183,7 +185,7 @@ class DescriptionScorer:
         outside the shortlist.
 
         Two conditions are checked. The most similar label outside comes nearest when it alone matches for certain, and
-        must still stay behind. The labels inside keep their order in the matching, but the more the labels outside
+        must still score lower. The labels inside keep their order in the matching, but the more the labels outside
         match, the less the matching weighs against the similarity; the best must be the same where it weighs least.
         """
         if self.shortlist is None:
@@ -217,7 +219,7 @@ class DescriptionScorer:
         return embeds[: len(self.descriptions)]
 
     def _by_length(self, texts: Iterable[int]) -> list[int]:
-        """Sorts texts by length, so that texts of one length are neighbours, which are read at once."""
+        """Sorts texts by length, so that texts of one length are neighbours and are read at once."""
         return sorted(texts, key=lambda text: (self.lengths[text], text))
 
     def _read_texts(self, texts: list[int]) -> torch.Tensor:

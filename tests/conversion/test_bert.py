@@ -505,7 +505,7 @@ def test_a_plain_encoder_is_saved_and_loaded(pretrained, batch, tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("nowhere", "is no folder here"),
+        ("nowhere", "is not a folder here"),
         ("empty", "a checkpoint of no known kind, not of langcell or langcell_cell"),
         ("bert", "a checkpoint of bert, not of langcell or langcell_cell"),
         ("text", "a checkpoint of langcell_text, not of"),
@@ -549,7 +549,7 @@ def test_other_models_are_refused(tmp_path):
     adapted = LangCellModel(tiny_config())
     wrapped = get_peft_model(adapted, LoraConfig(target_modules=r"cell_model\..*\.query"))
     for model, says in (
-        (LangCellTextModel(tiny_config().text_config), "A LangCellTextModel is no LangCell model with a cell tower"),
+        (LangCellTextModel(tiny_config().text_config), "A LangCellTextModel is not a LangCell model with a cell tower"),
         (nn.Linear(2, 2), "A Linear is no"),
         (wrapped, "A PeftModel is no"),
         (adapted, "merge its adapter"),
@@ -563,7 +563,7 @@ def test_other_models_are_refused(tmp_path):
 def test_an_extractor_of_other_genes(pretrained, tmp_path, gene_vocabulary):
     fewer = LangCellFeatureExtractor({name: column[:-1] for name, column in gene_vocabulary.items()})
     for model in pretrained:
-        with pytest.raises(InputError, match="The extractor has 42 ids, the cell tower 43"):
+        with pytest.raises(InputError, match="The extractor has 42 ids, but the cell tower has 43"):
             export_cell_tower(model, tmp_path / "out", extractor=fewer)
     assert not (tmp_path / "out").exists()
 
@@ -572,7 +572,7 @@ def test_an_existing_output_is_left_alone(pretrained, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     before = list_files(tmp_path)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         export_cell_tower(pretrained[1], tmp_path / "out")
     assert list_files(tmp_path) == before
 
@@ -604,9 +604,9 @@ def test_the_command(pretrained, tmp_path):
     pretrained[0].cell_model.save_pretrained(tmp_path / "tower")
     done = run(app, ["export", str(tmp_path / "tower"), "--out", str(tmp_path / "bare")])
     assert done.exit_code == 0, done.output
-    assert "does not say what its ids mean" in done.stdout
-    for model, says in ((tmp_path / "nowhere", "is no folder here"), (pretrained[1], "exists already")):
-        done = run(app, ["export", str(model), "--out", str(out if says == "exists already" else tmp_path / "new")])
+    assert "does not define its ids" in done.stdout
+    for model, says in ((tmp_path / "nowhere", "is not a folder here"), (pretrained[1], "already exists")):
+        done = run(app, ["export", str(model), "--out", str(out if says == "already exists" else tmp_path / "new")])
         assert done.exit_code == 2
         assert says in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

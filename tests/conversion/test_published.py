@@ -205,7 +205,7 @@ def test_an_existing_output_is_left_alone(published, kind):
         output.mkdir()
     kept = output if kind == "file" else output / "notes.txt"
     kept.write_text("mine")
-    refused(published, "exists already")
+    refused(published, "already exists")
     assert kept.read_text() == "mine"
 
 
@@ -213,7 +213,7 @@ def test_an_existing_output_is_left_alone(published, kind):
 def test_truncated_weights(published, name):
     path = published["parts"] / name
     path.write_bytes(path.read_bytes()[:-200])
-    assert name in refused(published, "not a whole PyTorch file")
+    assert name in refused(published, "not a complete PyTorch file")
 
 
 def test_weights_that_run_code(published, tmp_path):
@@ -221,7 +221,7 @@ def test_weights_that_run_code(published, tmp_path):
     torch.save({"weight": torch.zeros(2, 24), "bias": MakeFolder(marker)}, path)
     torch.load(path, weights_only=False)
     marker.rmdir()  # The file is live: a careless reader would have run it.
-    assert "ctm_head.bin" in refused(published, "not a whole PyTorch file of weights alone")
+    assert "ctm_head.bin" in refused(published, "not a complete PyTorch file of weights alone")
     assert not marker.exists()
 
 
@@ -261,10 +261,10 @@ def test_weights_that_do_not_fit(published, part, change, message):
     ("change", "message"),
     [
         (lambda c: c.pop("hidden_size"), "lacks hidden_size"),
-        (lambda c: c.update(hidden_size="16"), "hidden_size must be whole"),
-        (lambda c: c.update(num_attention_heads=0), "num_attention_heads must be whole"),
+        (lambda c: c.update(hidden_size="16"), "hidden_size must be positive"),
+        (lambda c: c.update(num_attention_heads=0), "num_attention_heads must be positive"),
         (lambda c: c.update(num_attention_heads=5), "multiple of num_attention_heads"),
-        (lambda c: c.update(hidden_act="step"), "'step' is no known hidden_act"),
+        (lambda c: c.update(hidden_act="step"), "'step' is not a known hidden_act"),
         (lambda c: c.update(layer_norm_eps="small"), "does not fit"),
         (lambda c: c.update(position_embedding_type="relative_key"), "position_embedding_type"),
         (lambda c: c.update(num_hidden_layers=3), r"missing 'encoder\.layer\.2"),
@@ -523,7 +523,7 @@ def test_a_number_has_its_own_size(dictionaries, payload):
     dictionaries["gene_medians"].write_bytes(
         as_dictionary(SCALAR + DTYPE + b"C" + bytes([len(payload)]) + payload + b"\x86R")
     )
-    refused(dictionaries, "not a whole pickle")
+    refused(dictionaries, "not a complete pickle")
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ def test_a_number_has_its_own_size(dictionaries, payload):
 )
 def test_other_pickles_and_damaged_ones_are_refused(dictionaries, data):
     dictionaries["gene_medians"].write_bytes(data)
-    refused(dictionaries, "gene_medians.pkl(: .* wrong kind| does not hold| holds (the op|a con)| is not a whole)")
+    refused(dictionaries, "gene_medians.pkl(: .* wrong kind| does not hold| holds (the op|a con)| is not a complete)")
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
@@ -558,7 +558,7 @@ def test_truncated_dictionaries(dictionaries, kept):
     for name in ("token_dictionary", "gene_medians", "gene_names"):
         whole = dictionaries[name].read_bytes()
         dictionaries[name].write_bytes(whole[: int(len(whole) * kept)])
-        assert f"{name}.pkl" in refused(dictionaries, "not a whole pickle")
+        assert f"{name}.pkl" in refused(dictionaries, "not a complete pickle")
         dictionaries[name].write_bytes(whole)
 
 

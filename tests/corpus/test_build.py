@@ -228,7 +228,7 @@ class TestResumedBuilds:
                 build(studies, tmp_path / "corpus", gene_info)
         with pytest.raises(InputError, match="holds an unfinished corpus"):
             Corpus(tmp_path / "corpus")
-        with pytest.raises(InputError, match="unfinished corpus of other sources or settings"):
+        with pytest.raises(InputError, match="unfinished corpus with different sources or settings"):
             build(studies, tmp_path / "corpus", gene_info, max_genes=7)
         assert len(build(studies, tmp_path / "corpus", gene_info)) == 76
 
@@ -266,7 +266,7 @@ class TestResumedBuilds:
             cut.setattr("modeling_langcell.corpus.build.CorpusBuilder.clean_up", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 build(studies, output, gene_info)
-        with pytest.raises(InputError, match="unfinished corpus of other sources or settings"):
+        with pytest.raises(InputError, match="unfinished corpus with different sources or settings"):
             build(studies / "second.h5ad", output, gene_info)
         assert same_folders(
             build(studies, output, gene_info).folder, build(studies, tmp_path / "other", gene_info).folder
@@ -285,9 +285,9 @@ class TestResumedBuilds:
         fewer = Path(gene_info).with_name("fewer.gz")
         with gzip.open(gene_info, "rt") as table, gzip.open(fewer, "wt") as copy:
             copy.writelines(table.readlines()[:-3])
-        with pytest.raises(InputError, match="unfinished corpus of other sources or settings"):
+        with pytest.raises(InputError, match="unfinished corpus with different sources or settings"):
             build(studies, tmp_path / "corpus", gene_info, vocabulary=str(tmp_path / "genes"))
-        with pytest.raises(InputError, match="unfinished corpus of other sources or settings"):
+        with pytest.raises(InputError, match="unfinished corpus with different sources or settings"):
             build(studies, tmp_path / "other", str(fewer))
 
     def test_rebuilt_in_the_same_place(self, studies, tmp_path, gene_info):

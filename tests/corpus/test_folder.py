@@ -120,7 +120,7 @@ def test_an_unfinished_corpus_is_resumed_once_foreign_files_are_gone(studies, tm
     for file in FOREIGN_FILES:
         write_foreign_file(output / file)
         before = content_of(output)
-        with pytest.raises(InputError, match="move it away"):
+        with pytest.raises(InputError, match="move it elsewhere"):
             build(studies, output, gene_info)
         assert content_of(output) == before
         (output / file).unlink()

@@ -30,9 +30,9 @@ class TestFindSources:
         assert [source.name for source in find_sources(["."])] == ["atlas"]
 
     def test_missing_sources(self, tmp_path):
-        with pytest.raises(InputError, match="no folder of them"):
+        with pytest.raises(InputError, match=r"is not an \.h5ad file, a folder of them"):
             find_sources([str(tmp_path)])
-        with pytest.raises(InputError, match="no folder of them"):
+        with pytest.raises(InputError, match=r"is not an \.h5ad file, a folder of them"):
             find_sources([str(tmp_path / "absent.h5ad")])
 
     def test_two_sources_of_the_same_name(self, studies, tmp_path):

@@ -708,9 +708,9 @@ def test_too_few_known_genes(extractor, counts):
     with pytest.raises(InputError) as caught:
         extractor(mouse)
     message = str(caught.value)
-    assert message.startswith("0 of the 40 genes of X are known (0.0%; at least 10% must be).")
-    assert "Looked at the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
-    assert "Human Ensembl ids or gene symbols are expected. Name their column of var with gene_column." in message
+    assert message.startswith("0 of the 40 genes of X are known (0.0%; at least 10% are required).")
+    assert "Read the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
+    assert "Human Ensembl ids or gene symbols are expected. Give their column of var with gene_column." in message
 
 
 def test_the_share_of_known_genes_that_is_enough(gene_vocabulary, counts, genes):
@@ -747,7 +747,7 @@ def test_cells_without_known_genes(extractor, counts, genes, expected):
         ({"layer": "counts", "use_raw": True}, "Choose one of layer and use_raw."),
         (
             {"gene_ids": ["GENE1"] * 40},
-            "gene_ids is for a matrix; for an AnnData, name their column of var with gene_col",
+            "gene_ids is for a matrix; for an AnnData, give their column of var with gene_col",
         ),
         ({"counts": "cpm"}, "counts='cpm' is not one of 'raw', 'normalized' and 'log1p'."),
         ({"empty_cells": "drop"}, "empty_cells='drop' is not one of 'error' and 'mark'."),
@@ -852,8 +852,8 @@ def test_reasons_of_exceptions(error, reason):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ensembl_ids": []}, "needs the lists ensembl_ids, medians and names, of one length"),
-        ({"medians": [1.0]}, "needs the lists ensembl_ids, medians and names, of one length"),
+        ({"ensembl_ids": []}, "needs the lists ensembl_ids, medians and names, of equal length"),
+        ({"medians": [1.0]}, "needs the lists ensembl_ids, medians and names, of equal length"),
         ({"medians": [0.0] * 7}, "medians must be finite and positive, or None"),
         ({"medians": [float("inf")] * 7}, "medians must be finite and positive, or None"),
     ],

@@ -52,7 +52,7 @@ def test_out_of_memory_halves_and_goes_on(error, caplog):
     budget = TokenBudget(1000)
     blocks, asked, found = spend(budget, 16, error)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 6
-    assert caplog.messages[-1] == "Memory ran out with up to 31 positions at once: going on with 15."
+    assert caplog.messages[-1] == "Memory ran out with 31 positions at once: continuing with 15."
     assert [item for block in blocks for item in block] == [0, 1, 2, 3, 4, 5], "all, in order, once"
     assert found == [[LENGTHS[item] for item in block] for block in blocks]
     assert budget.tokens == 15, "1000, 500, ..., 31 (holds all), 15"
