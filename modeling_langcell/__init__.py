@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-LangCell: cells and natural language in one space. Importing it registers the family with transformers' Auto classes.
+LangCell: cells and natural language in one space. Importing this package registers the family with transformers' Auto
+    classes.
 
 ```python
 >>> import modeling_langcell

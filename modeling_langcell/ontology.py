@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION_PREFIX = "cell type:"
 
-#: Terms that say almost nothing: a cell, a eukaryotic cell, a nucleate cell, a cell with one nucleus, a motile cell, an
-#: embryonic cell.
+#: Terms with almost no information: a cell, a eukaryotic cell, a nucleate cell, a cell with one nucleus, a motile cell,
+#: an embryonic cell.
 UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226", "CL:0000219", "CL:0002321"})
 
 _TERM_ID = re.compile(r"^[A-Za-z]+:\d+$")
 
-#: The mark of a species other than humans in a name: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are vertebrates
+#: The mark of a species in a name that is not human: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are vertebrates
 #: and primates.
 _OTHER_SPECIES = re.compile(r"\((Mmus|Mus musculus|sensu (?!Vertebrata).*)\)|, mouse$")
 
@@ -85,7 +85,7 @@ def _parser() -> OntologyParser:
 @cache
 def get_term(term_id: str) -> Term:
     """
-    Returns the term with an id of any of the ontologies.
+    Returns the term with this id, from any of the ontologies.
 
     Raises:
         InputError: No ontology has this id, or it is deprecated (the message names its replacement).
@@ -139,8 +139,9 @@ def _normalized(name: str) -> str:
 @cache
 def _names() -> dict[str, str]:
     """
-    Returns term ids by normalised names and unambiguous synonyms. A term of another species only has synonyms that say
-    so: a bare synonym, such as "alpha cell" for a mouse's retina, means something else for human cells.
+    Returns term ids by normalised names and unambiguous synonyms. A term of another species keeps only synonyms that
+    name
+    the species: a bare synonym, such as "alpha cell" for a mouse's retina, means something else for human cells.
     """
     names = {_normalized(term.name): term.id for term in all_terms()}
     synonyms: dict[str, set[str]] = {}
@@ -160,7 +161,7 @@ def find_term(label: str) -> Term:
     a species means a human cell.
 
     Raises:
-        InputError: No such term; the message names the closest ones.
+        InputError: There is no such term; the message names the closest ones.
 
     ```python
     >>> from modeling_langcell.ontology import find_term
@@ -176,13 +177,15 @@ def find_term(label: str) -> Term:
     ids = list(dict.fromkeys(_names()[name] for name, *_ in closest))[:4]
     shown = ", ".join(f"{get_term(term_id).name!r} ({term_id})" for term_id in ids)
     raise InputError(
-        f"The Cell Ontology does not know {label!r}. Closest: {shown}. Give one of these, or a description of your "
-        "own: {" + repr(label) + ": 'cell type: ...'}."
+        f"The Cell Ontology does not know {label!r}. Closest: {shown}. Give one of these, or your own "
+        "description: {" + repr(label) + ": 'cell type: ...'}."
     )
 
 
 def id_of(label: str) -> str | None:
-    """Returns the id of the Cell Ontology's term that a label means, or None if it means none or a deprecated one."""
+    """
+    Returns the id of the Cell Ontology's term that a label means, or None if it means no term or a deprecated one.
+    """
     if label.startswith("CL:"):
         return label if is_term(label) else None
     return _names().get(_normalized(label))
@@ -220,7 +223,7 @@ def candidates(
         Candidates in the order of the labels.
 
     Raises:
-        InputError: No labels, a label given twice, or one that no ontology knows and that has no description.
+        InputError: No labels, a label given twice, or a label that no ontology knows and that has no description.
 
     ```python
     >>> from modeling_langcell.ontology import candidates
@@ -255,15 +258,15 @@ def candidates(
 def texts_of(
     labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
 ) -> dict[str, tuple[str, ...]]:
-    """Returns all the texts that describe each label; arguments and errors as for `candidates`."""
+    """Returns all the texts that describe each label; arguments and errors are the same as for `candidates`."""
     found = candidates(labels, prompt_templates)
     return {candidate.label: tuple(text.text for text in candidate.texts) for candidate in found}
 
 
 def describe(labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, str]:
     """
-    Returns one description for each label: name and definition of a term, whatever a checkpoint's prompt templates; the
-    first of several descriptions of your own. Arguments and errors as for `candidates`.
+    Returns one description for each label: name and definition of a term, regardless of a checkpoint's prompt
+    templates; or the first of your own descriptions. Arguments and errors are the same as for `candidates`.
     """
     return {label: texts[0] for label, texts in texts_of(labels).items()}
 
@@ -275,7 +278,9 @@ def release() -> str:
 
 @cache
 def ancestors(term_id: str) -> frozenset[str]:
-    """Returns ids of all that a term is a kind (or part) of in its ontology, without itself; none for unknown ids."""
+    """
+    Returns ids of all terms that a term is a kind (or part) of in its ontology, without itself; none for unknown ids.
+    """
     if not is_term(term_id):
         return frozenset()
     ontology = term_id.partition(":")[0] + ":"
@@ -337,8 +342,9 @@ def agreement(truth_id: str, other_id: str) -> float:
 
     The measure is that of Wu & Palmer (1994, "Verb semantics and lexical selection", ACL, pages 133-138): the maximum
     of `2 depth(c) / (2 depth(c) + steps(truth, c) + steps(other, c))` over all terms `c` that both are a kind (or part)
-    of, or are themselves. Their concepts form a tree; in the Cell Ontology, where several paths lead up, steps and
-    depths are those of the shortest, and depths are counted from `UNINFORMATIVE` terms. The measure is symmetric.
+    of, including the terms themselves. Concepts there form a tree; in the Cell Ontology, where several paths lead up,
+    steps and depths are those of the shortest, and depths are counted from `UNINFORMATIVE` terms. The measure is
+    symmetric.
 
     Raises:
         InputError: One is not a current term of the Cell Ontology.
@@ -362,7 +368,7 @@ def agreement(truth_id: str, other_id: str) -> float:
 
 
 def descendants(root: str) -> tuple[Term, ...]:
-    """Returns the term of a name or id, and all terms below it: the candidates of `--ontology-root`."""
+    """Returns the term with a name or id, and all terms below it: the candidates of `--ontology-root`."""
     root_id = find_term(root).id
     below = _parser().get_term_descendants(root_id)
     return (get_term(root_id), *(get_term(i) for i in below if i.startswith("CL:") and i != root_id))

@@ -2,8 +2,8 @@
 """
 Registers the family with transformers' Auto classes and pipelines.
 
-transformers registers classes, and importing ours takes seconds, most of them torch's. Each registration therefore
-waits until the module of its Auto class is imported, which takes those seconds anyway.
+transformers registers classes, and importing ours takes seconds, mostly for torch. Each registration therefore waits
+until the module of its Auto class is imported, which takes those seconds anyway.
 """
 
 import sys
@@ -14,13 +14,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-import modeling_langcell as langcell  # Its names are imported when they are asked for.
+import modeling_langcell as langcell  # Its names are imported when they are first used.
 
 _FAMILY = f"{__package__}.model."
 
 
 def register() -> None:
-    """Registers with those Auto classes that are imported already, and with the others as soon as they are."""
+    """Registers with the Auto classes that are already imported, and with the others as soon as they are."""
     if _HOOK in sys.meta_path:  # The package is being reloaded.
         return
     sys.meta_path.insert(0, _HOOK)
@@ -36,7 +36,7 @@ class _RegistrationHook(MetaPathFinder):
 
     A module of the family may itself import an Auto class by way of others. Registering then would need the family's
     classes while they are half imported, so it waits until no module of the family is being imported, by any thread:
-    where each of two threads waits for a module of the other, Python gives one of them half a module.
+    if two threads each wait for a module of the other, Python gives one of them a half-imported module.
 
     Attributes:
         due: Modules of Auto classes that are imported, with which the family is not registered yet.
@@ -52,7 +52,7 @@ class _RegistrationHook(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in _REGISTRATIONS and not fullname.startswith(_FAMILY):
             return None
-        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # Earlier ones were asked already.
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # Earlier finders were already asked.
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
@@ -61,7 +61,7 @@ class _RegistrationHook(MetaPathFinder):
 
     def after_import(self, module: str) -> None:
         """
-        Registers what is due.
+        Registers with the modules that are due.
 
         Raises:
             Exception: The family cannot be imported. The import that led here fails with it.
@@ -70,10 +70,10 @@ class _RegistrationHook(MetaPathFinder):
             self.due.add(module)
         while self.due and not self.importing:
             try:
-                auto = self.due.pop()  # Before registering, which imports modules of the family and leads here again.
+                auto = self.due.pop()  # It is removed before registering, which leads here again.
             except KeyError:  # Another thread took the last one.
                 return
-            if auto not in sys.modules:  # Its import failed after all; it is due again when it succeeds.
+            if auto not in sys.modules:  # Its import failed; it is due again when the import succeeds.
                 continue
             try:
                 _REGISTRATIONS[auto](sys.modules[auto])
@@ -138,7 +138,7 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=pipelines.AutoModel)
 
 
-#: How to register with each module of transformers.
+#: The function that registers with each module of transformers.
 _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,

@@ -32,10 +32,10 @@ class PretrainingConfig:
             corpus's genes in their order (`langcell corpus --vocabulary` takes Geneformer's). Random by default.
         start: LangCell checkpoint to continue from. It initializes both towers; `model` then changes its settings and
             its number of positions.
-        model: Overrides of `LangCellConfig`: geometry, temperatures, masking, and the weights of the objectives. An
+        model: Overrides for `LangCellConfig`: geometry, temperatures, masking, and the weights of the objectives. An
             objective of weight 0 is not computed, and parameters that only it would train are frozen. The geometry of
             an initialized tower comes from its checkpoint, except for the number of positions.
-        train_text_tower: Train the text tower's own layers, and not only its cross-attention. A frozen text tower
+        train_text_tower: Train the text tower's own layers, not only its cross-attention. A frozen text tower
             encodes each text once per run.
         train_text_projection: Train the text projection, or keep its initial value: the principal components of the
             sentence encoder's states of the corpus's descriptions. A frozen projection leaves unseen types where
@@ -43,38 +43,38 @@ class PretrainingConfig:
         text_whitening: Strength, from 0 to 1, of whitening in that initial value: at 0 each component keeps its own
             spread, at 1 all have the same. Whitening gives differences between similar types more weight, relative to
             differences between lineages.
-        train_cell_tower: Train the cell tower, or freeze it while the matching is learnt.
+        train_cell_tower: Train the cell tower, or freeze it while the matching is trained.
         gene_names_from: NCBI `gene_info` table. Gene embeddings are initialized from the text encoder's states of each
             gene's symbol and full name; by default they are random.
         gene_average_start: Initialize the cell tower's last layer as an average over the genes instead of at random: a
-            small tower then tells cells apart from its first steps on.
-        max_genes: Maximum length of a cell, `<cls>` included. The saved processor truncates there too, or where an
-            earlier run did if that was later: positions beyond it are not trained.
+            small tower then separates cells from the first steps on.
+        max_genes: Maximum length of a cell, including `<cls>`. The saved processor truncates there too, or at the
+            longer maximum of an earlier run: positions beyond it are not trained.
         gene_dropout: Upper bound of the random share of genes dropped from a cell each time it is drawn.
         panel_share: Share of the cells that keep only genes measured by another study of the corpus, drawn at random,
             so that the set of measured genes does not give the study away.
         ancestor_share: Share of the cells that are described by an ancestor of their type.
         aspect_share: Share of the cells whose description mentions other aspects too (tissue, disease, assay, ...):
             each known aspect with a probability of one half.
-        sibling_texts: Maximum number of extra descriptions in a batch that fit none of its cells: of siblings of their
-            types in the ontology.
+        sibling_texts: Maximum number of extra descriptions in a batch that fit none of its cells: those of siblings
+            of their types in the ontology.
         name_only_share: Share of the descriptions that are the type's name or a synonym without its definition.
         max_tokens: Maximum length of a description; the saved processor truncates there as with `max_genes`.
         balance: Exponent of a group's size in sampling, where a group is a type in a study: 1 draws all cells equally
-            often, 0 all groups.
+            often, 0 draws all groups equally often.
         batch_tokens: Number of genes in a batch, over all processes. Cells are counted with at most `max_genes` genes,
             before any are dropped.
         length_groups: Number of groups of similar length in which a process reads its cells, to pad less.
         accumulation: Number of batches per step.
         steps, learning_rate, warmup_steps, schedule, weight_decay, max_gradient_norm: The optimization: AdamW with
-            linear warm-up, then decay to zero. A run of no steps saves the initialized model for others to start from.
+            linear warm-up, then decay to zero. A run of 0 steps saves the initialized model for others to start from.
         averaging: Decay per step of a running average of the weights, which is saved in their place; 0 turns it off.
         precision: `no` or `bf16`.
         gradient_checkpointing: Recompute layers in the backward pass instead of storing them: less memory, more time.
         compile: Compile the towers with `torch.compile`.
         workers: Number of processes that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Steps between checkpoints to resume from; 0 saves one only when the run is stopped.
-        held_out: Corpus of other studies with the same genes (`langcell corpus --vocabulary`) to validate on.
+        held_out: Corpus of different studies with the same genes (`langcell corpus --vocabulary`) to validate on.
         evaluate_every: Steps between validations.
         held_out_cells: Maximum number of cells to validate on, drawn once.
         push_to: Hub id of a repository to push the finished checkpoint to.
@@ -174,7 +174,7 @@ def _checked(name: str, known: Field, value: Any) -> Any:
     Returns the value of a field.
 
     Raises:
-        InputError: It is of the wrong kind; the message begins with `name`.
+        InputError: The value is of the wrong kind; the message begins with `name`.
     """
     kind: Any = known.type
     if kind in (int, float):

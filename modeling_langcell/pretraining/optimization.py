@@ -23,7 +23,7 @@ def freeze_parameters(model: LangCellForPreTraining, config: PretrainingConfig) 
     needs_texts = bool(objectives.cell_text_weight or objectives.matching_weight)
     needs_cells = bool(needs_texts or objectives.masked_gene_weight or objectives.cell_cell_weight)
     model.lm_head.requires_grad_(bool(objectives.masked_gene_weight))
-    # After the head, whose output weights may be the tower's.
+    # This comes after the head, whose output weights may be the tower's.
     model.cell_model.requires_grad_(needs_cells and config.train_cell_tower)
     # The matching uses the similarity only to draw its negatives: no gradient reaches the projections from there.
     model.cell_projection.requires_grad_(bool(objectives.cell_text_weight))
@@ -62,7 +62,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: PretrainingConfig)
 
 
 def create_average(model: nn.Module, config: PretrainingConfig) -> AveragedModel | None:
-    """Returns the running average of the weights, or None where there is to be none."""
+    """Returns the running average of the weights, or None if there is none."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging)) if config.averaging else None
 
 

@@ -20,8 +20,8 @@ _PROGRESS, _AVERAGE = "progress.json", "average.safetensors"
 
 class TrainingCheckpoints:
     """
-    Keeps the newest state of a run: weights, optimizer, schedule and averaged weights. Batches and dropout depend on
-    the number of the step alone, so no other state is needed.
+    Keeps the newest state of a run: weights, optimizer, schedule and averaged weights. Batches and dropout depend
+    only on the number of the step, so no other state is needed.
 
     A checkpoint is written under a hidden name and renamed once all of it is on disk: an incomplete one is never read.
 
@@ -48,7 +48,7 @@ class TrainingCheckpoints:
         incomplete, complete = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
         is_main = self.accelerator.is_main_process
         if is_main:
-            shutil.rmtree(incomplete, ignore_errors=True)  # Left by a run that was killed here.
+            shutil.rmtree(incomplete, ignore_errors=True)  # A run that was killed here leaves it.
             incomplete.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(incomplete))
@@ -69,7 +69,7 @@ class TrainingCheckpoints:
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> tuple[int, float]:
-        """Loads the newest checkpoint; returns its step and the run's seconds until then, 0 where there is none."""
+        """Loads the newest checkpoint; returns its step and the run's seconds until then, 0 if there is none."""
         for path in sorted(self.folder.glob(".step-*")):
             logger.warning("The checkpoint %s is incomplete and is not read.", path)
         checkpoints = complete_checkpoints(self.folder)

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(Exception):
-    """The run was told to stop, and saved a checkpoint to resume from."""
+    """Raised when the run was told to stop, after it saved a checkpoint to resume from."""
 
 
 def pretrain(config: PretrainingConfig) -> Path:
@@ -55,11 +55,11 @@ def pretrain(config: PretrainingConfig) -> Path:
 
     Raises:
         InputError: The corpus is missing or has no labels, a checkpoint to start from cannot be used, the folder holds
-            another run, the repository cannot be pushed to, or the loss is no longer a number.
+            a different run, the repository cannot be pushed to, or the loss is no longer a number.
         TrainingStopped: The process received SIGTERM.
     """
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # Otherwise processes without a GPU would each train alone.
+        cpu=not torch.accelerator.is_available(),  # Otherwise each process without a GPU would train alone.
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulation,
         log_with="tensorboard",
@@ -68,7 +68,7 @@ def pretrain(config: PretrainingConfig) -> Path:
     folder = RunFolder(config)
     try:
         if folder.is_trained():
-            logger.info("%s holds the trained model already.", folder.path)
+            logger.info("%s already holds the trained model.", folder.path)
         else:
             run = PretrainingRun(config, folder, accelerator)
             try:
@@ -120,7 +120,7 @@ class PretrainingRun:
         accelerator.init_trackers("tensorboard")
 
     def _build_model(self) -> LangCellForPreTraining:
-        """Builds the model with what depends on it: processor, batches and the encoder of frozen texts."""
+        """Builds the model and everything that depends on it: processor, batches and the encoder of frozen texts."""
         config, accelerator = self.config, self.accelerator
         resumes = bool(complete_checkpoints(self.folder.checkpoints))
         model, self.processor = initialize_model(config, self.corpus.gene_vocabulary, weights_follow=resumes)
@@ -134,7 +134,7 @@ class PretrainingRun:
         self.text_encoder = None if config.train_text_tower else text_encoder
         freeze_parameters(model, config)
         if config.gradient_checkpointing:
-            # The second name is that of transformers 5.20, and deprecated since.
+            # The second name is that of transformers 5.20, deprecated since then.
             (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         if config.compile:
             model.cell_model.compile(dynamic=True)
@@ -216,12 +216,12 @@ class PretrainingRun:
         return values, cells, genes
 
     def _seed_dropout(self, step: int) -> None:
-        """Makes dropout depend on the step alone, so that a resumed run needs no random state."""
+        """Makes dropout depend only on the step, so that a resumed run needs no random state."""
         seeds = np.random.SeedSequence([self.config.seed, step, self.accelerator.process_index, 3])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Returns the model's arguments for a batch, with the states of the texts where the text tower is frozen."""
+        """Returns the model's arguments for a batch, with the states of the texts if the text tower is frozen."""
         texts = batch.pop("texts", None)
         device = self.accelerator.device
         batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
@@ -258,7 +258,7 @@ class PretrainingRun:
             self.folder.save_model(model, self.processor, self._record())
 
     def _record(self) -> dict[str, Any]:
-        """Returns the record of the training beside its settings: corpus, machine, duration and versions."""
+        """Returns the record of the training without its settings: corpus, machine, duration and versions."""
         device = self.accelerator.device
         packages = ("modeling-langcell", "torch", "transformers", "accelerate")
         return {
@@ -281,7 +281,7 @@ class PretrainingRun:
 
     @property
     def _seconds(self) -> float:
-        """Duration of the run; that of killed processes counts up to their last checkpoint."""
+        """Duration of the run, including killed processes up to their last checkpoint."""
         return round(time.monotonic() - self.started, 1)
 
     def _log(self, name: str, step: int, values: dict[str, float]) -> None:
@@ -309,10 +309,10 @@ class PretrainingRun:
 
 def _require_repository(name: str) -> None:
     """
-    Checks before the training, and not days later, that the checkpoint can be pushed.
+    Checks before the training, not days later, that the checkpoint can be pushed.
 
     Raises:
-        InputError: It cannot.
+        InputError: The checkpoint cannot be pushed.
     """
     try:
         require_write_access(name)
@@ -321,7 +321,7 @@ def _require_repository(name: str) -> None:
 
 
 def _finish(folder: RunFolder) -> None:
-    """Cleans up, writes the model card, and pushes the checkpoint if asked to; a run killed here resumes from here."""
+    """Cleans up, writes the model card, and pushes the checkpoint if requested; a run killed here resumes from here."""
     folder.remove_working_files()
     if not (folder.path / CARD).exists():
         try:
@@ -338,7 +338,7 @@ def _finish(folder: RunFolder) -> None:
 
 @contextmanager
 def _deferred_sigterm() -> Iterator[Callable[[], bool]]:
-    """Defers SIGTERM, so that the run stops between steps; yields a function that returns whether it was received."""
+    """Defers SIGTERM, so that the run stops between steps; yields a function that returns true once it was received."""
     received: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:

@@ -10,14 +10,14 @@ class CellSampler:
     """
     Draws the cells of each step within a budget of genes, balanced over groups such as a type in a study.
 
-    The cells depend on the seed and the step's number alone, so a run can resume at any step, and the number of
+    The cells depend only on the seed and the step's number, so a run can resume at any step, and the number of
     processes does not matter.
 
     Args:
         lengths: `(cells,)` number of genes of each cell, as many as the model will read.
         groups: `(cells,)` arrays of numbers from 0 on; cells that agree in all of them are one group.
-        balance: Groups are drawn in proportion to their size to this power: 1 draws all cells equally often, 0 all
-            groups.
+        balance: Groups are drawn in proportion to their size to this power: 1 draws all cells equally often, 0
+            draws all groups equally often.
         batch_tokens: Number of genes in a batch, over all processes.
         seed: Seed of all steps.
     """
@@ -36,7 +36,7 @@ class CellSampler:
         self.shares = weights / weights.sum()
 
     def cells(self, step: int) -> np.ndarray:
-        """Draws the distinct cells of a step; at least two, so that there is something to contrast."""
+        """Draws the distinct cells of a step; at least two, for the contrastive objectives."""
         rng = np.random.default_rng([self.seed, step])
         if self.batch_tokens >= self.lengths.sum():
             return rng.permutation(len(self.lengths))
@@ -52,7 +52,7 @@ class CellSampler:
 
 def split_by_length(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
     """
-    Splits a batch into parts of similar length and about equal work: the longer the cells, the fewer.
+    Splits a batch into parts of similar length and about equal work: parts with longer cells have fewer.
 
     Args:
         lengths: `(cells,)` number of genes of each cell.
@@ -66,7 +66,7 @@ def split_by_length(lengths: np.ndarray, processes: int) -> list[np.ndarray]:
     parts, start = [], 0
     for process in range(processes):
         end = int(np.searchsorted(middle, lengths.sum() * (process + 1) / processes))
-        # Each process gets a cell, however long the longest one is.
+        # Each process gets at least one cell, even if one cell is very long.
         end = min(max(end, start + 1), len(order) - (processes - 1 - process))
         parts.append(order[start:end])
         start = end

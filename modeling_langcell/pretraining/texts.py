@@ -37,19 +37,19 @@ class Descriptions:
 
 class DescriptionSampler:
     """
-    Draws descriptions of cells: by their type or an ancestor of it, so that what is learnt of "lymphocyte" carries over
-    to unseen types; and sometimes by further aspects, in any order.
+    Draws descriptions of cells: by their type or an ancestor of it, so that training on "lymphocyte" carries over
+    to unseen types; and sometimes with further aspects, in any order.
 
     A text may be true of a cell without being the one drawn for it: another ancestor; a type or tissue that may be the
     cell's own where its label is coarse; any value of an aspect that is unknown for the cell.
 
     Siblings of the cells' types in the ontology come as texts that describe no cell of the batch: the difference
-    between classical and non-classical monocytes is learnt even if the corpus has no cell of the latter.
+    between classical and non-classical monocytes is learned even if the corpus has no cell of the latter.
 
     Args:
         facts: `(cells, aspects)` term ids; all types are known to the ontology.
         config: The shares of the kinds of descriptions.
-        fits: Returns whether the text tower reads a text to its end.
+        fits: Function that returns true if the text tower reads a text to its end.
     """
 
     def __init__(self, facts: pd.DataFrame, config: PretrainingConfig, fits: Callable[[str], bool]):
@@ -73,7 +73,7 @@ class DescriptionSampler:
         return Descriptions([self._write(content, rng) for content in contents], text_index, ignored_pairs)
 
     def _draw_content(self, cell: dict[Any, str], rng: np.random.Generator) -> Content:
-        """Draws which aspects of a cell its description mentions, and whether its type or an ancestor."""
+        """Draws the aspects of a cell that its description mentions, and its type or an ancestor."""
         term = cell[TYPE]
         if self.ancestors[term] and rng.random() < self.config.ancestor_share:
             term = str(rng.choice(self.ancestors[term]))
@@ -84,7 +84,7 @@ class DescriptionSampler:
         return tuple(content)
 
     def _draw_siblings(self, types: list[str], contents: list[Content], rng: np.random.Generator) -> list[Content]:
-        """Draws siblings of the cells' types that none of the contents says."""
+        """Draws siblings of the cells' types that none of the contents mentions."""
         drawn = {((TYPE, str(rng.choice(self.siblings[term]))),) for term in types if self.siblings[term]}
         wrong = sorted(drawn - {*contents})
         return [wrong[i] for i in rng.permutation(len(wrong))[: self.config.sibling_texts]]
@@ -94,7 +94,10 @@ class DescriptionSampler:
         return np.all([self._may_hold(*part)[self.codes[part[0]][cells]] for part in content], axis=0)
 
     def _may_hold(self, aspect: str, term: str) -> np.ndarray:
-        """Returns for each value of an aspect in the corpus whether a term may be true of a cell with it."""
+        """
+        Returns booleans, one per value of an aspect in the corpus: true if a term may be true of a cell with this
+        value.
+        """
         if (aspect, term) not in self._may_hold_cache:
             self._may_hold_cache[aspect, term] = np.array(
                 [not _names(aspect, value) or ontology.related(value, term) for value in self.values[aspect]]
@@ -110,7 +113,7 @@ class DescriptionSampler:
             for part, name in zip(parts, by_name, strict=True)
         ]
         text = "; ".join(sentences)
-        # A single aspect begins with its name, so truncation keeps that. With several aspects none may be lost.
+        # A single aspect begins with its name, so truncation keeps that. With several aspects, none may be lost.
         return text if len(content) == 1 or self.fits(text) else "; ".join(by_name)
 
 
@@ -128,7 +131,7 @@ def _ancestors(term: str) -> list[str]:
 
 @cache
 def _names(aspect: str, value: str) -> tuple[str, ...]:
-    """Returns the texts that name a value of an aspect, one for each of its names; none for an unknown value."""
+    """Returns the texts that name a value of an aspect, one per name; none for an unknown value."""
     prefix = aspect.replace("_", " ") + ":"
     if ontology.is_term(value):
         term = ontology.get_term(value)
@@ -137,7 +140,7 @@ def _names(aspect: str, value: str) -> tuple[str, ...]:
 
 
 def _definition(aspect: str, value: str) -> str:
-    """Returns the text with a value's name and definition; an empty one where the ontology has no definition."""
+    """Returns the text with a value's name and definition; empty if the ontology has no definition."""
     definition = ontology.get_term(value).definition if ontology.is_term(value) else ""
     return f"{_names(aspect, value)[0]}. {definition}" if definition else ""
 

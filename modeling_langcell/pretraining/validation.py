@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Validation during training, on cells of studies that the model is not trained on."""
+"""Validation during training, on cells of studies that are not used for training."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ class HeldOutCells:
         seed: Seed of that draw and of the masked genes.
 
     Raises:
-        InputError: The corpus has other genes than the processor, or no cell of known type.
+        InputError: The corpus has different genes from the processor, or no cell of known type.
     """
 
     batch_size = 32
@@ -48,13 +48,14 @@ class HeldOutCells:
     ):
         if corpus.gene_vocabulary["ensembl_ids"] != processor.feature_extractor.gene_vocabulary["ensembl_ids"]:
             raise InputError(
-                f"{corpus.folder} has other genes than the training corpus: build it with langcell corpus --vocabulary."
+                f"{corpus.folder} has different genes from the training corpus: build it with langcell corpus "
+                "--vocabulary."
             )
         self.processor, self.seed, self.max_tokens = processor, seed, max_tokens
         types = corpus.facts[TYPE].to_numpy().astype(str)
         known = np.flatnonzero([ontology.is_term(term) for term in types])
         if not len(known):
-            raise InputError(f"No cell of {corpus.folder} has a living Cell Ontology id for its type.")
+            raise InputError(f"No cell of {corpus.folder} has a current Cell Ontology id for its type.")
         rng = np.random.default_rng(seed)
         cells = np.sort(rng.choice(known, min(max_cells, len(known)), replace=False))
         lengths = np.minimum(corpus.facts["length"].to_numpy()[cells], max_genes)

@@ -3,7 +3,8 @@
 Cards of checkpoints and adapters, rendered from the files in a folder.
 
 All figures of a card come from `config.json`, `training.json` and `evaluation.json`, or from `adaptation.json`. The
-sentences that no such file holds come from `card.yaml`. So a card can be rendered again at any time, as `publish` does.
+sentences that no such file holds come from `card.yaml`. A card can therefore be rendered again at any time, as
+`publish` does.
 """
 
 import re
@@ -50,8 +51,8 @@ class Prose:
     Args:
         summary: One or two sentences below the name.
         more_use: Text that is added to the section on use, such as further commands.
-        intended_use: Uses that the checkpoint is good for.
-        limits: Uses that it is not good for.
+        intended_use: Uses that the checkpoint is suited to.
+        limits: Uses that it is not suited to.
         failure_modes: Cases in which it is known to fail.
         training_data: Description of the training cells, where `training.json` does not list them.
         procedure: Text that is added to the section on training.
@@ -68,7 +69,7 @@ class Prose:
     )
     limits: str = (
         "The scores rank the candidates that are named. They are not calibrated, and one candidate always scores "
-        "highest, even when none fits. Counts must be raw, or said to be normalised."
+        "highest, even when none fits. Counts must be raw, or declared as normalised."
     )
     failure_modes: str = "No failure modes were recorded. Try it first on cells whose types you know."
     training_data: str = "No record of the training came with the checkpoint."
@@ -83,7 +84,7 @@ class Prose:
         Reads a YAML file.
 
         Raises:
-            InputError: The file does not exist, or holds anything but these keys and texts without tables.
+            InputError: The file does not exist, or holds anything except these keys and texts without tables.
         """
         try:
             found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -104,25 +105,26 @@ class Prose:
 
     @classmethod
     def of(cls, folder: CheckpointFolder) -> "Prose":
-        """Reads the folder's `card.yaml`; the defaults where there is none. Errors are those of `read`."""
+        """Reads the folder's `card.yaml`; the defaults if there is none. Errors are those of `read`."""
         path = folder.path / PROSE
         return cls.read(path) if path.exists() else cls()
 
 
 def write_card(folder: str | Path, results: str | Path | None = None, about: str | Path | None = None) -> Path:
     """
-    Writes a folder's `README.md`, with `evaluation.json` and `card.yaml` where they are given.
+    Writes a folder's `README.md`, with `evaluation.json` and `card.yaml` if they are given.
 
     Args:
         folder: Checkpoint, architecture or adapter.
         results: Folder that `langcell evaluate` wrote for this checkpoint; by default `evaluation.json` is kept.
-        about: YAML file as `Prose` describes it; by default `card.yaml` is kept.
+        about: YAML file in the form of `Prose`; by default `card.yaml` is kept.
 
     Returns:
         Path of the card.
 
     Raises:
-        InputError: The folder is no checkpoint, the results are missing or of another model, or the YAML file is wrong.
+        InputError: The folder is not a checkpoint, the results are missing or belong to a different model, or the YAML
+            file is wrong.
     """
     opened = CheckpointFolder(Path(folder))
     if opened.adaptation is not None and not (results is None and about is None):
@@ -130,7 +132,7 @@ def write_card(folder: str | Path, results: str | Path | None = None, about: str
     prose = Prose.of(opened) if about is None else Prose.read(about)
     evaluation = None if results is None else summarize(results)
     if evaluation is not None and evaluation["model"] != opened.fingerprint:
-        raise InputError(f"The results in {results} are of another model than {folder}: evaluate this one.")
+        raise InputError(f"The results in {results} belong to a different model from {folder}: evaluate this one.")
     card = render(opened, prose, evaluation)
     if about is not None:
         _write(opened.path / PROSE, Path(about).read_text(encoding="utf-8"))
@@ -160,13 +162,13 @@ def render(
 
     Args:
         folder: Checkpoint, architecture or adapter.
-        prose: Sentences that no other file holds, by default those of `card.yaml`; unused for an adaptation.
-        evaluation: Results, those of `evaluation.json` by default.
+        prose: Sentences that no other file holds; by default those of `card.yaml`; unused for an adaptation.
+        evaluation: Results; by default those of `evaluation.json`.
         repo_id: Name of the repository in the snippets; the folder's name by default.
         base: Name of the checkpoint that was adapted; the one in the record by default.
 
     Raises:
-        InputError: The folder is no checkpoint, or its files are not as this package writes them.
+        InputError: The folder is not a checkpoint, or its files do not have the form that this package writes.
     """
     name = repo_id or folder.name
     with explaining_entries(folder.path):
@@ -315,12 +317,12 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def _table_cell(text: str) -> str:
-    """Returns a text that cannot end the cell of a table it stands in."""
+    """Returns a text without characters that would end its cell of a table."""
     return " ".join(text.replace("|", "/").split())
 
 
 def _tidy(text: str) -> str:
-    """Removes the gaps where a template leaves something out."""
+    """Removes the gaps where a template left something out."""
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Checks that a folder may be published: its files first, which need no model, and then what it gives when loaded."""
+"""Checks that a folder may be published: first its files, which need no model, and then the model's output."""
 
 import json
 import os
@@ -35,7 +35,7 @@ _HUB_FILES = Path(__file__).resolve().parent.parent / "model"
 #: Files that may be in a repository: settings, safetensors, the family's code, texts and pictures.
 _TEXTS = (".json", ".py", ".md", ".txt", ".svg", "LICENSE", "NOTICE")
 _WEIGHTS, _PICTURES = ".safetensors", ".png"
-#: Files that are not published: what a training run leaves beside its checkpoint, and hidden files.
+#: Files that are not published: files that a training run leaves next to its checkpoint, and hidden files.
 _NOT_PUBLISHED = re.compile(r"^(tensorboard/.*|checkpoints/.*|.*\.jsonl|run\.json|(.*/)?__pycache__/.*|(.*/)?\..*)$")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
 _SECRETS = re.compile(
@@ -63,7 +63,7 @@ def check(folder: CheckpointFolder, *, results: str | Path | None = None) -> Non
     faults = [*_file_faults(folder)]
     safe = not faults  # Nothing is loaded from a folder with unsafe or incomplete files.
     adaptation = folder.adaptation if safe else None
-    # `publish` replaces the name of the base by that on the Hub.
+    # `publish` replaces the name of the base with that on the Hub.
     faults += leaks(folder.path, [*names_to_publish(folder.path), PROSE], "" if adaptation is None else adaptation.base)
     if safe:
         faults += _code_faults(folder)
@@ -90,7 +90,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def names_to_publish(path: Path) -> list[str]:
-    """Returns the names of the files that are published as they are; the card is rendered anew."""
+    """Returns the names of the files that are published as they are; the card is rendered again."""
     return sorted(name for name in names_in(path) if not _NOT_PUBLISHED.match(name) and name not in (CARD, PROSE))
 
 
@@ -101,7 +101,7 @@ def leaks(path: Path, names: Iterable[str], known: str = "") -> Iterator[str]:
     Args:
         path: The folder.
         names: Names of files in it.
-        known: Text that is passed over.
+        known: Text that is ignored.
 
     Yields:
         A fault for each file with a path, and one for each with a password.
@@ -113,7 +113,7 @@ def leaks(path: Path, names: Iterable[str], known: str = "") -> Iterator[str]:
             yield f"{name} holds what looks like a secret: {found[0][:8]}..."
         if found := _PATHS.search(text):
             yield f"{name} holds a path of this machine: {found[0]}"
-        elif name.endswith(".json") and name != "tokenizer.json":  # Word pieces are no paths.
+        elif name.endswith(".json") and name != "tokenizer.json":  # Word pieces are not paths.
             for value in _texts_in_json(text):
                 if len(value) > 2 and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
                     yield f"{name} holds a path of this machine: {value}"
@@ -124,7 +124,7 @@ def leaks(path: Path, names: Iterable[str], known: str = "") -> Iterator[str]:
 
 
 def _file_faults(folder: CheckpointFolder) -> Iterator[str]:
-    """Files that do not belong in a repository, or are not what their name says."""
+    """Yields a fault for each file that does not belong in a repository, or does not fit its name."""
     path = folder.path
     if folder.kind == "checkpoint" and not (path / SAFE_WEIGHTS_NAME).is_file():
         yield f"{SAFE_WEIGHTS_NAME} is missing: the folder holds a checkpoint's settings without its weights."
@@ -132,14 +132,14 @@ def _file_faults(folder: CheckpointFolder) -> Iterator[str]:
         yield f"{PROCESSOR} is missing, and with it the gene vocabulary."
     for name in names_to_publish(path):
         if not _is_regular(path / name):
-            yield f"{name} is a link, or no regular file."
+            yield f"{name} is a link, or not a regular file."
             continue
         try:
             yield from _content_faults(name, path / name)
         except OSError as error:
             yield f"{name} cannot be read: {error}"
     if (path / PROSE).is_symlink() or ((path / PROSE).exists() and not (path / PROSE).is_file()):
-        yield f"{PROSE} is a link, or no regular file."
+        yield f"{PROSE} is a link, or not a regular file."
 
 
 def _is_regular(file: Path) -> bool:
@@ -160,18 +160,18 @@ def _content_faults(name: str, path: Path) -> Iterator[str]:
         yield f"{name} is a pickle, which can run code where it is loaded: save weights as safetensors."
     elif name.endswith(_PICTURES):
         if not path.read_bytes().startswith(b"\x89PNG"):
-            yield f"{name} is no picture."
+            yield f"{name} is not a picture."
     elif not name.endswith(_TEXTS):
-        yield f"{name} is no part of a model: remove it."
+        yield f"{name} is not part of a model: remove it."
     else:
         try:
             text = path.read_bytes().decode()
             if name.endswith(".json"):
                 json.loads(text)
         except UnicodeDecodeError:
-            yield f"{name} is no text in UTF-8."
+            yield f"{name} is not text in UTF-8."
         except (ValueError, RecursionError) as error:
-            yield f"{name} is no JSON: {error}"
+            yield f"{name} is not JSON: {error}"
 
 
 def _is_pickle(content: bytes) -> bool:
@@ -188,7 +188,7 @@ def _is_pickle(content: bytes) -> bool:
 
 
 def _text_in(name: str, path: Path) -> str:
-    """Returns the text of a file, for weights that of their metadata; nothing for a damaged file."""
+    """Returns the text of a file (for weights, their metadata); an empty text for a damaged file."""
     try:
         if name.endswith(_WEIGHTS):
             with safe_open(path, "pt") as weights:
@@ -215,7 +215,7 @@ def _texts_in_json(content: str) -> Iterator[str]:
 
 
 def _code_faults(folder: CheckpointFolder) -> Iterator[str]:
-    """Code that is missing, differs from this package's, or would come from elsewhere; an adapter has none."""
+    """Yields a fault for missing, differing or foreign code; an adapter has none."""
     path, references = folder.path, list[Any]()
     for file in (CONFIG_NAME, PROCESSOR, "tokenizer_config.json", "preprocessor_config.json"):
         for named in _code_maps(folder.json(file)):
@@ -223,7 +223,7 @@ def _code_faults(folder: CheckpointFolder) -> Iterator[str]:
                 yield f"{file}: its auto_map or custom_pipelines do not name code as transformers does."
                 continue
             code = [value for key, value in named.items() if key != "pt"]  # "pt" names transformers' own.
-            # A tokenizer names two classes, of which one may be none.
+            # A tokenizer names two classes, one of which may be None.
             references += [ref for value in code for ref in (value if isinstance(value, list) else [value]) if ref]
     if folder.kind != "adapter" and not folder.json(CONFIG_NAME).get("auto_map"):
         yield f"{CONFIG_NAME} has no auto_map: save the model again to add it."
@@ -239,7 +239,7 @@ def _code_faults(folder: CheckpointFolder) -> Iterator[str]:
             yield f"{name}, which {CONFIG_NAME} or {PROCESSOR} needs, is missing: save the checkpoint again."
     for name in (name for name in names_to_publish(path) if name.endswith(".py")):
         if not (_HUB_FILES / name).is_file():
-            yield f"{name} is no code of modeling-langcell."
+            yield f"{name} is not code of modeling-langcell."
         elif (_HUB_FILES / name).read_bytes() != (path / name).read_bytes():
             yield f"{name} differs from that of the installed modeling-langcell: save the checkpoint again."
 
@@ -256,7 +256,7 @@ def _code_maps(settings: dict[str, Any]) -> Iterator[Any]:
 
 
 def _processor_faults(folder: CheckpointFolder) -> Iterator[str]:
-    """Genes and word pieces that are not those that the model embeds."""
+    """Yields a fault if the genes or word pieces differ from those that the model embeds."""
     try:
         require_same_vocabularies(folder.config, folder.processor, folder.path)
     except InputError as error:
@@ -267,7 +267,7 @@ def _processor_faults(folder: CheckpointFolder) -> Iterator[str]:
 
 
 def _card_faults(folder: CheckpointFolder) -> Iterator[str]:
-    """Files that no card can be rendered from."""
+    """Yields a fault if no card can be rendered from the files."""
     try:
         prose = Prose.of(folder)
         render(folder, prose)
@@ -283,11 +283,11 @@ def _results_faults(folder: CheckpointFolder, results: str | Path | None) -> Ite
         yield f"{EVALUATION} differs from {results}: 'langcell card {folder.path} --results {results}' updates it."
 
 
-# ---------------------------------------------------------------------- what the model gives
+# ---------------------------------------------------------------------- model
 
 
 def _loading_faults(folder: CheckpointFolder) -> Iterator[str]:
-    """Loads the folder with this package, and in a process of its own without; both must give the same."""
+    """Loads the folder with this package, and in a separate process without it; both must give the same."""
     try:
         if folder.kind == "architecture":
             with_package = {"parameters": torch.tensor(folder.parameters)}
@@ -315,7 +315,7 @@ def _loading_faults(folder: CheckpointFolder) -> Iterator[str]:
     for name, tensor in with_package.items():
         if not torch.allclose(tensor.double(), without[name].double(), atol=1e-6, rtol=0):
             difference = (tensor.double() - without[name].double()).abs().max()
-            yield f"{name} differ by {difference:.1e} with this package and without."
+            yield f"{name} differ by {difference:.1e} with and without this package."
         if not tensor.isfinite().all():
             yield f"{name} are not finite."
 
@@ -329,18 +329,18 @@ def _adapter_faults(folder: CheckpointFolder) -> Iterator[str]:
         cells.var_names = genes
         LangCellAnnotator(model, processor, adaptation=folder.adaptation, device="cpu").annotate(cells)
         if not np.isfinite(cells.obsm[PROBABILITIES].to_numpy()).all():
-            yield "its scores are not finite, and so neither are its weights."
+            yield "its scores are not finite, so neither are its weights."
     except InputError as error:
         yield str(error)
-    except Exception as error:  # torch raises errors of every kind for weights of another shape.
+    except Exception as error:  # torch raises errors of every kind for weights of a different shape.
         yield f"it does not annotate: {_first_line(error)}"
 
 
 def _fingerprint_faults(folder: CheckpointFolder) -> Iterator[str]:
-    """Results of other weights than the folder's."""
+    """Yields a fault if the results belong to different weights from the folder's."""
     try:
         if folder.evaluation and folder.evaluation.get("model") != folder.fingerprint:
-            yield f"{EVALUATION} is of another model: run 'langcell evaluate' and 'langcell card' on this one."
+            yield f"{EVALUATION} belongs to a different model: run 'langcell evaluate' and 'langcell card' on this one."
     except InputError as error:
         yield f"{EVALUATION}: {error}"
 

@@ -27,7 +27,7 @@ def summarize(results: str | Path) -> dict[str, Any]:
         A row has the mean, the lowest and the highest value of every score, and the number of seeds.
 
     Raises:
-        InputError: The folder holds no results, or those of several models.
+        InputError: The folder holds no results, or results of several models.
     """
     with explaining_entries(results):
         return _summarize(Path(results))
@@ -39,7 +39,7 @@ def _summarize(results: Path) -> dict[str, Any]:
     models = {table["model"]["fingerprint"] for table in tables}
     if len(models) != 1:
         raise InputError(
-            f"{results} holds results of {len(models)} models: name a folder that 'langcell evaluate --out' wrote."
+            f"{results} holds results of {len(models)} models: give a folder that 'langcell evaluate --out' wrote."
         )
     tasks, studies = [], {}
     for table in tables:
@@ -73,8 +73,8 @@ def mean_and_range(runs: Sequence[Mapping[str, Any]], score: str) -> tuple[float
         score: Name of the score.
 
     Returns:
-        Mean, low and high. A single run has its 95% interval as low and high, or its score alone where it has no
-        interval. NaN where no run has the score.
+        Mean, low and high. A single run has its 95% interval as low and high, or only its score if it has no
+        interval. NaN if no run has the score.
     """
     values = [run["scores"][score] for run in runs if score in run["scores"]]
     if not values:

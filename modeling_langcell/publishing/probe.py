@@ -58,7 +58,7 @@ def _load_and_embed(folder: Path) -> dict[str, Any]:
 
 
 class _NotInstalled:
-    """Finder that lets imports of this package fail."""
+    """Finder that makes imports of this package fail."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "modeling_langcell":

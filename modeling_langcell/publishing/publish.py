@@ -1,5 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Publishes a folder on the Hub: checks it, renders its card, pushes both in one commit, and compares what arrived."""
+"""
+Publishes a folder on the Hub: checks it, renders its card, pushes both in one commit, and compares the pushed files.
+"""
 
 import json
 import re
@@ -69,19 +71,19 @@ def publish(
         results: Folder that `langcell evaluate` wrote, to compare `evaluation.json` with.
         private: True to make a new repository private.
         tag: Tag for the commit.
-        dry_run: True to check and list only: nothing is sent, and the Hub is not asked.
+        dry_run: True to check and list only: nothing is sent, and the Hub is not contacted.
 
     Raises:
-        InputError: The folder has faults, all of which the message lists; or the push was refused or broken off.
+        InputError: The folder has faults, all of which the message lists; or the push was refused or interrupted.
     """
     if not _is_repository(repo_id):
-        raise InputError(f"{repo_id!r} is no name of a repository on the Hub, OWNER/NAME.")
+        raise InputError(f"{repo_id!r} is not the name of a repository on the Hub, OWNER/NAME.")
     if tag is not None and not _TAG.fullmatch(tag):
-        raise InputError(f"{tag!r} is no tag: use letters, digits, '-', '_' and single dots, such as v1.0.")
+        raise InputError(f"{tag!r} is not a tag: use letters, digits, '-', '_' and single dots, such as v1.0.")
     opened = CheckpointFolder(Path(folder))
     kind, base = opened.kind, _base_on_hub(opened, base)
     if base and not dry_run:
-        opened = replace(opened, base=base)  # The adapter is tried on the base that others will load it on.
+        opened = replace(opened, base=base)  # The adapter is tested on the base that others will load it on.
     check(opened, results=results)
     with _staged(opened, repo_id, base) as staged:
         files = {name: (staged / name).stat().st_size for name in sorted(names_in(staged))}
@@ -104,7 +106,7 @@ def _is_repository(name: str) -> bool:
 def _base_on_hub(folder: CheckpointFolder, base: str | None) -> str:
     """
     Returns the name by which others find the base of an adaptation: a Hub id, or the checkpoint of the package. Empty
-    where nothing was adapted.
+    if nothing was adapted.
 
     Raises:
         InputError: The base is a folder on this machine.
@@ -114,8 +116,8 @@ def _base_on_hub(folder: CheckpointFolder, base: str | None) -> str:
     base = base or folder.adaptation.base
     if base != MINI and (not _is_repository(base) or Path(base).is_dir()):
         raise InputError(
-            f"{folder.path} was made from {base!r}, which is no repository of the Hub: publish that first, and name it "
-            "with --base OWNER/NAME."
+            f"{folder.path} was made from {base!r}, which is not a repository on the Hub: publish it first, and give "
+            "its name with --base OWNER/NAME."
         )
     return base
 
@@ -123,7 +125,7 @@ def _base_on_hub(folder: CheckpointFolder, base: str | None) -> str:
 @contextmanager
 def _staged(folder: CheckpointFolder, repo_id: str, base: str) -> Iterator[Path]:
     """
-    Copies the files as they are to be in the repository: regular ones, the base by its name there, and the card.
+    Copies the files as they are to be in the repository: regular files, the name of the base there, and the card.
 
     Raises:
         InputError: A file holds a path of this machine or a password.
@@ -145,7 +147,7 @@ def _staged(folder: CheckpointFolder, repo_id: str, base: str) -> Iterator[Path]
 
 
 def _set_entry(path: Path, name: str, value: str) -> None:
-    """Sets an entry of a JSON file; a file that has it already keeps its bytes."""
+    """Sets an entry of a JSON file; a file that already has it keeps its bytes."""
     if read_json(path).get(name) == value:
         return
     path.write_text(json.dumps(read_json(path) | {name: value}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -27,11 +27,11 @@ def _templates() -> Environment:
 
 def write_page(path: str | Path, template: str, **content: Any) -> Path:
     """
-    Writes a page from a template. The page is light or dark as the reader's screen is set, or as the reader chooses. It
+    Writes a page from a template. The page is light or dark according to the reader's settings or choice. It
     appears whole or not at all.
 
     Args:
-        path: Path of the page; its folder is made if it does not exist.
+        path: Path of the page; its folder is created if it does not exist.
         template: Name of a file in `templates/`.
         content: Values for the template: texts, which are escaped, or `Markup`. Every page has a `title`.
 

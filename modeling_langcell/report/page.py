@@ -23,7 +23,7 @@ from .plots import Layout, colours
 
 _LEAST_CERTAIN = 100  # Cells in the table of the least certain cells.
 _GENES = 10  # Genes shown for each label.
-_COLOURED = 20  # Names that get a colour of their own.
+_COLOURED = 20  # Names that get their own colour.
 _CLOSE = 0.1  # A margin below this is a reason for uncertainty.
 _OTHER_COLOUR = "#9aa4af"
 _RAMP = ("#3b7dd8", "#9a6fb0", "#e0453a")  # From low to high; visible on white and on black.
@@ -40,7 +40,7 @@ def write_report(
     command: str | None = None,
 ) -> Path:
     """
-    Writes a report: a page with the input, a map of the cells, their labels and answers and how certain these are, the
+    Writes a report: a page with the input, a map of the cells, their labels and answers with their certainty, the
     genes that drive them, and the code that repeats the run. The page is self-contained and opens offline.
 
     Args:
@@ -233,7 +233,7 @@ def _genes(explained: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-# ---------------------------------------------------------------------- how to repeat it
+# ---------------------------------------------------------------------- repetition
 
 
 def _python_code(run: Mapping[str, Any]) -> str:
@@ -244,7 +244,7 @@ def _python_code(run: Mapping[str, Any]) -> str:
     loaded = f"LangCellAnnotator.from_pretrained({', '.join(origin)})" if run["checkpoint"] else "...  # in memory"
 
     texts = label_texts(run)
-    # Classifiers and prototypes have labels of their own.
+    # Classifiers and prototypes have their own labels.
     own = "prototype_weight" in run or "alpha" not in run
     labels = "" if own else "".join(f"    {label!r}: {of_label!r},\n" for label, of_label in texts.items())
     options = [] if own else ["labels"]

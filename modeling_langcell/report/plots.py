@@ -20,7 +20,7 @@ from ..model.errors import InputError
 logger = logging.getLogger(__name__)
 
 _SEED = 0
-_MOST_CELLS = 20_000  # Cells on a map; of more cells a random sample of this size is drawn.
+_MOST_CELLS = 20_000  # Most cells on a map; a random sample of this size is drawn from more cells.
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Layout:
 
 def lay_out(adata: ad.AnnData) -> Layout:
     """
-    Computes a UMAP of the embeddings; above 20,000 cells, of a random sample of them. Cells without an embedding are
+    Computes a UMAP of the embeddings; of a random sample of them above 20,000 cells. Cells without an embedding are
     left out.
 
     Raises:
@@ -55,7 +55,7 @@ def lay_out(adata: ad.AnnData) -> Layout:
         logger.info("Drawing a random sample of %d of %d cells.", _MOST_CELLS, len(rows))
         rows = np.sort(np.random.default_rng(_SEED).permutation(rows)[:_MOST_CELLS])
     embeds = embeds[rows]
-    if len(rows) < 5:  # Too few for a neighbourhood graph: take the embedding's first two numbers.
+    if len(rows) < 5:  # They are too few for a neighbourhood graph: the first two numbers of the embedding are used.
         return Layout(rows, embeds[:, :2])
     space = ad.AnnData(obs=pd.DataFrame(index=adata.obs_names[rows]), obsm={EMBEDDING: embeds})
     sc.pp.neighbors(space, use_rep=EMBEDDING, metric="cosine", n_neighbors=min(15, len(rows) - 1), random_state=_SEED)
@@ -65,8 +65,8 @@ def lay_out(adata: ad.AnnData) -> Layout:
 
 def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Figure:
     """
-    Draws the cells, coloured by label, beside the shares of the labels or, with a reference column, beside the
-    confusion matrix with its labels.
+    Draws the cells, coloured by label, next to the shares of the labels or, with a reference column, the confusion
+    matrix with its labels.
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))

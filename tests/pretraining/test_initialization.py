@@ -69,7 +69,7 @@ class TestGeneformer:
         BertModel(config).save_pretrained(tmp_path / "other")
         settings["model"]["cell_config"] = {}
         settings["gene_names_from"] = None
-        with pytest.raises(InputError, match=r"99 tokens, the corpus 43.*--vocabulary"):
+        with pytest.raises(InputError, match=r"99 tokens, but the corpus has 43.*--vocabulary"):
             initialized(settings | {"cell_tower": str(tmp_path / "other")})
 
     def test_another_geometry_is_refused(self, geneformer, settings):
@@ -89,7 +89,7 @@ class TestRefusals:
     def test_missing_checkpoints(self, settings, field, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         changes = {"gene_names_from": None, field: str(tmp_path / "nowhere")}
-        with pytest.raises(InputError, match=rf"{field}: .*nowhere.? (cannot be used|is no folder)"):
+        with pytest.raises(InputError, match=rf"{field}: .*nowhere.? (cannot be used|is not a folder)"):
             pretrain(PretrainingConfig(**settings | changes))
         assert not (tmp_path / "run" / "run.json").exists()
 

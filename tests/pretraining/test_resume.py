@@ -155,6 +155,6 @@ class TestFolders:
             context.setattr("modeling_langcell.pretraining.folder.RunFolder.save_model", die)
             with pytest.raises(KeyboardInterrupt):
                 pretrain(PretrainingConfig(**settings))
-        with pytest.raises(InputError, match=r"other settings.*learning_rate, steps"):
+        with pytest.raises(InputError, match=r"different settings.*learning_rate, steps"):
             pretrain(PretrainingConfig(**settings | {"steps": 9, "learning_rate": 1.0}))
         pretrain(PretrainingConfig(**settings | {"checkpoint_every": 1}))

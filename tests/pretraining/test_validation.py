@@ -90,7 +90,7 @@ def test_other_genes_are_refused(settings, model_and_processor, tiny_processor):
     vocabulary = tiny_processor.feature_extractor.gene_vocabulary
     tiny_processor.feature_extractor.gene_vocabulary = vocabulary | {"ensembl_ids": vocabulary["ensembl_ids"][::-1]}
     try:
-        with pytest.raises(InputError, match="other genes"):
+        with pytest.raises(InputError, match="different genes"):
             HeldOutCells(Corpus(settings["corpus"]), tiny_processor, **LIMITS)
     finally:
         tiny_processor.feature_extractor.gene_vocabulary = vocabulary

@@ -125,7 +125,7 @@ class TestWriting:
 
     def test_results_of_another_model(self, checkpoint, results):
         (results / "few-shot.json").write_text(json.dumps(a_table("0" * 16)))
-        with pytest.raises(InputError, match="of another model"):
+        with pytest.raises(InputError, match="belong to a different model"):
             write_card(checkpoint, results)
         assert not (checkpoint / "README.md").exists()
         (results / "zero-shot.json").write_text(json.dumps(a_table("1" * 16)))

@@ -100,10 +100,10 @@ class TestRefused:
             ("pytorch_model.bin", b"\x80\x02}q\x00.", "pytorch_model.bin is a pickle"),
             ("notes.txt", b"\x80\x04\x95\x00", "notes.txt is a pickle"),
             ("genes.md", b"PK\x03\x04", "genes.md is a pickle"),
-            ("weights.exe", b"MZ", "weights.exe is no part of a model"),
-            ("extra.json", b"{", "extra.json is no JSON"),
+            ("weights.exe", b"MZ", "weights.exe is not part of a model"),
+            ("extra.json", b"{", "extra.json is not JSON"),
             ("more.safetensors", b"\x08\0\0\0\0\0\0\0{}", "more.safetensors is incomplete"),
-            ("helper.py", b"import os\n", "helper.py is no code of modeling-langcell"),
+            ("helper.py", b"import os\n", "helper.py is not code of modeling-langcell"),
             ("notes.md", b"made in /home/someone/runs/best\n", "notes.md holds a path of this machine: /home/someone"),
             ("notes.md", b"made in C:\\Users\\someone\n", "notes.md holds a path of this machine: C:"),
             ("extra.json", json.dumps({"token": SECRET}).encode(), "extra.json holds what looks like a secret"),
@@ -113,19 +113,19 @@ class TestRefused:
             ("extra.json", b'{"from": "/cluster7/someone/ckpt"}', "extra.json holds a path of this machine"),
             ("extra.json", b'{"from": "C:/Users/someone"}', "extra.json holds a path of this machine"),
             ("extra.json", b'{"from": "file:///x/someone"}', "extra.json holds a path of this machine"),
-            ("extra.json", b"[" * 100_000 + b"]" * 100_000, "extra.json is no JSON"),
+            ("extra.json", b"[" * 100_000 + b"]" * 100_000, "extra.json is not JSON"),
             ("notes.txt", b'cos\nsystem\n(S"id"\ntR.', "notes.txt is a pickle"),
-            ("notes.txt", gzip.compress(b"x", mtime=0), "notes.txt is no text"),
-            ("a.png", b"\x80", "a.png is no picture"),
+            ("notes.txt", gzip.compress(b"x", mtime=0), "notes.txt is not text"),
+            ("a.png", b"\x80", "a.png is not a picture"),
             ("more.safetensors", b"\x80\x04\x95\x00", "more.safetensors is a pickle"),
-            ("sub/helper.py", b"import os\n", "sub/helper.py is no code"),
-            ("other.yaml", b"a: b\n", "other.yaml is no part of a model"),
+            ("sub/helper.py", b"import os\n", "sub/helper.py is not code"),
+            ("other.yaml", b"a: b\n", "other.yaml is not part of a model"),
             ("card.yaml", f"limits: {SECRET}\n".encode(), "card.yaml holds what looks like a secret"),
             ("card.yaml", b"limits: made in /home/someone/runs\n", "card.yaml holds a path of this machine"),
             ("card.yaml", b"limits: TODO\n", "card.yaml still says TODO"),
             ("card.yaml", b"[1]", "card.yaml must map"),
             ("card.yaml", b"summary: |\n  | pbmc | 0.999 |\n", "card.yaml: summary has a table"),
-            ("training.json", b'{"runs": [{}]}', "is not as this package writes it"),
+            ("training.json", b'{"runs": [{}]}', "does not have the form that this package writes"),
         ],
     )
     def test_files_that_do_not_belong(self, checkpoint, file, content, fault):
@@ -153,7 +153,7 @@ class TestRefused:
 
     def test_a_pipe(self, checkpoint):
         os.mkfifo(checkpoint / "notes.txt")
-        with pytest.raises(InputError, match=r"notes.txt is a link, or no regular file"):
+        with pytest.raises(InputError, match=r"notes.txt is a link, or not a regular file"):
             check(checkpoint)
 
     @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ class TestRefused:
 
     def test_figures_of_another_model(self, checkpoint):
         (checkpoint / "evaluation.json").write_text(json.dumps({"model": "0" * 16, "studies": {}, "tasks": []}))
-        with pytest.raises(InputError, match="of another model"):
+        with pytest.raises(InputError, match="belongs to a different model"):
             check(checkpoint)
 
     def test_all_faults_are_listed_at_once(self, checkpoint):
@@ -277,7 +277,7 @@ class TestRefused:
     @pytest.mark.parametrize("tag", ["", "bad tag", "a..b", "-a", "a.lock", "a."])
     def test_invalid_tags(self, checkpoint, tag):
         code, _, errors = publish(checkpoint, "--repo-id", "you/mine", "--tag", tag, "--dry-run")
-        assert (code, "is no tag" in errors) == (2, True)
+        assert (code, "is not a tag" in errors) == (2, True)
 
     def test_no_folder(self, tmp_path):
         for folder in (tmp_path / "nowhere", tmp_path):
@@ -370,7 +370,7 @@ class TestKinds:
 
     def test_faults_of_an_adapter(self, adapter):
         (adapter / "handler.py").write_text("import os")
-        with pytest.raises(InputError, match=r"handler.py is no code"):
+        with pytest.raises(InputError, match=r"handler.py is not code"):
             check(adapter)
         (adapter / "handler.py").unlink()
         weights = load_file(adapter / "adapter_model.safetensors")
