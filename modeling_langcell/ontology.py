@@ -319,8 +319,8 @@ def siblings(term_id: str) -> frozenset[str]:
     are all `UNINFORMATIVE` has no siblings.
     """
     parents = set(_parser().get_term_parents(term_id)) - UNINFORMATIVE
-    beside = frozenset().union(*(_children()[parent] for parent in parents))
-    return frozenset(i for i in beside if not related(term_id, i))
+    found = frozenset().union(*(_children()[parent] for parent in parents))
+    return frozenset(i for i in found if not related(term_id, i))
 
 
 def _steps_up(term_id: str) -> dict[str, int]:

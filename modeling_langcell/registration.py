@@ -89,7 +89,7 @@ class _RegisteringLoader(Loader):
         self._loader, self._hook = loader, hook
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # For callers who read source or resources from a spec without importing it.
+        return getattr(self._loader, name)  # Callers may read source or resources from a spec without importing it.
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)

@@ -151,9 +151,9 @@ def _embeds_of(annotator: Predictor, adata: ad.AnnData) -> np.ndarray:
     if EMBEDDING not in adata.obsm or RUN not in adata.uns:
         raise InputError(f"The cells have no obsm[{EMBEDDING!r}]: embed or annotate them first.")
     run = adata.uns[RUN]
-    theirs, ours = _origin_name(run), _origin_name(annotator.origin())
-    if theirs != ours:
-        raise InputError(f"The cells were embedded by {theirs}, not by {ours}: embed them again.")
+    origin_of_cells, origin_of_model = _origin_name(run), _origin_name(annotator.origin())
+    if origin_of_cells != origin_of_model:
+        raise InputError(f"The cells were embedded by {origin_of_cells}, not by {origin_of_model}: embed them again.")
     embeds = adata.obsm[EMBEDDING]
     valid = isinstance(embeds, np.ndarray) and embeds.dtype.kind == "f" and embeds.shape[1:] == (annotator.width,)
     if valid:

@@ -87,8 +87,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        reason = said[0] if (folder / CONFIG_NAME).is_file() else f"no {CONFIG_NAME}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0] if (folder / CONFIG_NAME).is_file() else f"no {CONFIG_NAME}"
         raise InputError(f"{folder} is not a checkpoint: {reason}") from error
     if not str(config.model_type).startswith("langcell"):
         raise InputError(f"{folder} is a checkpoint of {config.model_type}, not of langcell.")

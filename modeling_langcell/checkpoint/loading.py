@@ -219,11 +219,11 @@ def _explaining(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = str(error).strip()
-        reason = next((meaning for mark, meaning in _MEANINGS.items() if re.search(mark, said)), reason_of(error))
+        original = str(error).strip()
+        reason = next((meaning for mark, meaning in _MEANINGS.items() if re.search(mark, original)), reason_of(error))
         if isinstance(error, StrictDataclassError):  # Its first line only names the validator.
-            field = re.search(r"Field '(\w+)'", said)
-            reason = f"{field[1]} has the wrong type" if field else said.splitlines()[-1].partition("Error: ")[2]
+            field = re.search(r"Field '(\w+)'", original)
+            reason = f"{field[1]} has the wrong type" if field else original.splitlines()[-1].partition("Error: ")[2]
         elif isinstance(error, json.JSONDecodeError):
             reason = _DAMAGED_JSON
         elif isinstance(error, (AttributeError, TypeError, IndexError)):

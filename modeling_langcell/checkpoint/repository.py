@@ -296,8 +296,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, HFValidationError):
         return "it is not an id of the form OWNER/NAME"
     # For a failed upload the outer error names the file, and the inner one the reason.
-    said = [" ".join(str(cause).split()) or type(cause).__name__ for cause in _causes(error)]
-    return ": ".join(said[:2]) if isinstance(error, RuntimeError) else said[0]
+    reasons = [" ".join(str(cause).split()) or type(cause).__name__ for cause in _causes(error)]
+    return ": ".join(reasons[:2]) if isinstance(error, RuntimeError) else reasons[0]
 
 
 __all__ = ["Pushed", "fetch", "push", "require_write_access"]

@@ -13,7 +13,7 @@ from ..model.errors import InputError
 _CHECKPOINT_FILES = (".json", ".safetensors", ".bin", ".txt", ".py")
 _FIGURES = (".png", ".pdf", ".svg")
 
-# Copied from the package, which takes seconds to import; a test compares the two.
+# These are copied from the package, which takes seconds to import; a test compares the two.
 CountsChoice = Literal["raw", "normalized", "log1p"]
 EmptyCellsChoice = Literal["error", "mark"]
 DtypeChoice = Literal["float32", "bfloat16", "float16"]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# Copied from the package, which takes seconds to import; a test compares the two.
+# These are copied from the package, which takes seconds to import; a test compares the two.
 OnUnfit = Literal["refuse", "skip"]
 Head = Literal["descriptions", "classes", "prototypes"]
 Method = Literal["lora", "full", "frozen"]

@@ -80,9 +80,9 @@ class MedianSketch:
     A histogram of each gene's non-zero values in narrow bins, from which medians are computed. The sketches of
     different cells add up, in any order and to the last bit, to the sketch of all the cells.
 
-    Values are a cell's counts scaled to a sum of 10,000 over all genes of its matrix. A bin spans a factor of 2 **
-    (1/64) and stands for its middle, so the error of a median is at most 0.55% (including an even number of values,
-    where the median is the mean of the two middle ones).
+    Values are a cell's counts scaled to a sum of 10,000 over all genes of its matrix. A bin spans a factor of
+    2 ** (1/64) and is represented by its middle, so the error of a median is at most 0.55% (even for an even number of
+    values, where the median is the mean of the two middle ones).
 
     Args:
         bins: Sorted codes `gene * BINS + bin`, with genes by their index in the table.

@@ -254,7 +254,7 @@ def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # The file system holds other bytes.
+    except UnicodeEncodeError:  # The name has other bytes.
         return False
     return True
 

@@ -146,7 +146,7 @@ def atomic_folder(output: str | Path) -> Iterator[Path]:
     output = require_new_folder(output)
     place = output.absolute()
     try:
-        # Made in the nearest parent that exists, so that renaming stays on one file system and is atomic.
+        # The nearest parent that exists is used, so that renaming stays on one file system and is atomic.
         with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{place.name}-") as temporary:
             folder = Path(temporary) / place.name
             folder.mkdir()

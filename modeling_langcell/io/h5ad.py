@@ -25,8 +25,8 @@ def open_cells(path: str | Path) -> ad.AnnData:
     Raises:
         InputError: No such file, or one that anndata cannot read.
     """
-    with reading_h5ad(path) as whole:
-        return ad.read_h5ad(whole, backed="r")
+    with reading_h5ad(path) as checked:
+        return ad.read_h5ad(checked, backed="r")
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
     Raises:
         InputError: No such file, or one that was not annotated.
     """
-    with reading_h5ad(path) as whole, h5py.File(whole) as file:
+    with reading_h5ad(path) as checked, h5py.File(checked) as file:
         if f"uns/{RUN}" not in file or (embeds and f"obsm/{EMBEDDING}" not in file):
             raise InputError(f"{path} has no annotation by LangCell: annotate it first.")
         obsm = {EMBEDDING: file["obsm"][EMBEDDING][:]} if embeds else {}
@@ -128,17 +128,17 @@ def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
         InputError: No such file, or one that anndata cannot read.
     """
     with ExitStack() as opened:
-        with reading_h5ad(path) as whole:
-            file = opened.enter_context(h5py.File(whole))
+        with reading_h5ad(path) as checked:
+            file = opened.enter_context(h5py.File(checked))
             if isinstance(file["obs"], h5py.Dataset):
                 logger.info("%s was written before anndata 0.7: everything except the matrix is read.", path)
-                adata = open_cells(whole)
+                adata = open_cells(checked)
             else:
                 elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
                 if "raw" in file:
                     elements["raw"] = {"var": ad.io.read_elem(file["raw/var"])}
                 elements["layers"] = {name: _on_disk(layer) for name, layer in file.get("layers", {}).items()}
-                adata = ad.AnnData(filename=whole, filemode="r", **elements)
+                adata = ad.AnnData(filename=checked, filemode="r", **elements)
             opened.callback(adata.file.close)
         yield adata
 

@@ -243,12 +243,12 @@ class LangCellConfig(_PublishedConfig):
         if self.calibration is None:
             return
         thresholds, fitted = self.calibration.get("thresholds"), self.calibration.get("fitted")
-        whole = isinstance(thresholds, dict) and isinstance(fitted, dict)
+        valid = isinstance(thresholds, dict) and isinstance(fitted, dict)
         numbers = [self.calibration.get(name) for name in ("temperature", "usual_novelty", "alpha")]
         numbers += thresholds.values() if isinstance(thresholds, dict) else []
-        whole &= isinstance(templates_of(self.calibration, []), (list, tuple))
-        whole &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-        if not whole or self.calibration["temperature"] <= 0:
+        valid &= isinstance(templates_of(self.calibration, []), (list, tuple))
+        valid &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+        if not valid or self.calibration["temperature"] <= 0:
             raise ValueError("calibration is not what langcell calibrate writes: leave it out, or calibrate again.")
 
     def __post_init__(self, **kwargs):

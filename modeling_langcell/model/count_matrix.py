@@ -252,14 +252,14 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
 
     data = chunk.data
     low, high = data.min(initial=0), data.max(initial=0)  # Both are NaN if any value is NaN.
-    whole = data.dtype.kind != "f" or bool((data == np.rint(data)).all())
+    all_whole = data.dtype.kind != "f" or bool((data == np.rint(data)).all())
     if not -np.inf < low <= high < np.inf:
         refuse(~np.isfinite(data), "values that are not finite", "Go back to the counts, or remove such cells.")
     if low < 0:
         refuse(data < 0, "negative values", "Scaled data cannot be ranked: go back to the counts.")
     if high > LARGEST_VALUE:
         refuse(data > LARGEST_VALUE, "values larger than any count", "Go back to the counts.")
-    if counts == "raw" and not whole:
+    if counts == "raw" and not all_whole:
         fractions, problem = data != np.rint(data), "values that are not whole, so not raw counts"
         if high < 16:
             refuse(fractions, problem, "It looks log-transformed.", "If so, pass {option}.", "log1p")
@@ -267,7 +267,7 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
     if counts == "log1p" and high > 30:
         too_large = "values too large for logarithms"
         refuse(data > 30, too_large, "", "Pass {option} if they are not logarithms.", "normalized")
-    if counts == "log1p" and whole and high > 0:
+    if counts == "log1p" and all_whole and high > 0:
         refuse(data > 0, "only whole numbers, so not logarithms", "", "Pass {option} for counts.", "raw")
 
 

@@ -70,19 +70,19 @@ class InputError(ValueError):
 
 def reason_of(error: BaseException) -> str:
     """Returns an exception's reason in one line, without details for programmers; its type if it gives no reason."""
-    said: object = error
+    reason: object = error
     match error:
         case KeyError(args=(str(sentence),)) if " " in sentence:
-            said = sentence
+            reason = sentence
         case KeyError():
-            said = f"{error} is not known, or missing"
+            reason = f"{error} is not known, or missing"
         case OSError(strerror=str(why)):
-            said = why
+            reason = why
         case UnicodeDecodeError():
-            said = "it is not text in UTF-8"
+            reason = "it is not text in UTF-8"
         case RecursionError():
-            said = "it is nested too deep"
-    lines = str(said).strip().splitlines() or [type(error).__name__]
+            reason = "it is nested too deep"
+    lines = str(reason).strip().splitlines() or [type(error).__name__]
     within = _HDF5.match(lines[0])
     return within[1] if within else lines[0].rstrip(".: ")
 

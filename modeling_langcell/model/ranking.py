@@ -263,8 +263,8 @@ def _as_multiples(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     smallest = _reduce_by_cell(np.minimum, np.where(values > 0, values, np.inf), indptr, np.inf)
     smallest = np.maximum(smallest, 1 / LARGEST_VALUE)  # This keeps the ratios finite.
     ratios = values / np.repeat(smallest, np.diff(indptr))
-    whole = np.rint(ratios)
-    return np.where(np.abs(ratios - whole) <= _WHOLE * whole, whole, ratios)
+    rounded = np.rint(ratios)
+    return np.where(np.abs(ratios - rounded) <= _WHOLE * rounded, rounded, ratios)
 
 
 __all__ = ["RankedCells", "RankedChunks"]

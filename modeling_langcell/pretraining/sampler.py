@@ -40,14 +40,14 @@ class CellSampler:
         rng = np.random.default_rng([self.seed, step])
         if self.batch_tokens >= self.lengths.sum():
             return rng.permutation(len(self.lengths))
-        drawn = np.empty(0, dtype=np.int64)
-        while (within := int((np.cumsum(self.lengths[drawn]) <= self.batch_tokens).sum())) == len(drawn):
+        sampled = np.empty(0, dtype=np.int64)
+        while (within := int((np.cumsum(self.lengths[sampled]) <= self.batch_tokens).sum())) == len(sampled):
             groups = rng.choice(len(self.sizes), 2 + int(self.batch_tokens / self.lengths.mean()), p=self.shares)
             cells = self.members[self.starts[groups] + rng.integers(self.sizes[groups])]
-            drawn = np.concatenate([drawn, cells])
-            _, first = np.unique(drawn, return_index=True)
-            drawn = drawn[np.sort(first)]
-        return drawn[: max(2, within)]
+            sampled = np.concatenate([sampled, cells])
+            _, first = np.unique(sampled, return_index=True)
+            sampled = sampled[np.sort(first)]
+        return sampled[: max(2, within)]
 
 
 def split_by_length(lengths: np.ndarray, processes: int) -> list[np.ndarray]:

@@ -85,8 +85,8 @@ class DescriptionSampler:
 
     def _draw_siblings(self, types: list[str], contents: list[Content], rng: np.random.Generator) -> list[Content]:
         """Draws siblings of the cells' types that none of the contents mentions."""
-        drawn = {((TYPE, str(rng.choice(self.siblings[term]))),) for term in types if self.siblings[term]}
-        wrong = sorted(drawn - {*contents})
+        siblings = {((TYPE, str(rng.choice(self.siblings[term]))),) for term in types if self.siblings[term]}
+        wrong = sorted(siblings - {*contents})
         return [wrong[i] for i in rng.permutation(len(wrong))[: self.config.sibling_texts]]
 
     def _may_be_true(self, content: Content, cells: np.ndarray) -> np.ndarray:

@@ -296,20 +296,24 @@ def _loading_faults(folder: CheckpointFolder) -> Iterator[str]:
     except Exception as error:  # torch and transformers raise errors of every kind for weights that do not fit.
         yield f"it does not load: {_first_line(error)}"
         return
-    with tempfile.TemporaryDirectory() as aside:
-        output = Path(aside, "found.safetensors")
-        environment = os.environ | {"HF_HOME": aside, "HF_MODULES_CACHE": f"{aside}/modules", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary, "found.safetensors")
+        environment = os.environ | {
+            "HF_HOME": temporary,
+            "HF_MODULES_CACHE": f"{temporary}/modules",
+            "HF_HUB_OFFLINE": "1",
+        }
         done = subprocess.run(
             [sys.executable, "-I", probe.__file__, str(folder.path.resolve()), str(output)],
-            cwd=aside,
+            cwd=temporary,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
-            yield f"it does not load without this package: {said[-1]}"
+            lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+            yield f"it does not load without this package: {lines[-1]}"
             return
         without = load_file(output)
     for name, tensor in with_package.items():

@@ -130,8 +130,8 @@ def _staged(folder: CheckpointFolder, repo_id: str, base: str) -> Iterator[Path]
     Raises:
         InputError: A file holds a path of this machine or a password.
     """
-    with tempfile.TemporaryDirectory() as aside:
-        staged = Path(aside, folder.name)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary, folder.name)
         for name in names_to_publish(folder.path):
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,8 @@ def write_report(
     summary = describe_input(adata)
     if unlabelled := int(obs[CELL_TYPE].isna().sum()):
         summary += f" {unlabelled:,} cells have no known gene and no label."
-    whole = len(layout.rows) + unlabelled == len(obs)
-    sample = "" if whole else f"The map shows {len(layout.rows):,} cells, chosen at random."
+    shows_all = len(layout.rows) + unlabelled == len(obs)
+    sample = "" if shows_all else f"The map shows {len(layout.rows):,} cells, chosen at random."
     return write_page(
         path,
         "annotation.html",

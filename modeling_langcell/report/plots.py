@@ -69,7 +69,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     matrix with its labels.
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
-    scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))
+    scatter, axes_right = figure.subplots(1, 2, width_ratios=(1, 1.05))
     labels = adata.obs[CELL_TYPE].cat.remove_unused_categories()
     drawn = labels.iloc[layout.rows]
     names = labels.cat.categories
@@ -80,10 +80,10 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     if reference is None:
         shares = labels.value_counts(normalize=True).sort_values()
-        beside.barh([_shorten(name) for name in shares.index], shares)
-        beside.set(title="Composition", xlabel="share of cells")
+        axes_right.barh([_shorten(name) for name in shares.index], shares)
+        axes_right.set(title="Composition", xlabel="share of cells")
     else:
-        _draw_confusion(figure, beside, *paired_labels(adata, reference), reference)
+        _draw_confusion(figure, axes_right, *paired_labels(adata, reference), reference)
     return figure
 
 
