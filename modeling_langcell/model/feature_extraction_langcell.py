@@ -241,8 +241,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             examples = ", ".join(repr(name) for name in columns[0][:3])
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
-                f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} are required). Read {', '.join(names)}: "
-                f"{examples}, ... Human Ensembl ids or gene symbols are expected.",
+                f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} are required). Names in "
+                f"{', '.join(names)}: {examples}, ... Human Ensembl ids or gene symbols are expected.",
                 Remedy("Give their column of var with {option}.", "gene_column"),
             )
         logger.info(

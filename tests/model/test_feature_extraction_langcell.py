@@ -709,13 +709,13 @@ def test_too_few_known_genes(extractor, counts):
         extractor(mouse)
     message = str(caught.value)
     assert message.startswith("0 of the 40 genes of X are known (0.0%; at least 10% are required).")
-    assert "Read the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
+    assert "Names in the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
     assert "Human Ensembl ids or gene symbols are expected. Give their column of var with gene_column." in message
 
 
 def test_the_share_of_known_genes_that_is_enough(gene_vocabulary, counts, genes):
     three_of_forty = genes[:3] + [f"none{number}" for number in range(37)]
-    with pytest.raises(InputError, match=r"3 of the 40 genes of the matrix are known \(7.5%; at least 10% must be\)"):
+    with pytest.raises(InputError, match=r"3 of the 40 genes of the matrix are known \(7.5%; at least 10% are required\)"):
         LangCellFeatureExtractor(gene_vocabulary)(counts, gene_ids=three_of_forty)
     lenient = LangCellFeatureExtractor(gene_vocabulary, min_matched_genes=0.075)
     assert len(lenient.rank(counts, gene_ids=three_of_forty)) == 12
