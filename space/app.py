@@ -151,7 +151,7 @@ class Page(gr.Blocks):
         request = more.get("request")
         page = request.headers.get(_PAGE, "") if isinstance(request, gr.Request) else ""
         if not all(visits.take(page, Path(path)) for path in named_files(inputs)):
-            raise refusal(InputError("The file did not arrive whole, or not from this page: drop it again."))
+            raise refusal(InputError("The file did not arrive completely, or not from this page: drop it again."))
         return await super().process_api(block_fn, inputs, *given, **more)
 
 
@@ -178,7 +178,7 @@ def receive(upload: str, request: gr.Request) -> tuple[str, dict]:
     try:
         shutil.move(upload, visit.folder / CELLS)
     except FileNotFoundError as error:  # Another visitor uploaded the same content at the same moment.
-        raise InputError("The file did not arrive whole: drop it again.") from error
+        raise InputError("The file did not arrive completely: drop it again.") from error
     try:
         return describe_file(visit.folder / CELLS)
     except InputError:
