@@ -121,7 +121,7 @@ class CellBatches:
     def _batch(self, rows: np.ndarray, select: Callable[[np.ndarray], np.ndarray]) -> tuple[torch.Tensor, ...]:
         genes = [select(self.ranked[row]) for row in rows]
         offsets = np.cumsum([0, *map(len, genes)])
-        cells = RankedCells(np.concatenate(genes), offsets, self.ranked.matched_counts[rows])
+        cells = RankedCells(np.concatenate(genes), offsets, self.ranked.matched_counts[rows], self.ranked.places[rows])
         return tuple(torch.from_numpy(array).to(self.device) for array in (*cells.pad(), self.truth[rows]))
 
     @staticmethod

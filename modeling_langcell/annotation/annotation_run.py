@@ -15,6 +15,7 @@ from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedCells
 from ..model.zero_shot import Shortlist, read_cells
+from ..ontology import Labels
 from .clusters import Consensus
 from .predictions import DecisionRule, Predictions
 from .predictor import Predictor
@@ -47,6 +48,7 @@ class AnnotationRun:
         adata: Cells with counts, in memory or backed. They are read and not changed.
         cell_options: Arguments of `LangCellFeatureExtractor` that say how the cells are read.
         labels, alpha, shortlist, check, error_rate, cluster_key: Same as for `LangCellAnnotator.annotate`.
+        candidates: `tissue`, `marker_weight`, `with_markers` and `accept_text`, same as there.
 
     Raises:
         InputError: Same as for `LangCellAnnotator.annotate`.
@@ -57,22 +59,23 @@ class AnnotationRun:
         predictor: Predictor,
         adata: ad.AnnData,
         cell_options: Mapping[str, Any],
-        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        labels: Labels | None = None,
         *,
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
         check: int = 0,
         error_rate: float | None = None,
         cluster_key: str | None = None,
+        **candidates: Any,
     ):
         if check < 0:
             raise InputError(f"check={check} is not a number of cells: give 0 or more.")
         self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
-        self.scorer = predictor.scorer(labels, alpha, shortlist)
+        self.scorer = predictor.scorer(labels, alpha, shortlist, **candidates)
         self.rule = DecisionRule(self.scorer, error_rate)
         _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
         self.consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, self.rule)
-        self.chunks = predictor.chunks(adata, **cell_options)
+        self.chunks = predictor.chunks(adata, places_of=self.scorer.marker_ids, **cell_options)
 
     def annotate(
         self, number: int, ranked: RankedCells, advance: Callable[[int], Any] = lambda cells: None

@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Annotates, embeds, searches and explains the cells of an AnnData."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..io.columns import EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.zero_shot import Shortlist, read_cells
+from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .device import find_device
 from .explain import Method, explain
@@ -80,13 +81,17 @@ class LangCellAnnotator(Predictor):
     def annotate(
         self,
         adata: ad.AnnData,
-        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        labels: Labels | None = None,
         *,
+        tissue: str | Sequence[str] | None = None,
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
         check: int = 0,
         error_rate: float | None = None,
         cluster_key: str | None = None,
+        marker_weight: float | None = None,
+        with_markers: bool = True,
+        accept_text: bool = False,
         **cell_options: Any,
     ) -> ad.AnnData:
         """
@@ -95,8 +100,11 @@ class LangCellAnnotator(Predictor):
 
         Args:
             adata: Cells with counts, in memory or backed. A view is copied.
-            labels: Candidates: names, synonyms or ids of the Cell Ontology, `{label: description}`, or `{label:
-                [description, ...]}` to compare with the mean of several. An adapted checkpoint has its own.
+            labels: Candidates: names that people use or ids of the Cell Ontology; or a mapping from labels to
+                descriptions: a text, several texts to compare with their mean, or `{"description": ..., "markers":
+                [...], "absent": [...]}`. By default an adapted checkpoint's own, or else the cell types of the
+                catalogue.
+            tissue: Without labels: the tissue, or several, by Uberon name or id, whose types are the candidates.
             alpha: Weight of the similarity against the matching head, from 0 to 1; by default the checkpoint's own. 1
                 leaves the matching out, which is much faster.
             shortlist: Number of candidates that the matching reads for each cell, those most similar to it; `None` for
@@ -105,6 +113,10 @@ class LangCellAnnotator(Predictor):
             error_rate: Accepted share of wrong answers, for a calibrated checkpoint; a lower one gives broader types,
                 or `unknown`. 0.1 by default.
             cluster_key: Column of `obs` with clusters, each of which gets one joint answer.
+            marker_weight: Weight of the genes that descriptions name, beside similarity and matching; by default the
+                checkpoint's own, and 0 for an adapted one. 0 leaves them out.
+            with_markers: Give types of the catalogue their markers where the labels have none of their own.
+            accept_text: Read labels that the ontology does not know as texts.
             cell_options: `layer`, `use_raw`, `gene_column`, `counts` and `empty_cells` say how the cells are read, the
                 same as for `LangCellFeatureExtractor`. Cells marked by `empty_cells="mark"` get no label and missing
                 values.
@@ -125,8 +137,9 @@ class LangCellAnnotator(Predictor):
             `obs["langcell_consensus_agreement"]`. An error writes nothing.
 
         Raises:
-            InputError: No labels, an unknown label, an alpha outside 0 to 1, an error rate that the checkpoint is not
-                calibrated for, no such clusters, a view of a file, or cells that cannot be read.
+            InputError: An empty list of labels, unknown labels, no such tissue, an alpha outside 0 to 1, an error rate
+                that the checkpoint is not calibrated for, no such clusters, a view of a file, or cells that cannot be
+                read.
         """
         _require_writable(adata)
         run = AnnotationRun(
@@ -139,6 +152,10 @@ class LangCellAnnotator(Predictor):
             check=check,
             error_rate=error_rate,
             cluster_key=cluster_key,
+            tissue=tissue,
+            marker_weight=marker_weight,
+            with_markers=with_markers,
+            accept_text=accept_text,
         )
         parts = run.annotate_all()
         predictions = Predictions.concatenate(part.predictions for part in parts)
@@ -193,7 +210,7 @@ class LangCellAnnotator(Predictor):
     def explain(
         self,
         adata: ad.AnnData,
-        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        labels: Labels | None = None,
         *,
         method: Method = "gradient",
         cells_per_label: int = 50,

@@ -2,7 +2,7 @@
 """Explanations: the contribution of each gene of a cell to its match with a description."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from ..model.modeling_langcell import LangCellModel
 from ..model.prompts import as_texts
 from ..model.ranking import RankedCells
 from ..model.zero_shot import DescriptionScorer
+from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .predictor import Predictor
 from .records import best_labels, label_texts
@@ -138,7 +139,7 @@ def _eager_attention(config: PreTrainedConfig) -> Iterator[None]:
 def explain(
     annotator: Predictor,
     adata: ad.AnnData,
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+    labels: Labels | None = None,
     *,
     method: Method = "gradient",
     cells_per_label: int = 50,

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedChunks
 from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import Shortlist
+from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .chunk_store import ChunkStore
 from .predictor import Predictor
@@ -43,13 +44,17 @@ def annotate_file(
     annotator: Predictor,
     cells: str | Path,
     output: str | Path,
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+    labels: Labels | None = None,
     *,
     alpha: float | None = None,
     shortlist: Shortlist = "auto",
     check: int = 0,
     error_rate: float | None = None,
     cluster_key: str | None = None,
+    tissue: str | Sequence[str] | None = None,
+    marker_weight: float | None = None,
+    with_markers: bool = True,
+    accept_text: bool = False,
     resumed: Callable[[int], Any] = lambda cells: None,
     **cell_options: Any,
 ) -> Path | None:
@@ -69,8 +74,8 @@ def annotate_file(
         annotator: The annotator; each process has its own.
         cells: The input file.
         output: The output file. It may be the input, which is then replaced.
-        labels, alpha, shortlist, check, error_rate, cluster_key, cell_options: Same as for
-            `LangCellAnnotator.annotate`.
+        labels, alpha, shortlist, check, error_rate, cluster_key, tissue, marker_weight, with_markers, accept_text,
+            cell_options: Same as for `LangCellAnnotator.annotate`.
         resumed: Called, before the work continues, with the number of cells that an earlier call annotated.
 
     Returns:
@@ -94,6 +99,10 @@ def annotate_file(
             check=check,
             error_rate=error_rate,
             cluster_key=cluster_key,
+            tissue=tissue,
+            marker_weight=marker_weight,
+            with_markers=with_markers,
+            accept_text=accept_text,
         )
         chunks = run.chunks
         if rank >= len(chunks):
@@ -105,6 +114,7 @@ def annotate_file(
             "error_rate": error_rate,
             "cluster_key": cluster_key,
             "labels": list(run.scorer.descriptions.items()),
+            "markers": run.scorer.markers,
             "settings": run.scorer.settings | run.rule.settings,
             "check": check,
             "cells": _default_options(annotator.processor.feature_extractor.chunks) | cell_options,

@@ -18,9 +18,10 @@ from ..model.feature_extraction_langcell import RankedChunks
 from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from ..model.packed_langcell import PackedSequences
 from ..model.processing_langcell import LangCellProcessor
+from ..model.prompts import Description
 from ..model.token_budget import TokenBudget
 from ..model.zero_shot import DescriptionScorer, Shortlist
-from ..ontology import texts_of
+from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in
 from .device import find_device
 from .scorers import ClassScorer, PrototypeScorer, Scorer
 
@@ -86,7 +87,14 @@ class Predictor:
             return self.model.project_cells(pooled).float()
         return F.normalize(pooled.float(), dim=-1)
 
-    def texts_of(self, labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    def descriptions_of(self, labels: Labels, **options: Any) -> dict[str, Description]:
+        """
+        Returns what describes each label for this checkpoint, with texts in its processor's prompt templates. Arguments
+        and errors are the same as for `ontology.candidates`.
+        """
+        return descriptions_of(labels, self.processor.prompt_templates, **options)
+
+    def texts_of(self, labels: Labels) -> dict[str, tuple[str, ...]]:
         """
         Returns the texts that this checkpoint compares cells with for each label, in its processor's prompt
         templates. Arguments and errors are the same as for `ontology.candidates`.
@@ -107,33 +115,52 @@ class Predictor:
         if not isinstance(self.model, LangCellModel):
             raise InputError("This checkpoint classifies into its own labels and does not read texts.")
         descriptions = {str(number): text for number, text in enumerate(texts)}
-        scorer = DescriptionScorer(self.model, self.processor, descriptions, 1.0, budget=self.budget)
+        scorer = DescriptionScorer(self.model, self.processor, descriptions, 1.0, budget=self.budget, marker_weight=0)
         return scorer.text_embeds.cpu().numpy()
 
     def scorer(
         self,
-        labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+        labels: Labels | None = None,
         alpha: float | None = None,
         shortlist: Shortlist = "auto",
+        *,
+        tissue: str | Sequence[str] | None = None,
+        marker_weight: float | None = None,
+        with_markers: bool = True,
+        accept_text: bool = False,
     ) -> Scorer:
         """
         Returns the scorer of the candidates. Arguments and errors are the same as for `LangCellAnnotator.annotate`.
         """
         adaptation = self.adaptation
         if isinstance(self.model, LangCellForSequenceClassification):
-            if labels is not None or alpha is not None:
-                raise InputError("This checkpoint classifies into its own labels: leave out labels and alpha.")
+            if any(given is not None for given in (labels, alpha, tissue, marker_weight)):
+                raise InputError(
+                    "This checkpoint classifies into its own labels: leave out labels, tissue, alpha and marker_weight."
+                )
             names = dict.fromkeys(self.model.config.id2label.values(), "")
             return ClassScorer(self.model, names if adaptation is None else adaptation.labels, self.budget)
-        own = adaptation if labels is None else None
+        if tissue is not None and labels is not None:
+            raise InputError("Give either labels or a tissue, not both.")
+        own = adaptation if labels is None and tissue is None else None
         if labels is None and own is None:
-            raise InputError("Give labels: this checkpoint was not adapted, so it has none of its own.")
+            usual = usual_in([tissue] if isinstance(tissue, str) else tissue or [])
+            labels = [get_term(one.id).name for one in usual]
+            logger.info("The candidates are the %d cell types of the catalogue.", len(usual))
         if alpha is None:
             alpha = self.model.config.alpha if adaptation is None else adaptation.alpha
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha={alpha} is not between 0 and 1.")
-        descriptions = self.texts_of(() if labels is None else labels) if own is None else own.labels
-        by_description = DescriptionScorer(self.model, self.processor, descriptions, alpha, shortlist, self.budget)
+        descriptions: Mapping[str, Any]
+        if own is None:
+            options = {"with_markers": with_markers, "accept_text": accept_text}
+            descriptions = self.descriptions_of(() if labels is None else labels, **options)
+        else:
+            # An adapter has learnt its labels from cells, without evidence.
+            descriptions, marker_weight = own.labels, marker_weight or 0
+        by_description = DescriptionScorer(
+            self.model, self.processor, descriptions, alpha, shortlist, self.budget, marker_weight
+        )
         if by_description.calibration is not self.model.config.calibration:
             logger.info("Scores are not calibrated: the calibration is for a different alpha or prompt templates.")
         if own is not None and own.prototypes is not None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from ..model.marker_genes import NamedGenes
 from ..model.modeling_langcell import LangCellForSequenceClassification
 from ..model.packed_langcell import PackedSequences
 from ..model.prompts import as_texts
@@ -18,6 +19,8 @@ class Scorer(Protocol):
 
     #: The texts that describe each label; an empty tuple where they are unknown.
     descriptions: dict[str, tuple[str, ...]]
+    #: The genes that each label's description names; empty where they have no weight.
+    markers: dict[str, NamedGenes]
     #: The numbers that decide the scores, by name.
     settings: dict[str, float]
     #: Limit on the positions that pass through a tower at once.
@@ -25,13 +28,18 @@ class Scorer(Protocol):
     #: The calibration that makes the scores probabilities; None if they are not calibrated.
     calibration: dict[str, Any] | None
 
-    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
+    @property
+    def marker_ids(self) -> tuple[int, ...]:
+        """Ids of the genes whose places the scores need."""
+
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
         """
         Scores packed cells.
 
         Args:
             ids: `(genes of all cells,)` gene ids, one cell after the other.
             cells: The boundaries of the cells.
+            places: `(cells, genes of marker_ids)` places of the genes in the rankings of the cells.
         """
 
     def reading(self, shortlist: Shortlist) -> "Scorer":
@@ -55,12 +63,17 @@ class PrototypeScorer:
     def __init__(self, by_description: DescriptionScorer, prototypes: torch.Tensor, weight: float):
         self.by_description, self.weight = by_description, weight
         self.descriptions, self.budget = by_description.descriptions, by_description.budget
+        self.markers = by_description.markers
         self.settings = {**by_description.settings, "prototype_weight": float(weight)}
         self.prototypes = prototypes.to(by_description.text_embeds)
 
+    @property
+    def marker_ids(self) -> tuple[int, ...]:
+        return self.by_description.marker_ids
+
     @torch.inference_mode()
-    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
-        embeds, described, shortlist_is_exact, max_cosine = self.by_description(ids, cells)
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
+        embeds, described, shortlist_is_exact, max_cosine = self.by_description(ids, cells, places)
         similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
         # A shortlist that is exact for the descriptions' part of the score may not be exact for the blend.
         shortlist_is_exact &= self.by_description.shortlist is None
@@ -83,6 +96,7 @@ class ClassScorer:
     """
 
     calibration: dict[str, Any] | None = None
+    marker_ids: tuple[int, ...] = ()
 
     def __init__(
         self, model: LangCellForSequenceClassification, descriptions: dict[str, str], budget: TokenBudget | None = None
@@ -91,9 +105,10 @@ class ClassScorer:
         self.descriptions = {label: as_texts(label, text) if text else () for label, text in descriptions.items()}
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self.settings: dict[str, float] = {}
+        self.markers: dict[str, NamedGenes] = {}
 
     @torch.inference_mode()
-    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
         _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
         logits = self.model.classifier(pooled).float()
         multilabel = self.model.config.problem_type == "multi_label_classification"

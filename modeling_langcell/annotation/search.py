@@ -2,7 +2,7 @@
 """Search: the cells that a text describes best, and the texts that describe a cell best."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import anndata as ad
@@ -12,7 +12,7 @@ import torch
 
 from ..io.columns import EMBEDDING, RUN
 from ..model.errors import InputError
-from ..ontology import all_terms, id_of
+from ..ontology import Labels, human_terms, id_of
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def search(
 def nearest_texts(
     annotator: Predictor,
     adata: ad.AnnData,
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]] | None = None,
+    labels: Labels | None = None,
     top_k: int = 5,
 ) -> pd.DataFrame:
     """
@@ -139,7 +139,7 @@ def nearest_texts(
     """
     _require_positive(top_k)
     embeds = _embeds_of(annotator, adata)
-    texts = annotator.texts_of([term.name for term in all_terms()] if labels is None else labels)
+    texts = annotator.texts_of([term.name for term in human_terms()] if labels is None else labels)
     cells = np.flatnonzero(~np.isnan(embeds[:, 0]))
     places, cosines = Neighbours(annotator.embed_texts(texts.values()))(embeds[cells], top_k)
     index = pd.MultiIndex.from_product([adata.obs_names[cells], range(1, places.shape[1] + 1)], names=["cell", "rank"])

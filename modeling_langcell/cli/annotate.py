@@ -19,8 +19,9 @@ from ..checkpoint.builtin import MINI
 from ..io.atomic import require_apart
 from ..io.columns import RUN
 from ..model.errors import InputError
-from .labels import Candidates, labels_file, read_candidates, require_candidates
+from .labels import Candidates, labels_file, read_candidates
 from .options import (
+    AcceptText,
     Adapter,
     Counts,
     Device,
@@ -29,8 +30,12 @@ from .options import (
     GeneColumn,
     Labels,
     Layer,
+    Markers,
+    MarkerWeight,
+    NoMarkers,
     OntologyRoot,
     Revision,
+    Tissue,
     UseRaw,
     cell_options,
     checkpoint_files,
@@ -126,6 +131,7 @@ class AnnotateOptions:
         cells: The input file. None for the example.
         labels: Candidates, or the file that holds them.
         ontology_root: Cell Ontology term above all candidates.
+        markers: File of the candidates' genes.
         out: The annotated file. None if the annotated example is not written.
         report: The HTML report.
         report_genes: Number of cells per label whose driving genes the report shows.
@@ -140,6 +146,7 @@ class AnnotateOptions:
     cells: Path | None
     labels: str | None
     ontology_root: str | None
+    markers: Path | None
     out: Path | None
     report: Path | None
     report_genes: int
@@ -187,12 +194,17 @@ def annotate(
     adapter: Adapter = None,
     labels: Labels = None,
     ontology_root: OntologyRoot = None,
+    tissue: Tissue = None,
+    markers: Markers = None,
+    no_markers: NoMarkers = False,
+    accept_text: AcceptText = False,
     out: Out = None,
     report: Report = None,
     report_genes: ReportGenes = 10,
     figure: ResultFigure = None,
     reference: Reference = None,
     alpha: Alpha = None,
+    marker_weight: MarkerWeight = None,
     shortlist: Shortlist = "auto",
     check_shortlist: CheckShortlist = 0,
     error_rate: ErrorRate = None,
@@ -208,8 +220,8 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """
-    Find the candidate that describes each cell best, without training labels. With an adapter the candidates are its
-    labels.
+    Find the candidate that describes each cell best, without training labels. Candidates are those of --labels or
+    --ontology-root, or an adapter's labels, or else the cell types of the catalogue ('langcell labels').
 
     The same command resumes a run that was killed. Under 'accelerate launch' several processes share one file.
     """
@@ -220,21 +232,21 @@ def annotate(
     loading |= {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
     reading = cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
     scoring = {"alpha": alpha, "shortlist": shortlist, "check": check_shortlist}
-    scoring |= {"error_rate": error_rate, "cluster_key": cluster_key}
+    scoring |= {"error_rate": error_rate, "cluster_key": cluster_key, "marker_weight": marker_weight}
+    scoring |= {"tissue": tissue or None, "with_markers": not no_markers, "accept_text": accept_text}
     results = (out, report, report_genes, figure, reference, as_json)
-    run_annotation(AnnotateOptions(cells, labels, ontology_root, *results, loading, reading, scoring).with_defaults())
+    options = AnnotateOptions(cells, labels, ontology_root, markers, *results, loading, reading, scoring)
+    run_annotation(options.with_defaults())
 
 
 def run_annotation(options: AnnotateOptions) -> None:
     """Carries out `langcell annotate`: checks, annotates, examines the input, writes, and prints."""
-    candidates = read_candidates(options.labels, options.ontology_root)
+    candidates = read_candidates(options.labels, options.ontology_root, options.markers)
     check_paths(options)
     check_cells(options)
     annotator = langcell.LangCellAnnotator.from_pretrained(**options.loading)
-    if annotator.adaptation is None:
-        if candidates is None and options.cells is None:
-            candidates = sorted(io.example.CELL_TYPES.values())
-        candidates = require_candidates(candidates)
+    if annotator.adaptation is None and options.cells is None and options.scoring["tissue"] is None:
+        candidates = candidates or sorted(io.example.CELL_TYPES.values())
     result = annotate_cells(annotator, options, candidates)
     if result is None:
         return  # The first of several processes reports for all.
@@ -262,6 +274,7 @@ def check_paths(options: AnnotateOptions) -> None:
         [
             ("INPUT.h5ad", options.cells),
             ("--labels", labels_file(options.labels)),
+            ("--markers", options.markers),
             *checkpoint_files("--model", options.loading["checkpoint"]),
             *checkpoint_files("--adapter", options.loading["adapter"]),
         ],

@@ -8,15 +8,15 @@ import typer
 
 import modeling_langcell as langcell
 
-from .. import annotation, checkpoint, io, report
+from .. import annotation, checkpoint, io, ontology, report
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
 from ..io.atomic import require_apart
 from ..io.columns import EMBEDDING
 from ..model.errors import InputError
 from ..ontology import Candidate
-from ..ontology import candidates as describe_candidates
-from .labels import labels_file, read_candidates, read_labels, require_candidates
+from .labels import labels_file, read_candidates, read_labels
 from .options import (
+    AcceptText,
     Counts,
     Device,
     Dtype,
@@ -26,6 +26,7 @@ from .options import (
     Labels,
     Layer,
     Model,
+    NoMarkers,
     OntologyRoot,
     Revision,
     UseRaw,
@@ -76,29 +77,47 @@ def describe(
     labels: Annotated[
         list[str] | None, typer.Argument(metavar="[LABEL]...", help="Names, synonyms or ids of cell types.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--labels", help="A .json, .tsv or .txt file of labels.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--labels", help="A .json, .tsv, .csv, .gmt or .txt file of labels.")
+    ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="A .h5ad file: show which genes it did not measure, too.", callback=existing_file),
+    ] = None,
+    no_markers: NoMarkers = False,
+    accept_text: AcceptText = False,
     model: Model = MINI,
     revision: Revision = None,
+    gene_column: GeneColumn = None,
 ) -> None:
-    """Show every text that describes a label, in order, with its source."""
+    """Show every text that describes a label, in order, with its source, and the genes that it names."""
     if (file is None) == (not labels):
         raise InputError("Give either labels or a file (--labels), not both.")
     asked = read_labels(file) if file is not None else labels or []
     processor = checkpoint.load_processor(model, revision=revision)
+    measured = None
+    if cells is not None:
+        _, match = processor.feature_extractor.open(io.open_cells(cells), gene_column=gene_column)
+        measured = set(match.token_ids.tolist())
     name = display_name(resolve_checkpoint(model))
-    for number, candidate in enumerate(describe_candidates(asked, processor.prompt_templates)):
+    options = {"with_markers": not no_markers, "accept_text": accept_text}
+    for number, candidate in enumerate(ontology.candidates(asked, processor.prompt_templates, **options)):
         if number > 0:
             typer.echo()
-        print_candidate(candidate, processor.tokenizer, name)
+        print_candidate(candidate, processor, name, measured)
 
 
-def print_candidate(candidate: Candidate, tokenizer: Any, model: str) -> None:
-    """Prints a candidate with its term and its texts, and marks those that the model cuts."""
+def print_candidate(candidate: Candidate, processor: Any, model: str, measured: set[int] | None) -> None:
+    """
+    Prints a candidate with its term, its texts, and its genes. Marks texts that the model cuts, genes that it does not
+    know, and those that a matrix did not measure; `measured` has the ids of those that it did.
+    """
     typer.echo(candidate.label)
     if candidate.term is not None:
         typer.echo(f"  means  {candidate.term.name} ({candidate.term.id})")
         if candidate.term.synonyms:
             typer.echo(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
+    tokenizer = processor.tokenizer
     for text in candidate.texts:
         typer.echo(f"  text   {text.text}")
         typer.echo(f"  from   {text.origin}")
@@ -107,6 +126,45 @@ def print_candidate(candidate: Candidate, tokenizer: Any, model: str) -> None:
         pieces, longest = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
         if pieces > longest:
             typer.echo(f"  cut    after {longest} of its {pieces} word pieces, the most that {model} reads")
+    genes, named = processor.feature_extractor.genes, processor.find_genes(candidate.description)
+    for title, ids in (("genes", named.present), ("absent", named.absent)):
+        if ids:
+            typer.echo(f"  {title:<6} {', '.join(map(genes.symbol_of, ids))}")
+    if named.present or named.absent:
+        typer.echo(f"  from   {candidate.markers_from}")
+    if named.unknown:
+        typer.echo(f"  not known to {model}: {', '.join(named.unknown)}")
+    if measured is not None and (missing := [i for i in (*named.present, *named.absent) if i not in measured]):
+        typer.echo(f"  not measured: {', '.join(map(genes.symbol_of, missing))}")
+
+
+# ---------------------------------------------------------------------- labels
+
+
+@app.command("labels")
+def list_labels(
+    tissue: Annotated[
+        list[str] | None,
+        typer.Option(help="Uberon name or id of a tissue. May be repeated.", show_default="all of the catalogue"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Table as .tsv.", show_default="printed only")] = None,
+) -> None:
+    """List the cell types of the catalogue, which are the candidates where none is named, with their markers."""
+    rows = [
+        {
+            "id": one.id,
+            "label": ontology.get_term(one.id).name,
+            "short_name": one.short_name,
+            "markers": ", ".join(one.markers),
+            "absent": ", ".join(one.absent),
+        }
+        for one in ontology.usual_in(tissue or [])
+    ]
+    for row in rows:
+        typer.echo(f"{row['id']}  {row['short_name']:<24}  {row['label']}: {row['markers']}")
+    if out is not None:
+        lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
+        typer.echo(f"Labels: {write_table(chr(10).join(lines) + chr(10), out)}")
 
 
 # ---------------------------------------------------------------------- search
@@ -177,7 +235,7 @@ def explain(
     device: Device = None,
 ) -> None:
     """Show which genes drive the matches of cells with their best labels."""
-    candidates = require_candidates(read_candidates(labels, ontology_root))
+    candidates = read_candidates(labels, ontology_root)
     require_apart(
         [("--out", out), ("--figure", figure)],
         [("INPUT.h5ad", cells), ("--labels", labels_file(labels)), *checkpoint_files("--model", model)],

@@ -1,50 +1,72 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Candidate labels and descriptions from the command line and from files."""
 
+import csv
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..model.errors import InputError, reason_of
+from ..model.prompts import as_description
 from ..ontology import descendants
 
-Candidates = list[str] | dict[str, str | list[str]]
+#: Labels; or labels with their descriptions, in any form that `as_description` reads.
+Candidates = list[str] | dict[str, Any]
+
+_SUFFIXES = (".json", ".tsv", ".csv", ".txt", ".gmt")
+_COLUMNS = ("label", "description", "markers", "absent")
+#: Columns that `langcell labels` writes besides, and that are not read.
+_IGNORED = ("id", "short_name")
 
 
-def read_candidates(labels: str | None, ontology_root: str | None) -> Candidates | None:
+def read_candidates(labels: str | None, ontology_root: str | None, markers: Path | None = None) -> Candidates | None:
     """
-    Returns the candidates that `--labels` or `--ontology-root` names; None if neither is given.
+    Returns the candidates that `--labels` or `--ontology-root` names, with the genes of `--markers`; None if none of
+    them is given.
 
     Raises:
-        InputError: Both are given, the file cannot be used, or the ontology does not know the term.
+        InputError: Both are given, a file cannot be used, or the ontology does not know the term.
     """
     if labels is not None and ontology_root is not None:
         raise InputError("Give either --labels or --ontology-root, not both.")
+    found: Candidates | None = None
     if ontology_root is not None:
-        return [term.name for term in descendants(ontology_root)]
-    if labels is None:
-        return None
-    file = labels_file(labels)
-    return _split(labels) if file is None else read_labels(file)
+        found = [term.name for term in descendants(ontology_root)]
+    elif labels is not None:
+        file = labels_file(labels)
+        found = _split(labels) if file is None else read_labels(file)
+    return found if markers is None else _with_markers(found, markers)
 
 
-def require_candidates(candidates: Candidates | None) -> Candidates:
+def _with_markers(candidates: Candidates | None, path: Path) -> Candidates:
     """
-    Returns the candidates.
+    Returns candidates with the genes of a file; without candidates, the file's labels.
 
     Raises:
-        InputError: There are none.
+        InputError: The file has no genes for a label, or genes for a label that is not a candidate.
     """
+    genes = read_labels(path)
+    if not isinstance(genes, dict) or not all(isinstance(one, dict) for one in genes.values()):
+        raise InputError(f"{path} must hold genes for each label: see 'markers' in the guide, or give a .gmt file.")
     if candidates is None:
-        raise InputError("Give the candidates with --labels or --ontology-root.")
-    return candidates
+        return genes
+    described = candidates if isinstance(candidates, dict) else dict.fromkeys(candidates, "")
+    if unknown := [label for label in genes if label not in described]:
+        shown = ", ".join(map(repr, unknown[:5]))
+        raise InputError(f"{path} has genes for {shown}, which is not among the candidates: write both the same way.")
+    found = {}
+    for label, given in described.items():
+        own = given if isinstance(given, dict) else {"description": given}
+        found[label] = own | genes[label] if label in genes else given
+    return found
 
 
 def labels_file(labels: str | None) -> Path | None:
     """Returns the file that `--labels` names; None if it holds the labels themselves."""
-    return Path(labels) if labels is not None and Path(labels).suffix in (".json", ".tsv", ".txt") else None
+    return Path(labels) if labels is not None and Path(labels).suffix in _SUFFIXES else None
 
 
 def _split(labels: str) -> list[str]:
@@ -54,29 +76,79 @@ def _split(labels: str) -> list[str]:
 
 def read_labels(path: Path) -> Candidates:
     """
-    Reads labels from a file: JSON (a list, or an object that maps labels to descriptions), or lines with a label,
-    or with a label, a tab and a description. A label with several descriptions has a line for each.
+    Reads labels from a file:
+
+    - `.json`: a list of labels, or an object that maps labels to descriptions: a text, a list of texts, or an object
+      with `description`, `markers` and `absent`;
+    - `.tsv`, `.csv`: a table whose first line names its columns: `label`, and any of `description`, `markers` and
+      `absent`, with genes separated by commas or blanks;
+    - `.gmt`: a label, a description, which is not read, and genes, separated by tabs;
+    - `.tsv` or `.txt` without such a first line: a label in each line, or a label, a tab and a description. A label
+      with several descriptions has a line for each.
 
     Raises:
         InputError: The file cannot be read, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
             raise InputError(f"{path} is not text: it holds a zero byte.")
         if path.suffix == ".json":
-            labels = _load_json(text, path)
-            kinds, values = ((str, list), labels.values()) if isinstance(labels, dict) else (str, labels)
-            if not isinstance(labels, (dict, list)) or not all(isinstance(value, kinds) for value in values):
-                raise InputError(f"{path} must hold a list of labels, or an object that maps labels to descriptions.")
-            return labels
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            return _checked_json(_load_json(text, path), path)
+        lines = [line for line in text.splitlines() if line.strip()]
+        if path.suffix == ".gmt":
+            return _read_gmt(lines, path)
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        header = [name.strip().casefold() for name in lines[0].split(delimiter)] if lines else []
+        is_table = "label" in header and set(header) <= {*_COLUMNS, *_IGNORED}
+        if path.suffix == ".csv" or (is_table and path.suffix == ".tsv"):
+            return _read_table(csv.reader(lines, delimiter=delimiter), path)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
     found: dict[str, list[str]] = {}
-    for line in filter(str.strip, text.splitlines()):
+    for line in lines:
         label, _, description = (part.strip() for part in line.partition("\t"))
         found.setdefault(label, []).extend([description] if description else [])
     return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
+
+
+def _checked_json(labels: Any, path: Path) -> Candidates:
+    kinds, values = ((str, list, dict), labels.values()) if isinstance(labels, dict) else (str, labels)
+    if not isinstance(labels, (dict, list)) or not all(isinstance(value, kinds) for value in values):
+        raise InputError(f"{path} must hold a list of labels, or an object that maps labels to descriptions.")
+    return labels
+
+
+def _read_gmt(lines: Iterable[str], path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in lines:
+        label, _, *genes = (part.strip() for part in line.split("\t"))
+        if not any(genes):
+            raise InputError(f"{path} has no genes for {label!r}: a line is a label, a text and genes, with tabs.")
+        _add(found, label, {"markers": list(filter(None, genes))}, path)
+    return found
+
+
+def _read_table(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
+    header, *others = [[cell.strip() for cell in row] for row in rows] or [[]]
+    columns = [name.casefold() for name in header]
+    if "label" not in columns or (unknown := [name for name in columns if name not in (*_COLUMNS, *_IGNORED)]):
+        known = ", ".join(_COLUMNS)
+        which = "no column 'label'" if "label" not in columns else f"a column {unknown[0]!r}"
+        raise InputError(f"{path} has {which}: the columns of its first line are {known}.")
+    found: dict[str, Any] = {}
+    for row in others:
+        cells = dict(zip(columns, row, strict=False))
+        given: dict[str, Any] = {"description": cells.get("description", "")}
+        given |= {key: re.split(r"[\s,;]+", cells[key]) for key in ("markers", "absent") if cells.get(key)}
+        _add(found, cells["label"], given, path)
+    return found
+
+
+def _add(found: dict[str, Any], label: str, given: dict[str, Any], path: Path) -> None:
+    if label in found:
+        raise InputError(f"{path} has the label {label!r} twice.")
+    found[label] = given
 
 
 def _load_json(text: str, path: Path) -> Any:
@@ -106,11 +178,11 @@ def read_descriptions(path: Path) -> dict[str, str]:
     labels = read_labels(path)
     if not isinstance(labels, dict):
         raise InputError(f"{path} holds labels without descriptions: write an object that maps labels to descriptions.")
-    texts_by_label = {label: [text] if isinstance(text, str) else text for label, text in labels.items()}
-    for label, texts in texts_by_label.items():
+    given = {label: as_description(label, text).texts for label, text in labels.items()}
+    for label, texts in given.items():
         if len(texts) != 1:
             raise InputError(f"{path} must hold one description per label for an adaptation: see {label!r}.")
-    return {label: texts[0] for label, texts in texts_by_label.items()}
+    return {label: texts[0] for label, texts in given.items()}
 
 
-__all__ = ["Candidates", "labels_file", "read_candidates", "read_descriptions", "read_labels", "require_candidates"]
+__all__ = ["Candidates", "labels_file", "read_candidates", "read_descriptions", "read_labels"]

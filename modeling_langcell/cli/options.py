@@ -73,9 +73,39 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the
 Adapter = Annotated[str | None, typer.Option(help="Adapter from 'langcell adapt': a folder or a Hub id.")]
 Labels = Annotated[
     str | None,
-    typer.Option(help="Candidates: 'B cell;T cell' (separated by ';' or ','), or a .json, .tsv or .txt file."),
+    typer.Option(
+        help="Candidates: 'B cell;T cell' (separated by ';' or ','), or a .json, .tsv, .csv, .gmt or .txt file."
+    ),
 ]
 OntologyRoot = Annotated[str | None, typer.Option(help="Candidates: this Cell Ontology term and all terms below it.")]
+Markers = Annotated[
+    Path | None,
+    typer.Option(
+        help="Genes of the candidates: a .gmt file, or .json, .tsv or .csv with the columns label, markers and absent.",
+        callback=existing_file,
+    ),
+]
+NoMarkers = Annotated[
+    bool, typer.Option("--no-markers", help="Leave out the genes that the catalogue of cell types has for candidates.")
+]
+MarkerWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the genes that descriptions name, beside similarity and matching; 0 leaves them out.",
+        show_default="the checkpoint's",
+        min=0,
+    ),
+]
+AcceptText = Annotated[
+    bool, typer.Option("--accept-text", help="Read candidates that the Cell Ontology does not know as plain texts.")
+]
+Tissue = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Without candidates: those that the catalogue has for this tissue, by Uberon name or id. May be repeated.",
+        show_default="all of the catalogue",
+    ),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer to read the counts from, instead of X.")]
 UseRaw = Annotated[bool, typer.Option("--use-raw", help="Read the counts from .raw.")]
 GeneColumn = Annotated[

@@ -182,6 +182,8 @@ class LangCellConfig(_PublishedConfig):
         temperature: Divides the cosine of cell and text, in training and at inference.
         alpha: Share of the similarity in the zero-shot score, `alpha * p_similarity + (1 - alpha) * p_matching`; the
             default of `LangCellAnnotator`.
+        marker_weight: Weight of the marker evidence beside similarity and matching in the zero-shot score, at least 0;
+            0, the default, leaves it out. See `DescriptionScorer`.
         masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight: Weights of the objectives MGM, C-C,
             C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
         masked_gene_probability: Share of a cell's genes that MGM masks.
@@ -217,6 +219,7 @@ class LangCellConfig(_PublishedConfig):
     projection_dim: int = 256
     temperature: float | int = 0.05
     alpha: float | int = 0.1
+    marker_weight: float | int = 0.0
     masked_gene_weight: float | int = 1.0
     cell_cell_weight: float | int = 1.0
     cell_text_weight: float | int = 1.0
@@ -231,7 +234,7 @@ class LangCellConfig(_PublishedConfig):
         for name in ("temperature", "cell_cell_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
-        for name in ("masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight"):
+        for name in ("marker_weight", "masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be below 0.")
         for name in ("alpha", "masked_gene_probability"):

@@ -13,6 +13,7 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from .count_matrix import CountMatrix, check_values, open_anndata, open_matrix
 from .errors import InputError, Remedy
 from .gene_matching import GeneMatch, GeneVocabulary
+from .marker_genes import UsualPlaces
 from .ranking import RankedCells, RankedChunks
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             Ids are `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
         max_length: Longest sequence, including `<cls>`.
         min_matched_genes: Smallest share of a matrix's genes that must be known; below it the input is refused.
+        gene_places: What is usual for each gene, in the order of `gene_vocabulary`: lists `means` and `spreads` of its
+            place in the whole ranking of a cell (1 for the first of the cell's genes, 0 for one that is not expressed).
+            Marker evidence is measured against it. Without it every gene counts as an average one.
 
     Example:
 
@@ -55,6 +59,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         gene_vocabulary: dict[str, list],
         max_length: int = 2048,
         min_matched_genes: float = 0.1,
+        gene_places: dict[str, list] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -63,7 +68,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         self.gene_vocabulary = gene_vocabulary
         self.max_length = max_length
         self.min_matched_genes = min_matched_genes
+        self.gene_places = gene_places
         self._genes = GeneVocabulary(gene_vocabulary)
+        self._usual = UsualPlaces(gene_places, len(self._genes))
         self.pad_token_id, self.mask_token_id = self._genes.pad_token_id, self._genes.mask_token_id
         self.cls_token_id = self._genes.cls_token_id
 
@@ -74,6 +81,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
     def to_dict(self) -> dict[str, Any]:
         """Returns the arguments, which are what is saved, without the tables made from them."""
         output = {key: value for key, value in super().to_dict().items() if not key.startswith("_")}
+        if self.gene_places is None:
+            del output["gene_places"]
         for derived in ("pad_token_id", "mask_token_id", "cls_token_id"):
             output.pop(derived)
         return output
@@ -90,6 +99,16 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
     def by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
         """Returns the positive counts of known genes, `(cells, vocabulary)`, with duplicated genes summed."""
         return self._genes.sum_by_gene(counts, match)
+
+    @property
+    def genes(self) -> GeneVocabulary:
+        """The genes that the model knows."""
+        return self._genes
+
+    @property
+    def usual_places(self) -> UsualPlaces:
+        """What is usual for the place of each gene."""
+        return self._usual
 
     # ------------------------------------------------------------------ cells
 
@@ -179,10 +198,11 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         counts: Literal["raw", "normalized", "log1p"] = "raw",
         empty_cells: Literal["error", "mark"] = "error",
         max_length: int | None = None,
+        places_of: Sequence[int] = (),
     ) -> RankedChunks:
         """
-        Opens the cells as chunks of `chunk_size`, each of which is read and ranked when it is requested. The
-        other arguments are those of a call.
+        Opens the cells as chunks of `chunk_size`, each of which is read and ranked when it is requested. `places_of`
+        are ids of genes whose places in each cell's whole ranking are wanted. The other arguments are those of a call.
 
         Raises:
             InputError: Arguments that do not fit, no cells, no genes, too few known genes. Errors in the values are
@@ -207,6 +227,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             empty_cells=empty_cells,
             max_length=limit,
             gene_column=gene_column,
+            places_of=places_of,
         )
 
     def open(

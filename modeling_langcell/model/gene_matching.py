@@ -64,6 +64,7 @@ class GeneVocabulary:
         self.cls_token_id = token_ids.stop
         self.median_of_id = np.concatenate([[np.nan] * self.first_gene_id, medians])
         self._id_of_ensembl_id = dict(zip(ensembl_ids, token_ids, strict=True))
+        self._symbols = [joined.split("|")[0] or i for i, joined in zip(ensembl_ids, names, strict=True)]
         self._id_of_symbol: dict[str, int] = {}
         id_of_synonym: dict[str, int] = {}
         for token_id, joined in zip(token_ids, names, strict=True):
@@ -78,6 +79,32 @@ class GeneVocabulary:
     def __len__(self) -> int:
         """Number of ids, including special ones: the cell tower's `vocab_size`."""
         return self.cls_token_id + 1
+
+    def id_of(self, name: str, any_case: bool = False) -> int | None:
+        """
+        Returns the id of a gene with a median, by its Ensembl id, symbol or unambiguous synonym; None if there is none.
+        """
+        for table in (self._id_of_ensembl_id, self._id_of_symbol, self._id_of_synonym):
+            if (found := table.get(name)) is not None and not np.isnan(self.median_of_id[found]):
+                return found
+        return self._id_of_folded.get(name.casefold()) if any_case else None
+
+    @cached_property
+    def _id_of_folded(self) -> dict[str, int]:
+        """Ids by names without case; a symbol comes before a synonym, and what two genes share is left out."""
+        folded: dict[str, int] = {}
+        for table in (self._id_of_symbol, self._id_of_synonym):
+            ids: dict[str, set[int]] = {}
+            for name, token_id in table.items():
+                if not np.isnan(self.median_of_id[token_id]):
+                    ids.setdefault(name.casefold(), set()).add(token_id)
+            for name, of_name in ids.items():
+                folded.setdefault(name, next(iter(of_name)) if len(of_name) == 1 else -1)
+        return {name: token_id for name, token_id in folded.items() if token_id >= 0}
+
+    def symbol_of(self, token_id: int) -> str:
+        """Returns the symbol of a gene, or its Ensembl id where it has none."""
+        return self._symbols[token_id - self.first_gene_id]
 
     def match(self, *columns: Sequence[str]) -> GeneMatch:
         """

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import Pipeline
 
 from .configuration_langcell import PIPELINE_TASK
 from .errors import InputError
-from .prompts import as_texts, fill_templates
+from .prompts import Description, as_description, fill_templates
 from .zero_shot import DescriptionScorer, read_cells
 
 logger = logging.getLogger(__name__)
@@ -25,13 +26,16 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
     Takes one or several AnnData, in memory or backed, and these arguments:
 
-    - `candidate_labels`: names, or `{label: description}`, or `{label: [description, ...]}` for several descriptions;
+    - `candidate_labels`: names, or `{label: description}` with a text, several texts, or
+      `{"description": ..., "markers": [...], "absent": [...]}`;
     - `hypothesis_template`: the prompt template, with `{}` for the name; by default the processor's templates that a
       name alone can fill, or else `"cell type: {}."`;
-    - `alpha`: weight of the similarity against the matching, the checkpoint's own by default; - `shortlist`: number of
-    candidates most similar to a cell that the matching reads, the same as for `DescriptionScorer`; - `top_k`: number of
-    candidates to return for a cell, all by default; - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: the
-    same as for `LangCellFeatureExtractor`.
+    - `alpha`, `marker_weight`: weight of the similarity against the matching, and of the genes that descriptions name;
+      the checkpoint's own by default;
+    - `shortlist`: number of candidates most similar to a cell that the matching reads, the same as for
+      `DescriptionScorer`;
+    - `top_k`: number of candidates to return for a cell, all by default;
+    - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: the same as for `LangCellFeatureExtractor`.
 
     Returns a list of `{"label": ..., "score": ...}` for every cell, the best first; an empty one for a cell without
     known genes (`empty_cells="mark"`).
@@ -65,7 +69,14 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         return super().__call__(inputs, batch_size=1, **kwargs)
 
     def _sanitize_parameters(
-        self, candidate_labels=None, hypothesis_template=None, alpha=None, shortlist="auto", top_k=None, **cells
+        self,
+        candidate_labels=None,
+        hypothesis_template=None,
+        alpha=None,
+        shortlist="auto",
+        marker_weight=None,
+        top_k=None,
+        **cells,
     ):
         if candidate_labels is not None and not isinstance(candidate_labels, (str, Mapping)):
             candidate_labels = list(candidate_labels)
@@ -77,6 +88,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         texts = {name: value for name, value in texts.items() if value is not None}
         how = {} if alpha is None else {"alpha": alpha}
         how |= {} if shortlist == "auto" else {"shortlist": shortlist}
+        how |= {} if marker_weight is None else {"marker_weight": marker_weight}
         return texts | cells, how, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(self, cells, candidate_labels=(), hypothesis_template=None, **cell_options):
@@ -86,13 +98,16 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
             "cell_options": cell_options,
         }
 
-    def _forward(self, given, alpha=None, shortlist="auto"):
+    def _forward(self, given, alpha=None, shortlist="auto", marker_weight=None):
         """Returns the labels, and the scores `(cells, labels)` float32, NaN for cells without known genes."""
         model = self.model
         alpha = model.config.alpha if alpha is None else alpha
-        scorer = DescriptionScorer(model.eval(), self.processor, given["descriptions"], alpha, shortlist)
+        scorer = DescriptionScorer(
+            model.eval(), self.processor, given["descriptions"], alpha, shortlist, marker_weight=marker_weight
+        )
         parts = []
-        for ranked in self.processor.feature_extractor.stream(given["cells"], **given["cell_options"]):
+        extractor = self.processor.feature_extractor
+        for ranked in extractor.stream(given["cells"], places_of=scorer.marker_ids, **given["cell_options"]):
             parts.append(np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32))
             for rows, found in read_cells(ranked, scorer, scorer.budget, model.device):
                 parts[-1][rows] = found.scores.cpu().numpy()
@@ -108,25 +123,27 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
 
 def _describe(
-    candidates: Sequence[str] | Mapping[str, str | Sequence[str]], template: str | None, prompt_templates: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Returns the descriptions of each candidate."""
+    candidates: Sequence[str] | Mapping[str, Any], template: str | None, prompt_templates: Sequence[str]
+) -> dict[str, Description]:
+    """Returns the description of each candidate."""
     if isinstance(candidates, str):
         raise InputError(f"candidate_labels must be several labels, not one text: [{candidates!r}, ...].")
     if template is not None and (not isinstance(template, str) or "{}" not in template):
         raise InputError(f"hypothesis_template {template!r} has no {{}} for the label.")
-    described: dict[str, tuple[str, ...]] = {}
+    described: dict[str, Description] = {}
     for label in candidates:
         if not isinstance(label, str):
             raise InputError(f"Labels must be texts, not {label!r}.")
         if label in described:
             raise InputError(f"The label {label!r} was given twice.")
-        if isinstance(candidates, Mapping):
-            described[str(label)] = as_texts(label, candidates[label])
+        own = as_description(label, candidates[label]) if isinstance(candidates, Mapping) else Description()
+        if own.texts:
+            texts = own.texts
         elif template is not None:
-            described[str(label)] = (template.replace("{}", label),)
+            texts = (template.replace("{}", label),)
         else:
-            described[str(label)] = tuple(text.text for text in fill_templates(prompt_templates, str(label)))
+            texts = tuple(text.text for text in fill_templates(prompt_templates, str(label)))
+        described[str(label)] = replace(own, texts=texts)
     if not described:
         raise InputError("No candidates: give candidate_labels, names or {label: description}.")
     return described

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import BatchFeature, ProcessorMixin
 
 from .errors import InputError
-from .prompts import PROMPT_TEMPLATES, check_templates
+from .marker_genes import MarkerReader, NamedGenes
+from .prompts import PROMPT_TEMPLATES, as_description, check_templates
 
 if TYPE_CHECKING:  # transformers saves the files that a class's file imports; config.json names this pipeline.
     from .pipeline_langcell import ZeroShotCellAnnotationPipeline  # noqa: F401
@@ -67,6 +68,22 @@ class LangCellProcessor(ProcessorMixin):
     def __repr__(self) -> str:
         # The inherited one prints the gene vocabulary.
         return f"{type(self).__name__}({self.feature_extractor!r}, {type(self.tokenizer).__name__})"
+
+    def find_genes(self, description: Any) -> NamedGenes:
+        """
+        Finds the genes that a description names, as marker evidence reads them.
+
+        Args:
+            description: A text, several texts, or `{"description": ..., "markers": [...], "absent": [...]}`.
+
+        Returns:
+            Ids of the genes that mark the cells, of those that the cells do not express, and names in lists that the
+            vocabulary does not know.
+
+        Raises:
+            InputError: Something else than a description.
+        """
+        return MarkerReader(self.feature_extractor.genes).read(as_description("the text", description))
 
     def __call__(
         self,

@@ -1,9 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Prompts: the texts that describe a cell type, made from prompt templates."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from string import Formatter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import InputError
 
@@ -81,6 +82,56 @@ def as_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class Description:
+    """
+    What describes a label.
+
+    Args:
+        texts: The texts that the model reads; the matching reads the first. Empty where a label is to be looked up.
+        markers: Names of genes that mark the cells; None where they are to be read from the texts.
+        absent: Names of genes that the cells do not express.
+    """
+
+    texts: tuple[str, ...] = ()
+    markers: tuple[str, ...] | None = None
+    absent: tuple[str, ...] = ()
+
+
+def as_description(label: str, given: Any) -> Description:
+    """
+    Returns a label's description from any form that it is given in: a text, several texts, a `Description`, or a
+    mapping with `description` (one text or several), `markers` and `absent` (lists of genes), each of which may be left
+    out. An empty text is no text. Lists say all: the genes that the texts name do not count beside them.
+
+    Raises:
+        InputError: A text or a gene is not a text, or the mapping has other keys.
+
+    ```python
+    >>> from modeling_langcell.model.prompts import as_description
+    >>> as_description("beta", {"description": "cell type: beta cell.", "markers": ["INS", "IAPP"]})
+    Description(texts=('cell type: beta cell.',), markers=('INS', 'IAPP'), absent=())
+
+    ```"""
+    if isinstance(given, Description):
+        return given
+    if not isinstance(given, Mapping):
+        return Description() if given == "" else Description(as_texts(label, given))
+    if unknown := [key for key in given if key not in ("description", "markers", "absent")]:
+        raise InputError(f"The description of {label!r} has {unknown[0]!r}: its keys are description, markers, absent.")
+    genes: dict[str, tuple[str, ...]] = {}
+    for key in ("markers", "absent"):
+        names = given.get(key) or ()
+        if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise InputError(f"{key} of {label!r} must be a list of genes such as ['INS', 'IAPP'], not {names!r}.")
+        genes[key] = tuple(dict.fromkeys(name.strip() for name in names))
+    text = given.get("description") or ""
+    has_lists = "markers" in given or "absent" in given
+    return Description(
+        () if text == "" else as_texts(label, text), genes["markers"] if has_lists else None, genes["absent"]
+    )
+
+
 def _fields(template: str) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
 
@@ -113,7 +164,9 @@ __all__ = [
     "NAME_ALONE",
     "PROMPT_TEMPLATES",
     "SYNONYMS",
+    "Description",
     "Text",
+    "as_description",
     "as_texts",
     "check_templates",
     "fill_templates",

@@ -28,11 +28,15 @@ class RankedCells:
         token_ids: Ids of all the cells, each `<cls>` and then its genes by rank.
         offsets: `(cells + 1,)`; cell `i` is `token_ids[offsets[i]:offsets[i + 1]]`.
         matched_counts: `(cells,)` share of a cell's counts that lies in known genes.
+        places: `(cells, watched genes)` float32 places of some genes in the cell's whole ranking, before it is cut: 1
+            for the first of its genes, towards 0 for the last, 0 for a gene that the cell does not express, NaN for one
+            that the matrix did not measure. No columns if none was asked for.
     """
 
     token_ids: np.ndarray
     offsets: np.ndarray
     matched_counts: np.ndarray
+    places: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,6 +81,7 @@ class RankedCells:
             token_ids=np.concatenate([part.token_ids for part in parts]),
             offsets=np.concatenate([[0]] + [part.offsets[1:] + s for part, s in zip(parts, starts, strict=False)]),
             matched_counts=np.concatenate([part.matched_counts for part in parts]),
+            places=np.concatenate([part.places for part in parts]),
         )
 
 
@@ -109,12 +114,15 @@ class RankedChunks(Sequence[RankedCells]):
         empty_cells: str,
         max_length: int,
         gene_column: str | None,
+        places_of: Sequence[int] = (),
     ):
         self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
         self.counts, self.empty_cells, self.gene_column, self._max_length = counts, empty_cells, gene_column, max_length
         self._source, self._genes = source, genes
-        self._ranker_of_columns = _Ranker(match.token_ids, genes.median_of_id)
-        self._ranker_of_genes = _Ranker(np.arange(genes.cls_token_id), genes.median_of_id)
+        watched = np.array(places_of, dtype=np.int64)
+        self._unmeasured = ~np.isin(watched, match.token_ids)
+        self._ranker_of_columns = _Ranker(match.token_ids, genes.median_of_id, watched)
+        self._ranker_of_genes = _Ranker(np.arange(genes.cls_token_id), genes.median_of_id, watched)
 
     def __len__(self) -> int:
         return -(-self.n_cells // self.chunk_size)
@@ -145,6 +153,7 @@ class RankedChunks(Sequence[RankedCells]):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             groups = [group for block in pool.map(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
         ranked = RankedCells.concatenate(groups)
+        ranked.places[:, self._unmeasured] = np.nan
         if self.empty_cells == "error" and ranked.without_genes.any():
             empty = rows.start + np.flatnonzero(ranked.without_genes)
             raise InputError(
@@ -192,9 +201,10 @@ class _Ranker:
     Args:
         token_ids: `(columns,)` gene of each column of counts, -1 for none.
         median_of_id: Medians of the ids below that of `<cls>`, which is the last.
+        watched: Ids of the genes whose places are wanted.
     """
 
-    def __init__(self, token_ids: np.ndarray, median_of_id: np.ndarray):
+    def __init__(self, token_ids: np.ndarray, median_of_id: np.ndarray, watched: np.ndarray):
         # One sort of plain integers does it all: positive floats order like their bits, so a key is median / count, the
         # lowest first, with the gene's id in its last bits. Values that differ by less than 2^-36 of themselves become
         # ties, and ties go to the lower id. A column that is not a gene has a key above that of every gene.
@@ -204,6 +214,10 @@ class _Ranker:
         self.no_gene = np.uint64(np.iinfo(np.uint64).max)
         self.last_bits = np.where(known, token_ids.astype(np.uint64), self.no_gene)
         self.medians = np.where(known, median_of_id[token_ids], 1.0)
+        self.n_watched = len(watched)
+        # Genes that are not watched share a last column, which is dropped.
+        self.column_of_id = np.full(int(self.id_mask) + 1, self.n_watched, dtype=np.int32)
+        self.column_of_id[watched] = np.arange(self.n_watched)
 
     def rank(self, counts: sp.csr_matrix, totals: np.ndarray, max_length: int) -> RankedCells:
         """
@@ -228,12 +242,13 @@ class _Ranker:
         n_ranked = np.minimum(n_genes, max_length - 1)
 
         # A loop over cells costs less than padding them to one length, and a cell that is sorted alone stays in the
-        # CPU's nearest cache. If a cell is much longer than max_length, only the genes that are kept are sorted.
+        # CPU's nearest cache. If a cell is much longer than max_length, only the genes that are kept are sorted, unless
+        # the places of some are wanted.
         bounds = counts.indptr.tolist()
         cells = list(zip(bounds[:-1], bounds[1:], n_ranked.tolist(), strict=True))
         for start, stop, length in cells:
             cell = keys[start:stop]
-            if stop - start > 1.5 * length > 0:
+            if not self.n_watched and stop - start > 1.5 * length > 0:
                 cell.partition(length)
                 cell = cell[:length]
             cell.sort()
@@ -244,7 +259,25 @@ class _Ranker:
             token_ids=np.concatenate([part for start, _, n in cells for part in (cls, ids[start : start + n])]),
             offsets=np.concatenate([[0], np.cumsum(n_ranked + 1)]),
             matched_counts=matched.astype(np.float32),
+            places=self._places(ids, counts.indptr, n_genes),
         )
+
+    def _places(self, ids: np.ndarray, indptr: np.ndarray, n_genes: np.ndarray) -> np.ndarray:
+        """
+        Returns the places of the watched genes.
+
+        Args:
+            ids: Ids of all cells by rank; columns that are no genes come after a cell's genes.
+            indptr: `(cells + 1,)` bounds of the cells.
+            n_genes: `(cells,)` number of genes of each cell.
+        """
+        places = np.zeros((len(n_genes), self.n_watched), dtype=np.float32)
+        if self.n_watched:
+            columns = self.column_of_id.take(ids)
+            found = np.flatnonzero(columns < self.n_watched)
+            cell = np.searchsorted(indptr, found, side="right") - 1
+            places[cell, columns[found]] = 1 - (found - indptr[cell]) / n_genes[cell]
+        return places
 
 
 def _reduce_by_cell(function: np.ufunc, values: np.ndarray, indptr: np.ndarray, empty: float = 0.0) -> np.ndarray:

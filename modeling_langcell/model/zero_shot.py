@@ -4,7 +4,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -15,8 +15,9 @@ from transformers import ProcessorMixin
 
 from .configuration_langcell import templates_of
 from .errors import InputError
+from .marker_genes import NamedGenes, UsualPlaces, without_gene_lists
 from .packed_langcell import PackedSequences
-from .prompts import PROMPT_TEMPLATES, as_texts
+from .prompts import PROMPT_TEMPLATES, as_description, as_texts
 from .ranking import RankedCells
 from .token_budget import TokenBudget
 
@@ -60,52 +61,82 @@ class DescriptionScorer:
     A label with several texts is embedded as the mean of their embeddings, scaled back to length 1 (Radford et al.,
     2021, section 3.1.4). The matching reads only the first text, since its cost grows with the number of texts.
 
-    If the config has a calibration for this `alpha` and the processor's prompt templates, the scores are probabilities:
-    the blend to the power of the inverse of the fitted temperature, scaled to add up to 1.
+    Marker evidence is a third voice: `marker_weight` times the evidence is added to the logarithm of the blend, and the
+    scores are scaled to add up to 1. The evidence for a label is the mean, over the genes that its description names
+    and that the matrix measured, of how far the gene stands above its usual place in the ranking of a cell, in usual
+    spreads; below it, for a gene that is said to be absent. A label that names no gene has evidence 0, that of an
+    average cell. Since what is usual comes from the checkpoint, a cell's evidence does not depend on the other cells.
+
+    If the config has a calibration for this `alpha`, this `marker_weight` and the processor's prompt templates, the
+    scores are probabilities: the scores to the power of the inverse of the fitted temperature, scaled to add up to 1.
 
     Args:
         model, processor: The checkpoint.
-        descriptions: One text or several for each label. They are read and embedded once, here.
+        descriptions: What describes each label, in any form that `as_description` reads. The texts are read and
+            embedded once, here. Lists of genes in them (`markers: INS, IAPP`) are for the evidence alone.
         alpha: Weight of the similarity; 1 omits the matching, which is much faster.
         shortlist: Number of labels that the matching reads for each cell; `None` for all. The default, `"auto"`, reads
             up to 32.
         budget: Bounds the number of positions that go through a tower at once.
+        marker_weight: Weight of the marker evidence; by default the checkpoint's own. 0 leaves it out.
 
     Raises:
-        InputError: A shortlist below 1, or a label without a text.
+        InputError: A shortlist below 1, a marker weight below 0, or a label without a text.
     """
 
     def __init__(
         self,
         model: "LangCellModel",
         processor: ProcessorMixin,
-        descriptions: Mapping[str, str | Sequence[str]],
+        descriptions: Mapping[str, Any],
         alpha: float,
         shortlist: Shortlist = "auto",
         budget: TokenBudget | None = None,
+        marker_weight: float | None = None,
     ):
         self.model, self.alpha = model, alpha
+        self.marker_weight = model.config.marker_weight if marker_weight is None else marker_weight
+        if not 0 <= self.marker_weight < math.inf:
+            raise InputError(f"marker_weight={self.marker_weight} is not a weight: give 0 or more.")
+        described = {label: as_description(label, given) for label, given in descriptions.items()}
         #: The texts of each label; the matching reads the first.
-        self.descriptions = {label: as_texts(label, texts) for label, texts in descriptions.items()}
+        self.descriptions = {label: as_texts(label, given.texts) for label, given in described.items()}
+        #: The evidence of the genes that the descriptions name; None where it has no weight.
+        self.evidence: MarkerEvidence | None = None
+        #: The genes that each label's description names; empty where they have no weight.
+        self.markers: dict[str, NamedGenes] = {}
+        if self.marker_weight:
+            self.markers = {label: processor.find_genes(given) for label, given in described.items()}
+            self.evidence = MarkerEvidence(self.markers, processor.feature_extractor.usual_places, model.device)
         #: The calibration of the scores; None if they are not calibrated.
-        self.calibration = model.config.calibration if _fits(model.config.calibration, alpha, processor) else None
+        calibration = model.config.calibration
+        self.calibration = calibration if _fits(calibration, alpha, self.marker_weight, processor) else None
         self.budget = TokenBudget.for_model(model) if budget is None else budget
         self._set_shortlist(shortlist)
         # The first text of each label, at the label's number, and then all the others.
-        first = [texts[0] for texts in self.descriptions.values()]
-        others = [text for texts in self.descriptions.values() for text in texts[1:]]
+        read = [list(texts) for texts in self.descriptions.values()]
+        if self.evidence is not None:
+            read = [[without_gene_lists(text) or text for text in texts] for texts in read]
+        first = [texts[0] for texts in read]
+        others = [text for texts in read for text in texts[1:]]
         self.text_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
         self.lengths = [len(ids) for ids in self.text_ids]
         self.text_embeds = self._embed()
 
+    @property
+    def marker_ids(self) -> tuple[int, ...]:
+        """Ids of the genes whose places the evidence needs."""
+        return () if self.evidence is None else self.evidence.ids
+
     @torch.inference_mode()
-    def __call__(self, ids: torch.Tensor, cells: PackedSequences) -> Scored:
+    def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
         """
         Scores packed cells.
 
         Args:
             ids: `(genes of all cells,)`, cells laid end to end.
             cells: Lengths of the cells.
+            places: `(cells, genes of marker_ids)` places of the genes, as in `RankedCells`.
         """
         model = self.model
         states, pooled = model.cell_model.read_packed(ids, cells, pooled_only=self.alpha == 1)
@@ -113,18 +144,24 @@ class DescriptionScorer:
         logits = model.get_similarity_logits(embeds, self.text_embeds)
         max_cosine = logits.amax(dim=1) * model.config.temperature
         similarity = logits.softmax(dim=1)
+        # The evidence multiplies the blend, label by label.
+        factors = None
+        if self.evidence is not None and places is not None:
+            factors = (self.marker_weight * self.evidence(places)).softmax(dim=1)
         if self.alpha == 1:
             shortlist_is_exact = torch.ones(len(cells), dtype=torch.bool)
-            return Scored(embeds, self._calibrated(similarity), shortlist_is_exact, max_cosine)
+            scores = _scaled(similarity, factors)
+            return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
         # `chosen` has, for each cell, the numbers of the labels that the matching reads.
         if self.shortlist is None:
             chosen = torch.arange(len(self.descriptions)).expand(len(cells), -1)
         else:
-            chosen = similarity.topk(self.shortlist, dim=1).indices.cpu()
+            chosen = _scaled(similarity, factors).topk(self.shortlist, dim=1).indices.cpu()
         match = self.match(states, cells, chosen)
         # The published procedure takes the softmax, over candidates, of the probabilities themselves.
-        scores = self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1)
-        shortlist_is_exact = self._shortlist_is_exact(similarity, match, scores, chosen.to(scores.device)).cpu()
+        scores = _scaled(self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1), factors)
+        exact = self._shortlist_is_exact(similarity, match, factors, scores.argmax(dim=1), chosen.to(scores.device))
+        shortlist_is_exact = exact.cpu()
         return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
 
     def _calibrated(self, scores: torch.Tensor) -> torch.Tensor:
@@ -142,6 +179,8 @@ class DescriptionScorer:
     def _set_shortlist(self, shortlist: Shortlist) -> None:
         self.shortlist = _shortlist(shortlist, len(self.descriptions), self.alpha)
         self.settings: dict[str, float] = {"alpha": float(self.alpha)}
+        if self.marker_weight:
+            self.settings["marker_weight"] = float(self.marker_weight)
         if self.shortlist is not None:
             self.settings["shortlist"] = self.shortlist
 
@@ -179,29 +218,26 @@ class DescriptionScorer:
                 match[rows, [*chain(*part)]] = found
         return match
 
-    def _shortlist_is_exact(self, similarity, match, scores, chosen) -> torch.Tensor:
+    def _shortlist_is_exact(self, similarity, match, factors, best, chosen) -> torch.Tensor:
         """
         Returns `(cells,)` true where the best label stays the best whatever the matching would give to the labels
         outside the shortlist.
 
-        Two conditions are checked. The most similar label outside comes nearest when it alone matches for certain, and
-        must still score lower. The labels inside keep their order in the matching, but the more the labels outside
-        match, the less the matching weighs against the similarity; the best must be the same where it weighs least.
+        A label outside scores most if it matches for certain. The more the others match besides, the less the matching
+        weighs against the similarity. The lead of the best label over any other is linear in that weight, so it holds
+        everywhere if it holds at both ends: where only one label outside matches for certain, and where all do.
         """
         if self.shortlist is None:
-            return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-        best = scores.argmax(dim=1, keepdim=True)
+            return torch.ones(len(similarity), dtype=torch.bool, device=similarity.device)
         exponents = match.exp()
         total = exponents.sum(dim=1, keepdim=True)
         left_out = len(self.descriptions) - self.shortlist
-
-        similar = similarity.scatter(1, chosen, -1.0).amax(dim=1, keepdim=True)
-        ahead = self.alpha * (similarity.gather(1, best) - similar)
-        ahead += (1 - self.alpha) * (exponents.gather(1, best) - math.e) / (total + math.e - 1)
-
-        least = self.alpha * similarity + (1 - self.alpha) * exponents / (total + left_out * (math.e - 1))
-        first = chosen.gather(1, least.gather(1, chosen).argmax(dim=1, keepdim=True))
-        return ((ahead > 0) & (first == best)).squeeze(1)
+        at_most = torch.full_like(exponents, math.e).scatter(1, chosen, exponents.gather(1, chosen))
+        exact = (chosen == best[:, None]).any(dim=1)  # The evidence may favour a label that the matching did not read.
+        for matching in (1, left_out):
+            scores = self.alpha * similarity + (1 - self.alpha) * at_most / (total + matching * (math.e - 1))
+            exact &= (scores if factors is None else scores * factors).argmax(dim=1) == best
+        return exact
 
     def _embed(self) -> torch.Tensor:
         """Embeds each label as the mean of its texts: `(labels, projection_dim)` float32, L2-normalised."""
@@ -231,9 +267,55 @@ class DescriptionScorer:
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
 
 
-def _fits(calibration: Mapping[str, Any] | None, alpha: float, processor: ProcessorMixin) -> bool:
-    """Returns true if a calibration was fitted with this `alpha` and with the processor's prompt templates."""
+class MarkerEvidence:
+    """
+    How far the genes that descriptions name stand above their usual places in a cell: see `DescriptionScorer`.
+
+    Args:
+        named: The genes that each label's description names.
+        usual: What is usual for the place of each gene.
+        device: Device to compute on.
+
+    Attributes:
+        ids: Ids of all genes that are named.
+    """
+
+    def __init__(self, named: Mapping[str, NamedGenes], usual: UsualPlaces, device: torch.device):
+        self.ids = tuple(sorted({gene for genes in named.values() for gene in (*genes.present, *genes.absent)}))
+        column = {gene: number for number, gene in enumerate(self.ids)}
+        signs = torch.zeros(len(self.ids), len(named))
+        for label, genes in enumerate(named.values()):
+            signs[[column[gene] for gene in genes.present], label] = 1
+            signs[[column[gene] for gene in genes.absent], label] = -1
+        self._signs = signs.to(device)
+        ids = np.array(self.ids, dtype=int)
+        self._means, self._spreads = (torch.from_numpy(a[ids]).to(device) for a in (usual.means, usual.spreads))
+
+    def __call__(self, places: torch.Tensor) -> torch.Tensor:
+        """
+        Returns `(cells, labels)` evidence.
+
+        Args:
+            places: `(cells, genes of ids)` places; NaN for genes that were not measured, which say nothing.
+        """
+        above = ((places - self._means) / self._spreads).nan_to_num(0)
+        measured = (~places.isnan()).to(above.dtype) @ self._signs.abs()
+        return above @ self._signs / measured.clamp(min=1)
+
+
+def _scaled(scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    """Multiplies scores by factors, if there are any, and scales them to add up to 1."""
+    if factors is None:
+        return scores
+    products = scores * factors
+    return products / products.sum(dim=1, keepdim=True)
+
+
+def _fits(calibration: Mapping[str, Any] | None, alpha: float, marker_weight: float, processor: ProcessorMixin) -> bool:
+    """Returns true if a calibration was fitted with these weights and with the processor's prompt templates."""
     if calibration is None or not math.isclose(calibration["alpha"], alpha):
+        return False
+    if not math.isclose(calibration.get("marker_weight", 0), marker_weight):
         return False
     return tuple(templates_of(calibration, PROMPT_TEMPLATES)) == processor.prompt_templates
 
@@ -251,7 +333,7 @@ def _shortlist(shortlist: Shortlist, labels: int, alpha: float) -> int | None:
 
 def read_cells(
     ranked: RankedCells,
-    read: Callable[[torch.Tensor, PackedSequences], T],
+    read: Callable[..., T],
     budget: TokenBudget,
     device: torch.device,
     rows: np.ndarray | None = None,
@@ -260,11 +342,19 @@ def read_cells(
     Reads cells (`rows`, by default all) in batches of similar length, as many at once as the budget holds, and yields
     row numbers with results. The longest come first, so that memory runs out at the start or not at all. Cells without
     known genes are skipped.
+
+    Args:
+        ranked: The cells.
+        read: Function of gene ids, the lengths of the cells and, if the cells have any, the places of watched genes.
+        budget: Bounds the number of positions that are read at once.
+        device: Device to compute on.
+        rows: Numbers of the cells to read.
     """
 
     def read_rows(rows: list[int]) -> T:
         ids = torch.from_numpy(np.concatenate([ranked[row] for row in rows]).astype(np.int64))
-        return read(ids.to(device), PackedSequences(lengths[rows].tolist(), device))
+        places = [torch.from_numpy(ranked.places[rows]).to(device)] if ranked.places.shape[1] else []
+        return read(ids.to(device), PackedSequences(lengths[rows].tolist(), device), *places)
 
     lengths = ranked.lengths
     order = np.argsort(-lengths, kind="stable") if rows is None else rows[np.argsort(-lengths[rows], kind="stable")]
@@ -272,4 +362,4 @@ def read_cells(
         yield np.array(done), found
 
 
-__all__ = ["SHORTLIST", "DescriptionScorer", "Scored", "Shortlist", "read_cells"]
+__all__ = ["SHORTLIST", "DescriptionScorer", "MarkerEvidence", "Scored", "Shortlist", "read_cells"]

@@ -119,7 +119,8 @@ def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
         ({"cells": "nowhere.h5ad"}, "No file"),
         ({"--labels": "no such cell at all;B cell"}, "does not know"),
         ({"--labels": "missing.tsv"}, "cannot be read"),
-        ({"--labels": None}, "--labels or --ontology-root"),
+        ({"--tissue": "nowhere"}, "not both"),
+        ({"--labels": None, "--tissue": "nowhere"}, "no tissue 'nowhere'"),
         ({"--ontology-root": "B cell"}, "not both"),
         ({"--model": "no/such/checkpoint"}, "No LangCell checkpoint"),
         ({"--layer": "absent"}, "No layer 'absent'"),
@@ -203,7 +204,7 @@ class TestDescribe:
             tmp_path
         )
         (tmp_path / "types.json").write_text(json.dumps({"NK cell": "", "mine": ["one", "two"]}))
-        result = run("describe", "--labels", tmp_path / "types.json", "--model", tmp_path)
+        result = run("describe", "--labels", tmp_path / "types.json", "--no-markers", "--model", tmp_path)
         assert result.exit_code == 0, result.output
         shown = [line for line in result.stdout.splitlines() if not line.startswith("  cut")]
         assert shown == [

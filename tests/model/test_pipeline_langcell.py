@@ -135,7 +135,7 @@ class TestInThePackage:
             ({"candidate_labels": ["nk"], "hypothesis_template": "cell"}, "has no {}"),
             ({"candidate_labels": ["nk"], "hypothesis_template": 5}, "has no {}"),
             ({"candidate_labels": ["nk", None]}, "must be texts"),
-            ({"candidate_labels": {"nk": ""}}, "must be texts"),
+            ({"candidate_labels": {"nk": {"genes": ["GNLY"]}}}, "has 'genes'"),
             ({"candidate_labels": {"nk": ["nk", ""]}}, "must be texts"),
             ({"candidate_labels": {"nk": []}}, "must be texts"),
             ({"candidate_labels": ["nk"], "alpha": 1.5}, "alpha=1.5"),

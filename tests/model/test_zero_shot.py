@@ -162,23 +162,26 @@ class TestSeveralTexts:
 class TestProof:
     """By brute force: whatever the matching would have given to those left out."""
 
+    @pytest.mark.parametrize("with_evidence", [False, True])
     @pytest.mark.parametrize(("alpha", "spread"), [(0.1, 3), (0.5, 3), (0.9, 0.2)])
-    def test_holds_whatever_was_left_out(self, annotator, alpha, spread):
+    def test_holds_whatever_was_left_out(self, annotator, alpha, spread, with_evidence):
         labels, read, cells = 7, 3, 400
         scorer = DescriptionScorer(
             annotator.model, annotator.processor, {str(n): "b" for n in range(labels)}, alpha, read
         )
         generator = torch.Generator().manual_seed(0)
         similarity = (spread * torch.randn(cells, labels, generator=generator)).softmax(dim=1)
-        chosen = similarity.topk(read, dim=1).indices
+        evidence = torch.randn(cells, labels, generator=generator) if with_evidence else torch.zeros(cells, labels)
+        factors = evidence.softmax(dim=1) if with_evidence else None
+        chosen = (similarity * evidence.exp()).topk(read, dim=1).indices
         match = torch.zeros_like(similarity).scatter(1, chosen, torch.rand(cells, read, generator=generator))
         left_out = torch.ones_like(similarity).scatter(1, chosen, 0.0)
 
         def scores(match):
-            return alpha * similarity + (1 - alpha) * match.softmax(dim=1)
+            return (alpha * similarity + (1 - alpha) * match.softmax(dim=1)) * evidence.exp()
 
         found = scores(match)
-        shortlist_is_exact = scorer._shortlist_is_exact(similarity, match, found, chosen)
+        shortlist_is_exact = scorer._shortlist_is_exact(similarity, match, factors, found.argmax(dim=1), chosen)
         assert 0.05 < shortlist_is_exact.float().mean() < 1, "it neither proves nothing nor takes all for proven"
         always = torch.ones(cells, dtype=torch.bool)
         extremes = [left_out * torch.eye(labels)[label] for label in range(labels)] + [left_out]

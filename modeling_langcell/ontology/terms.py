@@ -1,25 +1,22 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Terms of the ontologies that `cellxgene-ontology-guide` ships: the Cell Ontology for cell types, and others for tissue,
-disease, stage, sex, ethnicity and assay. Finds the term that a name means, and the texts that describe it.
+Terms of the ontologies that `cellxgene-ontology-guide` ships, and their relations: the Cell Ontology for cell types,
+and others for tissue, disease, stage, sex, ethnicity and assay.
 """
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from cellxgene_ontology_guide.ontology_parser import OntologyParser
-from rapidfuzz import fuzz, process
 
-from .model.errors import InputError
-from .model.prompts import PROMPT_TEMPLATES, Text, as_texts, fill_templates
+from ..model.errors import InputError
+from ..model.prompts import PROMPT_TEMPLATES, Text, fill_templates
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION_PREFIX = "cell type:"
 
 #: Terms with almost no information: a cell, a eukaryotic cell, a nucleate cell, a cell with one nucleus, a motile cell,
 #: an embryonic cell.
@@ -27,18 +24,10 @@ UNINFORMATIVE = frozenset({"CL:0000000", "CL:0000255", "CL:0002242", "CL:0000226
 
 _TERM_ID = re.compile(r"^[A-Za-z]+:\d+$")
 
-#: The mark of a species in a name that is not human: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are vertebrates
-#: and primates.
-_OTHER_SPECIES = re.compile(r"\((Mmus|Mus musculus|sensu (?!Vertebrata).*)\)|, mouse$")
-
-#: Names of islet cells in studies of the pancreas; the Cell Ontology has them only together with the organ's name.
-_ISLET_CELLS = {
-    "alpha cell": "CL:0000171",
-    "beta cell": "CL:0000169",
-    "gamma cell": "CL:0002275",
-    "delta cell": "CL:0000173",
-    "epsilon cell": "CL:0005019",
-}
+#: The mark of a species in a name that is not human: `(Mmus)`, `, mouse`, `(sensu Nematoda)`. Humans are vertebrates.
+_OTHER_SPECIES = re.compile(
+    r"\bMmus\b|\bMus musculus\b|\(sensu (?!Vertebrata)|\bmouse\b|^fungal |^insect |\bhemocyte\b|\bcnidocyte\b|^Kenyon "
+)
 
 
 @dataclass(frozen=True)
@@ -125,150 +114,6 @@ def all_terms() -> tuple[Term, ...]:
         len(ids) - len(current),
     )
     return tuple(map(get_term, current))
-
-
-def _normalized(name: str) -> str:
-    """Removes spelling differences from a name: case, underscores and hyphens, plurals, `+` for positive."""
-    words = re.sub(r"[\s_\-]+", " ", name.casefold().replace("+", " positive ").replace(",", " ")).split()
-    return " ".join(
-        word[:-1] if word in ("cells", "neurons") or (len(word) > 4 and word.endswith("cytes")) else word
-        for word in words
-    )
-
-
-@cache
-def _names() -> dict[str, str]:
-    """
-    Returns term ids by normalised names and unambiguous synonyms. A term of another species keeps only synonyms that
-    name
-    the species: a bare synonym, such as "alpha cell" for a mouse's retina, means something else for human cells.
-    """
-    names = {_normalized(term.name): term.id for term in all_terms()}
-    synonyms: dict[str, set[str]] = {}
-    for term in all_terms():
-        of_humans = not _OTHER_SPECIES.search(term.name)
-        for synonym in term.synonyms:
-            if of_humans or _OTHER_SPECIES.search(synonym):
-                synonyms.setdefault(_normalized(synonym), set()).add(term.id)
-    unambiguous = {name: next(iter(ids)) for name, ids in synonyms.items() if len(ids) == 1}
-    logger.info("%d synonyms of several terms are skipped.", len(synonyms) - len(unambiguous))
-    return _ISLET_CELLS | unambiguous | names
-
-
-def find_term(label: str) -> Term:
-    """
-    Returns the term that a `CL:` id, a name or a synonym means, regardless of case, hyphens and plural. A name without
-    a species means a human cell.
-
-    Raises:
-        InputError: There is no such term; the message names the closest ones.
-
-    ```python
-    >>> from modeling_langcell.ontology import find_term
-    >>> find_term("B cells").id, find_term("CL:0000623").name
-    ('CL:0000236', 'natural killer cell')
-
-    ```"""
-    if label.startswith("CL:"):
-        return get_term(label)
-    if (term_id := _names().get(_normalized(label))) is not None:
-        return get_term(term_id)
-    closest = process.extract(_normalized(label), list(_names()), scorer=fuzz.token_set_ratio, limit=10)
-    ids = list(dict.fromkeys(_names()[name] for name, *_ in closest))[:4]
-    shown = ", ".join(f"{get_term(term_id).name!r} ({term_id})" for term_id in ids)
-    raise InputError(
-        f"The Cell Ontology does not know {label!r}. Closest: {shown}. Give one of these, or your own "
-        "description: {" + repr(label) + ": 'cell type: ...'}."
-    )
-
-
-def id_of(label: str) -> str | None:
-    """
-    Returns the id of the Cell Ontology's term that a label means, or None if it means no term or a deprecated one.
-    """
-    if label.startswith("CL:"):
-        return label if is_term(label) else None
-    return _names().get(_normalized(label))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """
-    A label with the texts that describe it.
-
-    Args:
-        label: The label, exactly as given.
-        term: The term of the Cell Ontology that the label means, if any.
-        texts: The texts that the model reads, with their origin. The matching reads the first.
-    """
-
-    label: str
-    term: Term | None
-    texts: tuple[Text, ...]
-
-
-def candidates(
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
-) -> list[Candidate]:
-    """
-    Looks up labels, and returns each with its term and the texts that describe it.
-
-    Args:
-        labels: Names, synonyms or ids of the Cell Ontology, or texts that begin with `cell type:`, which are their own
-            descriptions; or a mapping from labels to descriptions, one or several each, used unchanged (an empty one
-            is looked up in the ontology).
-        prompt_templates: Templates for the texts that describe a term, as in `LangCellProcessor`.
-
-    Returns:
-        Candidates in the order of the labels.
-
-    Raises:
-        InputError: No labels, a label given twice, or a label that no ontology knows and that has no description.
-
-    ```python
-    >>> from modeling_langcell.ontology import candidates
-    >>> (nk,) = candidates(["NK cells"], ["{name}", "a {synonym}"])
-    >>> [(text.text, text.origin) for text in nk.texts]
-    [('natural killer cell', 'name in the Cell Ontology, ...'), ('a NK cell', "synonym 'NK cell' in the Cell ...")]
-
-    ```"""
-    if isinstance(labels, str):
-        raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
-    pairs = labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels]
-    found: dict[str, Candidate] = {}
-    for label, description in pairs:
-        if not isinstance(label, str):
-            raise InputError(f"Labels must be texts, not {label!r}.")
-        if label in found:
-            raise InputError(f"The label {label!r} was given twice.")
-        if description == "" and label.startswith(DESCRIPTION_PREFIX):
-            description = label
-        if description == "":
-            term = find_term(label)
-            found[label] = Candidate(label, term, term.texts(prompt_templates))
-        else:
-            own = tuple(Text(text, "your own words") for text in as_texts(label, description))
-            term_id = id_of(label)
-            found[label] = Candidate(label, None if term_id is None else get_term(term_id), own)
-    if not found:
-        raise InputError("No candidate labels were given.")
-    return list(found.values())
-
-
-def texts_of(
-    labels: Iterable[str] | Mapping[str, str | Sequence[str]], prompt_templates: Sequence[str] = PROMPT_TEMPLATES
-) -> dict[str, tuple[str, ...]]:
-    """Returns all the texts that describe each label; arguments and errors are the same as for `candidates`."""
-    found = candidates(labels, prompt_templates)
-    return {candidate.label: tuple(text.text for text in candidate.texts) for candidate in found}
-
-
-def describe(labels: Iterable[str] | Mapping[str, str | Sequence[str]]) -> dict[str, str]:
-    """
-    Returns one description for each label: name and definition of a term, regardless of a checkpoint's prompt
-    templates; or the first of your own descriptions. Arguments and errors are the same as for `candidates`.
-    """
-    return {label: texts[0] for label, texts in texts_of(labels).items()}
 
 
 def release() -> str:
@@ -367,31 +212,44 @@ def agreement(truth_id: str, other_id: str) -> float:
     )
 
 
-def descendants(root: str) -> tuple[Term, ...]:
-    """Returns the term with a name or id, and all terms below it: the candidates of `--ontology-root`."""
-    root_id = find_term(root).id
-    below = _parser().get_term_descendants(root_id)
-    return (get_term(root_id), *(get_term(i) for i in below if i.startswith("CL:") and i != root_id))
+def of_other_species(name: str) -> bool:
+    """Returns true for the name of a type that only other species have: `(Mmus)`, `, mouse`, `(sensu Nematoda)`."""
+    return _OTHER_SPECIES.search(name) is not None
+
+
+@cache
+def human_terms() -> tuple[Term, ...]:
+    """Returns the current terms of the Cell Ontology that are not of another species, in the order of their ids."""
+    return tuple(term for term in all_terms() if not of_other_species(term.name))
+
+
+def below(term_id: str) -> tuple[Term, ...]:
+    """Returns the terms of the Cell Ontology that are a kind (or part) of a term, without itself."""
+    found = _parser().get_term_descendants(term_id)
+    return tuple(get_term(i) for i in found if i.startswith("CL:") and i != term_id)
+
+
+@cache
+def ids_by_name(ontology: str) -> dict[str, str]:
+    """Returns the ids of an ontology's terms (`CL`, `UBERON`) by their names."""
+    return dict(_parser().get_term_label_to_id_map(ontology))
 
 
 __all__ = [
     "UNINFORMATIVE",
-    "Candidate",
     "Term",
     "agreement",
     "all_terms",
     "ancestors",
-    "candidates",
+    "below",
     "depth",
-    "descendants",
-    "describe",
-    "find_term",
     "get_term",
-    "id_of",
+    "human_terms",
+    "ids_by_name",
     "is_term",
     "kinds_below",
+    "of_other_species",
     "related",
     "release",
     "siblings",
-    "texts_of",
 ]

@@ -116,7 +116,8 @@ def test_an_exact_name_wins_over_another_term_s_synonym():
 
 
 @pytest.mark.parametrize(
-    ("label", "closest"), [("natural kiler cel", "natural killer cell"), ("CD8 T", "CD8-positive, alpha-beta T cell")]
+    ("label", "closest"),
+    [("natural kiler cel", "natural killer cell"), ("CD8 Tcellz", "CD8-positive, alpha-beta T cell")],
 )
 def test_an_unknown_name_is_refused_with_the_closest_terms(label, closest):
     with pytest.raises(InputError) as error:

@@ -1,0 +1,1 @@
+../../modeling_langcell/model/marker_genes.py

@@ -1,0 +1,27 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+from .candidates import Candidate as Candidate
+from .candidates import Labels as Labels
+from .candidates import candidates as candidates
+from .candidates import describe as describe
+from .candidates import descriptions_of as descriptions_of
+from .candidates import texts_of as texts_of
+from .cell_types import CellType as CellType
+from .cell_types import cell_type as cell_type
+from .cell_types import cell_types as cell_types
+from .cell_types import usual_in as usual_in
+from .names import descendants as descendants
+from .names import find_term as find_term
+from .names import id_of as id_of
+from .terms import UNINFORMATIVE as UNINFORMATIVE
+from .terms import Term as Term
+from .terms import agreement as agreement
+from .terms import all_terms as all_terms
+from .terms import ancestors as ancestors
+from .terms import depth as depth
+from .terms import get_term as get_term
+from .terms import human_terms as human_terms
+from .terms import is_term as is_term
+from .terms import kinds_below as kinds_below
+from .terms import related as related
+from .terms import release as release
+from .terms import siblings as siblings

@@ -1,0 +1,177 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The names of cell types: finds the term of the Cell Ontology that people mean, or says which they may have meant."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import cache
+
+from rapidfuzz import fuzz, process
+
+from ..model.errors import InputError
+from .cell_types import cell_type, cell_types
+from .terms import Term, all_terms, below, get_term, is_term, of_other_species
+
+_GREEK = {"α": " alpha ", "β": " beta ", "γ": " gamma ", "δ": " delta ", "ε": " epsilon ", "φ": " phi "}
+#: British spellings, as parts of words.
+_BRITISH = {"tumour": "tumor", "haem": "hem", "oesoph": "esoph", "foet": "fet", "fibre": "fiber", "centre": "center"}
+#: The minus of a marker that is absent, as in `CD16-` or `CD14+CD16-`.
+_MINUS = re.compile(r"(?<=[a-z0-9])[-−⁻](?=\s|$|cd\d|[,;)])")
+#: A level that is written without a space after a marker, as in `CD56bright`.
+_LEVEL = re.compile(r"\b(cd\d+[a-z]?)(bright|dim|high|low|hi|lo|pos|neg)\b")
+#: A letter that is written together with `cell`, as in `Tcell`.
+_JOINED = re.compile(r"\b([bt])cells?\b")
+#: The mark that tells `Bm2'` from `Bm2`.
+_PRIME = re.compile(r"'(?=\s|$)")
+_WORDS_OF_LEVEL = {"hi": "high", "lo": "low", "pos": "positive", "neg": "negative"}
+#: Words that a name can do without: `NK` is an NK cell, and `CD4 T` a `CD4-positive T cell`.
+_FILLERS = frozenset({"cell", "positive", "of"})
+#: Letters that name a cell without the word: all others are too short to mean anything.
+_LETTERS = frozenset({"b", "t"})
+
+_SUGGESTIONS = 3
+_ABBREVIATION = 5  # Longest abbreviation, in letters.
+
+
+def normalized(name: str) -> str:
+    """
+    Removes differences of spelling from a name: case, accents, punctuation, plurals, Greek letters, British spelling,
+    and signs for positive and negative.
+
+    ```python
+    >>> from modeling_langcell.ontology.names import normalized
+    >>> normalized("γδ T-cells"), normalized("CD14+CD16- Monocytes")
+    ('gamma delta t cell', 'cd14 positive cd16 negative monocyte')
+
+    ```"""
+    text = unicodedata.normalize("NFKD", name).casefold()
+    text = "".join(_GREEK.get(letter, letter) for letter in text if not unicodedata.combining(letter)).replace("_", " ")
+    text = _MINUS.sub(
+        " negative ", re.sub(r"\+{2,}", " high ", text).replace("+", " positive ").replace("⁺", " positive ")
+    )
+    text = _JOINED.sub(r"\1 cell", _LEVEL.sub(r"\1 \2", text))
+    for british, american in _BRITISH.items():
+        text = text.replace(british, american)
+    words = re.sub(r"\W", " ", _PRIME.sub(" prime ", text)).split()
+    return " ".join(_WORDS_OF_LEVEL.get(word, _singular(word)) for word in words)
+
+
+def _singular(word: str) -> str:
+    """Removes the plural from a word. What is left need not be a word, as long as names of one thing stay equal."""
+    if len(word) < 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")) or any(map(str.isdigit, word)):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    return word[:-1]
+
+
+def _any_order(name: str) -> str:
+    """Returns the words of a name that matter, in alphabetical order; empty if they say too little."""
+    words = sorted(set(normalized(name).split()) - _FILLERS)
+    return "" if len(words) == 1 and len(words[0]) == 1 and words[0] not in _LETTERS else " ".join(words)
+
+
+@cache
+def _names() -> tuple[dict[str, str], ...]:
+    """
+    Returns term ids by name, in tables that are asked one after the other. Some have the words of a name in any order.
+
+    The ontology's own name of a human type comes first, then the catalogue's everyday names, then synonyms that only
+    one term has. A term of another species has only the names that say so: a bare synonym, such as "alpha cell" for a
+    mouse's retina, means something else for human cells.
+    """
+    human = [term for term in all_terms() if not of_other_species(term.name)]
+    others = [term for term in all_terms() if of_other_species(term.name)]
+    own = [(term.name, term.id) for term in human]
+    everyday = [(name, one.id) for one in cell_types().values() for name in (one.short_name, *one.names)]
+    synonyms = [(synonym, term.id) for term in human for synonym in term.synonyms if not of_other_species(synonym)]
+    foreign = [(name, term.id) for term in others for name in (term.name, *term.synonyms) if of_other_species(name)]
+    foreign += [(synonym, term.id) for term in human for synonym in term.synonyms if of_other_species(synonym)]
+    return (
+        _by_key(own, normalized) | _by_key(foreign, normalized),
+        _by_key(everyday, normalized),
+        _by_key(synonyms, normalized),
+        _by_key(everyday, _any_order),
+        _by_key(own, _any_order),
+        _by_key(synonyms, _any_order),
+    )
+
+
+def _by_key(names: Iterable[tuple[str, str]], key: Callable[[str], str]) -> dict[str, str]:
+    """Returns ids by the keys of names, without keys that several terms share."""
+    ids: dict[str, set[str]] = {}
+    for name, term_id in names:
+        ids.setdefault(key(name), set()).add(term_id)
+    return {one: next(iter(of_key)) for one, of_key in ids.items() if one and len(of_key) == 1}
+
+
+def id_of(label: str) -> str | None:
+    """
+    Returns the id of the Cell Ontology's term that a label means, or None if it means no term or a deprecated one.
+    """
+    if label.startswith("CL:"):
+        return label if is_term(label) else None
+    keys = (normalized(label), _any_order(label))
+    return next((table[key] for table in _names() for key in keys if key in table), None)
+
+
+def find_term(label: str) -> Term:
+    """
+    Returns the term that a `CL:` id, a name, an everyday name or a synonym means, regardless of spelling, plural and
+    the order of the words. A name without a species means a human cell.
+
+    Raises:
+        InputError: There is no such term; the message names the closest ones.
+
+    ```python
+    >>> from modeling_langcell.ontology import find_term
+    >>> find_term("B cells").id, find_term("Tregs").name, find_term("T CD4").id
+    ('CL:0000236', 'regulatory T cell', 'CL:0000624')
+
+    ```"""
+    if label.startswith("CL:"):
+        return get_term(label)
+    if (term_id := id_of(label)) is None:
+        raise unknown_names([label])
+    return get_term(term_id)
+
+
+def unknown_names(labels: list[str]) -> InputError:
+    """Returns the error for labels that the Cell Ontology does not know, with the closest types of each."""
+    shown = "; ".join(f"{label!r} (closest: {', '.join(_closest(label))})" for label in labels)
+    return InputError(
+        f"The Cell Ontology does not know {shown}. Give one of the closest, or your own description: "
+        "{" + repr(labels[0]) + ": 'cell type: ...'}."
+    )
+
+
+def _closest(label: str) -> list[str]:
+    """Returns the human types with the names most like a label: those of the catalogue, if they are as close."""
+    own, everyday, synonyms, *_ = _names()
+    exact = synonyms | everyday | own
+    query = normalized(label)
+    # Abbreviations are like every short word: they answer to short queries alone.
+    shortest = min(len(query) - 2, _ABBREVIATION + 1)
+    human = {name: i for name, i in exact.items() if not of_other_species(get_term(i).name)}
+    names = [name for name in human if len(name) >= shortest]
+    scores: dict[str, float] = {}
+    for scorer in (fuzz.token_sort_ratio, fuzz.token_set_ratio):
+        for name, score, _ in process.extract(query, names, scorer=scorer, limit=30):
+            whole = fuzz.ratio(query, name)
+            known = 5 if cell_type(exact[name]) else 0
+            scores[exact[name]] = max(scores.get(exact[name], 0), 0.5 * score + 0.5 * whole + known)
+    best = sorted(scores, key=lambda term_id: -scores[term_id])[:_SUGGESTIONS]
+    return [f"{get_term(term_id).name!r} {term_id}" for term_id in best]
+
+
+def descendants(root: str) -> tuple[Term, ...]:
+    """
+    Returns the term with a name or id, and all human terms below it: the candidates of `--ontology-root`. For a term of
+    another species, the terms of other species too.
+    """
+    top = find_term(root)
+    found = below(top.id)
+    return (top, *(term for term in found if of_other_species(top.name) or not of_other_species(term.name)))
+
+
+__all__ = ["descendants", "find_term", "id_of", "normalized", "unknown_names"]

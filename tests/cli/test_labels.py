@@ -1,0 +1,160 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Candidates on the command line: files of labels and genes, tissues, and names that no one knows."""
+
+import json
+
+import anndata as ad
+import pytest
+
+from modeling_langcell import InputError
+from modeling_langcell.cli.labels import read_candidates, read_labels
+from modeling_langcell.ontology import usual_in
+
+INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("l.json", json.dumps({"beta": INS}), {"beta": INS}),
+        ("l.tsv", "label\tdescription\tmarkers\tabsent\nbeta\tbeta cell\tINS, IAPP\tGCG\n", {"beta": INS}),
+        ("l.csv", 'label,markers,absent,description\nbeta,"INS IAPP",GCG,beta cell\n', {"beta": INS}),
+        ("l.csv", "label\nB cell\n", {"B cell": {"description": ""}}),
+        (
+            "l.gmt",
+            "beta\tislets\tINS\tIAPP\nB cell\t\tMS4A1\n",
+            {"beta": {"markers": ["INS", "IAPP"]}, "B cell": {"markers": ["MS4A1"]}},
+        ),
+        ("l.tsv", "label\tmine\nB cell\n", {"label": "mine", "B cell": ""}),
+    ],
+)
+def test_files(tmp_path, name, content, expected):
+    (tmp_path / name).write_text(content)
+    assert read_labels(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("l.gmt", "beta\tislets\n", "no genes for 'beta'"),
+        ("l.gmt", "beta\t\tINS\nbeta\t\tIAPP\n", "label 'beta' twice"),
+        ("l.csv", "name,markers\nbeta,INS\n", "no column 'label'"),
+        ("l.csv", "label,genes\nbeta,INS\n", "a column 'genes'"),
+        ("l.csv", "label\nbeta\nbeta\n", "label 'beta' twice"),
+        ("l.csv", "", "no column 'label'"),
+        ("l.json", json.dumps({"beta": 3}), "must hold a list of labels"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, name, content, fault):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=fault):
+        read_labels(tmp_path / name)
+
+
+class TestMarkersFile:
+    @pytest.fixture
+    def markers(self, tmp_path):
+        path = tmp_path / "genes.gmt"
+        path.write_text("NK\t\tGNLY\tNKG7\n")
+        return path
+
+    def test_genes_join_the_candidates(self, markers):
+        found = read_candidates("NK;B cell", None, markers)
+        assert found == {"NK": {"description": "", "markers": ["GNLY", "NKG7"]}, "B cell": ""}
+
+    def test_genes_of_a_file_replace_those_of_the_labels(self, markers, tmp_path):
+        (tmp_path / "l.json").write_text(json.dumps({"NK": {"description": "mine", "markers": ["KLRB1"]}}))
+        found = read_candidates(str(tmp_path / "l.json"), None, markers)
+        assert found == {"NK": {"description": "mine", "markers": ["GNLY", "NKG7"]}}
+
+    def test_without_labels_its_own_are_the_candidates(self, markers):
+        assert read_candidates(None, None, markers) == {"NK": {"markers": ["GNLY", "NKG7"]}}
+
+    def test_other_labels_are_refused(self, markers):
+        with pytest.raises(InputError, match=r"genes for 'NK'.* not among the candidates"):
+            read_candidates("B cell;T cell", None, markers)
+
+    def test_a_file_without_genes_is_refused(self, tmp_path):
+        (tmp_path / "l.txt").write_text("NK\n")
+        with pytest.raises(InputError, match="must hold genes for each label"):
+            read_candidates("NK;B cell", None, tmp_path / "l.txt")
+
+
+class TestAnnotate:
+    def test_without_labels_the_catalogue_is_asked(self, run, cells_file, tiny_checkpoint):
+        for arguments, expected in (
+            ((), usual_in()),
+            (("--tissue", "liver", "--tissue", "lung"), usual_in(["liver", "lung"])),
+        ):
+            result = run("annotate", cells_file, "--model", tiny_checkpoint, "--alpha", 1, "--json", *arguments)
+            assert result.exit_code == 0, result.output
+            assert len(json.loads(result.stdout)["labels"]) == len(expected)
+
+    def test_a_tissue_and_labels_are_refused(self, run, cells_file, tiny_checkpoint):
+        result = run("annotate", cells_file, "--model", tiny_checkpoint, "--labels", "NK;B cell", "--tissue", "liver")
+        assert result.exit_code == 2
+        assert "not both" in result.stderr
+
+    def test_unknown_names(self, run, cells_file, tiny_checkpoint):
+        arguments = ("annotate", cells_file, "--model", tiny_checkpoint, "--labels", "NK;glowing cell;shining cell")
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "'glowing cell' (closest: " in result.stderr
+        assert "'shining cell' (closest: " in result.stderr
+        result = run(*arguments, "--accept-text", "--json")
+        assert result.exit_code == 0, result.output
+        assert {*json.loads(result.stdout)["labels"]} == {"NK", "glowing cell", "shining cell"}
+
+    def test_markers_change_scores(self, run, cells_file, tiny_checkpoint, tmp_path):
+        genes = tmp_path / "genes.gmt"
+        genes.write_text("NK\t\tGENE1\tGENE2\nB cell\t\tGENE7\n")
+        tables = []
+        for weight in (0, 5):
+            out = tmp_path / f"{weight}.h5ad"
+            result = run(
+                *("annotate", cells_file, "--model", tiny_checkpoint, "--labels", "NK;B cell", "--markers", genes),
+                *("--marker-weight", weight, "--out", out),
+            )
+            assert result.exit_code == 0, result.output
+            tables.append(ad.read_h5ad(out).obsm["langcell_probabilities"].to_numpy())
+        assert abs(tables[0] - tables[1]).max() > 0.05
+
+    def test_an_output_over_the_genes_is_refused(self, run, cells_file, tiny_checkpoint, tmp_path):
+        genes = tmp_path / "genes.gmt"
+        genes.write_text("NK\t\tGENE1\nB cell\t\tGENE7\n")
+        result = run("annotate", cells_file, "--model", tiny_checkpoint, "--markers", genes, "--report", genes)
+        assert result.exit_code == 2
+        assert genes.read_text().startswith("NK")
+
+
+class TestDescribe:
+    def test_genes_are_shown(self, run, tiny_checkpoint, tmp_path, cells_file):
+        (tmp_path / "l.json").write_text(
+            json.dumps({"mine": {"description": "b", "markers": ["GENE1", "GENE99"], "absent": ["GENE7"]}})
+        )
+        result = run("describe", "--labels", tmp_path / "l.json", "--model", tiny_checkpoint, "--cells", cells_file)
+        assert result.exit_code == 0, result.output
+        assert "  genes  GENE1\n  absent GENE7\n  from   your own words\n" in result.stdout
+        assert ": GENE99\n" in result.stdout
+
+    def test_without_markers(self, run, tiny_checkpoint):
+        result = run("describe", "NK", "--model", tiny_checkpoint, "--no-markers")
+        assert result.exit_code == 0, result.output
+        assert "genes" not in result.stdout
+
+
+class TestLabels:
+    def test_all_and_of_a_tissue(self, run, tmp_path):
+        result = run("labels")
+        assert result.exit_code == 0, result.output
+        assert len(result.stdout.splitlines()) == len(usual_in())
+        result = run("labels", "--tissue", "pancreas", "--out", tmp_path / "l.tsv")
+        assert "CL:0000169  Beta                      type B pancreatic cell: INS, IAPP, " in result.stdout
+        table = (tmp_path / "l.tsv").read_text().splitlines()
+        assert len(table) == len(usual_in(["pancreas"])) + 1
+        assert table[0] == "id\tlabel\tshort_name\tmarkers\tabsent"
+
+    def test_no_such_tissue(self, run):
+        result = run("labels", "--tissue", "lunge")
+        assert result.exit_code == 2
+        assert "no tissue 'lunge'" in result.stderr
