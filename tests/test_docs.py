@@ -271,6 +271,7 @@ def adapt_to_your_data(session):
 @page("explanations.md")
 @page("transformers.md")
 @page("install.md")
+@page("describe-a-cell-type.md")
 @page("prompt-templates.md")
 def with_cells(session):
     session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})

@@ -74,8 +74,8 @@ def annotate_file(
         annotator: The annotator; each process has its own.
         cells: The input file.
         output: The output file. It may be the input, which is then replaced.
-        labels, alpha, shortlist, check, error_rate, cluster_key, tissue, marker_weight, with_markers, accept_text,
-            cell_options: Same as for `LangCellAnnotator.annotate`.
+        labels, tissue, with_markers, accept_text: Same as for `LangCellAnnotator.annotate`.
+        alpha, marker_weight, shortlist, check, error_rate, cluster_key, cell_options: Same as there.
         resumed: Called, before the work continues, with the number of cells that an earlier call annotated.
 
     Returns:
