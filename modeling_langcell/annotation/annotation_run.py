@@ -15,7 +15,7 @@ from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedCells
 from ..model.zero_shot import Shortlist, read_cells
-from ..ontology import Labels
+from ..ontology import Labels, short_name
 from .clusters import Consensus
 from .predictions import DecisionRule, Predictions
 from .predictor import Predictor
@@ -138,6 +138,7 @@ class AnnotationRun:
         """
         return self.predictor.run_record(self.chunks, predictions.matched_counts) | {
             "labels": np.array(list(self.scorer.descriptions)),
+            "short_names": np.array([short_name(label) for label in self.scorer.descriptions]),
             "descriptions": np.array([_one_text_per_line(texts) for texts in self.scorer.descriptions.values()]),
             **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
             **self.scorer.settings,

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from ..checkpoint.loading import load_checkpoint
-from ..io.columns import EMBEDDING, PROBABILITIES, RUN, probability_columns
+from ..io.colours import colours
+from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.zero_shot import Shortlist, read_cells
@@ -123,11 +124,13 @@ class LangCellAnnotator(Predictor):
 
         Returns:
             The AnnData, with `obs["langcell_cell_type"]` (categorical; its categories are the labels that at least one
-            cell has), `obs["langcell_score"]` (the best label's score), `obs["langcell_second"]` (the next label, where
-            there are several), `obs["langcell_margin"]` (the difference between the two scores),
-            `obs["langcell_novelty"]` (1 minus the cosine with the most similar description), `obsm["X_langcell"]`
-            (float32 embeddings), `obsm["langcell_probabilities"]` (a column for each label, with `|` for `/` in its
-            name) and `uns["langcell"]` (everything needed to repeat the run).
+            cell has), `obs["langcell_cell_type_id"]` (the label's id in the Cell Ontology, empty if it has none),
+            `uns["langcell_cell_type_colors"]` (a colour for each category), `obs["langcell_score"]` (the best label's
+            score), `obs["langcell_second"]` (the next label, where there are several), `obs["langcell_margin"]` (the
+            difference between the two scores), `obs["langcell_novelty"]` (1 minus the cosine with the most similar
+            description), `obsm["X_langcell"]` (float32 embeddings), `obsm["langcell_probabilities"]` (a column for each
+            label, with `|` for `/` in its name) and `uns["langcell"]` (everything needed to repeat the run, and
+            `short_names` of the labels for plots).
 
             If the checkpoint is calibrated for this alpha and its prompt templates, the scores are probabilities, and
             there are `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or
@@ -168,6 +171,7 @@ class LangCellAnnotator(Predictor):
             columns=probability_columns(run.rule.labels),
         )
         adata.uns[RUN] = run.record(predictions)
+        adata.uns[COLOURS] = np.array(colours(len(adata.obs[CELL_TYPE].cat.categories)), dtype=str)
         return adata
 
     def embed(self, adata: ad.AnnData, **cell_options: Any) -> ad.AnnData:
@@ -196,16 +200,25 @@ class LangCellAnnotator(Predictor):
         adata = adata.copy() if adata.is_view else adata
         delete_predictions(adata.obs)
         adata.obsm.pop(PROBABILITIES, None)
+        adata.uns.pop(COLOURS, None)
         adata.obsm[EMBEDDING] = embeds
         adata.uns[RUN] = self.run_record(chunks, np.concatenate(matched_counts))
         return adata
 
-    def search(self, adata: ad.AnnData, text: str, top_k: int = 20, *, exact: bool | None = None) -> pd.DataFrame:
+    def search(
+        self,
+        adata: ad.AnnData,
+        text: str,
+        top_k: int = 20,
+        *,
+        exact: bool | None = None,
+        marker_weight: float | None = None,
+    ) -> pd.DataFrame:
         """
         Finds the cells that a text describes best among cells that this checkpoint embedded. Arguments, result and
         errors are the same as for `modeling_langcell.search`.
         """
-        return search(self, adata, text, top_k, exact=exact)
+        return search(self, adata, text, top_k, exact=exact, marker_weight=marker_weight)
 
     def explain(
         self,

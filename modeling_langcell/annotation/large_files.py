@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 
 from ..checkpoint.fingerprint import fingerprint, weights_of_base
-from ..io.columns import EMBEDDING, PROBABILITIES, RUN, probability_columns
+from ..io.colours import colours
+from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.h5ad import open_cells, open_lightly
 from ..io.progress import progress_bar
 from ..model.errors import InputError
@@ -170,6 +171,7 @@ def _model_hashes(annotator: Predictor) -> list[str]:
         deciding = [model.config.to_dict(), extractor.gene_vocabulary, extractor.max_length]
         settings = json.dumps(deciding, sort_keys=True, default=str)
         found = [weights_of_base(model, "descriptions"), hashlib.sha256(settings.encode()).hexdigest()]
+    found.append(hashlib.sha256(json.dumps(extractor.gene_places).encode()).hexdigest())
     if annotator.adaptation is not None and annotator.adaptation.prototypes is not None:
         found.append(hashlib.sha256(annotator.adaptation.prototypes.cpu().float().numpy().tobytes()).hexdigest())
     return found
@@ -200,6 +202,7 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
                     if not isinstance(file.get(name), h5py.Group):  # Old files have an array here, or nothing.
                         ad.io.write_elem(file, name, dict(getattr(open_cells(cells), name)))
                 ad.io.write_elem(file["uns"], RUN, record)
+                ad.io.write_elem(file["uns"], COLOURS, np.array(colours(len(obs[CELL_TYPE].cat.categories)), dtype=str))
                 _write_embeds(file["obsm"], run.chunks, store)
                 _write_probabilities(file["obsm"], obs.index, columns, run.chunks, store)
             with open(store.merged, "rb") as written:

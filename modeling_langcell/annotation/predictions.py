@@ -14,6 +14,7 @@ from ..io.columns import (
     ANSWER_ID,
     ANSWER_PROBABILITY,
     CELL_TYPE,
+    CELL_TYPE_ID,
     CONSENSUS,
     CONSENSUS_ID,
     MARGIN,
@@ -23,12 +24,13 @@ from ..io.columns import (
     SECOND,
 )
 from ..model.errors import InputError
+from ..ontology import id_of
 from .calibration import ERROR_RATE, Calibration
 from .ontology_backoff import UNKNOWN, OntologyBackoff
 from .scorers import Scorer
 
 _COLUMNS = (
-    *(CELL_TYPE, SCORE, SECOND, MARGIN, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN),
+    *(CELL_TYPE, CELL_TYPE_ID, SCORE, SECOND, MARGIN, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN),
     *(CONSENSUS, CONSENSUS_ID, AGREEMENT),
 )
 
@@ -159,6 +161,8 @@ class DecisionRule:
         """Writes predictions into `obs` in place of those of an earlier run."""
         delete_predictions(obs)
         obs[CELL_TYPE] = label_categories(self.labels, predictions.best)
+        ids = np.array([*(id_of(label) or "" for label in self.labels), None], dtype=object)
+        obs[CELL_TYPE_ID] = pd.Categorical(ids[predictions.best])  # -1, for no label, is the last.
         obs[SCORE], obs[MARGIN] = predictions.score, predictions.margin
         if len(self.labels) > 1:
             obs[SECOND] = label_categories(self.labels, predictions.second)

@@ -1,13 +1,15 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Reads back what an annotation recorded in an AnnData."""
 
+from ast import literal_eval
 from collections.abc import Mapping
 from typing import Any
 
 import anndata as ad
 import pandas as pd
 
-from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, RUN
+from ..io.colours import colours
+from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, COLOURS, RUN
 from ..model.errors import InputError
 
 
@@ -26,6 +28,26 @@ def candidate_labels(annotated: ad.AnnData) -> list[str]:
 def best_labels(annotated: ad.AnnData) -> pd.Series:
     """Returns each cell's best label. All candidates are categories, so the codes are the candidates' numbers."""
     return annotated.obs[CELL_TYPE].cat.set_categories(candidate_labels(annotated))
+
+
+def label_colours(annotated: ad.AnnData) -> list[str]:
+    """
+    Returns a colour for each category of the labels, as `#rrggbb`: those of the annotation, where they still fit.
+    """
+    stored, names = annotated.uns.get(COLOURS, []), annotated.obs[CELL_TYPE].cat.categories
+    return [str(colour) for colour in stored] if len(stored) == len(names) else colours(len(names))
+
+
+def cell_options(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that say how a run read its cells, from its record, to read the same cells again."""
+    facts = run["input"]
+    array = str(facts["array"])
+    options: dict[str, Any] = {"counts": str(facts["counts"]), "use_raw": array == "raw.X"}
+    if array.startswith("layers["):
+        options["layer"] = literal_eval(array.removeprefix("layers[").removesuffix("]"))
+    if "gene_column" in facts:
+        options["gene_column"] = str(facts["gene_column"])
+    return options
 
 
 def label_texts(run: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -60,4 +82,12 @@ def describe_input(adata: ad.AnnData) -> str:
     )
 
 
-__all__ = ["best_labels", "candidate_labels", "count_answers", "describe_input", "label_texts"]
+__all__ = [
+    "best_labels",
+    "candidate_labels",
+    "cell_options",
+    "count_answers",
+    "describe_input",
+    "label_colours",
+    "label_texts",
+]

@@ -12,8 +12,12 @@ import torch
 
 from ..io.columns import EMBEDDING, RUN
 from ..model.errors import InputError
+from ..model.marker_genes import NamedGenes
+from ..model.prompts import as_description
+from ..model.zero_shot import MarkerEvidence
 from ..ontology import Labels, human_terms, id_of
 from .predictor import Predictor
+from .records import cell_options
 
 logger = logging.getLogger(__name__)
 
@@ -84,35 +88,64 @@ def _build_index(embeds: np.ndarray) -> Any:
 
 
 def search(
-    annotator: Predictor, adata: ad.AnnData, text: str, top_k: int = 20, *, exact: bool | None = None
+    annotator: Predictor,
+    adata: ad.AnnData,
+    text: str,
+    top_k: int = 20,
+    *,
+    exact: bool | None = None,
+    marker_weight: float | None = None,
 ) -> pd.DataFrame:
     """
-    Finds the cells that a text describes best.
+    Finds the cells that a text describes best. If the text names genes, or a type of the catalogue, the places of the
+    genes in the rankings of the cells count too: the cells' counts are read again, in the same way as when they were
+    embedded.
 
     Args:
         annotator: The annotator that embedded the cells.
         adata: Cells with `obsm["X_langcell"]`, as `annotate` and `embed` write it.
         text: Free text, or a name or id of the Cell Ontology, which is searched for by its description.
         top_k: Number of cells to find.
-        exact: Same as for `Neighbours`.
+        exact: Same as for `Neighbours`, for texts without genes.
+        marker_weight: Weight of the genes, same as for `DescriptionScorer`.
 
     Returns:
-        A row for each cell, the most similar first: its name as the index, its position in `adata` (`row`) and its
-        cosine with the text (`similarity`).
+        A row for each cell, the best first: its name as the index, its position in `adata` (`row`), its cosine with the
+        text (`similarity`) and, if genes count, their evidence (`evidence`).
 
     Raises:
-        InputError: The cells were not embedded, or were embedded by a different checkpoint; the text is empty; or the
-            ontology has no such `CL:` id.
+        InputError: The cells were not embedded, or were embedded by a different checkpoint; the text is empty; the
+            ontology has no such `CL:` id; or genes count and the cells cannot be read.
     """
     _require_positive(top_k)
     if not text.strip():
         raise InputError("Say what to search for: the text is empty.")
     embeds = _embeds_of(annotator, adata)
     is_term = text.startswith("CL:") or id_of(text) is not None
-    texts = annotator.texts_of([text])[text] if is_term else text
-    (rows,), (cosines,) = Neighbours(embeds, exact)(annotator.embed_texts([texts]), top_k)
-    found = pd.DataFrame({"row": rows, "similarity": cosines}, index=adata.obs_names[rows])
-    return found.rename_axis("cell")
+    given = annotator.descriptions_of([text])[text] if is_term else text
+    weight = getattr(annotator.model.config, "marker_weight", 0) if marker_weight is None else marker_weight
+    named = annotator.processor.find_genes(given) if weight else NamedGenes()
+    query = annotator.embed_texts([as_description("", given).texts])
+    if not named.present and not named.absent:
+        (rows,), (cosines,) = Neighbours(embeds, exact)(query, top_k)
+        found = pd.DataFrame({"row": rows, "similarity": cosines}, index=adata.obs_names[rows])
+        return found.rename_axis("cell")
+    cosines = embeds @ query[0]
+    evidence = _evidence(annotator, adata, named)
+    scores = cosines / annotator.model.config.temperature + weight * evidence
+    rows = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[:top_k]
+    rows = rows[~np.isnan(scores[rows])]
+    columns = {"row": rows, "similarity": cosines[rows], "evidence": evidence[rows]}
+    return pd.DataFrame(columns, index=adata.obs_names[rows]).rename_axis("cell")
+
+
+def _evidence(annotator: Predictor, adata: ad.AnnData, named: NamedGenes) -> np.ndarray:
+    """Returns the `(cells,)` evidence of the genes that a text names."""
+    usual = annotator.processor.feature_extractor.usual_places
+    evidence = MarkerEvidence({"": named}, usual, torch.device("cpu"))
+    options = cell_options(adata.uns[RUN]) | {"empty_cells": "mark", "places_of": evidence.ids}
+    chunks = annotator.chunks(adata, **options)
+    return np.concatenate([evidence(torch.from_numpy(ranked.places))[:, 0].numpy() for ranked in chunks])
 
 
 def nearest_texts(

@@ -33,6 +33,8 @@ def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
         # Results on disk hold fingerprints from before a checkpoint could have templates, and from when they were
         # called wordings: the default is left out, and the key keeps its name.
         deciding["wordings"] = processor.prompt_templates
+    if config.marker_weight:
+        deciding["markers"] = [config.marker_weight, extractor.gene_places]
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

@@ -25,6 +25,7 @@ from .options import (
     Input,
     Labels,
     Layer,
+    MarkerWeight,
     Model,
     NoMarkers,
     OntologyRoot,
@@ -184,6 +185,7 @@ def search(
         str, typer.Argument(help="Description of the cells in your own words, or a Cell Ontology name or id.")
     ],
     top: Annotated[int, typer.Option(help="Number of cells to find.", min=1)] = 20,
+    marker_weight: MarkerWeight = None,
     out: Annotated[Path | None, typer.Option(help="Table of the cells as .tsv.", show_default="printed only")] = None,
     model: Model = MINI,
     revision: Revision = None,
@@ -193,15 +195,19 @@ def search(
     counts: Counts = "raw",
     device: Device = None,
 ) -> None:
-    """Find the cells that a text describes best, the most similar first."""
+    """
+    Find the cells that a text describes best, the best first, with their similarity to the text and, if genes that it
+    names count, the evidence for them.
+    """
     require_apart([("--out", out)], [("INPUT.h5ad", cells), *checkpoint_files("--model", model)])
     adata = io.open_cells(cells)
     annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
     if EMBEDDING not in adata.obsm:
         adata = annotator.embed(adata, empty_cells="mark", **cell_options(layer, use_raw, gene_column, counts))
-    found = annotator.search(adata, text, top)
-    for cell, similarity in found["similarity"].items():
-        typer.echo(f"{similarity:>8.3f}  {cell}")
+    found = annotator.search(adata, text, top, marker_weight=marker_weight)
+    numbers = found.drop(columns="row")
+    for cell, values in zip(found.index, numbers.to_numpy(), strict=True):
+        typer.echo("".join(f"{value:>8.3f}" for value in values) + f"  {cell}")
     if out is not None:
         typer.echo(f"Cells: {write_table(found.to_csv(sep=chr(9)), out)}")
 

@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 
 CELL_TYPE, SCORE, NOVELTY = "langcell_cell_type", "langcell_score", "langcell_novelty"
+CELL_TYPE_ID, COLOURS = "langcell_cell_type_id", "langcell_cell_type_colors"  # scanpy looks for colours by this name.
 SECOND, MARGIN = "langcell_second", "langcell_margin"
 ANSWER, ANSWER_ID, ANSWER_PROBABILITY = "langcell_answer", "langcell_answer_id", "langcell_answer_probability"
 PROVEN = "langcell_proven"
@@ -23,6 +24,8 @@ __all__ = [
     "ANSWER_ID",
     "ANSWER_PROBABILITY",
     "CELL_TYPE",
+    "CELL_TYPE_ID",
+    "COLOURS",
     "CONSENSUS",
     "CONSENSUS_ID",
     "EMBEDDING",

@@ -12,6 +12,7 @@ from .cell_types import usual_in as usual_in
 from .names import descendants as descendants
 from .names import find_term as find_term
 from .names import id_of as id_of
+from .names import short_name as short_name
 from .terms import UNINFORMATIVE as UNINFORMATIVE
 from .terms import Term as Term
 from .terms import agreement as agreement

@@ -30,6 +30,7 @@ _FILLERS = frozenset({"cell", "positive", "of"})
 _LETTERS = frozenset({"b", "t"})
 
 _SUGGESTIONS = 3
+_SHORT = 24  # Longest short name, in characters.
 _ABBREVIATION = 5  # Longest abbreviation, in letters.
 
 
@@ -136,6 +137,22 @@ def find_term(label: str) -> Term:
     return get_term(term_id)
 
 
+def short_name(label: str) -> str:
+    """
+    Returns a name of at most 24 characters for plots: the catalogue's, or else the label, cut if it is longer.
+
+    ```python
+    >>> from modeling_langcell.ontology import short_name
+    >>> short_name("CD8-positive, alpha-beta T cell"), short_name("a cell that nobody has seen before")
+    ('CD8 T', 'a cell that nobody has …')
+
+    ```"""
+    known = cell_type(id_of(label))
+    if known is not None:
+        return known.short_name
+    return label if len(label) <= _SHORT else label[: _SHORT - 1] + "…"
+
+
 def unknown_names(labels: list[str]) -> InputError:
     """Returns the error for labels that the Cell Ontology does not know, with the closest types of each."""
     shown = "; ".join(f"{label!r} (closest: {', '.join(_closest(label))})" for label in labels)
@@ -174,4 +191,4 @@ def descendants(root: str) -> tuple[Term, ...]:
     return (top, *(term for term in found if of_other_species(top.name) or not of_other_species(term.name)))
 
 
-__all__ = ["descendants", "find_term", "id_of", "normalized", "unknown_names"]
+__all__ = ["descendants", "find_term", "id_of", "normalized", "short_name", "unknown_names"]

@@ -15,11 +15,12 @@ from ..annotation.clusters import count_clusters
 from ..annotation.metrics import agreement, paired_labels
 from ..annotation.ontology_backoff import UNKNOWN
 from ..annotation.quality import InputQuality
-from ..annotation.records import count_answers, describe_input, label_texts
+from ..annotation.records import count_answers, describe_input, label_colours, label_texts
+from ..io.colours import colours
 from ..io.columns import ANSWER, CELL_TYPE, MARGIN, NOVELTY, RUN, SCORE, SECOND
 from ..model.zero_shot import SHORTLIST
 from .html import write_page
-from .plots import Layout, colours
+from .plots import Layout
 
 _LEAST_CERTAIN = 100  # Cells in the table of the least certain cells.
 _GENES = 10  # Genes shown for each label.
@@ -118,7 +119,8 @@ def _cells(adata: ad.AnnData, layout: Layout, reference: str | None) -> dict[str
     low = layout.coordinates.min(axis=0, initial=np.inf)
     extent = np.maximum(layout.coordinates.max(axis=0, initial=-np.inf) - low, 1e-9)
     x, y = ((layout.coordinates - low) / extent).round(4).T.tolist()
-    views = [_by_name("label", obs[CELL_TYPE])]
+    own = dict(zip(adata.obs[CELL_TYPE].cat.categories, label_colours(adata), strict=True))
+    views = [_by_name("label", obs[CELL_TYPE], own)]
     if ANSWER in obs:
         views.append(_by_name("answer", obs[ANSWER]))
     views.append(_by_number("uncertainty", 1 - obs[SCORE], (0, 1), ("certain", "uncertain")))
@@ -139,13 +141,15 @@ def _cells(adata: ad.AnnData, layout: Layout, reference: str | None) -> dict[str
     }
 
 
-def _by_name(title: str, values: pd.Series) -> dict[str, Any]:
+def _by_name(title: str, values: pd.Series, own: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Returns a view by name, the most frequent first; `own` has the colours of names that have some."""
     sizes = values.value_counts()
     sizes = sizes[sizes > 0]
     palette = [*colours(min(len(sizes), _COLOURED)), *[_OTHER_COLOUR] * (len(sizes) - _COLOURED)]
+    by_name = dict(zip(sizes.index.astype(str), palette, strict=True)) if own is None else own
     names = [
-        {"name": str(name), "cells": int(size), "colour": _OTHER_COLOUR if name == UNKNOWN else colour}
-        for (name, size), colour in zip(sizes.items(), palette, strict=True)
+        {"name": str(name), "cells": int(size), "colour": _OTHER_COLOUR if name == UNKNOWN else by_name[str(name)]}
+        for name, size in sizes.items()
     ]
     return {"title": title, "names": names, "codes": sizes.index.get_indexer(pd.Index(values.astype(object))).tolist()}
 

@@ -6,14 +6,13 @@ import logging
 from dataclasses import dataclass
 
 import anndata as ad
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from ..annotation.metrics import paired_labels
+from ..annotation.records import label_colours
 from ..io.columns import CELL_TYPE, EMBEDDING
 from ..model.errors import InputError
 
@@ -73,7 +72,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     labels = adata.obs[CELL_TYPE].cat.remove_unused_categories()
     drawn = labels.iloc[layout.rows]
     names = labels.cat.categories
-    for name, colour in zip(names, colours(len(names)), strict=True):
+    for name, colour in zip(names, label_colours(adata), strict=True):
         chosen = (drawn == name).to_numpy()
         scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour, label=_shorten(name), linewidths=0)
     scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by label", xlabel="UMAP of X_langcell")
@@ -107,12 +106,6 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     return figure
 
 
-def colours(number: int) -> list[str]:
-    """Returns this many colours as `#rrggbb`; they repeat from the 21st on."""
-    palette = matplotlib.colormaps["tab10" if number <= 10 else "tab20"]
-    return [to_hex(palette(place % palette.N)) for place in range(number)]
-
-
 def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, reference: str) -> None:
     names = sorted(set(truth) | set(predicted))
     shares = confusion_matrix(truth, predicted, labels=names, normalize="true")
@@ -140,4 +133,4 @@ def render(figure: Figure, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["Layout", "colours", "draw", "draw_genes", "lay_out", "render"]
+__all__ = ["Layout", "draw", "draw_genes", "lay_out", "render"]

@@ -9,6 +9,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 import torch
+from matplotlib.colors import to_hex
 
 from modeling_langcell import AdaptationConfig, InputError, LangCellAnnotator, adapt
 from modeling_langcell.annotation.explain import explain, explain_annotated
@@ -17,6 +18,7 @@ from modeling_langcell.annotation.metrics import agreement
 from modeling_langcell.annotation.records import best_labels, describe_input
 from modeling_langcell.io.example import CELL_OPTIONS, load_example
 from modeling_langcell.io.h5ad import open_cells, write_annotated
+from modeling_langcell.ontology import id_of, short_name
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]
 
@@ -72,6 +74,19 @@ class TestCandidatesWithoutACell:
         assert tuple(annotated.obs["langcell_cell_type"].cat.categories) == self.FOUND
         assert tuple(annotated.uns["langcell"]["labels"]) == self.CANDIDATES
         assert tuple(annotated.obsm["langcell_probabilities"].columns) == self.CANDIDATES
+
+    def test_ids_short_names_and_colours_go_with_the_labels(self, annotated):
+        obs, run = annotated.obs, annotated.uns["langcell"]
+        ids = obs["langcell_cell_type_id"]
+        assert ids.astype(str).tolist() == [id_of(label) for label in obs["langcell_cell_type"].astype(str)]
+        assert [str(name) for name in run["short_names"]] == [short_name(label) for label in self.CANDIDATES]
+        kept = annotated.uns["langcell_cell_type_colors"]
+        assert len(kept) == len(set(kept)) == len(self.FOUND)
+        drawn = sc.pl.embedding(annotated, "X_langcell", color="langcell_cell_type", show=False)
+        assert [str(colour) for colour in annotated.uns["langcell_cell_type_colors"]] == [str(one) for one in kept]
+        shown = {to_hex(handle.get_facecolor()[0]) for handle in drawn.get_legend().legend_handles}
+        assert shown == set(kept), "scanpy takes the colours as they are"
+        plt.close("all")
 
     @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Between other libraries.
     def test_scanpy_compares_and_plots_the_types(self, annotated):

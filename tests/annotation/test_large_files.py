@@ -26,6 +26,7 @@ from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
+from modeling_langcell.model.marker_genes import UsualPlaces
 from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, tiny_config
@@ -161,10 +162,10 @@ def counting(monkeypatch, fail_at: int | None = None):
         yield annotated
 
 
-def interrupt(annotator, cells_file, output, monkeypatch, after: int = 3, **options):
+def interrupt(annotator, cells_file, output, monkeypatch, after: int = 3, labels=LABELS, **options):
     """Annotates a few chunks and stops."""
     with counting(monkeypatch, fail_at=after), pytest.raises(KeyboardInterrupt):
-        annotate_file(annotator, cells_file, output, LABELS, **OPTIONS | options)
+        annotate_file(annotator, cells_file, output, labels, **OPTIONS | options)
     assert len(chunk_files(output)) == after
     assert not output.exists()
 
@@ -687,3 +688,20 @@ def test_processes_without_a_chunk_return_at_once(annotator, cells_file, tmp_pat
     monkeypatch.setenv("WORLD_SIZE", "9")
     assert annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS) is None
     assert list(tmp_path.iterdir()) == [cells_file]
+
+
+@pytest.mark.parametrize("change", ["genes", "weight", "usual places"])
+def test_other_markers_begin_anew(annotator, cells_file, tmp_path, monkeypatch, tiny_checkpoint, change):
+    labels = {label: {"description": text, "markers": ["GENE1"]} for label, text in LABELS.items()}
+    interrupt(annotator, cells_file, tmp_path / "o.h5ad", monkeypatch, labels=labels, marker_weight=2)
+    other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    if change == "usual places":
+        extractor = other.processor.feature_extractor
+        extractor.gene_places = {"means": [0.5] * 40, "spreads": [0.5] * 40}
+        monkeypatch.setattr(extractor, "_usual", UsualPlaces(extractor.gene_places, len(extractor)))
+    weight = 3 if change == "weight" else 2
+    if change == "genes":
+        labels = labels | {"t": {"description": LABELS["t"], "markers": ["GENE2"]}}
+    with counting(monkeypatch) as annotated:
+        annotate_file(other, cells_file, tmp_path / "o.h5ad", labels, marker_weight=weight, **OPTIONS)
+    assert sum(annotated) == 44

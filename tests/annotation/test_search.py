@@ -154,3 +154,53 @@ class TestCommand:
         assert result.exit_code == 2
         assert "Error: 'CL:1' is not a term" in result.output
         assert not (tmp_path / "found.tsv").exists()
+
+
+class TestGenes:
+    """Texts that name genes."""
+
+    @pytest.mark.parametrize("gene", ["GENE3", "GENE17", "GENE40"])
+    def test_cells_that_express_it_come_first(self, annotator, embedded, gene):
+        found = annotator.search(embedded, f"cells that express {gene}", 5, marker_weight=50)
+        extractor = annotator.processor.feature_extractor
+        watched = [extractor.genes.id_of(gene)]
+        places = next(iter(annotator.chunks(embedded, places_of=watched))).places[:, 0]
+        assert (places > 0).sum() >= 5
+        assert places[found["row"]].min() > 0
+        assert (np.diff(found["evidence"]) < 0.05).all()
+
+    def test_absent_genes_come_last(self, annotator, embedded):
+        express, lack = (
+            annotator.search(embedded, f"cells that {verb} GENE3", 12, marker_weight=50)["evidence"]
+            for verb in ("express", "lack")
+        )
+        np.testing.assert_allclose(sorted(express), sorted(-lack), atol=1e-6)
+
+    def test_without_weight_the_text_alone_counts(self, annotator, embedded):
+        expected = annotator.search(embedded, "cells that express GENE3", 5)
+        assert list(expected.columns) == ["row", "similarity"]
+        pd.testing.assert_frame_equal(
+            annotator.search(embedded, "cells that express GENE3", 5, marker_weight=0), expected
+        )
+
+    def test_cells_are_read_as_they_were_embedded(self, annotator, cells):
+        plain = annotator.search(annotator.embed(cells.copy()), "with GENE3", 5, marker_weight=3)
+        cells.layers["counts 'raw'"], cells.X = cells.X.copy(), cells.X * 0.5
+        layered = annotator.embed(cells, layer="counts 'raw'")
+        pd.testing.assert_frame_equal(annotator.search(layered, "with GENE3", 5, marker_weight=3), plain)
+
+    def test_on_the_command_line(self, embedded, tiny_checkpoint, tmp_path):
+        embedded.write_h5ad(tmp_path / "cells.h5ad")
+        arguments = [
+            "search",
+            str(tmp_path / "cells.h5ad"),
+            "with GENE3",
+            "--top",
+            "3",
+            "--model",
+            str(tiny_checkpoint),
+        ]
+        result = CliRunner().invoke(app, [*arguments, "--marker-weight", "3"])
+        assert result.exit_code == 0, result.output
+        assert len(result.stdout.splitlines()) == 3
+        assert len(result.stdout.splitlines()[0].split()) == 3

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.report.plots import colours, draw, draw_genes, lay_out, render
+from modeling_langcell.report.plots import draw, draw_genes, lay_out, render
 
 
 @pytest.fixture
@@ -53,8 +53,3 @@ def test_genes_have_a_panel_for_each_label():
     assert len(panels) == 4
     for axes, (_, genes) in zip(panels, explained.groupby("label", sort=False), strict=True):
         assert [text.get_text() for text in axes.get_yticklabels()][::-1] == genes["gene"].head(5).tolist()
-
-
-def test_colours_repeat_after_twenty():
-    assert len(set(colours(20))) == 20
-    assert colours(25)[20:] == colours(25)[:5]
