@@ -31,7 +31,7 @@ import typer
 from modeling_langcell import ontology
 from modeling_langcell.corpus.genes import MedianSketch, all_genes_extractor, merge_gene_vocabulary, read_gene_info
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
-from modeling_langcell.ontology.cell_types import TABLE
+from modeling_langcell.ontology.catalogue import TABLE
 
 #: Files of one study, or of one atlas, count once.
 SAME_STUDY = {

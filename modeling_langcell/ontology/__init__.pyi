@@ -1,14 +1,14 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-from .candidates import Candidate as Candidate
-from .candidates import Labels as Labels
-from .candidates import candidates as candidates
-from .candidates import describe as describe
-from .candidates import descriptions_of as descriptions_of
-from .candidates import texts_of as texts_of
-from .cell_types import CellType as CellType
-from .cell_types import cell_type as cell_type
-from .cell_types import cell_types as cell_types
-from .cell_types import usual_in as usual_in
+from .catalogue import CellType as CellType
+from .catalogue import cell_type as cell_type
+from .catalogue import cell_types as cell_types
+from .catalogue import usual_in as usual_in
+from .labels import Candidate as Candidate
+from .labels import Labels as Labels
+from .labels import candidates as candidates
+from .labels import describe as describe
+from .labels import descriptions_of as descriptions_of
+from .labels import texts_of as texts_of
 from .names import descendants as descendants
 from .names import find_term as find_term
 from .names import id_of as id_of

@@ -9,7 +9,7 @@ from functools import cache
 from rapidfuzz import fuzz, process
 
 from ..model.errors import InputError
-from .cell_types import cell_type, cell_types
+from .catalogue import cell_type, cell_types
 from .terms import Term, all_terms, below, get_term, is_term, of_other_species
 
 _GREEK = {"α": " alpha ", "β": " beta ", "γ": " gamma ", "δ": " delta ", "ε": " epsilon ", "φ": " phi "}

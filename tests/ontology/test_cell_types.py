@@ -9,7 +9,7 @@ import pytest
 
 from modeling_langcell import InputError
 from modeling_langcell.ontology import candidates, cell_type, cell_types, find_term, get_term, id_of, usual_in
-from modeling_langcell.ontology.cell_types import EVERYWHERE
+from modeling_langcell.ontology.catalogue import EVERYWHERE
 from modeling_langcell.ontology.terms import ids_by_name, of_other_species
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES, Description, Text, as_description, fill_templates
-from .cell_types import cell_type
+from .catalogue import cell_type
 from .names import find_term, id_of, unknown_names
 from .terms import Term, get_term
 
