@@ -107,7 +107,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def usual_places(self) -> UsualPlaces:
-        """What is usual for the place of each gene."""
+        """Mean and spread of the place of each gene in the rankings of cells."""
         return self._usual
 
     # ------------------------------------------------------------------ cells

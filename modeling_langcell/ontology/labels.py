@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def description(self) -> Description:
-        """What the model is given: the texts and the genes."""
+        """The texts and the genes, as the model is given them."""
         return Description(tuple(text.text for text in self.texts), self.markers, self.absent)
 
 

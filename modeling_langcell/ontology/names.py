@@ -73,9 +73,9 @@ def _any_order(name: str) -> str:
 
 
 @cache
-def _names() -> tuple[dict[str, str], ...]:
+def _names() -> tuple[tuple[Callable[[str], str], dict[str, str]], ...]:
     """
-    Returns term ids by name, in tables that are asked one after the other. Some have the words of a name in any order.
+    Returns tables of term ids, asked one after the other, each with the function that makes its keys of names.
 
     The ontology's own name of a human type comes first, then the catalogue's everyday names, then synonyms that only
     one term has. A term of another species has only the names that say so: a bare synonym, such as "alpha cell" for a
@@ -89,12 +89,12 @@ def _names() -> tuple[dict[str, str], ...]:
     foreign = [(name, term.id) for term in others for name in (term.name, *term.synonyms) if of_other_species(name)]
     foreign += [(synonym, term.id) for term in human for synonym in term.synonyms if of_other_species(synonym)]
     return (
-        _by_key(own, normalized) | _by_key(foreign, normalized),
-        _by_key(everyday, normalized),
-        _by_key(synonyms, normalized),
-        _by_key(everyday, _any_order),
-        _by_key(own, _any_order),
-        _by_key(synonyms, _any_order),
+        (normalized, _by_key(own, normalized) | _by_key(foreign, normalized)),
+        (normalized, _by_key(everyday, normalized)),
+        (normalized, _by_key(synonyms, normalized)),
+        (_any_order, _by_key(everyday, _any_order)),
+        (_any_order, _by_key(own, _any_order)),
+        (_any_order, _by_key(synonyms, _any_order)),
     )
 
 
@@ -112,8 +112,7 @@ def id_of(label: str) -> str | None:
     """
     if label.startswith("CL:"):
         return label if is_term(label) else None
-    keys = (normalized(label), _any_order(label))
-    return next((table[key] for table in _names() for key in keys if key in table), None)
+    return next((table[key] for key_of, table in _names() if (key := key_of(label)) in table), None)
 
 
 def find_term(label: str) -> Term:
@@ -164,7 +163,7 @@ def unknown_names(labels: list[str]) -> InputError:
 
 def _closest(label: str) -> list[str]:
     """Returns the human types with the names most like a label: those of the catalogue, if they are as close."""
-    own, everyday, synonyms, *_ = _names()
+    own, everyday, synonyms = (table for key_of, table in _names() if key_of is normalized)
     exact = synonyms | everyday | own
     query = normalized(label)
     # Abbreviations are like every short word: they answer to short queries alone.
