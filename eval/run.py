@@ -25,6 +25,7 @@ from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import EvaluationContext, Run, Task
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError, reason_of
+from modeling_langcell.ontology.catalogue import TABLE
 
 #: Names of the tasks and their modules.
 TASKS = {
@@ -94,12 +95,14 @@ def evaluate(
         raise InputError(f"{task.name} has no method {unknown[0]!r}; there are {', '.join(task.methods)}.")
     if task.adapts and context.adapter is not None:
         raise InputError(f"{task.name} adapts the checkpoint itself: leave out the adapter.")
-    model = fingerprint(context.annotator.model, context.annotator.processor)
+    annotator = context.annotator
+    model = fingerprint(annotator.model, annotator.processor)
+    scored_by = fingerprint(annotator.model, annotator.processor, with_markers=task.reads_markers)
     before = _read_table(out / f"{task.name}.json")
     console = Console(stderr=True)
     runs: dict[str, dict[str, Any]] = {}
     for study, method, setting, seed in planned_runs(task, chosen, wanted, seeds):
-        key = _key(task, context, model, study, method, setting, seed)
+        key = _key(task, context, scored_by, study, method, setting, seed)
         name = _digest(key)
         file = out / "cells" / f"{name}.json"
         run = before.get(name) or _read_run(file)
@@ -117,7 +120,7 @@ def evaluate(
     for name, run in before.items():
         if run["study"] in context.studies and run["method"] in task.methods and run["setting"] in settings:
             study = context.study(run["study"])
-            today = _key(task, context, model, study, run["method"], run["setting"], run["seed"])
+            today = _key(task, context, scored_by, study, run["method"], run["setting"], run["seed"])
             if name == _digest(today):  # Other runs would count as further seeds of the same row.
                 runs.setdefault(name, run)
     ordered = _sorted_by_task(task, list(runs.values()))
@@ -160,6 +163,8 @@ def _key(
         "model": model,
         "alpha": context.alpha,
     }
+    if task.reads_markers:
+        key["catalogue"] = hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]
     if task.uses_training_cells:
         files = sorted((context.data / "train").glob("*.h5ad"))
         key["training"] = _digest([(file.name, file.stat().st_size) for file in files])

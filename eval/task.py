@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Tasks, the runs that measure them, their results, and the scores that several tasks share."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Task:
         applies: Returns whether a method is run with a setting.
         adapts: True if the task adapts the checkpoint itself, so that it takes no adapter.
         uses_training_cells: True if the result depends on the training cells.
+        reads_markers: True if the result depends on the evidence of the candidates' marker genes.
         version: Number that is raised when a change to the task changes its results, which are then measured again.
         measure: Measures one run.
     """
@@ -63,6 +65,7 @@ class Task:
     applies: Callable[[str, Mapping[str, Any]], bool] = lambda method, setting: True
     adapts: bool = False
     uses_training_cells: bool = False
+    reads_markers: bool = False
     version: int = 1
     measure: Callable[["Run"], "Result"] | None = None
 
@@ -134,13 +137,15 @@ class EvaluationContext:
         return tempfile.TemporaryDirectory(prefix="langcell-")
 
     def untrained(self, seed: int) -> LangCellAnnotator:
-        """Returns a model of the same geometry with random weights."""
+        """Returns a model of the same geometry with random weights, which reads no markers: it knows nothing at all."""
         if seed not in self._untrained:
             if not isinstance(self.annotator.model, LangCellModel):
                 raise InputError("Tasks need a checkpoint that compares cells with texts, not a classifier.")
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                model = LangCellModel(self.annotator.model.config)
+                config = copy.deepcopy(self.annotator.model.config)
+                config.marker_weight = 0
+                model = LangCellModel(config)
             self._untrained[seed] = LangCellAnnotator(model, self.annotator.processor, device=self.device)
         return self._untrained[seed]
 

@@ -22,7 +22,7 @@ import typer
 from modeling_langcell.checkpoint.loading import load_processor
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
-from modeling_langcell.model.marker_genes import UsualPlaces
+from modeling_langcell.model.gene_matching import UsualPlaces
 
 _TYPE, _ORGANISM, _HUMAN = "cell_type_ontology_term_id", "organism", ("human", "homo sapiens")
 _MOST = 20

@@ -32,6 +32,7 @@ TASK = Task(
     seeded=(LANGCELL, PROTOTYPES, RANDOM, *LEARNERS),
     applies=lambda method, setting: setting["shots"] > 0 or method == LANGCELL,
     adapts=True,
+    reads_markers=True,
 )
 
 

@@ -28,6 +28,7 @@ TASK = Task(
     main_score="macro_f1",
     seeded=(RANDOM,),
     uses_training_cells=True,
+    reads_markers=True,
 )
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Adapts a checkpoint to labelled cells: few-shot (LangCell, section 3.4) and LangCell-CE, by LoRA or as a whole."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +27,9 @@ from ..io.labels import Labels, rank_cells, read_labels
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
+from ..model.prompts import Description, as_description
 from ..model.ranking import RankedCells
-from ..ontology import find_term
+from ..ontology import descriptions_of, id_of
 from .trainer import CellBatches, ClassLoss, DescriptionLoss, fit
 
 Method = Literal["lora", "full", "frozen"]
@@ -43,6 +45,8 @@ CROSS_MODULES = r"text_model\.encoder\.layer\.\d+\.crossattention\.self\.(query|
 
 #: Number of cells of a label whose prototype weighs as much as its description.
 _DESCRIPTION_WORTH = 0.5
+#: Number of cells of a label to learn from with which its markers count half.
+_MARKERS_WORTH = 1
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class AdaptationConfig:
         patience: Number of epochs without improvement before training stops; see `held_out`.
         prototype_weight: Weight of the prototypes against the descriptions; by default it grows with the number of
             cells per label.
+        marker_weight: Weight of the genes that mark the labels; by default the checkpoint's, which trained
+            `descriptions` need less the more cells per label there are. Not for `classes`.
         seed: Seed for drawing cells, their order, the genes dropped, and new weights.
     """
 
@@ -94,6 +100,7 @@ class AdaptationConfig:
     held_out: float = 0.0
     patience: int = 3
     prototype_weight: float | None = None
+    marker_weight: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -115,6 +122,10 @@ class AdaptationConfig:
             raise InputError("weight_decay and seed must not be below 0.")
         if self.prototype_weight is not None and not 0 <= self.prototype_weight <= 1:
             raise InputError(f"prototype_weight={self.prototype_weight} must be from 0 to 1.")
+        if self.marker_weight is not None and not 0 <= self.marker_weight < math.inf:
+            raise InputError(f"marker_weight={self.marker_weight} is not a weight: give 0 or more.")
+        if self.marker_weight and self.head == "classes":
+            raise InputError("marker_weight is not for the head 'classes', which does not use it.")
         for name, head in (("matching", "descriptions"), ("adapt_texts", "descriptions"), ("balanced", "classes")):
             if getattr(self, name) and self.head != head:
                 raise InputError(f"{name} is for the head {head!r}: the head {self.head!r} does not use it.")
@@ -178,7 +189,7 @@ def adapt(
     label_key: str,
     *,
     shots: int | None = None,
-    descriptions: Mapping[str, str] | None = None,
+    descriptions: Mapping[str, Any] | None = None,
     config: AdaptationConfig | None = None,
     unlabelled: Literal["error", "skip"] = "error",
     device: str | torch.device | None = None,
@@ -193,7 +204,8 @@ def adapt(
         label_key: Column of `obs` with one label per cell; or a table of `obsm` with one column per label, true where a
             cell has it (`classes` only).
         shots: Number of training cells of each label, drawn by the seed; all cells by default.
-        descriptions: Descriptions of labels that the Cell Ontology does not know, or that replace its own.
+        descriptions: Descriptions of labels that the Cell Ontology does not know, or that replace its own: in any form
+            that `LangCellAnnotator.annotate` takes, with one text for each label.
         config: Settings.
         unlabelled: Treatment of cells without a label: `error`, or `skip` to leave them out.
         device: Device to compute on; by default the best available.
@@ -223,11 +235,17 @@ def adapt(
     where = find_device(device)
     adaptation = Adaptation(
         head=config.head,
-        labels=described,
+        labels={label: found.texts[0] if found.texts else "" for label, found in described.items()},
+        genes={
+            label: {"markers": list(found.markers), "absent": list(found.absent)}
+            for label, found in described.items()
+            if found.markers is not None
+        },
         base=display_name(checkpoint),
         base_weights=weights_of_base(model, config.head),
         multilabel=labels.multilabel,
         alpha=_alpha(model, config),
+        marker_weight=_marker_weight(model, config, training),
         cells=training.sizes(),
         settings={"label_key": label_key, "shots": shots, **asdict(config), "learning_rate": config.peak_learning_rate},
         versions=versions(),
@@ -249,7 +267,7 @@ def adapt(
         if config.head == "classes":
             loss_of = ClassLoss(inner, training.truth, config.balanced)
         else:
-            texts = processor(text=list(described.values()), return_tensors="pt")
+            texts = processor(text=list(adaptation.labels.values()), return_tensors="pt")
             loss_of = DescriptionLoss(
                 inner,
                 texts,
@@ -274,33 +292,43 @@ def adapt(
 
 
 def _describe(
-    names: tuple[str, ...], descriptions: Mapping[str, str], prompt_templates: Sequence[str], needed: bool
-) -> dict[str, str]:
+    names: tuple[str, ...], descriptions: Mapping[str, Any], prompt_templates: Sequence[str], needed: bool
+) -> dict[str, Description]:
     """
-    Returns one description per label: the one given, or that of the ontology in the first prompt template. If none is
-    needed, labels that the ontology does not know get an empty one.
+    Returns what describes each label, with one text: the one given, or that of the ontology in the first prompt
+    template. If none is needed, labels that the ontology does not know have no text.
 
     Raises:
-        InputError: A description is for an unknown label, a label has none, or two labels have the same one.
+        InputError: A description is for an unknown label, a label has none or several, or two labels have the same one.
     """
     unknown = [name for name in descriptions if name not in names]
     if unknown:
         raise InputError(f"A description is given for the label {unknown[0]!r}, which no cell has.")
-    described = {}
-    for name in names:
-        try:
-            described[name] = descriptions.get(name) or find_term(name).texts(prompt_templates)[0].text
-        except InputError:
-            if needed:
-                raise
-            described[name] = ""
+    given = {name: as_description(name, descriptions.get(name, "")) for name in names}
+    if several := [name for name, own in given.items() if len(own.texts) > 1]:
+        raise InputError(f"An adaptation needs one description for each label; {several[0]!r} has several.")
+    known = {name: own for name, own in given.items() if needed or own.texts or id_of(name) is not None}
+    found = descriptions_of(known, prompt_templates) if known else {}
+    described = {name: replace(own, texts=own.texts[:1]) for name, own in (given | found).items()}
     if needed:
         first: dict[str, str] = {}
-        for name, description in described.items():
-            other = first.setdefault(description, name)
+        for name, own in described.items():
+            other = first.setdefault(own.texts[0], name)
             if other != name:
                 raise InputError(f"{other!r} and {name!r} have the same description: merge them, or describe them.")
     return described
+
+
+def _marker_weight(model: LangCellModel, config: AdaptationConfig, training: Labels) -> float:
+    """Returns the weight of the markers: the checkpoint's, less for a trained head with many cells to learn from."""
+    if config.head == "classes":
+        return 0.0
+    if config.marker_weight is not None:
+        return float(config.marker_weight)
+    weight = float(model.config.marker_weight)
+    if config.head == "prototypes":  # Their scorer gives the descriptions, with the markers, less weight itself.
+        return weight
+    return weight * _MARKERS_WORTH / (min(training.sizes().values()) + _MARKERS_WORTH)
 
 
 def _alpha(model: LangCellModel, config: AdaptationConfig) -> float:

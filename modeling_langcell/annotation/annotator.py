@@ -115,7 +115,7 @@ class LangCellAnnotator(Predictor):
                 or `unknown`. 0.1 by default.
             cluster_key: Column of `obs` with clusters, each of which gets one joint answer.
             marker_weight: Weight of the genes that descriptions name, beside similarity and matching; by default the
-                checkpoint's own, and 0 for an adapted one. 0 leaves them out.
+                checkpoint's or the adapter's own. 0 leaves them out.
             with_markers: Give types of the catalogue their markers where the labels have none of their own.
             accept_text: Read labels that the ontology does not know as texts.
             cell_options: `layer`, `use_raw`, `gene_column`, `counts` and `empty_cells` say how the cells are read, the

@@ -10,6 +10,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import torch
 from transformers import AutoConfig
 
 from ..checkpoint.builtin import resolve_checkpoint
@@ -19,7 +20,7 @@ from ..io.h5ad import open_cells
 from ..io.labels import rank_cells, read_labels
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellModel
-from ..model.zero_shot import DescriptionScorer, read_cells
+from ..model.zero_shot import DescriptionScorer, MarkerEvidence, read_cells
 from .annotator import LangCellAnnotator
 from .calibration import Calibration, LabelledScores, fit
 from .predictor import Predictor
@@ -31,22 +32,27 @@ def calibrate(
     output: str | Path,
     *,
     label_key: str = "cell_type",
+    marker_weight: float | None = None,
     device: str | None = None,
     **cell_options: Any,
 ) -> Calibration:
     """
-    Writes a copy of a checkpoint with a calibration in its config.
+    Writes a copy of a checkpoint with a calibration and its marker weight in its config. Candidates have the markers of
+    the catalogue of cell types.
 
     Args:
         checkpoint: Folder or Hub id. It must not be adapted: an adapter has fixed labels.
         inputs: `.h5ad` files of cells with known types, one for each study. A study's types are its candidates.
         output: A new folder.
         label_key: Column of `obs` with the types, by their names in the Cell Ontology.
+        marker_weight: Weight of the genes that descriptions name, beside similarity and matching; fitted by default. 0
+            leaves them out.
         device: Device to compute on.
         cell_options: `layer`, `use_raw`, `gene_column` and `counts` say how the cells are read.
 
     Raises:
-        InputError: A file cannot be read, the ontology does not know a type, or the folder exists.
+        InputError: A file cannot be read, the ontology does not know a type, the marker weight is below 0, or the
+            folder exists.
     """
     output = require_new_folder(output)
     files = {Path(path).stem: path for path in inputs}
@@ -57,9 +63,8 @@ def calibrate(
     studies = {
         name: score_labelled(annotator, open_cells(path), label_key, **cell_options) for name, path in files.items()
     }
-    calibration = replace(
-        fit(studies, annotator.model.config.alpha), prompt_templates=annotator.processor.prompt_templates
-    )
+    found = fit(studies, annotator.model.config.alpha, marker_weight)
+    calibration = replace(found, prompt_templates=annotator.processor.prompt_templates)
     made_with = {name: version(name) for name in ("modeling-langcell", "torch", "transformers")}
     calibration.fitted["versions"] = made_with
     save_calibrated(source, calibration, output)
@@ -68,7 +73,7 @@ def calibrate(
 
 def score_labelled(annotator: Predictor, adata: ad.AnnData, label_key: str, **cell_options: Any) -> LabelledScores:
     """
-    Scores the cells of a study, without calibration, against the study's own types.
+    Scores the cells of a study, without calibration and marker weight, against the study's own types.
 
     Raises:
         InputError: The checkpoint is adapted; there are no such labels, or the ontology does not know one; or cells
@@ -82,23 +87,34 @@ def score_labelled(annotator: Predictor, adata: ad.AnnData, label_key: str, **ce
     labels = read_labels(adata, label_key, unlabelled="skip")
     if labels.multilabel:
         raise InputError(f"{label_key!r} may hold several labels per cell: calibration needs exactly one.")
-    ranked = rank_cells(adata, labels.rows, annotator.processor.feature_extractor, **cell_options)
+    extractor, descriptions = annotator.processor.feature_extractor, annotator.descriptions_of(labels.names)
+    markers = {label: annotator.processor.find_genes(described) for label, described in descriptions.items()}
+    evidence = MarkerEvidence(markers, extractor.usual_places, torch.device("cpu"))
+    ranked = rank_cells(adata, labels.rows, extractor, places_of=evidence.ids, **cell_options)
     scorer = DescriptionScorer(
-        model, annotator.processor, annotator.texts_of(labels.names), model.config.alpha, None, annotator.budget
+        model, annotator.processor, descriptions, model.config.alpha, None, annotator.budget, marker_weight=0
     )
     scorer.calibration = None
     scores = np.zeros((len(ranked), len(labels.names)), dtype=np.float32)
     novelty = np.zeros(len(ranked), dtype=np.float32)
     for rows, found in read_cells(ranked, scorer, scorer.budget, annotator.device):
         scores[rows], novelty[rows] = found.scores.cpu().numpy(), 1 - found.max_cosine.cpu().numpy()
-    read = ~ranked.without_genes
-    return LabelledScores(labels.names, scores[read], novelty[read], np.array(labels.names)[labels.truth][read])
+    return LabelledScores(
+        labels.names,
+        scores,
+        evidence(torch.from_numpy(ranked.places)).numpy(),
+        novelty,
+        np.array(labels.names)[labels.truth],
+    ).take(~ranked.without_genes)
 
 
 def save_calibrated(source: Path, calibration: Calibration, output: str | Path) -> None:
-    """Writes a copy of a checkpoint's folder with a calibration in its config. It appears whole or not at all."""
+    """
+    Writes a copy of a checkpoint's folder with a calibration and its marker weight in its config. It appears whole or
+    not at all.
+    """
     config = AutoConfig.from_pretrained(source)
-    config.calibration = calibration.to_dict()
+    config.calibration, config.marker_weight = calibration.to_dict(), calibration.marker_weight
     with atomic_folder(output) as folder:
         for path in source.iterdir():
             if path.is_file():

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Calibration: a temperature and thresholds, fitted on cells of known types, that make scores trustworthy."""
+"""Calibration: a marker weight, a temperature and thresholds that make scores trustworthy, fitted on known cells."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import softmax
 
 from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES
@@ -20,6 +21,8 @@ ERROR_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 ERROR_RATE = 0.1
 
 _THRESHOLDS = np.arange(0.3, 1.0, 0.005)
+_TEMPERATURES = 0.05, 20.0
+_HEAVIEST = 20.0  # At this marker weight, similarity and matching no longer count.
 _USUAL = 0.95  # Share of the labelled cells whose novelty counts as usual.
 
 
@@ -35,6 +38,7 @@ class Calibration:
         alpha: Weight of the similarity that the calibration was fitted with and is valid for.
         fitted: Record of the fit: cells by study, and calibration errors.
         prompt_templates: Prompt templates that the calibration was fitted with and is valid for.
+        marker_weight: Weight of the marker evidence that the calibration was fitted with and is valid for.
     """
 
     temperature: float
@@ -43,6 +47,7 @@ class Calibration:
     alpha: float
     fitted: dict[str, Any] = field(default_factory=dict)
     prompt_templates: tuple[str, ...] = PROMPT_TEMPLATES
+    marker_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # JSON stores it as a list.
@@ -81,35 +86,59 @@ class LabelledScores:
 
     Args:
         labels: The candidates.
-        scores: `(cells, labels)` uncalibrated scores.
+        scores: `(cells, labels)` uncalibrated scores, without the marker evidence.
+        evidence: `(cells, labels)` marker evidence.
         novelty: `(cells,)` 1 minus the cosine with the most similar description.
         truth: `(cells,)` known labels.
     """
 
     labels: Sequence[str]
     scores: np.ndarray
+    evidence: np.ndarray
     novelty: np.ndarray
     truth: np.ndarray
 
     def take(self, rows: np.ndarray) -> "LabelledScores":
         """Returns some of the cells."""
-        return LabelledScores(self.labels, self.scores[rows], self.novelty[rows], self.truth[rows])
+        return LabelledScores(self.labels, self.scores[rows], self.evidence[rows], self.novelty[rows], self.truth[rows])
 
-    def confidence(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    def probabilities(self, temperature: float, marker_weight: float) -> np.ndarray:
+        """Returns the probabilities of the candidates, as `DescriptionScorer` computes them: `(cells, labels)`."""
+        with np.errstate(divide="ignore"):
+            logits = np.log(self.scores.astype(np.float64)) + marker_weight * self.evidence
+        return softmax(logits / temperature, axis=1)
+
+    def confidence(self, temperature: float, marker_weight: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns `(cells,)` probabilities of the best labels, and `(cells,)` true where they are the known ones."""
-        probabilities = calibrated(self.scores, temperature)
+        probabilities = self.probabilities(temperature, marker_weight)
         return probabilities.max(axis=1), np.asarray(self.labels)[probabilities.argmax(axis=1)] == self.truth
 
+    def brier_score(self, temperature: float, marker_weight: float) -> float:
+        """Returns the Brier score of all candidates (Brier, 1950): the mean over cells, from 0 for the best to 2."""
+        is_truth = np.asarray(self.labels) == self.truth[:, None]
+        return float(((self.probabilities(temperature, marker_weight) - is_truth) ** 2).sum(axis=1).mean())
 
-def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Turns `(cells, labels)` scores into probabilities that add up to 1."""
-    powers = scores.astype(np.float64) ** (1 / temperature)
-    return powers / powers.sum(axis=1, keepdims=True)
 
-
-def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
+def fit_marker_weight(studies: Mapping[str, LabelledScores]) -> float:
     """
-    Fits a calibration on the cells of some studies, with equal weight for each cell.
+    Fits the weight of the marker evidence, to one decimal: with the best temperature beside it, it minimises the Brier
+    score of all candidates, with equal weight for each study. It is 0 where no candidate names a gene.
+    """
+    if not any(np.ptp(study.evidence, axis=1).any() for study in studies.values()):
+        return 0.0
+
+    def loss(parameters: np.ndarray) -> float:
+        marker_weight, log_temperature = parameters
+        return float(np.mean([s.brier_score(np.exp(log_temperature), marker_weight) for s in studies.values()]))
+
+    bounds = (0, _HEAVIEST), np.log(_TEMPERATURES)
+    return round(float(minimize(loss, (1.0, 0.5), method="Nelder-Mead", bounds=bounds).x[0]), 1)
+
+
+def fit(studies: Mapping[str, LabelledScores], alpha: float, marker_weight: float | None = None) -> Calibration:
+    """
+    Fits a calibration on the cells of some studies, with equal weight for each cell. The marker weight is fitted first:
+    see `fit_marker_weight`.
 
     The temperature minimises the Brier score (Brier, 1950) of the best label being right. The threshold for an error
     rate is the lowest at which `(w + 1) / (n + 1)` does not exceed the rate, for `n` answers of which `w` are wrong:
@@ -119,22 +148,26 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
     Args:
         studies: Labelled cells by study.
         alpha: Weight of the similarity that the cells were scored with.
+        marker_weight: Weight of the marker evidence; fitted by default.
 
     Raises:
-        InputError: There are no cells.
+        InputError: There are no cells, or the marker weight is below 0.
     """
     if not any(len(study.truth) for study in studies.values()):
         raise InputError("There are no labelled cells to calibrate on.")
+    if marker_weight is not None and not 0 <= marker_weight < np.inf:
+        raise InputError(f"marker_weight={marker_weight} is not a weight: give 0 or more.")
+    weight = fit_marker_weight(studies) if marker_weight is None else float(marker_weight)
 
     def loss(log_temperature: float) -> float:
-        confidence, right = _pooled(study.confidence(np.exp(log_temperature)) for study in studies.values())
+        confidence, right = _pooled(study.confidence(np.exp(log_temperature), weight) for study in studies.values())
         return float(((confidence - right) ** 2).mean())
 
-    temperature = float(np.exp(minimize_scalar(loss, bounds=np.log((0.05, 20)), method="bounded").x))
+    temperature = float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))
     answered, wrong = np.zeros((2, len(_THRESHOLDS)))
     for study in studies.values():
         backoff = OntologyBackoff(study.labels)
-        probabilities = backoff.probabilities(calibrated(study.scores, temperature))
+        probabilities = backoff.probabilities(study.probabilities(temperature, weight))
         for number, threshold in enumerate(_THRESHOLDS):
             answers, _ = backoff.answer(probabilities, threshold)
             answered[number] += (answers >= 0).sum()
@@ -149,7 +182,7 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
         logger.warning("No threshold achieves an error rate of %s: it is left out.", ", ".join(left_out))
     novelty = np.concatenate([study.novelty for study in studies.values()])
     errors = {
-        name: calibration_error(*_pooled(study.confidence(t) for study in studies.values()))
+        name: calibration_error(*_pooled(study.confidence(t, weight) for study in studies.values()))
         for name, t in (("error_before", 1.0), ("error_after", temperature))
     }
     return Calibration(
@@ -158,6 +191,7 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float) -> Calibration:
         float(np.quantile(novelty, _USUAL)),
         float(alpha),
         {"cells": {name: len(study.truth) for name, study in studies.items()}, **errors},
+        marker_weight=weight,
     )
 
 
@@ -181,4 +215,12 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-__all__ = ["ERROR_RATE", "ERROR_RATES", "Calibration", "LabelledScores", "calibrated", "calibration_error", "fit"]
+__all__ = [
+    "ERROR_RATE",
+    "ERROR_RATES",
+    "Calibration",
+    "LabelledScores",
+    "calibration_error",
+    "fit",
+    "fit_marker_weight",
+]

@@ -156,8 +156,9 @@ class Predictor:
             options = {"with_markers": with_markers, "accept_text": accept_text}
             descriptions = self.descriptions_of(() if labels is None else labels, **options)
         else:
-            # An adapter has learnt its labels from cells, without evidence.
-            descriptions, marker_weight = own.labels, marker_weight or 0
+            descriptions = own.descriptions
+            if marker_weight is None:
+                marker_weight = own.marker_weight if with_markers else 0
         by_description = DescriptionScorer(
             self.model, self.processor, descriptions, alpha, shortlist, self.budget, marker_weight
         )

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..model.errors import InputError, reason_of
+from ..model.prompts import Description
 from .files import ADAPTATION, read_json
 
 PROTOTYPES = "prototypes.safetensors"
@@ -33,6 +34,8 @@ class Adaptation:
         multilabel: True if a cell may have several labels.
         alpha: Weight of the similarity against the matching head.
         prototype_weight: Weight of the prototypes against the descriptions.
+        marker_weight: Weight of the genes that mark the labels, same as for `DescriptionScorer`.
+        genes: For each label the names of the genes that mark it (`markers`) and that it lacks (`absent`).
         cells: Number of training cells of each label.
         settings: Settings of the adaptation.
         versions: Versions of the packages that made it.
@@ -47,12 +50,24 @@ class Adaptation:
     multilabel: bool = False
     alpha: float = 1.0
     prototype_weight: float = 0.0
+    marker_weight: float = 0.0
+    genes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     cells: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     prototypes: torch.Tensor | None = field(default=None, repr=False, compare=False)
     base_weights: str = ""
     loaded_from: str = ""
+
+    @property
+    def descriptions(self) -> dict[str, Description]:
+        """What describes each label: its text, and the genes that mark it, read from the text if they are not given."""
+        found = {}
+        for label, text in self.labels.items():
+            genes, texts = self.genes.get(label), (text,) if text else ()
+            lists = () if genes is None else (tuple(genes["markers"]), tuple(genes["absent"]))
+            found[label] = Description(texts, *lists)
+        return found
 
     @property
     def classes(self) -> dict[str, Any]:
@@ -108,12 +123,17 @@ class Adaptation:
         Raises:
             TypeError: An entry has a different type from the one the class declares.
         """
-        mappings = {"labels": str, "cells": int, "settings": object, "versions": str}
+
+        def is_genes(names: Any) -> bool:
+            return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+        mappings = {"labels": str, "cells": int, "settings": object, "versions": str, "genes": dict}
         right = (
             self.head in get_args(Head)
             and all(isinstance(text, str) for text in (self.base, self.base_weights))
             and isinstance(self.multilabel, bool)
-            and all(isinstance(number, (int, float)) for number in (self.alpha, self.prototype_weight))
+            and all(isinstance(one, (int, float)) for one in (self.alpha, self.prototype_weight, self.marker_weight))
+            and all(is_genes(one[kind]) for one in self.genes.values() for kind in ("markers", "absent"))
             and all(
                 isinstance(found := getattr(self, name), dict) and all(isinstance(one, kind) for one in found.values())
                 for name, kind in mappings.items()

@@ -13,10 +13,11 @@ from ..model.prompts import PROMPT_TEMPLATES
 from .adaptation_record import Head
 
 
-def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
+def fingerprint(model: PreTrainedModel, processor: LangCellProcessor, *, with_markers: bool = True) -> str:
     """
     Returns the hash of a model in the state in which it annotates: its weights, including those of a merged adapter,
-    and every setting of model and processor that changes its scores.
+    and every setting of model and processor that changes its scores. Without markers it is the hash of all that the
+    evidence of marker genes is not part of, such as embeddings.
     """
     digest = hashlib.sha256()
     _add_weights(digest, model)
@@ -33,7 +34,7 @@ def fingerprint(model: PreTrainedModel, processor: LangCellProcessor) -> str:
         # Results on disk hold fingerprints from before a checkpoint could have templates, and from when they were
         # called wordings: the default is left out, and the key keeps its name.
         deciding["wordings"] = processor.prompt_templates
-    if config.marker_weight:
+    if with_markers and config.marker_weight:
         deciding["markers"] = [config.marker_weight, extractor.gene_places]
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..model.errors import InputError, reason_of
-from ..model.prompts import as_description
 from ..ontology import descendants
 
 #: Labels; or labels with their descriptions, in any form that `as_description` reads.
@@ -168,21 +167,17 @@ def _load_json(text: str, path: Path) -> Any:
     return found
 
 
-def read_descriptions(path: Path) -> dict[str, str]:
+def read_descriptions(path: Path) -> dict[str, Any]:
     """
-    Reads labels with one description each, for an adaptation.
+    Reads labels with their descriptions, for an adaptation.
 
     Raises:
-        InputError: Same as for `read_labels`; or a label has no description, or several descriptions.
+        InputError: Same as for `read_labels`; or the labels have no descriptions.
     """
     labels = read_labels(path)
     if not isinstance(labels, dict):
         raise InputError(f"{path} holds labels without descriptions: write an object that maps labels to descriptions.")
-    given = {label: as_description(label, text).texts for label, text in labels.items()}
-    for label, texts in given.items():
-        if len(texts) != 1:
-            raise InputError(f"{path} must hold one description per label for an adaptation: see {label!r}.")
-    return {label: texts[0] for label, texts in given.items()}
+    return labels
 
 
 __all__ = ["Candidates", "labels_file", "read_candidates", "read_descriptions", "read_labels"]

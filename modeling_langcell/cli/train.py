@@ -21,6 +21,7 @@ from .options import (
     Device,
     GeneColumn,
     Layer,
+    MarkerWeight,
     Model,
     UseRaw,
     cell_options,
@@ -122,7 +123,9 @@ MethodOption = Annotated[
 ]
 Descriptions = Annotated[
     Path | None,
-    typer.Option(help="Descriptions of the labels: .json, or .tsv with a label and its description on each line."),
+    typer.Option(
+        help="Descriptions of the labels, and genes that mark them: .json, .tsv, .csv or .gmt, as for annotate."
+    ),
 ]
 Epochs = Annotated[int, typer.Option(help="Number of passes over the cells.")]
 LearningRate = Annotated[
@@ -165,6 +168,7 @@ def adapt(
     adapt_texts: AdaptTexts = False,
     balanced: Balanced = False,
     held_out: HeldOut = 0.0,
+    marker_weight: MarkerWeight = None,
     unlabelled: UnlabelledOption = "error",
     seed: Seed = 0,
     push_to: PushTo = None,
@@ -189,6 +193,7 @@ def adapt(
             adapt_texts=adapt_texts,
             balanced=balanced,
             held_out=held_out,
+            marker_weight=marker_weight,
             seed=seed,
         )
     if push_to is not None:
@@ -266,24 +271,37 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; it must not exist.")],
     label_key: Annotated[str, typer.Option(help="Column of obs with the types, named as in the Cell Ontology.")],
     model: Model = MINI,
+    marker_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the genes that mark a type; fitted by default. 0 leaves them out.",
+            min=0,
+            show_default="fitted",
+        ),
+    ] = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
     counts: Counts = "raw",
     device: Device = None,
 ) -> None:
-    """Calibrate a checkpoint on cells of known types, so that its probabilities show how often it is right."""
+    """
+    Calibrate a checkpoint on cells of known types: fit the weight of marker genes, and make its probabilities show how
+    often it is right.
+    """
     found = langcell.calibrate(
         model,
         cells,
         out,
         label_key=label_key,
+        marker_weight=marker_weight,
         device=device,
         **cell_options(layer, use_raw, gene_column, counts),
     )
     for name, number in found.fitted["cells"].items():
         typer.echo(f"{number:>8,}  {name}")
     before, after = found.fitted["error_before"], found.fitted["error_after"]
+    typer.echo(f"Marker weight {found.marker_weight:g}")
     typer.echo(f"Temperature {found.temperature:.2f}; expected calibration error {before:.3f} to {after:.3f}")
     for rate, threshold in found.thresholds.items():
         typer.echo(f"At most {float(rate):.0%} wrong answers: those with a probability of {threshold:g} or more")

@@ -12,8 +12,7 @@ from transformers import BatchFeature, FeatureExtractionMixin
 
 from .count_matrix import CountMatrix, check_values, open_anndata, open_matrix
 from .errors import InputError, Remedy
-from .gene_matching import GeneMatch, GeneVocabulary
-from .marker_genes import UsualPlaces
+from .gene_matching import GeneMatch, GeneVocabulary, UsualPlaces
 from .ranking import RankedCells, RankedChunks
 
 logger = logging.getLogger(__name__)

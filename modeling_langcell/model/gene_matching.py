@@ -1,8 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The genes that a model knows, and how the genes of a matrix are matched to them."""
+"""The genes that a model knows, how the genes of a matrix are matched to them, and their usual places in a cell."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -170,4 +170,37 @@ def _first_known(table: dict[str, int], names: Sequence[str]) -> int:
     return next((table[name] for name in names if name in table), -1)
 
 
-__all__ = ["GeneMatch", "GeneVocabulary"]
+class UsualPlaces:
+    """
+    Mean and spread of the place of each gene in the whole ranking of a cell, over the cells of the corpus.
+
+    Args:
+        columns: `means` and `spreads`, lists in the order of the gene vocabulary; or None, and every gene is taken for
+            an average one.
+        n_ids: Number of ids of the vocabulary, including special ones.
+
+    Attributes:
+        means, spreads: `(ids,)` float32 by id; the spread of a gene that hardly varies is raised to `LEAST_SPREAD`.
+
+    Raises:
+        InputError: The lists are missing, not as long as the vocabulary, or do not hold numbers from 0 to 1.
+    """
+
+    #: Below this a single copy of a rare gene would outweigh everything else.
+    LEAST_SPREAD = 0.15
+    #: An average gene among those that mark cell types.
+    AVERAGE = 0.1, 0.3
+
+    def __init__(self, columns: Mapping[str, list] | None, n_ids: int):
+        numbers = np.tile(np.array(self.AVERAGE, dtype=np.float32)[:, None], n_ids)
+        if columns is not None:
+            try:
+                numbers[:, 2:-1] = columns["means"], columns["spreads"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError("gene_places needs the lists means and spreads, as long as the vocabulary.") from error
+        if not ((numbers >= 0) & (numbers <= 1)).all():
+            raise InputError("gene_places: means and spreads must be numbers from 0 to 1.")
+        self.means, self.spreads = numbers[0], np.maximum(numbers[1], self.LEAST_SPREAD)
+
+
+__all__ = ["GeneMatch", "GeneVocabulary", "UsualPlaces"]

@@ -1,17 +1,11 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""
-The genes that a description names: in lists, and in sentences, where most words are not genes. And what is usual for
-the place of a gene in the ranking of a cell, which tells how much a gene's place says.
-"""
+"""The genes that a description names: in lists, and in sentences, where most words are not genes."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
-
-from .errors import InputError
 from .gene_matching import GeneVocabulary
 from .prompts import Description
 
@@ -256,39 +250,6 @@ class MarkerReader:
         return tuple(dict.fromkeys(name for name in names if not self._resolve(name)))
 
 
-class UsualPlaces:
-    """
-    Mean and spread of the place of each gene in the whole ranking of a cell, over the cells of the corpus.
-
-    Args:
-        columns: `means` and `spreads`, lists in the order of the gene vocabulary; or None, and every gene is taken for
-            an average one.
-        n_ids: Number of ids of the vocabulary, including special ones.
-
-    Attributes:
-        means, spreads: `(ids,)` float32 by id; the spread of a gene that hardly varies is raised to `LEAST_SPREAD`.
-
-    Raises:
-        InputError: The lists are missing, not as long as the vocabulary, or do not hold numbers from 0 to 1.
-    """
-
-    #: Below this a single copy of a rare gene would outweigh everything else.
-    LEAST_SPREAD = 0.15
-    #: An average gene among those that mark cell types.
-    AVERAGE = 0.1, 0.3
-
-    def __init__(self, columns: Mapping[str, list] | None, n_ids: int):
-        numbers = np.tile(np.array(self.AVERAGE, dtype=np.float32)[:, None], n_ids)
-        if columns is not None:
-            try:
-                numbers[:, 2:-1] = columns["means"], columns["spreads"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError("gene_places needs the lists means and spreads, as long as the vocabulary.") from error
-        if not ((numbers >= 0) & (numbers <= 1)).all():
-            raise InputError("gene_places: means and spreads must be numbers from 0 to 1.")
-        self.means, self.spreads = numbers[0], np.maximum(numbers[1], self.LEAST_SPREAD)
-
-
 def _gene_lists(text: str) -> list[re.Match]:
     return [found for found in _LIST.finditer(text) if found["absent"] or found["head"]]
 
@@ -323,4 +284,4 @@ def _is_negated(before: str) -> bool:
     return bool(negations) and negations[-1] > max(ends, default=-1)
 
 
-__all__ = ["MarkerReader", "NamedGenes", "UsualPlaces", "without_gene_lists"]
+__all__ = ["MarkerReader", "NamedGenes", "without_gene_lists"]

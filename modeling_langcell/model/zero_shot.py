@@ -15,7 +15,8 @@ from transformers import ProcessorMixin
 
 from .configuration_langcell import templates_of
 from .errors import InputError
-from .marker_genes import NamedGenes, UsualPlaces, without_gene_lists
+from .gene_matching import UsualPlaces
+from .marker_genes import NamedGenes, without_gene_lists
 from .packed_langcell import PackedSequences
 from .prompts import PROMPT_TEMPLATES, as_description, as_texts
 from .ranking import RankedCells
@@ -64,8 +65,9 @@ class DescriptionScorer:
     Marker evidence is a third voice: `marker_weight` times the evidence is added to the logarithm of the blend, and the
     scores are scaled to add up to 1. The evidence for a label is the mean, over the genes that its description names
     and that the matrix measured, of how far the gene stands above its usual place in the ranking of a cell, in usual
-    spreads; below it, for a gene that is said to be absent. A label that names no gene has evidence 0, that of an
-    average cell. Since what is usual comes from the checkpoint, a cell's evidence does not depend on the other cells.
+    spreads; below it, for a gene that is said to be absent. Four further genes that the cell does not express are
+    counted with them: so one or two genes say less than many, and a label that names no gene fares like one whose genes
+    are not found. Since what is usual comes from the checkpoint, a cell's evidence does not depend on the other cells.
 
     If the config has a calibration for this `alpha`, this `marker_weight` and the processor's prompt templates, the
     scores are probabilities: the scores to the power of the inverse of the fitted temperature, scaled to add up to 1.
@@ -144,23 +146,22 @@ class DescriptionScorer:
         logits = model.get_similarity_logits(embeds, self.text_embeds)
         max_cosine = logits.amax(dim=1) * model.config.temperature
         similarity = logits.softmax(dim=1)
-        # The evidence multiplies the blend, label by label.
-        factors = None
+        evidence = None
         if self.evidence is not None and places is not None:
-            factors = (self.marker_weight * self.evidence(places)).softmax(dim=1)
+            evidence = self.marker_weight * self.evidence(places)
         if self.alpha == 1:
             shortlist_is_exact = torch.ones(len(cells), dtype=torch.bool)
-            scores = _scaled(similarity, factors)
+            scores = _with_evidence(similarity, evidence)
             return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
         # `chosen` has, for each cell, the numbers of the labels that the matching reads.
         if self.shortlist is None:
             chosen = torch.arange(len(self.descriptions)).expand(len(cells), -1)
         else:
-            chosen = _scaled(similarity, factors).topk(self.shortlist, dim=1).indices.cpu()
+            chosen = _with_evidence(similarity, evidence).topk(self.shortlist, dim=1).indices.cpu()
         match = self.match(states, cells, chosen)
         # The published procedure takes the softmax, over candidates, of the probabilities themselves.
-        scores = _scaled(self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1), factors)
-        exact = self._shortlist_is_exact(similarity, match, factors, scores.argmax(dim=1), chosen.to(scores.device))
+        scores = _with_evidence(self.alpha * similarity + (1 - self.alpha) * match.softmax(dim=1), evidence)
+        exact = self._shortlist_is_exact(similarity, match, evidence, scores.argmax(dim=1), chosen.to(scores.device))
         shortlist_is_exact = exact.cpu()
         return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
 
@@ -218,7 +219,7 @@ class DescriptionScorer:
                 match[rows, [*chain(*part)]] = found
         return match
 
-    def _shortlist_is_exact(self, similarity, match, factors, best, chosen) -> torch.Tensor:
+    def _shortlist_is_exact(self, similarity, match, evidence, best, chosen) -> torch.Tensor:
         """
         Returns `(cells,)` true where the best label stays the best whatever the matching would give to the labels
         outside the shortlist.
@@ -236,7 +237,7 @@ class DescriptionScorer:
         exact = (chosen == best[:, None]).any(dim=1)  # The evidence may favour a label that the matching did not read.
         for matching in (1, left_out):
             scores = self.alpha * similarity + (1 - self.alpha) * at_most / (total + matching * (math.e - 1))
-            exact &= (scores if factors is None else scores * factors).argmax(dim=1) == best
+            exact &= _with_evidence(scores, evidence).argmax(dim=1) == best
         return exact
 
     def _embed(self) -> torch.Tensor:
@@ -280,6 +281,10 @@ class MarkerEvidence:
         ids: Ids of all genes that are named.
     """
 
+    #: Genes that are counted with those that are named, as if the cell did not express them: few genes are weak
+    #: evidence, and none is no evidence for a label.
+    FURTHER_GENES = 4
+
     def __init__(self, named: Mapping[str, NamedGenes], usual: UsualPlaces, device: torch.device):
         self.ids = tuple(sorted({gene for genes in named.values() for gene in (*genes.present, *genes.absent)}))
         column = {gene: number for number, gene in enumerate(self.ids)}
@@ -300,15 +305,14 @@ class MarkerEvidence:
         """
         above = ((places - self._means) / self._spreads).nan_to_num(0)
         measured = (~places.isnan()).to(above.dtype) @ self._signs.abs()
-        return above @ self._signs / measured.clamp(min=1)
+        mean, spread = UsualPlaces.AVERAGE
+        further = self.FURTHER_GENES * (0 - mean) / spread
+        return (above @ self._signs + further) / (measured + self.FURTHER_GENES)
 
 
-def _scaled(scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
-    """Multiplies scores by factors, if there are any, and scales them to add up to 1."""
-    if factors is None:
-        return scores
-    products = scores * factors
-    return products / products.sum(dim=1, keepdim=True)
+def _with_evidence(scores: torch.Tensor, evidence: torch.Tensor | None) -> torch.Tensor:
+    """Adds weighted evidence, if there is any, to the logarithms of scores, and scales these to add up to 1."""
+    return scores if evidence is None else (scores.log() + evidence).softmax(dim=1)
 
 
 def _fits(calibration: Mapping[str, Any] | None, alpha: float, marker_weight: float, processor: ProcessorMixin) -> bool:

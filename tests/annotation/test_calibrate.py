@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellConfig
 from modeling_langcell.annotation.calibrate import calibrate
-from modeling_langcell.annotation.calibration import calibrated
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 from modeling_langcell.checkpoint.loading import load_checkpoint
@@ -38,13 +37,15 @@ def test_the_config_records_the_fit(calibrated_checkpoint, tiny_checkpoint):
 def test_scores_are_calibrated_and_give_answers(calibrated_checkpoint, tiny_checkpoint, cells):
     calibration = LangCellConfig.from_pretrained(calibrated_checkpoint).calibration
     rate = max(calibration["thresholds"], key=float)
-    plain = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells.copy(), LABELS)
+    weight = LangCellConfig.from_pretrained(calibrated_checkpoint).marker_weight
+    assert weight == calibration["marker_weight"]
+    plain = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells.copy(), LABELS, marker_weight=weight)
     found = LangCellAnnotator.from_pretrained(calibrated_checkpoint).annotate(
         cells.copy(), LABELS, error_rate=float(rate)
     )
     probabilities = found.obsm["langcell_probabilities"].to_numpy()
-    expected = calibrated(plain.obsm["langcell_probabilities"].to_numpy(), calibration["temperature"])
-    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    expected = plain.obsm["langcell_probabilities"].to_numpy() ** (1 / calibration["temperature"])
+    np.testing.assert_allclose(probabilities, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
     assert (found.obs["langcell_cell_type"] == plain.obs["langcell_cell_type"]).all()
 
     backoff = OntologyBackoff(LABELS)

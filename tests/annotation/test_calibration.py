@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from modeling_langcell import InputError, LangCellConfig
-from modeling_langcell.annotation.calibration import Calibration, LabelledScores, calibrated, calibration_error, fit
+from modeling_langcell.annotation.calibration import (
+    Calibration,
+    LabelledScores,
+    calibration_error,
+    fit,
+    fit_marker_weight,
+)
 from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 
 LABELS = ("B cell", "CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "monocyte")
@@ -18,7 +24,19 @@ def overconfident_cells(cells, overconfidence, seed):
     truth = (probabilities.cumsum(axis=1) > rng.random((cells, 1))).argmax(axis=1)
     scores = probabilities**overconfidence
     scores /= scores.sum(axis=1, keepdims=True)
-    return LabelledScores(LABELS, scores, rng.uniform(0, 1, cells), np.array(LABELS)[truth])
+    return LabelledScores(LABELS, scores, np.zeros_like(scores), rng.uniform(0, 1, cells), np.array(LABELS)[truth])
+
+
+def marked_cells(cells, weight, seed):
+    """Draws labels from probabilities, and divides their logarithms into scores and `weight` times evidence."""
+    rng = np.random.default_rng(seed)
+    evidence = rng.normal(0, 0.5, (cells, len(LABELS)))
+    logits = rng.normal(0, 1.5, (cells, len(LABELS))) + weight * evidence
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = (probabilities.cumsum(axis=1) > rng.random((cells, 1))).argmax(axis=1)
+    scores = np.exp(logits - weight * evidence)
+    scores /= scores.sum(axis=1, keepdims=True)
+    return LabelledScores(LABELS, scores, evidence, np.zeros(cells), np.array(LABELS)[truth])
 
 
 def test_the_fit_finds_the_temperature():
@@ -29,9 +47,32 @@ def test_the_fit_finds_the_temperature():
     assert found.usual_novelty == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
+def test_the_fit_finds_the_marker_weight(weight):
+    found = fit({"one": marked_cells(10_000, weight, 0), "two": marked_cells(4_000, weight, 1)}, 1.0)
+    assert found.marker_weight == pytest.approx(weight, abs=0.2)
+    assert found.temperature == pytest.approx(1, abs=0.1)
+
+
+def test_a_marker_weight_can_be_given():
+    assert fit({"study": marked_cells(2_000, 4.0, 0)}, 1.0, 2.5).marker_weight == 2.5
+    with pytest.raises(InputError, match="is not a weight"):
+        fit({"study": marked_cells(20, 4.0, 0)}, 1.0, -1)
+
+
+def test_candidates_that_name_no_gene_have_no_marker_weight():
+    assert fit_marker_weight({"study": overconfident_cells(200, 2.0, 0)}) == 0
+
+
+def test_extreme_evidence_gives_probabilities():
+    scores, evidence = np.array([[1.0, 0.0]]), np.array([[-100.0, 100.0]])
+    found = LabelledScores(("B cell", "monocyte"), scores, evidence, np.zeros(1), np.array(["B cell"]))
+    assert np.isfinite(found.probabilities(2.0, 1.0)).all()
+
+
 def test_probabilities_add_up_to_1_and_keep_their_order():
     scores = overconfident_cells(50, 2.0, 1).scores
-    probabilities = calibrated(scores, 3.0)
+    probabilities = overconfident_cells(50, 2.0, 1).probabilities(3.0, 0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     np.testing.assert_array_equal(probabilities.argsort(axis=1), scores.argsort(axis=1))
 
@@ -41,7 +82,7 @@ def test_answers_for_new_cells_keep_the_error_rate(rate):
     found = fit({"study": overconfident_cells(5_000, 2.0, 2)}, 1.0)
     new = overconfident_cells(20_000, 2.0, 3)
     backoff = OntologyBackoff(LABELS)
-    probabilities = backoff.probabilities(calibrated(new.scores, found.temperature))
+    probabilities = backoff.probabilities(new.probabilities(found.temperature, found.marker_weight))
     answers, _ = backoff.answer(probabilities, found.threshold(rate))
     answered = answers >= 0
     wrong = 1 - backoff.right(answers, new.truth.tolist())[answered].mean()
@@ -52,7 +93,8 @@ def test_answers_for_new_cells_keep_the_error_rate(rate):
 def test_an_error_rate_that_cannot_be_kept_is_left_out(caplog):
     rng = np.random.default_rng(0)
     apart = ("B cell", "fibroblast", "hepatocyte", "neuron")  # The only term above all of them is 'cell'.
-    guesses = LabelledScores(apart, rng.dirichlet(np.ones(4), 300), np.zeros(300), rng.choice(apart, 300))
+    scores = rng.dirichlet(np.ones(4), 300)
+    guesses = LabelledScores(apart, scores, np.zeros_like(scores), np.zeros(300), rng.choice(apart, 300))
     found = fit({"study": guesses}, 1.0)
     assert "0.01" not in found.thresholds
     assert "No threshold achieves an error rate of 0.01," in caplog.text

@@ -26,7 +26,7 @@ from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
-from modeling_langcell.model.marker_genes import UsualPlaces
+from modeling_langcell.model.gene_matching import UsualPlaces
 from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, tiny_config

@@ -10,7 +10,8 @@ import torch
 from transformers import pipeline
 
 from modeling_langcell import InputError, LangCellAnnotator, annotate_file
-from modeling_langcell.model.marker_genes import NamedGenes, UsualPlaces
+from modeling_langcell.model.gene_matching import UsualPlaces
+from modeling_langcell.model.marker_genes import NamedGenes
 from modeling_langcell.model.zero_shot import MarkerEvidence
 
 from ..support.tiny import SYMBOLS
@@ -84,11 +85,15 @@ class TestEvidence:
 
     def test_by_hand(self, evidence):
         found = evidence(torch.tensor([[0.6, 0.5], [0.2, 1.0]]))
-        torch.testing.assert_close(found, torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, 0.0]]))
+        # Two spreads above for the first gene of "a", none for the second; and four further genes, a third below each.
+        expected = [[(2 - 4 / 3) / 6, (-2 - 4 / 3) / 6, -1 / 3], [(2 - 4 / 3) / 6, (2 - 4 / 3) / 6, -1 / 3]]
+        torch.testing.assert_close(found, torch.tensor(expected))
 
     def test_what_was_not_measured_says_nothing(self, evidence):
         found = evidence(torch.tensor([[torch.nan, 1.0], [torch.nan, torch.nan]]))
-        torch.testing.assert_close(found, torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
+        torch.testing.assert_close(
+            found, torch.tensor([[(2 - 4 / 3) / 5, (2 - 4 / 3) / 5, -1 / 3], [-1 / 3, -1 / 3, -1 / 3]])
+        )
 
     def test_a_gene_that_hardly_varies_does_not_outweigh_all(self):
         assert UsualPlaces({"means": [0.0], "spreads": [0.001]}, 4).spreads[2] == np.float32(UsualPlaces.LEAST_SPREAD)

@@ -4,8 +4,8 @@
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.model.gene_matching import GeneVocabulary
-from modeling_langcell.model.marker_genes import MarkerReader, UsualPlaces, without_gene_lists
+from modeling_langcell.model.gene_matching import GeneVocabulary, UsualPlaces
+from modeling_langcell.model.marker_genes import MarkerReader, without_gene_lists
 from modeling_langcell.model.prompts import as_description
 
 #: Symbols with some of their real synonyms; two genes share CD16, and REST, MAX and the like are words.
