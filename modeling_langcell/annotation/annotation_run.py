@@ -141,10 +141,18 @@ class AnnotationRun:
             "short_names": np.array([short_name(label) for label in self.scorer.descriptions]),
             "descriptions": np.array([_one_text_per_line(texts) for texts in self.scorer.descriptions.values()]),
             **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
+            **self._genes(),
             **self.scorer.settings,
             **self.rule.settings,
             **self.rule.summarize_shortlist(predictions),
         }
+
+    def _genes(self) -> dict[str, np.ndarray]:
+        """Returns the symbols of the genes that mark each label (`markers`) and that it lacks (`absent`)."""
+        named = self.scorer.markers.values()
+        symbol = self.predictor.processor.feature_extractor.genes.symbol_of
+        kinds = {"markers": [one.present for one in named], "absent": [one.absent for one in named]}
+        return {kind: np.array([" ".join(map(symbol, ids)) for ids in found]) for kind, found in kinds.items() if found}
 
 
 def _check_columns(columns: list[str], index: Any) -> None:

@@ -17,6 +17,7 @@ from ..io.labels import rank_cells
 from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from ..model.marker_genes import NamedGenes
 from ..model.modeling_langcell import LangCellModel
 from ..model.prompts import as_texts
 from ..model.ranking import RankedCells
@@ -24,7 +25,7 @@ from ..model.zero_shot import DescriptionScorer
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .predictor import Predictor
-from .records import best_labels, label_texts
+from .records import best_labels, label_descriptions
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,9 @@ def explain(
     Returns:
         A row for each label and gene, in the order of the labels and with the largest contribution first: `label`,
         `gene` (symbol), `ensembl_id`, `contribution` (the mean over the label's explained cells, 0 in those without
-        the gene), `cells_with_gene` and `cells` (number of explained cells).
+        the gene), `cells_with_gene` and `cells` (number of explained cells). Genes that the label's description names
+        are `marker` or `absent` in the column `named`, and have their mean `place` in the rankings of these cells (1
+        for the first, 0 where a cell does not express them, missing if they were not measured) and their `usual_place`.
 
     Raises:
         InputError: Same as for `LangCellAnnotator.annotate`; or there is no such method, or `cells_per_label` is below
@@ -173,8 +176,8 @@ def explain(
     explainer = Explainer(annotator, run.scorer.descriptions, method)
     _require_cells(cells_per_label)
     best = np.concatenate([part.predictions.best for part in run.annotate_all()])
-    extractor = annotator.processor.feature_extractor
-    return _explain_labels(explainer, extractor, adata, best, cells_per_label, seed, **cell_options)
+    extractor, markers = annotator.processor.feature_extractor, run.scorer.markers
+    return _explain_labels(explainer, extractor, adata, best, markers, cells_per_label, seed, **cell_options)
 
 
 def explain_annotated(
@@ -204,7 +207,7 @@ def explain_annotated(
     if not isinstance(annotator.model, LangCellModel) or "prototype_weight" in run:
         logger.info("Genes are not explained: the labels were not scored by their descriptions alone.")
         return None
-    descriptions = label_texts(run)
+    descriptions = label_descriptions(run)
     _require_cells(cells_per_label)
     best = best_labels(annotated).cat.codes.to_numpy()
     sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
@@ -212,8 +215,10 @@ def explain_annotated(
         logger.info("Genes are explained for the %d most frequent of %d labels.", _MOST_LABELS, found)
     frequent = np.argsort(-sizes, kind="stable")[:_MOST_LABELS]
     best = np.where(np.isin(best, frequent), best, -1)
-    explainer, extractor = Explainer(annotator, descriptions), annotator.processor.feature_extractor
-    return _explain_labels(explainer, extractor, adata, best, cells_per_label, 0, **cell_options)
+    markers = {label: annotator.processor.find_genes(one) for label, one in descriptions.items()}
+    explainer = Explainer(annotator, {label: one.texts for label, one in descriptions.items()})
+    extractor = annotator.processor.feature_extractor
+    return _explain_labels(explainer, extractor, adata, best, markers, cells_per_label, 0, **cell_options)
 
 
 def _require_cells(cells_per_label: int) -> None:
@@ -226,41 +231,55 @@ def _explain_labels(
     extractor: LangCellFeatureExtractor,
     adata: ad.AnnData,
     best: np.ndarray,
+    markers: Mapping[str, NamedGenes],
     cells_per_label: int,
     seed: int,
     **cell_options: Any,
 ) -> pd.DataFrame:
-    """Explains some cells of each label; `best` is the `(cells,)` number of each cell's label, -1 for none."""
+    """
+    Explains some cells of each label; `best` is the `(cells,)` number of each cell's label, -1 for none, and `markers`
+    are the genes that the labels' descriptions name.
+    """
     rng = np.random.default_rng(seed)
     tables = []
     with progress_bar() as progress:
         labels = [(number, label) for number, label in enumerate(explainer.labels) if (best == number).any()]
         for number, label in progress.track(labels, description="Genes"):
             rows = np.sort(rng.permutation(np.flatnonzero(best == number))[:cells_per_label])
-            ranked = rank_cells(adata, rows, extractor, **cell_options)
-            tables.append(_explain_label(explainer, ranked, number, extractor.gene_vocabulary).assign(label=label))
-    columns = ["label", "gene", "ensembl_id", "contribution", "cells_with_gene", "cells"]
+            named = markers.get(label, NamedGenes())
+            ranked = rank_cells(adata, rows, extractor, places_of=(*named.present, *named.absent), **cell_options)
+            tables.append(_explain_label(explainer, ranked, number, named, extractor).assign(label=label))
+    columns = ["label", "gene", "ensembl_id", "contribution", "cells_with_gene", "cells", "named", "place"]
+    columns.append("usual_place")
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def _explain_label(
-    explainer: Explainer, ranked: RankedCells, label: int, vocabulary: Mapping[str, list]
+    explainer: Explainer, ranked: RankedCells, label: int, named: NamedGenes, extractor: LangCellFeatureExtractor
 ) -> pd.DataFrame:
-    size = len(vocabulary["ensembl_ids"])
-    contributions, cells_with_gene = np.zeros(size), np.zeros(size, dtype=int)
+    genes = extractor.genes
+    contributions, cells_with_gene = np.zeros(len(extractor)), np.zeros(len(extractor), dtype=int)
     for cell in range(len(ranked)):
-        genes = ranked[cell]
-        indices = genes[1:].astype(int) - 2  # <pad> and <mask> come first.
-        contributions[indices] += explainer(genes, label)
-        cells_with_gene[indices] += 1
-    indices = np.flatnonzero(cells_with_gene)
+        read = ranked[cell]
+        contributions[read[1:]] += explainer(read, label)
+        cells_with_gene[read[1:]] += 1
+    role, place = np.full(len(extractor), "", dtype=object), np.full(len(extractor), np.nan)
+    # The ranking that the model reads is cut and may not reach the named genes.
+    present, absent = list(named.present), list(named.absent)
+    role[present], role[absent] = "marker", "absent"
+    place[present + absent] = ranked.places.mean(axis=0)
+    cells_with_gene[present + absent] = (ranked.places > 0).sum(axis=0)
+    ids = np.flatnonzero((cells_with_gene > 0) | (role != "")).tolist()
     table = pd.DataFrame(
         {
-            "gene": [vocabulary["names"][index].split("|")[0] for index in indices],
-            "ensembl_id": [vocabulary["ensembl_ids"][index] for index in indices],
-            "contribution": contributions[indices] / len(ranked),
-            "cells_with_gene": cells_with_gene[indices],
+            "gene": [genes.symbol_of(number) for number in ids],
+            "ensembl_id": [extractor.gene_vocabulary["ensembl_ids"][number - genes.first_gene_id] for number in ids],
+            "contribution": contributions[ids] / len(ranked),
+            "cells_with_gene": cells_with_gene[ids],
             "cells": len(ranked),
+            "named": role[ids],
+            "place": place[ids],
+            "usual_place": np.where(role[ids] == "", np.nan, extractor.usual_places.means[ids]),
         }
     )
     return table.sort_values("contribution", ascending=False, kind="stable")

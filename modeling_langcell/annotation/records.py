@@ -11,6 +11,7 @@ import pandas as pd
 from ..io.colours import colours
 from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, COLOURS, RUN
 from ..model.errors import InputError
+from ..model.prompts import Description
 
 
 def candidate_labels(annotated: ad.AnnData) -> list[str]:
@@ -50,10 +51,14 @@ def cell_options(run: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def label_texts(run: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Returns the texts that described each label in a run; `run` is `uns["langcell"]`."""
-    pairs = zip(run["labels"], run["descriptions"], strict=True)
-    return {str(label): str(texts).split("\n") for label, texts in pairs}
+def label_descriptions(run: Mapping[str, Any]) -> dict[str, Description]:
+    """Returns the texts and the genes that described each label in a run; `run` is `uns["langcell"]`."""
+    none = [""] * len(run["labels"])
+    columns = [run["labels"], run["descriptions"], run.get("markers", none), run.get("absent", none)]
+    return {
+        str(label): Description(tuple(str(texts).split("\n")), tuple(str(markers).split()), tuple(str(absent).split()))
+        for label, texts, markers, absent in zip(*columns, strict=True)
+    }
 
 
 def count_answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -89,5 +94,5 @@ __all__ = [
     "count_answers",
     "describe_input",
     "label_colours",
-    "label_texts",
+    "label_descriptions",
 ]

@@ -240,7 +240,10 @@ def explain(
     counts: Counts = "raw",
     device: Device = None,
 ) -> None:
-    """Show which genes drive the matches of cells with their best labels."""
+    """
+    Show which genes drive the matches of cells with their best labels, and at which place in the rankings of the cells
+    (1 for the first, 0 for genes that are not expressed) the genes stand that describe a label.
+    """
     candidates = read_candidates(labels, ontology_root)
     require_apart(
         [("--out", out), ("--figure", figure)],
@@ -257,6 +260,16 @@ def explain(
     )
     for label, genes in found.groupby("label", sort=False):
         typer.echo(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
+        for kind, title in (("marker", "markers"), ("absent", "absent")):
+            if places := [_place(gene) for gene in genes[genes["named"] == kind].itertuples()]:
+                typer.echo(f"  {title}: {', '.join(places)}")
     typer.echo(f"Genes: {write_table(found.to_csv(sep=chr(9), index=False), out)}")
     if figure is not None:
         typer.echo(f"Figure: {write_figure(report.draw_genes(found, top), figure)}")
+
+
+def _place(gene: Any) -> str:
+    """Returns a named gene with its place, and its usual one."""
+    if gene.place != gene.place:  # Missing
+        return f"{gene.gene} not measured"
+    return f"{gene.gene} {gene.place:.2f} (usually {gene.usual_place:.2f})"

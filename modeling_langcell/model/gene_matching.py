@@ -64,7 +64,6 @@ class GeneVocabulary:
         self.cls_token_id = token_ids.stop
         self.median_of_id = np.concatenate([[np.nan] * self.first_gene_id, medians])
         self._id_of_ensembl_id = dict(zip(ensembl_ids, token_ids, strict=True))
-        self._symbols = [joined.split("|")[0] or i for i, joined in zip(ensembl_ids, names, strict=True)]
         self._id_of_symbol: dict[str, int] = {}
         id_of_synonym: dict[str, int] = {}
         for token_id, joined in zip(token_ids, names, strict=True):
@@ -74,6 +73,8 @@ class GeneVocabulary:
                 # A synonym that two genes share identifies neither.
                 id_of_synonym[synonym] = token_id if id_of_synonym.get(synonym, token_id) == token_id else -1
         self._id_of_symbol.pop("", None)
+        own = {token_id: symbol for symbol, token_id in self._id_of_symbol.items()}
+        self._symbols = [own.get(token_id, i) for token_id, i in zip(token_ids, ensembl_ids, strict=True)]
         self._id_of_synonym = {name: token_id for name, token_id in id_of_synonym.items() if name and token_id >= 0}
 
     def __len__(self) -> int:
@@ -103,7 +104,7 @@ class GeneVocabulary:
         return {name: token_id for name, token_id in folded.items() if token_id >= 0}
 
     def symbol_of(self, token_id: int) -> str:
-        """Returns the symbol of a gene, or its Ensembl id where it has none."""
+        """Returns the symbol of a gene, or its Ensembl id where it has no symbol or that of another gene."""
         return self._symbols[token_id - self.first_gene_id]
 
     def match(self, *columns: Sequence[str]) -> GeneMatch:

@@ -15,9 +15,10 @@ from ..annotation.clusters import count_clusters
 from ..annotation.metrics import agreement, paired_labels
 from ..annotation.ontology_backoff import UNKNOWN
 from ..annotation.quality import InputQuality
-from ..annotation.records import count_answers, describe_input, label_colours, label_texts
+from ..annotation.records import count_answers, describe_input, label_colours, label_descriptions
 from ..io.colours import colours
 from ..io.columns import ANSWER, CELL_TYPE, MARGIN, NOVELTY, RUN, SCORE, SECOND
+from ..model.prompts import Description
 from ..model.zero_shot import SHORTLIST
 from .html import write_page
 from .plots import Layout
@@ -83,7 +84,7 @@ def write_report(
         comparison=comparison,
         uncertain=_least_certain(obs, run),
         genes=None if genes is None else _genes(genes),
-        descriptions=label_texts(run),
+        descriptions=label_descriptions(run),
         code=command or _python_code(run),
         facts=_facts(run),
     )
@@ -232,6 +233,10 @@ def _genes(explained: pd.DataFrame) -> list[dict[str, Any]]:
                 {"name": gene.gene, "contribution": gene.contribution, "width": gene.share}
                 for gene in genes[genes["contribution"] > 0].head(_GENES).itertuples()
             ],
+            "named": [
+                {"name": gene.gene, "absent": gene.named == "absent", "place": gene.place, "usual": gene.usual_place}
+                for gene in genes[genes["named"].ne("") & genes["place"].notna()].itertuples()
+            ],
         }
         for label, genes in explained.groupby("label", sort=False)
     ]
@@ -247,16 +252,20 @@ def _python_code(run: Mapping[str, Any]) -> str:
     origin = [repr(str(run["checkpoint"])), *origin, f"dtype={str(run['dtype'])!r}"]
     loaded = f"LangCellAnnotator.from_pretrained({', '.join(origin)})" if run["checkpoint"] else "...  # in memory"
 
-    texts = label_texts(run)
+    described = label_descriptions(run)
     # Classifiers and prototypes have their own labels.
     own = "prototype_weight" in run or "alpha" not in run
-    labels = "" if own else "".join(f"    {label!r}: {of_label!r},\n" for label, of_label in texts.items())
+    with_genes = "marker_weight" in run
+    labels = (
+        "" if own else "".join(f"    {label!r}: {_given(one, with_genes)!r},\n" for label, one in described.items())
+    )
     options = [] if own else ["labels"]
     options += [f"alpha={float(run['alpha'])!r}"] if "alpha" in run and not own else []
     if "shortlist" in run:
         options.append(f"shortlist={int(run['shortlist'])}")
-    elif len(texts) > SHORTLIST and run.get("alpha", 1) < 1:
+    elif len(described) > SHORTLIST and run.get("alpha", 1) < 1:
         options.append("shortlist=None")
+    options += [f"marker_weight={float(run['marker_weight'])!r}"] if with_genes and not own else []
     options += [f"error_rate={float(run['error_rate'])!r}"] if "error_rate" in run else []
     options += [f"cluster_key={str(run['cluster_key'])!r}"] if "cluster_key" in run else []
     array, defaults = str(read["array"]), {"counts": "raw", "empty_cells": "error", "gene_column": None}
@@ -271,11 +280,28 @@ def _python_code(run: Mapping[str, Any]) -> str:
     )
 
 
+def _given(described: Description, with_genes: bool) -> Any:
+    """Returns what describes a label in the form that `annotate` takes it."""
+    texts = list(described.texts)
+    if not with_genes:
+        return texts
+    return {"description": texts, "markers": list(described.markers or ()), "absent": list(described.absent)}
+
+
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [("Checkpoint", f"{run['checkpoint'] or 'a model in memory'} ({run['revision'] or 'local'})")]
     if run.get("adapter"):
         facts.append(("Adapter", str(run["adapter"])))
-    settings = ("alpha", "prototype_weight", "shortlist", "temperature", "error_rate", "threshold", "usual_novelty")
+    settings = (
+        "alpha",
+        "marker_weight",
+        "prototype_weight",
+        "shortlist",
+        "temperature",
+        "error_rate",
+        "threshold",
+        "usual_novelty",
+    )
     values = [f"{name.replace('_', ' ')} {run[name]:.4g}" for name in settings if name in run]
     facts.append(("Settings", ", ".join([*values, str(run["dtype"])])))
     facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in run["versions"].items())))

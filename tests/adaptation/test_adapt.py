@@ -507,3 +507,74 @@ def test_the_command_adapts_and_annotates(swapped, tmp_path):
     assert "Accuracy against swapped: 1.0" in run("annotate", cells, *asked)
     assert accuracy(ad.read_h5ad(out)) > 0.9
     assert str(tmp_path / "adapter") in report.read_text()
+
+
+class TestMarkers:
+    """An adapter keeps the genes of its labels, and weighs them less the more cells it has learnt from."""
+
+    DESCRIPTIONS = {
+        name: {"markers": [*GENES[10 * number : 10 * number + 3]], "absent": [GENES[10 * ((number + 1) % 3)]]}
+        for number, name in enumerate(TYPES.values())
+    }
+
+    @pytest.fixture(scope="class")
+    def weighing_checkpoint(self, tiny_checkpoint, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("weighing") / "model"
+        shutil.copytree(tiny_checkpoint, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"marker_weight": 6.0}))
+        return folder
+
+    @pytest.mark.parametrize("head", ["prototypes", "descriptions"])
+    def test_a_saved_adapter_scores_with_its_genes(self, weighing_checkpoint, labelled, tmp_path, head):
+        config = AdaptationConfig(head=head, epochs=1)
+        how = {"descriptions": self.DESCRIPTIONS, "config": config, "device": "cpu"}
+        adapted = adapt(weighing_checkpoint, labelled, "type", **how)
+        assert adapted.adaptation.genes == self.DESCRIPTIONS
+        adapted.save(tmp_path / "adapter")
+        annotator = LangCellAnnotator.from_pretrained(weighing_checkpoint, adapter=tmp_path / "adapter", device="cpu")
+        scores = annotator.annotate(labelled.copy()).obsm["langcell_probabilities"]
+        pd.testing.assert_frame_equal(
+            scores, adapted.annotator(device="cpu").annotate(labelled.copy()).obsm["langcell_probabilities"]
+        )
+        without = annotator.annotate(labelled.copy(), with_markers=False).obsm["langcell_probabilities"]
+        assert without.to_numpy() == pytest.approx(
+            annotator.annotate(labelled.copy(), marker_weight=0).obsm["langcell_probabilities"].to_numpy()
+        )
+        truth = pd.Categorical(labelled.obs["type"], categories=scores.columns).codes
+        cells = np.arange(len(truth))
+        assert scores.to_numpy()[cells, truth].mean() > without.to_numpy()[cells, truth].mean()
+
+    def test_cells_to_learn_from_take_the_weight_of_markers(self, weighing_checkpoint, labelled):
+        def weight(shots, **settings):
+            config = AdaptationConfig(epochs=1, **settings)
+            return adapt(weighing_checkpoint, labelled, "type", shots=shots, config=config).adaptation.marker_weight
+
+        assert [weight(1), weight(3)] == [3.0, 1.5]
+        assert weight(3, head="prototypes") == 6, "prototypes leave the descriptions less weight themselves"
+        assert weight(3, marker_weight=2.0) == 2
+        assert weight(3, head="classes") == 0
+
+    def test_adapters_without_genes_are_read(self, weighing_checkpoint, labelled, tmp_path):
+        adapt(weighing_checkpoint, labelled, "type", config=AdaptationConfig(head="prototypes")).save(tmp_path / "new")
+        record = json.loads((tmp_path / "new" / "adaptation.json").read_text())
+        older = {name: value for name, value in record.items() if name not in ("genes", "marker_weight")}
+        (tmp_path / "new" / "adaptation.json").write_text(json.dumps(older))
+        annotator = LangCellAnnotator.from_pretrained(weighing_checkpoint, adapter=tmp_path / "new", device="cpu")
+        assert "marker_weight" not in annotator.annotate(labelled.copy()).uns["langcell"]
+
+    @pytest.mark.parametrize("genes", [{"B cell": []}, {"B cell": {"markers": "MS4A1", "absent": []}}, {"B cell": {}}])
+    def test_damaged_genes_are_refused(self, weighing_checkpoint, labelled, tmp_path, genes):
+        adapt(weighing_checkpoint, labelled, "type", config=AdaptationConfig(head="prototypes")).save(tmp_path / "new")
+        record = json.loads((tmp_path / "new" / "adaptation.json").read_text())
+        (tmp_path / "new" / "adaptation.json").write_text(json.dumps(record | {"genes": genes}))
+        with pytest.raises(InputError, match="cannot be read"):
+            LangCellAnnotator.from_pretrained(weighing_checkpoint, adapter=tmp_path / "new", device="cpu")
+
+    def test_settings_that_do_not_fit(self, weighing_checkpoint, labelled):
+        with pytest.raises(InputError, match="not for the head 'classes'"):
+            AdaptationConfig(head="classes", marker_weight=1)
+        with pytest.raises(InputError, match="is not a weight"):
+            AdaptationConfig(marker_weight=-1)
+        with pytest.raises(InputError, match="'B cell' has several"):
+            adapt(weighing_checkpoint, labelled, "type", descriptions={"B cell": ["one", "two"]})

@@ -119,6 +119,42 @@ def test_the_table_by_label(annotator, cells):
     np.testing.assert_allclose(alone[[GENES[gene - 2] for gene in ranked[0][1:]]], by_hand, atol=1e-5)
 
 
+MARKED = {
+    "B cell": {"markers": [SYMBOLS[0], SYMBOLS[1]], "absent": [SYMBOLS[2]]},
+    "monocyte": {"markers": [SYMBOLS[3], "GENE39"]},
+}
+
+
+def test_named_genes_have_their_places(annotator, cells, monkeypatch):
+    monkeypatch.setattr(annotator.model.config, "marker_weight", 3.0)
+    chosen = cells[:, ~cells.var_names.isin(["GENE39", GENES[38]])].copy()
+    found = explain(annotator, chosen, MARKED, cells_per_label=1000)
+    best = annotator.annotate(chosen.copy(), MARKED).obs["langcell_cell_type"]
+    named = {"B cell": {"marker": SYMBOLS[:2], "absent": [SYMBOLS[2]]}, "monocyte": {"marker": [SYMBOLS[3], "GENE39"]}}
+    for label, table in found.groupby("label", sort=False):
+        for kind in ("marker", "absent"):
+            assert sorted(table.loc[table["named"] == kind, "gene"]) == sorted(named[label].get(kind, []))
+        ids = {gene: annotator.processor.feature_extractor.genes.id_of(gene) for gene in table["gene"]}
+        rows = np.flatnonzero(best == label)
+        for gene in table[table["named"] != ""].itertuples():
+            options = {"places_of": [ids[gene.gene]], "empty_cells": "mark"}
+            places = annotator.processor.feature_extractor.rank(chosen[rows], **options).places[:, 0]
+            assert gene.place == pytest.approx(places.mean(), nan_ok=True)
+            assert gene.cells_with_gene == (places > 0).sum()
+            assert np.isnan(gene.place) == (gene.gene == "GENE39"), "it was not measured"
+        assert table.loc[table["named"] == "", ["place", "usual_place"]].isna().all(axis=None)
+
+
+def test_an_earlier_annotation_is_explained_with_the_genes_of_its_record(annotator, cells, monkeypatch):
+    monkeypatch.setattr(annotator.model.config, "marker_weight", 3.0)
+    annotated = annotator.annotate(cells.copy(), MARKED)
+    assert annotated.uns["langcell"]["markers"].tolist() == [" ".join(SYMBOLS[:2]), f"{SYMBOLS[3]} GENE39"]
+    assert annotated.uns["langcell"]["absent"].tolist() == [SYMBOLS[2], ""]
+    found = explain_annotated(annotator, cells, annotated, cells_per_label=1000)
+    expected = explain(annotator, cells, MARKED, cells_per_label=1000)
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_cells_without_known_genes_are_skipped(annotator, cells):
     cells.X = cells.X.toarray()
     cells.X[0] = 0

@@ -172,7 +172,6 @@ class TestProof:
         generator = torch.Generator().manual_seed(0)
         similarity = (spread * torch.randn(cells, labels, generator=generator)).softmax(dim=1)
         evidence = torch.randn(cells, labels, generator=generator) if with_evidence else torch.zeros(cells, labels)
-        factors = evidence.softmax(dim=1) if with_evidence else None
         chosen = (similarity * evidence.exp()).topk(read, dim=1).indices
         match = torch.zeros_like(similarity).scatter(1, chosen, torch.rand(cells, read, generator=generator))
         left_out = torch.ones_like(similarity).scatter(1, chosen, 0.0)
@@ -181,7 +180,8 @@ class TestProof:
             return (alpha * similarity + (1 - alpha) * match.softmax(dim=1)) * evidence.exp()
 
         found = scores(match)
-        shortlist_is_exact = scorer._shortlist_is_exact(similarity, match, factors, found.argmax(dim=1), chosen)
+        given = evidence if with_evidence else None
+        shortlist_is_exact = scorer._shortlist_is_exact(similarity, match, given, found.argmax(dim=1), chosen)
         assert 0.05 < shortlist_is_exact.float().mean() < 1, "it neither proves nothing nor takes all for proven"
         always = torch.ones(cells, dtype=torch.bool)
         extremes = [left_out * torch.eye(labels)[label] for label in range(labels)] + [left_out]
