@@ -41,7 +41,7 @@ from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
 from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES, load_example
 from modeling_langcell.io.h5ad import open_lightly, read_annotation, reading_h5ad
-from modeling_langcell.ontology import all_terms
+from modeling_langcell.ontology import human_terms, tissues
 from modeling_langcell.report.page import write_report
 from modeling_langcell.report.plots import lay_out
 
@@ -265,15 +265,22 @@ def take_example(request: gr.Request) -> tuple[None, str, dict, str, list[str]]:
 
 @with_messages
 def annotate(
-    names: list[str], own: str, array: str, values: str, errors: int, request: gr.Request, progress=_PROGRESS
+    names: list[str],
+    own: str,
+    tissue: str,
+    array: str,
+    values: str,
+    errors: int,
+    request: gr.Request,
+    progress=_PROGRESS,
 ) -> tuple[str, str]:
     """Annotates the visitor's cells. Returns HTML with the links to the results, and HTML that shows the report."""
-    labels = read_types(names, own)
+    candidates = {"labels": read_types(names, own), "tissue": tissue or None}
     layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
     options = {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
     rate = errors / 100 if calibration else None
     with visits.working(str(request.session_hash)) as visit:
-        write_results(visit.folder, labels, rate, options, progress)
+        write_results(visit.folder, candidates, rate, options, progress)
     at = f"results/{visit.token}"
     links = (
         f'<p><a href="{at}/{ANNOTATED}" download>Download the annotated .h5ad</a> · '
@@ -284,14 +291,15 @@ def annotate(
 
 
 def write_results(
-    folder: Path, labels: dict[str, str], rate: float | None, options: dict[str, Any], progress: gr.Progress
+    folder: Path, candidates: dict[str, Any], rate: float | None, options: dict[str, Any], progress: gr.Progress
 ) -> None:
     """Writes the annotated file and the report for the cells in a folder."""
     cells = folder / CELLS
     if not cells.is_file():
         raise InputError("Drop an .h5ad file first, or take the example. Unused files are deleted after half an hour.")
     progress(0.1, "Reading and annotating the cells")
-    annotate_file(annotator, cells, folder / ANNOTATED, labels, error_rate=rate, empty_cells="mark", **options)
+    how = {"error_rate": rate, "empty_cells": "mark", **candidates, **options}
+    annotate_file(annotator, cells, folder / ANNOTATED, **how)
     annotated = read_annotation(folder / ANNOTATED, embeds=True)
     progress(0.5, "Looking for the genes that drive the labels")
     where = {name: options[name] for name in ("use_raw", "layer")}
@@ -302,8 +310,11 @@ def write_results(
     write_report(annotated, folder / REPORT, lay_out(annotated), quality=quality, genes=genes)
 
 
-def read_types(names: list[str], own: str) -> dict[str, str]:
-    """Returns the labels that were picked, and those that the visitor described, one `label: description` per line."""
+def read_types(names: list[str], own: str) -> dict[str, str] | None:
+    """
+    Returns the labels that were picked, and those that the visitor described, one `label: description` per line; None
+    if there are none.
+    """
     labels = dict.fromkeys(names or [], "")
     for line in filter(None, map(str.strip, (own or "").splitlines())):
         label, colon, text = (part.strip() for part in line.partition(":"))
@@ -314,7 +325,7 @@ def read_types(names: list[str], own: str) -> dict[str, str]:
         labels[label] = text
     if len(labels) > MOST_CANDIDATES:
         raise InputError(f"{len(labels)} candidates are more than this app takes: name at most {MOST_CANDIDATES}.")
-    return labels
+    return labels or None
 
 
 # ---------------------------------------------------------------------- the page
@@ -344,8 +355,8 @@ def build() -> gr.Blocks:
                     rates, value=usual, label="Accepted wrong answers per 100", visible=bool(calibration)
                 )
             with gr.Column():
-                terms = sorted(term.name for term in all_terms())
-                about = "Any name, synonym or id of the Cell Ontology."
+                terms = sorted(term.name for term in human_terms())
+                about = "Names as you say them (NK, Tregs, AT2), or ids of the Cell Ontology."
                 names = gr.Dropdown(
                     terms, value=BLOOD, multiselect=True, allow_custom_value=True, label="Types of cells", info=about
                 )
@@ -355,13 +366,19 @@ def build() -> gr.Blocks:
                     lines=3,
                     placeholder="exhausted T cell: cell type: T cell with PDCD1, LAG3 and TOX after long stimulation.",
                 )
+                tissue = gr.Dropdown(
+                    ["", *tissues()],
+                    value="",
+                    label="Tissue",
+                    info="Without types: those of this tissue are the candidates, or those of the whole catalogue.",
+                )
         run = gr.Button("Annotate", variant="primary")
         links, report = gr.HTML(), gr.HTML()
 
         upload.upload(receive, upload, [said, array], api_visibility="private")
         upload.clear(forget, None, [said, array], api_visibility="private")
         example.click(take_example, None, [upload, said, array, values, names], api_visibility="private")
-        asked = [names, own, array, values, errors]
+        asked = [names, own, tissue, array, values, errors]
         run.click(annotate, asked, [links, report], concurrency_limit=1, api_visibility="private")
         page.unload(forget_page)
     return page

@@ -14,6 +14,10 @@ Annotation, and its matching alone, compared with the public loop on real cells:
         --figure docs/throughput.png
     python eval/benchmarks/throughput.py match --json eval/results/throughput_match.json
 
+What marker genes add to the time of annotating:
+
+    python eval/benchmarks/throughput.py markers --json eval/results/throughput_markers.json
+
 Alternative kernels for the cell tower:
 
     python eval/benchmarks/throughput.py kernels --json eval/results/throughput_kernels.json
@@ -43,8 +47,9 @@ import scipy.sparse as sp
 import torch
 import typer
 
-from modeling_langcell import LangCellFeatureExtractor
+from modeling_langcell import LangCellAnnotator, LangCellFeatureExtractor
 from modeling_langcell.annotation.device import find_device
+from modeling_langcell.checkpoint.builtin import MINI
 from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.sources import find_sources
 from modeling_langcell.eval.benchmarks import annotation_rate
@@ -72,6 +77,7 @@ from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.ranking import RankedCells
+from modeling_langcell.ontology import get_term, usual_in
 from modeling_langcell.report.plots import render
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -378,6 +384,30 @@ def kernels(
     for way, one in figures["ways"].items():
         typer.echo(f"{way:<22} {one['ratio']:5.2f} times the naive rate, cosine at least {one['cosine']:.4f}")
     write_record(json_file, {"seed": seed, **figures})
+
+
+@app.command()
+def markers(
+    cells_file: Cells = PBMC,
+    candidates: Annotated[int, typer.Option(help="Number of candidates, from the catalogue's types of blood.")] = 72,
+    rounds: Rounds = 9,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure what marker genes add to the time of annotating with langcell-mini, from reading the counts on."""
+    annotator, adata = LangCellAnnotator.from_pretrained(MINI), ad.read_h5ad(cells_file)
+    labels = [get_term(one.id).name for one in usual_in(["blood"])][:candidates]
+
+    def seconds(marker_weight: float | None) -> float:
+        copied, start = adata.copy(), time.perf_counter()
+        annotator.annotate(copied, labels, marker_weight=marker_weight)
+        return time.perf_counter() - start
+
+    seconds(None)  # The first run also fills caches.
+    pairs = [{"without": seconds(0), "with": seconds(None)} for _ in range(rounds)]
+    ratio = float(np.median([pair["with"] / pair["without"] for pair in pairs]))
+    typer.echo(f"{adata.n_obs} cells, {len(labels)} candidates: {ratio:.3f} times the time without markers")
+    about = {"cells": adata.n_obs, "candidates": len(labels), "file": cells_file.name}
+    write_record(json_file, about | {"ratio": ratio, "seconds": pairs})
 
 
 def _context(cells: Path, device: str | None, seed: int) -> annotation_rate.BenchmarkContext:

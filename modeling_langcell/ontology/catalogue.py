@@ -65,20 +65,25 @@ def cell_type(term_id: str | None) -> CellType | None:
     return None if term_id is None else cell_types().get(term_id)
 
 
-def usual_in(tissues: Sequence[str] = ()) -> tuple[CellType, ...]:
+def tissues() -> list[str]:
+    """Returns the names of the tissues that have types of their own in the catalogue, as Uberon has them."""
+    return sorted({tissue for one in cell_types().values() for tissue in one.tissues} - {EVERYWHERE})
+
+
+def usual_in(names: Sequence[str] = ()) -> tuple[CellType, ...]:
     """
     Returns the types that are usual in some tissues, or in any tissue if none is named.
 
     Args:
-        tissues: Names or ids of Uberon. A type is usual in an organ if it is usual in a part of it, and in a part if it
-            is usual in the organ.
+        names: Names or ids of tissues in Uberon. A type is usual in an organ if it is usual in a part of it, and in a
+            part if it is usual in the organ.
 
     Raises:
         InputError: No such tissue, or no type of the catalogue is usual there.
     """
-    if not tissues:
+    if not names:
         return tuple(one for one in cell_types().values() if one.tissues)
-    wanted = {find_tissue(tissue) for tissue in tissues}
+    wanted = {find_tissue(name) for name in names}
     around = wanted.union(*map(ancestors, wanted))
 
     def is_usual(one: CellType) -> bool:
@@ -87,7 +92,7 @@ def usual_in(tissues: Sequence[str] = ()) -> tuple[CellType, ...]:
 
     found = tuple(one for one in cell_types().values() if one.tissues and is_usual(one))
     if all(EVERYWHERE in one.tissues for one in found):
-        raise InputError(f"The catalogue has no cell types of {' and '.join(tissues)}: name a larger part of the body.")
+        raise InputError(f"The catalogue has no cell types of {' and '.join(names)}: name a larger part of the body.")
     return found
 
 
@@ -102,9 +107,8 @@ def find_tissue(name: str) -> str:
         return get_term(name).id
     names = ids_by_name("UBERON")
     if (found := names.get(name.strip().casefold())) is None:
-        usual = sorted({tissue for one in cell_types().values() for tissue in one.tissues} - {EVERYWHERE})
-        raise InputError(f"Uberon has no tissue {name!r}. The catalogue has types of {', '.join(usual)}.")
+        raise InputError(f"Uberon has no tissue {name!r}. The catalogue has types of {', '.join(tissues())}.")
     return found
 
 
-__all__ = ["EVERYWHERE", "TABLE", "CellType", "cell_type", "cell_types", "find_tissue", "usual_in"]
+__all__ = ["EVERYWHERE", "TABLE", "CellType", "cell_type", "cell_types", "find_tissue", "tissues", "usual_in"]

@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 
 from modeling_langcell import LangCellAnnotator
+from modeling_langcell.annotation.records import label_descriptions
+from modeling_langcell.ontology import usual_in
 from tests.support.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "space"))
@@ -122,10 +124,23 @@ def test_a_file_is_annotated_shown_and_given_back(visit, blood, tmp_path):
     names = [*found.uns["langcell"]["labels"]]
     assert "platelet maker" in names
     assert "B cell" in names
-    labels = dict(zip(names, found.uns["langcell"]["descriptions"], strict=True))
+    labels = label_descriptions(found.uns["langcell"])
+    assert labels["platelet maker"].markers == ("PF4", "PPBP"), "the genes that the text names"
     again = LangCellAnnotator.from_pretrained("langcell-mini").annotate(ad.read_h5ad(blood), labels, empty_cells="mark")
     assert (found.obs["langcell_cell_type"].astype(str) == again.obs["langcell_cell_type"].astype(str)).mean() > 0.99
     np.testing.assert_allclose(found.obs["langcell_score"], again.obs["langcell_score"], atol=1e-4)
+
+
+def test_a_tissue_names_the_candidates(visit, blood):
+    tab = visit()
+    drop(tab, blood)
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.locator(".remove-all").click()
+    tab.get_by_label("Tissue").click()
+    tab.get_by_role("option", name="blood", exact=True).click()
+    page = annotate(tab)
+    page.get_by_text(f"of {len(usual_in(['blood']))}").first.wait_for()
+    page.locator("#labels + .wide td", has_text="monocyte").first.wait_for()
 
 
 def test_the_example(visit):

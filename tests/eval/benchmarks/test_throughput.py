@@ -26,6 +26,15 @@ def throughput(tmp_path_factory) -> dict:
     return json.loads(file.read_text())
 
 
+def test_the_time_of_markers_is_measured_in_turn(shared, tmp_path):
+    cells, file = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad", tmp_path / "markers.json"
+    options = ["--cells", str(cells), "--candidates", "3", "--rounds", "3", "--json", str(file)]
+    run_python("eval/benchmarks/throughput.py", "markers", *options, cwd=REPOSITORY, check=True)
+    found = json.loads(file.read_text())
+    assert (found["cells"], found["candidates"]) == (165, 3)
+    assert found["ratio"] == pytest.approx(np.median([pair["with"] / pair["without"] for pair in found["seconds"]]))
+
+
 def test_both_procedures_give_the_same_ids(throughput):
     assert throughput["cells_compared"] == 60
     assert throughput["cells_that_differ"] == 0
