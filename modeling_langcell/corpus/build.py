@@ -24,10 +24,12 @@ from ..conversion.published import read_gene_vocabulary
 from ..io.atomic import atomic_write
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from ..model.gene_matching import GeneVocabulary
 from .corpus import Corpus, require_shards
 from .folder import FORMAT, MANIFEST, PLAN, BuildFolder, to_json
 from .genes import MedianSketch, merge_gene_vocabulary, read_gene_info
 from .parallel import WorkerPool
+from .places import merge_usual_places
 from .sources import Source
 from .tasks import Chunk, HashedFile, UnfitSource, encode_chunk, inspect_source, sketch_chunk, to_arrow
 
@@ -93,6 +95,7 @@ def make_corpus(
             builder.write_vocabulary()
             builder.write_shards()
             builder.write_panels()
+            builder.write_places()
             builder.write_manifest()
         builder.clean_up()
     return Corpus(output)
@@ -170,8 +173,12 @@ class CorpusBuilder:
         """Writes the ranked cells."""
         chunks = self._chunks()
         genes = HashedFile.at(self.folder.genes)
-        tasks = [(chunk, genes, self.settings.max_genes, self.folder.shard(chunk.name)) for chunk in chunks]
-        _log_existing("shards", [path for *_, path in tasks])
+        shards = [self.folder.shard(chunk.name) for chunk in chunks]
+        tasks = [
+            (chunk, genes, self.settings.max_genes, shard, self.folder.place_sums(chunk.name))
+            for chunk, shard in zip(chunks, shards, strict=True)
+        ]
+        _log_existing("shards", shards)
         results = self.workers.map("Shards", encode_chunk, tasks)
         # Medians computed from a source are in the vocabulary: such a source cannot be left out any more.
         may_skip = self.settings.vocabulary is not None
@@ -195,6 +202,13 @@ class CorpusBuilder:
         panels = [np.flatnonzero(np.unpackbits(genes)) for _, genes in sorted(measured.items())]
         table = pa.table({"study": pa.array(sorted(measured)), "token_ids": pa.array(panels, pa.list_(pa.uint32()))})
         atomic_write(self.folder.panels, to_arrow(table))
+
+    def write_places(self) -> None:
+        """Writes the usual places of the genes, merged from the chunks' sums."""
+        sums = [self.folder.place_sums(Path(shard["file"]).stem) for shard in self.shards]
+        n_genes = len(json.loads(self.folder.genes.read_text())["ensembl_ids"])
+        places = merge_usual_places(sums, GeneVocabulary.first_gene_id + n_genes + 1)
+        atomic_write(self.folder.places, to_json(places))
 
     def write_manifest(self) -> None:
         """Writes the manifest, the origin and the content of the corpus; with this file it is complete."""

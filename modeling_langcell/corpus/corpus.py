@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from ..model.errors import InputError
-from .folder import GENES, MANIFEST, PANELS, SHARDS, UNFINISHED
+from .folder import GENES, MANIFEST, PANELS, PLACES, SHARDS, UNFINISHED
 from .sources import ASPECTS
 
 
@@ -55,6 +55,12 @@ class Corpus:
     def gene_vocabulary(self) -> dict[str, list]:
         """The genes and their medians, as `LangCellFeatureExtractor` takes them."""
         return json.loads((self.folder / GENES).read_text())
+
+    @cached_property
+    def gene_places(self) -> dict[str, list] | None:
+        """The usual places of the genes, as `LangCellFeatureExtractor` takes them; None in a corpus without them."""
+        path = self.folder / PLACES
+        return json.loads(path.read_text()) if path.is_file() else None
 
     @cached_property
     def cells(self) -> Dataset:

@@ -16,7 +16,7 @@ from ..io.atomic import atomic_write, complete_name
 from ..model.errors import InputError
 
 FORMAT = 1
-MANIFEST, GENES, PANELS = "manifest.json", "genes.json", "panels.arrow"
+MANIFEST, GENES, PANELS, PLACES = "manifest.json", "genes.json", "panels.arrow", "places.json"
 SHARDS, UNFINISHED = "shards", "unfinished"
 #: Sources and settings of a corpus that is being built; the build is finished once this file is gone.
 PLAN = Path(UNFINISHED, "plan.json")
@@ -29,24 +29,32 @@ class BuildFolder:
 
     Args:
         path: The folder; it need not exist.
-        chunks: Names of the chunks of cells. A chunk has one sketch and one shard.
+        chunks: Names of the chunks of cells. A chunk has one sketch, one shard, and one file of sums of places.
     """
 
     def __init__(self, path: Path, chunks: Iterable[str]):
         chunks = list(chunks)
         self.path, self.plan = path, path / PLAN
         self.manifest, self.genes, self.panels = path / MANIFEST, path / GENES, path / PANELS
+        self.places = path / PLACES
         self.shards, self.unfinished = path / SHARDS, path / UNFINISHED
         self.unfit_sources = self.unfinished / _UNFIT_SOURCES
         self._own_names = {
-            path: {MANIFEST, GENES, PANELS},
+            path: {MANIFEST, GENES, PANELS, PLACES},
             self.shards: {self.shard(chunk).name for chunk in chunks},
-            self.unfinished: {PLAN.name, _UNFIT_SOURCES, *(self.sketch(chunk).name for chunk in chunks)},
+            self.unfinished: {
+                *(PLAN.name, _UNFIT_SOURCES),
+                *(file(chunk).name for chunk in chunks for file in (self.sketch, self.place_sums)),
+            },
         }
 
     def sketch(self, chunk: str) -> Path:
         """Returns the file for the sketch of a chunk's gene values."""
         return self.unfinished / f"{chunk}.npz"
+
+    def place_sums(self, chunk: str) -> Path:
+        """Returns the file for the sums of the places of a chunk's genes."""
+        return self.unfinished / f"{chunk}.places.npz"
 
     def shard(self, chunk: str) -> Path:
         """Returns the file for a chunk's ranked cells."""
@@ -152,4 +160,4 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-__all__ = ["FORMAT", "GENES", "MANIFEST", "PANELS", "PLAN", "SHARDS", "UNFINISHED", "BuildFolder", "to_json"]
+__all__ = ["FORMAT", "GENES", "MANIFEST", "PANELS", "PLACES", "PLAN", "SHARDS", "UNFINISHED", "BuildFolder", "to_json"]

@@ -26,6 +26,7 @@ from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from .genes import MedianSketch, all_genes_extractor, read_gene_info
+from .places import PlaceSums
 from .sources import ASPECTS, Source, cell_facts
 
 
@@ -125,26 +126,32 @@ def sketch_chunk(chunk: Chunk, gene_info: HashedFile, path: Path) -> Path:
 
 
 @_returning_faults
-def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path) -> dict[str, Any]:
-    """Writes the shard of a chunk's ranked cells; returns the shard's description."""
+def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, places: Path) -> dict[str, Any]:
+    """Writes the shard of a chunk's ranked cells, and the sums of places; returns the shard's description."""
     if not path.exists():
-        extractor = _ranking_extractor(genes, max_genes)
+        extractor = _ranking_extractor(genes)
         adata, facts = chunk.read()
         with _naming(chunk.source):
             ranked = extractor.rank(adata, empty_cells="mark")
+            measured = extractor.open(adata)[1].token_ids
         reasons = np.select([~facts["primary"], ranked.without_genes], ["not primary data", "no known gene"], "")
         kept = np.flatnonzero(reasons == "")
         id_type = pa.uint16() if len(extractor) <= 2**16 else pa.uint32()
-        offsets = np.concatenate([[0], np.cumsum(ranked.lengths[kept])]).astype(np.int32)
-        flat = np.concatenate([ranked[int(cell)] for cell in kept] or [np.empty(0)]).astype(id_type.to_pandas_dtype())
+        lengths = np.minimum(ranked.lengths[kept], max_genes)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        read = [ranked[int(cell)][:max_genes] for cell in kept]
+        flat = np.concatenate(read or [np.empty(0)]).astype(id_type.to_pandas_dtype())
         columns = {
             "token_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
-            "length": pa.array(ranked.lengths[kept].astype(np.uint16)),
+            "length": pa.array(lengths.astype(np.uint16)),
             "study": pa.array(facts["study"].to_numpy()[kept], pa.string()),
         } | {aspect: pa.array(facts[aspect].to_numpy()[kept], pa.string()) for aspect in ASPECTS}
         left_out = dict(sorted(Counter(reasons[reasons != ""].tolist()).items()))
         table = pa.table(columns).replace_schema_metadata({"left_out": json.dumps(left_out)})
-        atomic_write(path, to_arrow(table))
+        group = facts["study"].astype(str) + "|" + facts["cell_type"].astype(str)
+        groups = np.where(reasons == "", group.to_numpy(dtype=str), "")
+        PlaceSums.from_cells(ranked, groups, measured[measured >= 0], len(extractor)).save(places)
+        atomic_write(path, to_arrow(table))  # The shard comes last: where it exists, so do the sums.
     return _describe_shard(path)
 
 
@@ -183,8 +190,10 @@ def _all_genes_extractor(gene_info: HashedFile) -> LangCellFeatureExtractor:
 
 
 @lru_cache(maxsize=1)
-def _ranking_extractor(genes: HashedFile, max_genes: int) -> LangCellFeatureExtractor:
-    return LangCellFeatureExtractor(json.loads(Path(genes.path).read_text()), max_length=max_genes)
+def _ranking_extractor(genes: HashedFile) -> LangCellFeatureExtractor:
+    """Returns an extractor that ranks all the genes of a cell."""
+    vocabulary = json.loads(Path(genes.path).read_text())
+    return LangCellFeatureExtractor(vocabulary, max_length=len(vocabulary["ensembl_ids"]) + 1)
 
 
 __all__ = ["Chunk", "HashedFile", "UnfitSource", "encode_chunk", "inspect_source", "sketch_chunk", "to_arrow"]

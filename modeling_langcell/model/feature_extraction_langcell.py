@@ -69,7 +69,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         self.min_matched_genes = min_matched_genes
         self.gene_places = gene_places
         self._genes = GeneVocabulary(gene_vocabulary)
-        self._usual = UsualPlaces(gene_places, len(self._genes))
+        UsualPlaces(gene_places, len(self._genes))  # Refuses lists that do not fit.
         self.pad_token_id, self.mask_token_id = self._genes.pad_token_id, self._genes.mask_token_id
         self.cls_token_id = self._genes.cls_token_id
 
@@ -107,7 +107,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
     @property
     def usual_places(self) -> UsualPlaces:
         """Mean and spread of the place of each gene in the rankings of cells."""
-        return self._usual
+        return UsualPlaces(self.gene_places, len(self._genes))
 
     # ------------------------------------------------------------------ cells
 

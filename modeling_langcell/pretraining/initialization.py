@@ -45,7 +45,10 @@ def _resolve_text_tower(name: str) -> str:
 
 
 def initialize_model(
-    config: PretrainingConfig, vocabulary: dict[str, list], weights_follow: bool = False
+    config: PretrainingConfig,
+    vocabulary: dict[str, list],
+    weights_follow: bool = False,
+    gene_places: dict[str, list] | None = None,
 ) -> tuple[LangCellForPreTraining, LangCellProcessor]:
     """
     Returns a model and processor to train: those of `config.start`, or new ones from a sentence encoder, the corpus's
@@ -54,6 +57,7 @@ def initialize_model(
     Args:
         config: Names the checkpoints to start from.
         vocabulary: The genes.
+        gene_places: The usual places of the genes, for a processor that has none.
         weights_follow: True if the weights will be loaded from a training checkpoint: slow initializations are then
             skipped.
 
@@ -65,6 +69,8 @@ def initialize_model(
         model, processor = _load_start(config, vocabulary)
     else:
         model, processor = _build_new(config, vocabulary, weights_follow)
+    if processor.feature_extractor.gene_places is None:
+        processor.feature_extractor.gene_places = gene_places
     for name, tower, length in (
         ("max_genes", model.config.cell_config, config.max_genes),
         ("max_tokens", model.config.text_config, config.max_tokens),

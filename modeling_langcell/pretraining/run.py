@@ -123,7 +123,9 @@ class PretrainingRun:
         """Builds the model and everything that depends on it: processor, batches and the encoder of frozen texts."""
         config, accelerator = self.config, self.accelerator
         resumes = bool(complete_checkpoints(self.folder.checkpoints))
-        model, self.processor = initialize_model(config, self.corpus.gene_vocabulary, weights_follow=resumes)
+        model, self.processor = initialize_model(
+            config, self.corpus.gene_vocabulary, weights_follow=resumes, gene_places=self.corpus.gene_places
+        )
         self.batches = PretrainingBatches(
             self.corpus, self.processor, model, config, accelerator.process_index, accelerator.num_processes
         )

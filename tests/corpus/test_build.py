@@ -82,6 +82,30 @@ class TestContent:
             rows = np.flatnonzero(corpus.facts["study"] == study)
             assert panel.tolist() == np.unique(np.concatenate([ids[row] for row in rows])).tolist()
 
+    @pytest.mark.parametrize("chunk_cells", [7, 1000])
+    def test_usual_places_are_those_of_all_its_cells(self, studies, tmp_path, gene_info, chunk_cells):
+        corpus = build(studies, tmp_path / "corpus", gene_info, chunk_cells=chunk_cells, max_genes=5)
+        extractor = LangCellFeatureExtractor(corpus.gene_vocabulary)
+        ids = range(2, len(extractor) - 1)
+        weights, sums, squares = np.zeros((3, len(ids)))
+        for study in ("first", "second"):
+            adata = ad.read_h5ad(studies / f"{study}.h5ad")
+            ranked = extractor.rank(adata, places_of=ids, empty_cells="mark")
+            kept = ~ranked.without_genes
+            if "is_primary_data" in adata.obs:
+                kept &= adata.obs["is_primary_data"].to_numpy()
+            for term in adata.obs["cell_type_ontology_term_id"].unique():
+                places = ranked.places[kept & (adata.obs["cell_type_ontology_term_id"] == term).to_numpy()]
+                weight = min(np.sqrt(len(places)), 20) / max(len(places), 1)
+                weights += weight * (~np.isnan(places)).sum(axis=0)
+                sums += weight * np.nansum(places, axis=0)
+                squares += weight * np.nansum(places**2, axis=0)
+        with np.errstate(invalid="ignore"):
+            means, spreads = sums / weights, np.sqrt(np.maximum(squares / weights - (sums / weights) ** 2, 0))
+        for name, expected, unmeasured in (("means", means, 0.1), ("spreads", spreads, 0.3)):
+            expected = np.where(weights > 0, expected, unmeasured)
+            np.testing.assert_allclose(corpus.gene_places[name], expected, atol=1e-4)
+
     def test_a_condition_selects_cells(self, studies, tmp_path, gene_info):
         corpus = build(studies, tmp_path / "corpus", gene_info, where="cell_type_ontology_term_id == 'CL:0000236'")
         assert set(corpus.facts["cell_type"]) == {"CL:0000236"}
@@ -249,7 +273,7 @@ class TestResumedBuilds:
                 atomic_write(path, content)
 
             with monkeypatch.context() as cut:
-                for module in ("build", "folder", "genes", "tasks"):
+                for module in ("build", "folder", "genes", "places", "tasks"):
                     cut.setattr(f"modeling_langcell.corpus.{module}.atomic_write", write_or_die)
                 try:
                     build(studies, output, gene_info, chunk_cells=40)
@@ -258,7 +282,7 @@ class TestResumedBuilds:
                     pass
             assert same_folders(build(studies, output, gene_info, chunk_cells=40).folder, whole), last
             shutil.rmtree(output)
-        assert last == 11, "plan, three sketches, genes, unfit sources, three shards, panels, manifest"
+        assert last == 15, "plan, three sketches, genes, unfit, three sums and shards, panels, places, manifest"
 
     def test_killed_while_cleaning_up(self, studies, tmp_path, gene_info, monkeypatch):
         output = tmp_path / "corpus"
