@@ -240,7 +240,7 @@ def publish(session):
         assert {"YOU/langcell-mine", "YOU/langcell-adapter"} == hub.repositories.keys()
         assert hub.repositories["YOU/langcell-mine"].tags.keys() == {"v1.0"}
         card = hub.repositories["YOU/langcell-mine"]["README.md"].decode()
-    for said in ("Nothing else was tested.", "- blood", "pbmc68k_reduced | 0.4", 'model="YOU/langcell-mine"'):
+    for said in ("Nothing else was tested.", "- blood", "pbmc68k_reduced | 0.5", 'model="YOU/langcell-mine"'):
         assert said in card
     for name in ("annotated", "adapted"):
         labels = ad.read_h5ad(f"{name}.h5ad").obs["langcell_cell_type"]
@@ -271,10 +271,16 @@ def adapt_to_your_data(session):
 @page("explanations.md")
 @page("transformers.md")
 @page("install.md")
-@page("describe-a-cell-type.md")
 @page("prompt-templates.md")
 def with_cells(session):
     session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad"})
+    yield
+
+
+@page("describe-a-cell-type.md")
+def describe(session):
+    gene_info = "Homo_sapiens.gene_info.gz"
+    session.link(**{"cells.h5ad": f"data/{BLOOD}.h5ad", gene_info: f"data/genes/{gene_info}"})
     yield
 
 

@@ -18,7 +18,8 @@ import typer
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.annotation.calibrate import score_labelled
-from modeling_langcell.annotation.ontology_backoff import UNKNOWN
+from modeling_langcell.annotation.calibration import ERROR_RATE, Calibration, calibration_error
+from modeling_langcell.annotation.ontology_backoff import UNKNOWN, OntologyBackoff
 from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.cli.labels import read_labels
 from modeling_langcell.eval.record import write_record
@@ -90,6 +91,29 @@ def measure_without_labels(
     }
 
 
+def measure_calibration_without_markers(context: EvaluationContext, calibration: Calibration) -> dict[str, Any]:
+    """
+    Returns how a calibration that was fitted with markers holds for candidates without them, over the cells of the
+    studies that it was fitted on: the share of wrong answers at an error rate of 10%, the share of cells with an
+    answer, and the calibration error of the best candidate.
+    """
+    parts = []
+    for name in calibration.fitted["cells"]:
+        cells = context.scores(context.study(name))
+        backoff = OntologyBackoff(cells.labels)
+        probabilities = backoff.probabilities(cells.probabilities(calibration.temperature, 0))
+        answers, _ = backoff.answer(probabilities, calibration.threshold(ERROR_RATE))
+        wrong = (answers >= 0) & ~backoff.right(answers, cells.truth.tolist())
+        parts.append(np.stack([answers >= 0, wrong, *cells.confidence(calibration.temperature, 0)]))
+    answered, wrong, confidence, right = np.concatenate(parts, axis=1)
+    return {
+        "error_rate": ERROR_RATE,
+        "wrong": float(wrong.sum() / answered.sum()),
+        "answered": float(answered.mean()),
+        "expected_calibration_error": calibration_error(confidence, right),
+    }
+
+
 def _is_right(answer: str | None, truth: str | None) -> bool:
     """Returns true if an answer is a cell's type or a term above it."""
     return answer is not None and truth is not None and (answer == truth or answer in ancestors(truth))
@@ -119,8 +143,11 @@ def main(
         for tissue, found in without[study.name].items():
             numbers = (f"{name} {found[name]:.3f}" for name in ("ontology_score", "related", "answered", "right"))
             typer.echo(f"{study.name}, no labels, {tissue}: {', '.join(numbers)}")
+    found = calibrated.model.config.calibration
+    holds = None if found is None else measure_calibration_without_markers(context, Calibration.from_dict(found))
+    typer.echo(f"The calibration without markers: {holds}")
     figures = {"model": model, "marker_weight": context.annotator.model.config.marker_weight, "seed": 0}
-    write_record(json_file, figures | {"candidates": results, "without_labels": without})
+    write_record(json_file, figures | {"candidates": results, "without_labels": without, "without_markers": holds})
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from typing import Annotated
 
 import anndata as ad
 import numpy as np
-import scipy.sparse as sp
 import typer
 
 from modeling_langcell import ontology
 from modeling_langcell.corpus.genes import MedianSketch, all_genes_extractor, merge_gene_vocabulary, read_gene_info
+from modeling_langcell.corpus.places import PlaceSums
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 from modeling_langcell.ontology.catalogue import TABLE
 
@@ -88,16 +88,13 @@ def read_study(path: Path, extractor: LangCellFeatureExtractor) -> Study | None:
     if not types:
         return None
     ranked = extractor.rank(adata, max_length=len(extractor), empty_cells="mark")
-    cell = np.repeat(np.arange(len(ranked)), ranked.lengths)
-    rank = np.arange(len(cell)) - np.repeat(ranked.offsets[:-1] + 1, ranked.lengths)
-    places = np.where(rank >= 0, 1 - rank / np.maximum(ranked.lengths - 1, 1)[cell], 0)
-    by_cell = sp.csr_matrix((places, (cell, ranked.token_ids)), shape=(len(ranked), len(extractor)))
-    rows = adata.obs[_TYPE].astype(str).to_numpy()
-    of_type = sp.csr_matrix(np.array([rows == term for term in types], dtype=np.float64))
-    means = (of_type @ by_cell).toarray() / of_type.sum(axis=1)
-    means[:, ~np.isin(np.arange(len(extractor)), extractor.open(adata)[1].token_ids)] = np.nan
+    measured = extractor.open(adata)[1].token_ids
+    of_cell = adata.obs[_TYPE].astype(str).to_numpy(dtype=str)
+    kept = np.where(np.isin(of_cell, types), of_cell, "")
+    sums = PlaceSums.from_cells(ranked, kept, measured[measured >= 0], len(extractor))
+    means = np.where(sums.measured, sums.sums / sums.cells[:, None], np.nan)
     name = SAME_STUDY.get(path.stem, path.stem)
-    return Study(name, tuple(types), np.asarray(means[:, 2:-1], dtype=np.float32))
+    return Study(name, tuple(sums.groups.tolist()), np.asarray(means[:, 2:-1], dtype=np.float32))
 
 
 def read_lists(path: Path) -> dict[str, dict[str, set[str]]]:

@@ -71,6 +71,7 @@ class AnnotationRun:
         if check < 0:
             raise InputError(f"check={check} is not a number of cells: give 0 or more.")
         self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
+        self.from_catalogue = labels is None and predictor.adaptation is None
         self.scorer = predictor.scorer(labels, alpha, shortlist, **candidates)
         self.rule = DecisionRule(self.scorer, error_rate)
         _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
@@ -141,6 +142,7 @@ class AnnotationRun:
             "short_names": np.array([short_name(label) for label in self.scorer.descriptions]),
             "descriptions": np.array([_one_text_per_line(texts) for texts in self.scorer.descriptions.values()]),
             **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
+            **({"from_catalogue": True} if self.from_catalogue else {}),
             **self._genes(),
             **self.scorer.settings,
             **self.rule.settings,

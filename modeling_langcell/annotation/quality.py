@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from ..io.columns import CELL_TYPE, NOVELTY, RUN
+from ..io.columns import ANSWER, CELL_TYPE, NOVELTY, RUN
 from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 
@@ -85,6 +85,7 @@ def examine(
         *_value_cautions(values, totals, kind),
         *_ambient_cautions(ambient),
         *_novelty_cautions(annotated),
+        *_candidate_cautions(annotated),
     ]
     counts = float(np.median(totals)) if kind == "raw" else None
     return InputQuality(len(rows), float(np.median(genes)), counts, ambient, tuple(cautions))
@@ -163,6 +164,17 @@ def _novelty_cautions(annotated: ad.AnnData) -> list[Remedy]:
         Remedy(
             f"Unlike the candidates: {unlike:.0%} of the cells are less like any candidate than cells of known types "
             "usually are. A type may be missing among the candidates, or the checkpoint may not know such cells."
+        )
+    ]
+
+
+def _candidate_cautions(annotated: ad.AnnData) -> list[Remedy]:
+    if "from_catalogue" not in annotated.uns[RUN] or ANSWER not in annotated.obs:
+        return []
+    return [
+        Remedy(
+            "Candidates of the catalogue: the error rate was calibrated among a few named types. Among so many, more "
+            "answers may be wrong. Name the types that may be present."
         )
     ]
 
