@@ -99,7 +99,8 @@ def search(
     """
     Finds the cells that a text describes best. If the text names genes, or a type of the catalogue, the places of the
     genes in the rankings of the cells count too: the cells' counts are read again, in the same way as when they were
-    embedded.
+    embedded. If the genes are named by the text itself, cells that express all of them come first, then those that
+    express all but one, and so on.
 
     Args:
         annotator: The annotator that embedded the cells.
@@ -111,7 +112,8 @@ def search(
 
     Returns:
         A row for each cell, the best first: its name as the index, its position in `adata` (`row`), its cosine with the
-        text (`similarity`) and, if genes count, their evidence (`evidence`).
+        text (`similarity`) and, if genes count, their evidence (`evidence`) and the share of the measured ones that the
+        cell expresses, or does not express if they should be absent (`agreeing`).
 
     Raises:
         InputError: The cells were not embedded, or were embedded by a different checkpoint; the text is empty; the
@@ -131,21 +133,30 @@ def search(
         found = pd.DataFrame({"row": rows, "similarity": cosines}, index=adata.obs_names[rows])
         return found.rename_axis("cell")
     cosines = embeds @ query[0]
-    evidence = _evidence(annotator, adata, named)
+    evidence, agreeing = _evidence(annotator, adata, named)
     scores = cosines / annotator.model.config.temperature + weight * evidence
-    rows = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[:top_k]
-    rows = rows[~np.isnan(scores[rows])]
-    columns = {"row": rows, "similarity": cosines[rows], "evidence": evidence[rows]}
+    order = np.lexsort((-scores, np.zeros(len(scores)) if is_term else -agreeing))  # Missing values come last.
+    rows = order[~np.isnan(scores[order])][:top_k]
+    columns = {"row": rows, "similarity": cosines[rows], "evidence": evidence[rows], "agreeing": agreeing[rows]}
     return pd.DataFrame(columns, index=adata.obs_names[rows]).rename_axis("cell")
 
 
-def _evidence(annotator: Predictor, adata: ad.AnnData, named: NamedGenes) -> np.ndarray:
-    """Returns the `(cells,)` evidence of the genes that a text names."""
+def _evidence(annotator: Predictor, adata: ad.AnnData, named: NamedGenes) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Returns the `(cells,)` evidence of the genes that a text names, and the `(cells,)` share of those measured that a
+    cell expresses, or does not express if they should be absent.
+    """
     usual = annotator.processor.feature_extractor.usual_places
     evidence = MarkerEvidence({"": named}, usual, torch.device("cpu"))
+    absent = np.isin(evidence.ids, named.absent)
     options = cell_options(adata.uns[RUN]) | {"empty_cells": "mark", "places_of": evidence.ids}
-    chunks = annotator.chunks(adata, **options)
-    return np.concatenate([evidence(torch.from_numpy(ranked.places))[:, 0].numpy() for ranked in chunks])
+    found, shares = [], []
+    for ranked in annotator.chunks(adata, **options):
+        measured = ~np.isnan(ranked.places)
+        agrees = ((ranked.places > 0) != absent) & measured
+        found.append(evidence(torch.from_numpy(ranked.places))[:, 0].numpy())
+        shares.append(agrees.sum(axis=1) / np.maximum(measured.sum(axis=1), 1))
+    return np.concatenate(found), np.concatenate(shares)
 
 
 def nearest_texts(

@@ -197,7 +197,7 @@ def search(
 ) -> None:
     """
     Find the cells that a text describes best, the best first, with their similarity to the text and, if genes that it
-    names count, the evidence for them.
+    names count, the evidence for them and the share of them that the cell expresses.
     """
     require_apart([("--out", out)], [("INPUT.h5ad", cells), *checkpoint_files("--model", model)])
     adata = io.open_cells(cells)
