@@ -235,11 +235,17 @@ def _genes(explained: pd.DataFrame) -> list[dict[str, Any]]:
             ],
             "named": [
                 {"name": gene.gene, "absent": gene.named == "absent", "place": gene.place, "usual": gene.usual_place}
-                for gene in genes[genes["named"].ne("") & genes["place"].notna()].itertuples()
+                for gene in _named(genes).itertuples()
             ],
         }
         for label, genes in explained.groupby("label", sort=False)
     ]
+
+
+def _named(genes: pd.DataFrame) -> pd.DataFrame:
+    """Returns the measured genes that a label's description names, those that should be absent last."""
+    named = genes[genes["named"].ne("") & genes["place"].notna()]
+    return named.sort_values("named", ascending=False, kind="stable")
 
 
 # ---------------------------------------------------------------------- repetition

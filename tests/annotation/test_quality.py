@@ -118,6 +118,14 @@ def test_cells_unlike_the_candidates_give_a_caution(annotator, shared):
     assert any(str(caution).startswith("Unlike the candidates: ") for caution in found.cautions)
 
 
+def test_candidates_that_nobody_named_are_cautioned_of(annotator, blood):
+    for how, expected in (({"tissue": "blood"}, 1), ({"labels": LABELS}, 0)):
+        annotated = annotator.annotate(blood.copy(), **how)
+        found = examine(annotator.processor.feature_extractor, blood, annotated)
+        said = [str(caution) for caution in found.cautions]
+        assert sum(one.startswith("Candidates of the catalogue: ") for one in said) == expected
+
+
 def test_a_sample_of_many_cells_is_examined(annotator, blood):
     many = ad.concat([blood] * 9, index_unique="-")
     many.var = blood.var

@@ -87,6 +87,11 @@ def test_all_sections_are_there(tab):
     assert tab.locator("#uncertain-cells tbody tr").count() == 100
     assert "<b>pdac_moncada_card:Cell" in said, "a name is shown as it is"
     assert tab.locator(".genes > div").count() >= 5
+    names = tab.locator(".genes > div").first.locator("table").nth(1).locator("td:first-child").all_inner_texts()
+    assert len(names) >= 3, "the places of markers"
+    assert [name.startswith("no ") for name in names] == sorted(name.startswith("no ") for name in names)
+    assert "Markers: " in said
+    assert "Absent: " in said
 
 
 def test_links_lead_to_sections(tab):
