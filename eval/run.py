@@ -25,7 +25,7 @@ from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import EvaluationContext, Run, Task
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError, reason_of
-from modeling_langcell.ontology.catalogue import TABLE
+from modeling_langcell.ontology import cell_type, id_of
 
 #: Names of the tasks and their modules.
 TASKS = {
@@ -120,8 +120,11 @@ def evaluate(
     for name, run in before.items():
         if run["study"] in context.studies and run["method"] in task.methods and run["setting"] in settings:
             study = context.study(run["study"])
-            today = _key(task, context, scored_by, study, run["method"], run["setting"], run["seed"])
-            if name == _digest(today):  # Other runs would count as further seeds of the same row.
+            try:
+                today = _digest(_key(task, context, scored_by, study, run["method"], run["setting"], run["seed"]))
+            except InputError:  # The study's cells are not here, so nothing says that the run would differ.
+                today = name
+            if name == today:  # Other runs would count as further seeds of the same row.
                 runs.setdefault(name, run)
     ordered = _sorted_by_task(task, list(runs.values()))
     result = record(
@@ -164,13 +167,22 @@ def _key(
         "alpha": context.alpha,
     }
     if task.reads_markers:
-        key["catalogue"] = hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]
+        key["markers"] = _digest(_markers_of(context, study))
     if task.uses_training_cells:
         files = sorted((context.data / "train").glob("*.h5ad"))
         key["training"] = _digest([(file.name, file.stat().st_size) for file in files])
     if context.gene_sets is not None:
         key["gene_sets"] = hashlib.sha256(context.gene_sets.read_bytes()).hexdigest()
     return key
+
+
+def _markers_of(context: EvaluationContext, study: Study) -> dict[str, list[str]]:
+    """Returns the genes that the catalogue has for a study's types: markers and, with a minus, absent ones."""
+    types = sorted(set(context.cells(study).obs[study.label_key].astype(str)))
+    known = {name: cell_type(id_of(name)) for name in types}
+    return {
+        name: [*one.markers, *(f"-{gene}" for gene in one.absent)] for name, one in known.items() if one is not None
+    }
 
 
 def _digest(value: Any) -> str:

@@ -10,7 +10,7 @@ from rapidfuzz import fuzz, process
 
 from ..model.errors import InputError
 from .catalogue import cell_type, cell_types
-from .terms import Term, all_terms, below, get_term, is_term, of_other_species
+from .terms import Term, all_terms, below, get_term, ids_by_name, is_term, of_other_species
 
 _GREEK = {"α": " alpha ", "β": " beta ", "γ": " gamma ", "δ": " delta ", "ε": " epsilon ", "φ": " phi "}
 #: British spellings, as parts of words.
@@ -26,6 +26,8 @@ _PRIME = re.compile(r"'(?=\s|$)")
 _WORDS_OF_LEVEL = {"hi": "high", "lo": "low", "pos": "positive", "neg": "negative"}
 #: Words that a name can do without: `NK` is an NK cell, and `CD4 T` a `CD4-positive T cell`.
 _FILLERS = frozenset({"cell", "positive", "of"})
+#: Words for the state of dividing, which is a cell of the same type.
+_CYCLING = frozenset({"cycling", "proliferating", "proliferative", "dividing"})
 #: Letters that name a cell without the word: all others are too short to mean anything.
 _LETTERS = frozenset({"b", "t"})
 
@@ -112,7 +114,15 @@ def id_of(label: str) -> str | None:
     """
     if label.startswith("CL:"):
         return label if is_term(label) else None
-    return next((table[key] for key_of, table in _names() if (key := key_of(label)) in table), None)
+    found = next((table[key] for key_of, table in _names() if (key := key_of(label)) in table), None)
+    words = normalized(label).split()
+    if found is not None or _CYCLING.isdisjoint(words) or _CYCLING.issuperset(words):
+        return found
+    # Proliferating cells of a type: the ontology has a term for some, and otherwise they are cells of the type.
+    resting = id_of(" ".join(word for word in words if word not in _CYCLING))
+    if resting is None:
+        return None
+    return ids_by_name("CL").get(f"cycling {get_term(resting).name}", resting)
 
 
 def find_term(label: str) -> Term:

@@ -99,3 +99,21 @@ def test_unknown_names_can_be_texts(caplog):
 def test_a_wrong_id_is_never_a_text():
     with pytest.raises(InputError, match="CL:9999999"):
         candidates(["CL:9999999"], accept_text=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NK Proliferating", "cycling natural killer cell"),
+        ("Cycling AT2", "cycling pulmonary alveolar type 2 cell"),
+        ("dividing T cells", "cycling T cell"),
+        ("proliferating podocytes", "podocyte"),
+    ],
+)
+def test_dividing_cells_are_cells_of_their_type(name, found):
+    assert find_term(name).name == found
+
+
+def test_a_state_alone_is_no_type():
+    assert id_of("proliferating") is None
+    assert id_of("cycling nothing") is None
