@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from modeling_langcell import LangCellAnnotator, LangCellModel
+from modeling_langcell.ontology import ancestors, get_term, id_of
 from tests.support.paths import REPOSITORY
 
 MINI = REPOSITORY / "hub_configs" / "langcell-mini"
@@ -52,3 +53,42 @@ def test_zero_shot_accuracy_on_held_out_blood(annotator, shared):
     truth = adata.obs["cell_type"].astype(str)
     annotator.annotate(adata, sorted(set(truth)))
     assert (adata.obs["langcell_cell_type"].astype(str) == truth).mean() >= ACCURACY
+
+
+@pytest.fixture(scope="module")
+def blood(shared):
+    """Held-out blood cells of eight types, two of which occur in no training cell."""
+    adata = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")
+    return adata[adata.obs["cell_type"] != "unknown"].copy()
+
+
+def test_markers_find_types_that_it_has_not_learnt(annotator, blood):
+    truth = blood.obs["cell_type"].astype(str)
+    found = annotator.annotate(blood.copy(), sorted(set(truth))).obs["langcell_cell_type"].astype(str)
+    without = annotator.annotate(blood.copy(), sorted(set(truth)), marker_weight=0)
+    right = (found == truth).groupby(truth).mean()
+    assert right.mean() >= 0.75
+    assert right["dendritic cell"] >= 0.7
+    assert right["megakaryocyte"] == 1
+    assert (without.obs["langcell_cell_type"][truth == "megakaryocyte"] != "megakaryocyte").all()
+
+
+def test_answers_are_right_without_labels(annotator, blood):
+    found = annotator.annotate(blood.copy(), tissue="blood").obs["langcell_answer"].astype(str)
+    truth = blood.obs["cell_type"].astype(str)
+    right = [
+        get_term(id_of(type_)).name == answer or id_of(answer) in ancestors(id_of(type_))
+        for answer, type_ in zip(found, truth, strict=True)
+        if answer != "unknown"
+    ]
+    assert len(right) > 0.9 * len(found)
+    assert sum(right) > 0.85 * len(right)
+
+
+@pytest.mark.parametrize("gene", ["CD3D", "CD8A", "MS4A1", "NKG7", "CD14", "FCGR3A", "PPBP", "CD40LG"])
+def test_cells_that_express_a_gene_are_found(annotator, blood, gene):
+    if "X_langcell" not in blood.obsm:
+        annotator.embed(blood)
+    hits = annotator.search(blood, f"cells that express {gene}", top_k=8)
+    (column,) = (blood.var["symbol"] == gene).to_numpy().nonzero()
+    assert (blood.X[hits["row"].to_numpy()][:, column].toarray() > 0).all()
