@@ -75,6 +75,15 @@ _WORD = re.compile(
 _LEVEL = re.compile(
     r"^(?P<name>.+?)[- ]?(?P<level>positive|negative|pos|neg|high|hi|bright|low|lo|dim|deficient|expressing)$", re.I
 )
+#: A low level that stands before a gene.
+_LOW_BEFORE = re.compile(r"\b(?:low|dim|weak|reduced|little)\s+(?:(?:levels?|expression)\s+of\s+)?$", re.IGNORECASE)
+#: A word with Greek letters: `CD3ε`, `TGFβ1`, `α-SMA`.
+_GREEK_WORD = re.compile(r"(?<!\w)(?:[α-ω]+-?[A-Za-z][\w]*|[A-Za-z][A-Za-z0-9-]*[α-ω][\w]*)")
+_GREEK = str.maketrans("αβγδε", "ABGDE")
+#: Genes that share their beginning: `KRT8/18`, `S100A8/A9`, `CD79A/B`.
+_SHARED = re.compile(r"\b(?P<first>[A-Za-z][A-Za-z0-9-]*\w)/(?P<other>[A-Za-z]?\d{1,2}|[A-Za-z])\b")
+#: Levels that are written together with the next marker: `CD56dimCD16+`.
+_JOINED_LEVEL = re.compile(r"(?<=\d)(dim|bright|high|low|hi|lo|pos|neg)(?=CD\d)", re.IGNORECASE)
 _AFTER = re.compile(r"^[\s-]+(?P<level>positive|negative|high|bright|low|dim)\b", re.IGNORECASE)
 #: Words after which genes are absent, and words that end this, as a new sentence does.
 _NEGATION = re.compile(
@@ -163,6 +172,7 @@ class MarkerReader:
 
     def read_text(self, text: str) -> NamedGenes:
         """Finds the genes that a text names."""
+        text = self._spelled_out(text)
         parts = []
         for found in _gene_lists(text):
             items = [item for item in _ITEM.split(found["genes"]) if item]
@@ -171,6 +181,31 @@ class MarkerReader:
             absent, present = (plain + minus, []) if found["absent"] else (minus, plain)
             parts.append(NamedGenes(self._ids(present), self._ids(absent), self._unknown(present + absent)))
         return NamedGenes.joined([*parts, self._read_sentences(without_gene_lists(text))])
+
+    def _spelled_out(self, text: str) -> str:
+        """Returns a text with the names of genes that are written together, or with Greek letters, spelled out."""
+        text = _GREEK_WORD.sub(lambda found: self._in_latin(found[0]), _JOINED_LEVEL.sub(r"\1 ", text))
+        before = ""
+        while text != before:  # Of MCM2/3/5, each round spells out one.
+            before, text = text, _SHARED.sub(self._with_shared_beginning, text)
+        return text
+
+    def _in_latin(self, word: str) -> str:
+        """Returns a name of a gene without Greek letters; a blank for other words, whose rest is not a gene either."""
+        latin = word.translate(_GREEK)
+        bare = re.sub("-?[α-ω]+.*", "", word)
+        for name in (word, latin, re.sub(r"(.)\1$", r"\1", latin), bare):
+            if genes := self._resolve(name):
+                return self.genes.symbol_of(genes[0]) if len(genes) == 1 else bare
+        return " "
+
+    def _with_shared_beginning(self, found: re.Match) -> str:
+        first, other = found["first"], found["other"]
+        if self._candidates(first)[0]:
+            for length in range(len(first) - 1, max(1, len(first) - 4), -1):
+                if self._candidates(whole := first[:length] + other)[0]:
+                    return f"{first}/{whole}"
+        return found[0]
 
     def _read_sentences(self, text: str) -> NamedGenes:
         mentions = [one for found in _WORD.finditer(text) for one in self._mentions(found, text)]
@@ -199,6 +234,8 @@ class MarkerReader:
             name, level = parts["name"].rstrip("-"), _level(parts["level"])
         elif level == "" and (after := _AFTER.match(text[found.end() :])):
             level = _level(after["level"])
+        elif level == "" and _LOW_BEFORE.search(text[: found.start()]):
+            level = "low"
         genes, certain = self._candidates(name)
         if not genes and "-" in name:
             pieces = name.split("-")
@@ -215,7 +252,7 @@ class MarkerReader:
 
     def _candidates(self, name: str) -> tuple[tuple[int, ...], bool]:
         """Returns the genes that a word of a sentence may name, and whether it is certain without its surroundings."""
-        if re.fullmatch(r"cd\d+[a-z]?|hla-d[pqr]|pd-?1|ki-?67", name, re.IGNORECASE):
+        if re.fullmatch(r"cd\d+[a-z]{0,2}|hla-d[pqr]|pd-?1|ki-?67", name, re.IGNORECASE):
             return self._resolve(name), True
         found = self.genes.id_of(name)
         if found is None and re.search(r"[A-Z]-\d", name):

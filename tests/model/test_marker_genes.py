@@ -4,9 +4,11 @@
 import pytest
 
 from modeling_langcell import InputError
+from modeling_langcell.checkpoint.loading import load_processor
 from modeling_langcell.model.gene_matching import GeneVocabulary, UsualPlaces
 from modeling_langcell.model.marker_genes import MarkerReader, without_gene_lists
 from modeling_langcell.model.prompts import as_description
+from tests.support.paths import REPOSITORY
 
 #: Symbols with some of their real synonyms; two genes share CD16, and REST, MAX and the like are words.
 NAMES = """
@@ -25,6 +27,11 @@ def reader():
 
 def symbols(reader, ids):
     return " ".join(map(reader.genes.symbol_of, ids))
+
+
+@pytest.fixture(scope="module")
+def mini_reader():
+    return MarkerReader(load_processor(REPOSITORY / "hub_configs" / "langcell-mini").feature_extractor.genes)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,32 @@ def test_sentences(reader, text, present, absent):
     found = reader.read_text(text)
     assert symbols(reader, found.present) == present
     assert symbols(reader, found.absent) == absent
+
+
+#: Names as papers write them, and as the shipped checkpoint's vocabulary knows their genes.
+@pytest.mark.parametrize(
+    ("text", "present", "absent"),
+    [
+        ("KRT8/18 positive epithelial cell", "KRT8 KRT18", ""),
+        ("S100A8/A9 high, S100A8/9", "S100A8 S100A9", ""),
+        ("CD79A/B positive B cell", "CD79A CD79B", ""),
+        ("MCM2/3/5 and HLA-DRA/B1", "MCM2 MCM3 MCM5 HLA-DRA HLA-DRB1", ""),
+        ("markers: KRT5/14, TP63", "KRT5 KRT14 TP63", ""),
+        ("CD3ε+ T cell with IFNγ, TNFα and TGFβ1", "CD3E IFNG TNF TGFB1", ""),
+        ("CD8αα+ or CD8αβ+", "CD8A CD8B", ""),
+        ("α-SMA+ PDGFRα+ fibroblast", "ACTA2 PDGFRA", ""),
+        ("α-FOO, FooβR and γδ T cells with TCRγδ", "", ""),
+        ("CD56dimCD16+ NK", "FCGR3A", ""),
+        ("CD45RA-CCR7+ T cell", "CCR7", ""),
+        ("CD11b-CD11c+", "ITGAX", "ITGAM"),
+        ("low CD4, high CD8A, reduced expression of CD19", "CD8A", ""),
+        ("HSC/MPP, L2/3 IT, microglia/PVM", "", ""),
+    ],
+)
+def test_joint_and_greek_names(mini_reader, text, present, absent):
+    found = mini_reader.read_text(text)
+    assert symbols(mini_reader, found.present) == present
+    assert symbols(mini_reader, found.absent) == absent
 
 
 @pytest.mark.parametrize(
