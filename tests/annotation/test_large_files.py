@@ -26,7 +26,6 @@ from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
-from modeling_langcell.model.gene_matching import UsualPlaces
 from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, tiny_config
@@ -696,9 +695,7 @@ def test_other_markers_begin_anew(annotator, cells_file, tmp_path, monkeypatch, 
     interrupt(annotator, cells_file, tmp_path / "o.h5ad", monkeypatch, labels=labels, marker_weight=2)
     other = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
     if change == "usual places":
-        extractor = other.processor.feature_extractor
-        extractor.gene_places = {"means": [0.5] * 40, "spreads": [0.5] * 40}
-        monkeypatch.setattr(extractor, "_usual", UsualPlaces(extractor.gene_places, len(extractor)))
+        other.processor.feature_extractor.gene_places = {"means": [0.5] * 40, "spreads": [0.5] * 40}
     weight = 3 if change == "weight" else 2
     if change == "genes":
         labels = labels | {"t": {"description": LABELS["t"], "markers": ["GENE2"]}}
