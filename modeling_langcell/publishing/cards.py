@@ -212,8 +212,16 @@ def _render_checkpoint(folder: CheckpointFolder, prose: Prose, evaluation: Mappi
 def _render_adaptation(folder: CheckpointFolder, adaptation: Adaptation, name: str, base: str) -> str:
     peft, whole = (folder.path / PEFT_CONFIG).is_file(), (folder.path / CONFIG_NAME).is_file()
     labels = [
-        {"name": _table_cell(label), "cells": adaptation.cells.get(label, 0), "description": _table_cell(description)}
-        for label, description in adaptation.labels.items()
+        {
+            "name": _table_cell(label),
+            "cells": adaptation.cells.get(label, 0),
+            "description": _table_cell(description),
+            "markers": ", ".join(described.markers or ()),
+            "absent": ", ".join(described.absent),
+        }
+        for (label, description), described in zip(
+            adaptation.labels.items(), adaptation.descriptions.values(), strict=True
+        )
     ]
     card = ModelCard.from_template(
         ModelCardData(
@@ -232,6 +240,7 @@ def _render_adaptation(folder: CheckpointFolder, adaptation: Adaptation, name: s
         peft=peft,
         whole=whole,
         labels=labels,
+        marker_weight=adaptation.marker_weight,
         settings={key: value for key, value in adaptation.settings.items() if value is not None},
         versions=_versions(adaptation.versions),
     )

@@ -23,6 +23,7 @@ from modeling_langcell import (
     LangCellProcessor,
 )
 from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
+from modeling_langcell.annotation.records import label_descriptions
 from modeling_langcell.checkpoint import files
 from modeling_langcell.checkpoint import folder as folder_module
 from modeling_langcell.checkpoint.folder import CheckpointFolder
@@ -430,7 +431,7 @@ import numpy as np
 from peft import PeftConfig, PeftModel
 from transformers import AutoModel, pipeline
 
-base, adapter, cells, descriptions, output = sys.argv[1:]
+base, adapter, cells, descriptions, marker_weight, output = sys.argv[1:]
 descriptions, adata = json.loads(descriptions), ad.read_h5ad(cells)
 annotate = pipeline("zero-shot-cell-annotation", model=base, trust_remote_code=True)
 
@@ -445,6 +446,7 @@ found = {"base": probabilities()}
 assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == base
 annotate.model = PeftModel.from_pretrained(annotate.model, adapter).merge_and_unload()
 annotate.model.config.calibration = None  # It was fitted on the weights of the base, as the card says.
+annotate.model.config.marker_weight = float(marker_weight)
 found["adapter"] = probabilities()
 np.savez(output, **found)
 """
@@ -463,6 +465,7 @@ class TestPublished:
             ("publish", MINI, "--repo-id", names[0], "--tag", "v1"),
             ("adapt", "labelled.h5ad", *adapting),
             ("publish", "adapter", "--repo-id", names[1], "--base", names[0]),
+            ("card", "adapter"),
             ("annotate", "cells.h5ad", "--adapter", names[1], "--out", "adapted.h5ad"),
         ):
             code, _, errors = run(*langcell, *command)
@@ -470,7 +473,13 @@ class TestPublished:
         adapted = ad.read_h5ad(tmp_path / "adapted.h5ad")
         assert adapted.uns["langcell"]["checkpoint"] == names[0]
         run_record = adapted.uns["langcell"]
-        descriptions = dict(zip(run_record["labels"], run_record["descriptions"], strict=True))
+        descriptions = {
+            label: {"description": one.texts, "markers": one.markers, "absent": one.absent}
+            for label, one in label_descriptions(run_record).items()
+        }
+        marker_weight = json.loads((tmp_path / "adapter" / "adaptation.json").read_text())["marker_weight"]
+        card = (tmp_path / "adapter" / "README.md").read_text()
+        assert f"model.config.marker_weight = {marker_weight} " in card
         (tmp_path / "labels.json").write_text(json.dumps(descriptions))
         code, _, errors = run(
             *langcell, "annotate", "cells.h5ad", "--model", names[0], "--revision", "v1", "--labels", "labels.json",
@@ -478,7 +487,7 @@ class TestPublished:
         )  # fmt: skip
         assert code == 0, errors
 
-        arguments = (*names, "cells.h5ad", json.dumps(descriptions), "found.npz")
+        arguments = (*names, "cells.h5ad", json.dumps(descriptions), str(marker_weight), "found.npz")
         code, _, errors = run("-I", "-c", STRANGER, *arguments, home="another", preload=WITHOUT_THE_PACKAGE)
         assert code == 0, errors
         found = np.load(tmp_path / "found.npz")
