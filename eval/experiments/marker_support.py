@@ -92,7 +92,7 @@ def read_study(path: Path, extractor: LangCellFeatureExtractor) -> Study | None:
     of_cell = adata.obs[_TYPE].astype(str).to_numpy(dtype=str)
     kept = np.where(np.isin(of_cell, types), of_cell, "")
     sums = PlaceSums.from_cells(ranked, kept, measured[measured >= 0], len(extractor))
-    means = np.where(sums.measured, sums.sums / sums.cells[:, None], np.nan)
+    means = np.where(sums.measured, sums.sums.toarray() / sums.cells[:, None], np.nan)
     name = SAME_STUDY.get(path.stem, path.stem)
     return Study(name, tuple(sums.groups.tolist()), np.asarray(means[:, 2:-1], dtype=np.float32))
 

@@ -249,8 +249,8 @@ def _explain_labels(
             named = markers.get(label, NamedGenes())
             ranked = rank_cells(adata, rows, extractor, places_of=(*named.present, *named.absent), **cell_options)
             tables.append(_explain_label(explainer, ranked, number, named, extractor).assign(label=label))
-    columns = ["label", "gene", "ensembl_id", "contribution", "cells_with_gene", "cells", "named", "place"]
-    columns.append("usual_place")
+    counts, places = ("contribution", "cells_with_gene", "cells"), ("named", "place", "usual_place")
+    columns = ["label", "gene", "ensembl_id", *counts, *places]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 

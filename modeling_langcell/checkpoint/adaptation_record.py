@@ -61,7 +61,7 @@ class Adaptation:
 
     @property
     def descriptions(self) -> dict[str, Description]:
-        """What describes each label: its text, and the genes that mark it, read from the text if they are not given."""
+        """Descriptions of the labels: their texts, and the genes that mark them, read from the texts if not given."""
         found = {}
         for label, text in self.labels.items():
             genes, texts = self.genes.get(label), (text,) if text else ()

@@ -26,14 +26,15 @@ class PlaceSums:
     Args:
         groups: `(groups,)` names of the groups.
         cells: `(groups,)` number of cells of each.
-        sums, squares: `(groups, ids)` sums of the places by gene id, and of their squares.
+        sums, squares: `(groups, ids)` sparse sums of the places by gene id, and of their squares. They hold no more
+            numbers than the cells have genes, however many groups there are.
         measured: `(ids,)` true for the genes that the cells' matrix measured.
     """
 
     groups: np.ndarray
     cells: np.ndarray
-    sums: np.ndarray
-    squares: np.ndarray
+    sums: sp.csr_matrix
+    squares: sp.csr_matrix
     measured: np.ndarray
 
     @classmethod
@@ -54,23 +55,42 @@ class PlaceSums:
         rank = np.arange(len(cell)) - np.repeat(ranked.offsets[:-1] + 1, ranked.lengths)
         places = np.where(rank >= 0, 1 - rank / np.maximum(n_genes, 1)[cell], 0)  # <cls>, at -1, has none.
         by_cell = sp.csr_matrix((places, (cell, ranked.token_ids)), shape=(len(ranked), n_ids))
-        groups, cells = np.unique(group_of_cell[group_of_cell != ""], return_counts=True)
-        of_group = sp.csr_matrix((group_of_cell == groups[:, None]).astype(np.float64))
+        kept = np.flatnonzero(group_of_cell != "")
+        groups, group, cells = np.unique(group_of_cell[kept], return_inverse=True, return_counts=True)
+        of_group = sp.csr_matrix((np.ones(len(kept)), (group, kept)), shape=(len(groups), len(ranked)))
         known = np.zeros(n_ids, dtype=bool)
         known[measured] = True
-        return cls(groups, cells, (of_group @ by_cell).toarray(), (of_group @ by_cell.power(2)).toarray(), known)
+        sums, squares = of_group @ by_cell, of_group @ by_cell.power(2)
+        for found in (sums, squares):
+            found.sort_indices()
+        return cls(groups, cells, sums, squares, known)
 
     def save(self, path: str | Path) -> None:
         """Writes the sums to an `.npz` file, atomically."""
         content = io.BytesIO()
-        np.savez_compressed(content, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+        # Sums and squares are those of the same groups and genes, in the same order.
+        np.savez_compressed(
+            content,
+            groups=self.groups,
+            cells=self.cells,
+            measured=self.measured,
+            indices=self.sums.indices,
+            indptr=self.sums.indptr,
+            sums=self.sums.data,
+            squares=self.squares.data,
+        )
         atomic_write(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> "PlaceSums":
         """Reads sums that `save` wrote."""
         with np.load(path) as arrays:
-            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+            groups, cells, measured = (arrays[name] for name in ("groups", "cells", "measured"))
+            sums, squares = (
+                sp.csr_matrix((arrays[name], arrays["indices"], arrays["indptr"]), shape=(len(groups), len(measured)))
+                for name in ("sums", "squares")
+            )
+            return cls(groups, cells, sums, squares, measured)
 
 
 def merge_usual_places(paths: Sequence[Path], n_ids: int) -> dict[str, list[float]]:

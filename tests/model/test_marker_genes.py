@@ -29,6 +29,11 @@ def symbols(reader, ids):
     return " ".join(map(reader.genes.symbol_of, ids))
 
 
+def in_symbols(reader, text):
+    found = reader.read_text(text)
+    return symbols(reader, found.present), symbols(reader, found.absent)
+
+
 @pytest.fixture(scope="module")
 def mini_reader():
     return MarkerReader(load_processor(REPOSITORY / "hub_configs" / "langcell-mini").feature_extractor.genes)
@@ -59,9 +64,7 @@ def mini_reader():
     ],
 )
 def test_sentences(reader, text, present, absent):
-    found = reader.read_text(text)
-    assert symbols(reader, found.present) == present
-    assert symbols(reader, found.absent) == absent
+    assert in_symbols(reader, text) == (present, absent)
 
 
 #: Names as papers write them, and as the shipped checkpoint's vocabulary knows their genes.
@@ -85,9 +88,7 @@ def test_sentences(reader, text, present, absent):
     ],
 )
 def test_joint_and_greek_names(mini_reader, text, present, absent):
-    found = mini_reader.read_text(text)
-    assert symbols(mini_reader, found.present) == present
-    assert symbols(mini_reader, found.absent) == absent
+    assert in_symbols(mini_reader, text) == (present, absent)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,8 @@ def test_words_that_are_no_genes(reader, text):
     ],
 )
 def test_lists(reader, text, present, absent, unknown):
-    found = reader.read_text(text)
-    assert symbols(reader, found.present) == present
-    assert symbols(reader, found.absent) == absent
-    assert found.unknown == unknown
+    assert in_symbols(reader, text) == (present, absent)
+    assert reader.read_text(text).unknown == unknown
 
 
 def test_a_gene_that_is_both_is_neither(reader):
