@@ -370,7 +370,7 @@ def build() -> gr.Blocks:
                     ["", *tissues()],
                     value="",
                     label="Tissue",
-                    info="Without types: those of this tissue are the candidates, or those of the whole catalogue.",
+                    info="Without types, those of this tissue are the candidates. Empty: the cells' markers tell it.",
                 )
         run = gr.Button("Annotate", variant="primary")
         links, report = gr.HTML(), gr.HTML()

@@ -26,7 +26,7 @@ from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import EvaluationContext, metric, score_predictions
 from modeling_langcell.eval.tasks.zero_shot import TASK
-from modeling_langcell.io.columns import ANSWER, CELL_TYPE, PROBABILITIES
+from modeling_langcell.io.columns import ANSWER, CELL_TYPE, PROBABILITIES, RUN
 from modeling_langcell.model.prompts import NAME_ALONE, PROMPT_TEMPLATES
 from modeling_langcell.ontology import ancestors, depth, id_of
 
@@ -70,9 +70,10 @@ def measure_without_labels(
 ) -> dict[str, Any]:
     """
     Returns the scores of annotation among the types of the catalogue: the ontology score of the labels, the share of
-    labels that are the cell's type, one above it or one below it (`related`), and the share of cells with an answer,
-    of answers that are the cell's type or above it, and the answers' mean depth. The shipped checkpoint is calibrated
-    on the first three studies, among their own types.
+    labels that are the cell's type, one above it or one below it (`related`), the share of cells with an answer, the
+    shares of answers that are the cell's type or above it (`right`) and that are kinds of it (`finer`: whether they are
+    right is not known), and the answers' mean depth. Without a tissue it is judged by markers. The shipped checkpoint
+    is calibrated on the first three studies, among their own types.
     """
     adata = context.cells(study)
     truth = [id_of(label) for label in adata.obs[study.label_key].astype(str)]
@@ -81,11 +82,13 @@ def measure_without_labels(
     answers = [None if answer == UNKNOWN else id_of(answer) for answer in found.obs[ANSWER].astype(str)]
     given = [(answer, own) for answer, own in zip(answers, truth, strict=True) if answer is not None]
     return {
+        "tissues": found.uns[RUN]["tissues"].tolist(),
         "candidates": len(found.obsm[PROBABILITIES].columns),
         **metric("ontology_score", references=truth, predictions=labels),
         "related": float(np.mean([_is_right(a, b) or _is_right(b, a) for a, b in zip(labels, truth, strict=True)])),
         "answered": len(given) / len(truth),
         "right": float(np.mean([_is_right(answer, own) for answer, own in given])),
+        "finer": float(np.mean([answer != own and _is_right(own, answer) for answer, own in given])),
         "depth": float(np.mean([depth(answer) for answer, _ in given])),
         "labels": found.obs[CELL_TYPE].value_counts().head(12).to_dict(),
     }
@@ -138,10 +141,10 @@ def main(
     for study in map(context.study, TASK.studies):
         tissues = (None, TISSUES.get(study.name, "blood"))
         without[study.name] = {
-            tissue or "all": measure_without_labels(calibrated, context, study, tissue) for tissue in tissues
+            tissue or "judged": measure_without_labels(calibrated, context, study, tissue) for tissue in tissues
         }
         for tissue, found in without[study.name].items():
-            numbers = (f"{name} {found[name]:.3f}" for name in ("ontology_score", "related", "answered", "right"))
+            numbers = (f"{name} {found[name]:.3f}" for name in ("ontology_score", "answered", "right", "finer"))
             typer.echo(f"{study.name}, no labels, {tissue}: {', '.join(numbers)}")
     found = calibrated.model.config.calibration
     holds = None if found is None else measure_calibration_without_markers(context, Calibration.from_dict(found))

@@ -19,6 +19,7 @@ from ..ontology import Labels, short_name
 from .clusters import Consensus
 from .predictions import DecisionRule, Predictions
 from .predictor import Predictor
+from .tissues import find_tissues
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ class AnnotationRun:
         predictor: The checkpoint.
         adata: Cells with counts, in memory or backed. They are read and not changed.
         cell_options: Arguments of `LangCellFeatureExtractor` that say how the cells are read.
-        labels, alpha, shortlist, check, error_rate, cluster_key: Same as for `LangCellAnnotator.annotate`.
-        candidates: `tissue`, `marker_weight`, `with_markers` and `accept_text`, same as there.
+        labels, alpha, shortlist, check, error_rate, cluster_key, tissue, with_markers: Same as for
+            `LangCellAnnotator.annotate`.
+        candidates: `marker_weight` and `accept_text`, same as there.
 
     Raises:
         InputError: Same as for `LangCellAnnotator.annotate`.
@@ -66,17 +68,25 @@ class AnnotationRun:
         check: int = 0,
         error_rate: float | None = None,
         cluster_key: str | None = None,
+        tissue: str | Sequence[str] | None = None,
+        with_markers: bool = True,
         **candidates: Any,
     ):
         if check < 0:
             raise InputError(f"check={check} is not a number of cells: give 0 or more.")
         self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
-        self.from_catalogue = labels is None and predictor.adaptation is None
-        self.scorer = predictor.scorer(labels, alpha, shortlist, **candidates)
+        chunks = None
+        catalogue = labels is None and (tissue is not None or not predictor.has_labels)
+        if catalogue and tissue is None and with_markers:
+            chunks = predictor.chunks(adata, **cell_options)
+            tissue = find_tissues(predictor.processor, chunks)
+        self._candidates_from = _origin(catalogue, tissue, found=chunks is not None)
+        self.scorer = predictor.scorer(labels, alpha, shortlist, tissue=tissue, with_markers=with_markers, **candidates)
         self.rule = DecisionRule(self.scorer, error_rate)
         _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
         self.consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, self.rule)
-        self.chunks = predictor.chunks(adata, places_of=self.scorer.marker_ids, **cell_options)
+        chunks = predictor.chunks(adata, **cell_options) if chunks is None else chunks
+        self.chunks = chunks.watching(self.scorer.marker_ids)
 
     def annotate(
         self, number: int, ranked: RankedCells, advance: Callable[[int], Any] = lambda cells: None
@@ -142,7 +152,7 @@ class AnnotationRun:
             "short_names": np.array([short_name(label) for label in self.scorer.descriptions]),
             "descriptions": np.array([_one_text_per_line(texts) for texts in self.scorer.descriptions.values()]),
             **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
-            **({"from_catalogue": True} if self.from_catalogue else {}),
+            **self._candidates_from,
             **self._genes(),
             **self.scorer.settings,
             **self.rule.settings,
@@ -155,6 +165,16 @@ class AnnotationRun:
         symbol = self.predictor.processor.feature_extractor.genes.symbol_of
         kinds = {"markers": [one.present for one in named], "absent": [one.absent for one in named]}
         return {kind: np.array([" ".join(map(symbol, ids)) for ids in found]) for kind, found in kinds.items() if found}
+
+
+def _origin(catalogue: bool, tissue: str | Sequence[str] | None, found: bool) -> dict[str, Any]:
+    """Returns where the candidates come from, for the record; empty if they were named, or are a checkpoint's own."""
+    if not catalogue:
+        return {}
+    origin: dict[str, Any] = {"from_catalogue": True}
+    if tissue:
+        origin |= {"tissues": np.array([tissue] if isinstance(tissue, str) else list(tissue)), "tissues_found": found}
+    return origin
 
 
 def _check_columns(columns: list[str], index: Any) -> None:

@@ -103,9 +103,10 @@ class LangCellAnnotator(Predictor):
             adata: Cells with counts, in memory or backed. A view is copied.
             labels: Candidates: names that people use or ids of the Cell Ontology; or a mapping from labels to
                 descriptions: a text, several texts to compare with their mean, or `{"description": ..., "markers":
-                [...], "absent": [...]}`. By default an adapted checkpoint's own, or else the cell types of the
-                catalogue.
-            tissue: Without labels: the tissue, or several, by Uberon name or id, whose types are the candidates.
+                [...], "absent": [...]}`. By default an adapted checkpoint's own, or else the cell types that
+                the catalogue has for the tissue.
+            tissue: Without labels: the tissue, or several, by Uberon name or id. By default it is judged by the markers
+                of the cells, as `annotation.tissues` describes, and blood is added.
             alpha: Weight of the similarity against the matching head, from 0 to 1; by default the checkpoint's own. 1
                 leaves the matching out, which is much faster.
             shortlist: Number of candidates that the matching reads for each cell, those most similar to it; `None` for
@@ -116,7 +117,8 @@ class LangCellAnnotator(Predictor):
             cluster_key: Column of `obs` with clusters, each of which gets one joint answer.
             marker_weight: Weight of the genes that descriptions name, beside similarity and matching; by default the
                 checkpoint's or the adapter's own. 0 leaves them out.
-            with_markers: Give types of the catalogue their markers where the labels have none of their own.
+            with_markers: Give types of the catalogue their markers where the labels have none of their own. Without
+                markers no tissue is judged: all types of the catalogue are candidates.
             accept_text: Read labels that the ontology does not know as texts.
             cell_options: `layer`, `use_raw`, `gene_column`, `counts` and `empty_cells` say how the cells are read, the
                 same as for `LangCellFeatureExtractor`. Cells marked by `empty_cells="mark"` get no label and missing

@@ -65,6 +65,11 @@ class Predictor:
         return self.processor.feature_extractor.chunks(adata, chunk_size=CHUNK_SIZE, **cell_options)
 
     @property
+    def has_labels(self) -> bool:
+        """True if the checkpoint was adapted or trained for labels of its own."""
+        return self.adaptation is not None or isinstance(self.model, LangCellForSequenceClassification)
+
+    @property
     def width(self) -> int:
         """Length of an embedding."""
         config = self.model.config
@@ -130,7 +135,8 @@ class Predictor:
         accept_text: bool = False,
     ) -> Scorer:
         """
-        Returns the scorer of the candidates. Arguments and errors are the same as for `LangCellAnnotator.annotate`.
+        Returns the scorer of the candidates. Arguments and errors are the same as for `LangCellAnnotator.annotate`,
+        except that without labels and tissue all types of the catalogue are candidates: there are no cells to judge by.
         """
         adaptation = self.adaptation
         if isinstance(self.model, LangCellForSequenceClassification):

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from ..io.columns import ANSWER, CELL_TYPE, NOVELTY, RUN
 from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from .tissues import BLOOD
 
 _BLOCKS, _BLOCK = 16, 256  # Up to 16 blocks of 256 cells, spread evenly, are examined.
 
@@ -169,14 +170,29 @@ def _novelty_cautions(annotated: ad.AnnData) -> list[Remedy]:
 
 
 def _candidate_cautions(annotated: ad.AnnData) -> list[Remedy]:
-    if "from_catalogue" not in annotated.uns[RUN] or ANSWER not in annotated.obs:
+    run = annotated.uns[RUN]
+    if "from_catalogue" not in run:
         return []
-    return [
-        Remedy(
-            "Candidates of the catalogue: the error rate was calibrated among a few named types. Among so many, more "
-            "answers may be wrong. Name the types that may be present."
+    found = []
+    if run.get("tissues_found"):
+        tissues = [str(tissue) for tissue in run["tissues"] if tissue != BLOOD] or [BLOOD]
+        there = "there" if tissues == [BLOOD] else f"there and in {BLOOD}"
+        found.append(
+            Remedy(
+                f"Tissue: {' and '.join(tissues)}, judged by the markers of the cells, since none was named. The "
+                f"candidates are the {len(run['labels'])} types that the catalogue has {there}. If that is wrong, say "
+                "which tissue it is ({option}).",
+                "tissue",
+            )
         )
-    ]
+    if ANSWER in annotated.obs:
+        found.append(
+            Remedy(
+                "Candidates of the catalogue: the error rate was calibrated among a few named types. Among so many, "
+                "more answers may be wrong. Name the types that may be present."
+            )
+        )
+    return found
 
 
 def ambient_share(counts: sp.csr_matrix, labels: np.ndarray) -> float | None:

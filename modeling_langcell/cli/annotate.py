@@ -221,7 +221,8 @@ def annotate(
 ) -> None:
     """
     Find the candidate that describes each cell best, without training labels. Candidates are those of --labels or
-    --ontology-root, or an adapter's labels, or else the cell types of the catalogue ('langcell labels').
+    --ontology-root, or an adapter's labels, or else the cell types that the catalogue has for the tissue ('langcell
+    labels'). If --tissue does not name it, the markers of the cells tell it.
 
     The same command resumes a run that was killed. Under 'accelerate launch' several processes share one file.
     """

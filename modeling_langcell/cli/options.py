@@ -103,7 +103,7 @@ Tissue = Annotated[
     list[str] | None,
     typer.Option(
         help="Without candidates: those that the catalogue has for this tissue, by Uberon name or id. May be repeated.",
-        show_default="all of the catalogue",
+        show_default="judged by the markers of the cells",
     ),
 ]
 Layer = Annotated[str | None, typer.Option(help="Layer to read the counts from, instead of X.")]

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Rank-value encoding (LangCell, section 3.1): the genes of a cell, from the highest count / median down."""
 
+import copy
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from .gene_matching import GeneMatch, GeneVocabulary
 
 _BLOCK = 256  # Cells that a thread reads at once; larger blocks of a dense matrix would take much memory.
 _GROUP = 64  # Cells that are ranked together; larger groups do not fit into the CPU's cache.
+_SAMPLED_BLOCK = 16  # Neighbouring cells that a sample takes at once: single rows are slow to read from a file.
 _WHOLE = 1e-5  # Relative error up to which a ratio of two values counts as a whole number: float32's is smaller.
 
 
@@ -119,10 +121,29 @@ class RankedChunks(Sequence[RankedCells]):
         self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
         self.counts, self.empty_cells, self.gene_column, self._max_length = counts, empty_cells, gene_column, max_length
         self._source, self._genes = source, genes
+        self._watch(places_of)
+
+    def _watch(self, places_of: Sequence[int]) -> None:
         watched = np.array(places_of, dtype=np.int64)
-        self._unmeasured = ~np.isin(watched, match.token_ids)
-        self._ranker_of_columns = _Ranker(match.token_ids, genes.median_of_id, watched)
-        self._ranker_of_genes = _Ranker(np.arange(genes.cls_token_id), genes.median_of_id, watched)
+        self._unmeasured = ~np.isin(watched, self.match.token_ids)
+        self._ranker_of_columns = _Ranker(self.match.token_ids, self._genes.median_of_id, watched)
+        self._ranker_of_genes = _Ranker(np.arange(self._genes.cls_token_id), self._genes.median_of_id, watched)
+
+    def watching(self, places_of: Sequence[int]) -> "RankedChunks":
+        """Returns the same chunks with the places of these genes in the rankings of the cells."""
+        chunks = copy.copy(self)
+        chunks._watch(places_of)
+        return chunks
+
+    def sample(self, n_cells: int, places_of: Sequence[int] = ()) -> RankedCells:
+        """
+        Reads and ranks about `n_cells` cells, in small blocks that are spread evenly over all. Cells without known
+        genes are kept.
+        """
+        blocks = self.watching(places_of)
+        blocks.chunk_size, blocks.empty_cells = _SAMPLED_BLOCK, "mark"
+        spread = np.linspace(0, len(blocks) - 1, min(len(blocks), n_cells // _SAMPLED_BLOCK))
+        return RankedCells.concatenate([blocks[number] for number in spread.astype(int).tolist()])
 
     def __len__(self) -> int:
         return -(-self.n_cells // self.chunk_size)

@@ -2,6 +2,7 @@
 from .catalogue import CellType as CellType
 from .catalogue import cell_type as cell_type
 from .catalogue import cell_types as cell_types
+from .catalogue import tissue_masks as tissue_masks
 from .catalogue import tissues as tissues
 from .catalogue import usual_in as usual_in
 from .labels import Candidate as Candidate

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from ..model.errors import InputError
 from .terms import ancestors, get_term, ids_by_name
 
@@ -96,6 +98,20 @@ def usual_in(names: Sequence[str] = ()) -> tuple[CellType, ...]:
     return found
 
 
+def tissue_masks(types: Sequence[CellType]) -> dict[str, np.ndarray]:
+    """
+    Returns `(types,)` true for the types that are usual in a tissue, by the names of the tissues. A tissue whose types
+    are all usual in a larger one, as those of the spinal cord in the brain, is left out.
+    """
+    usual = {tissue: {one.id for one in usual_in([tissue])} for tissue in tissues()}
+    order = sorted(usual, key=lambda tissue: (-len(usual[tissue]), tissue))
+    kept: list[str] = []
+    for tissue in order:
+        if not any(usual[tissue] <= usual[larger] for larger in kept):
+            kept.append(tissue)
+    return {tissue: np.array([one.id in usual[tissue] for one in types]) for tissue in kept}
+
+
 def find_tissue(name: str) -> str:
     """
     Returns the Uberon id that a tissue's name or id means.
@@ -111,4 +127,14 @@ def find_tissue(name: str) -> str:
     return found
 
 
-__all__ = ["EVERYWHERE", "TABLE", "CellType", "cell_type", "cell_types", "find_tissue", "tissues", "usual_in"]
+__all__ = [
+    "EVERYWHERE",
+    "TABLE",
+    "CellType",
+    "cell_type",
+    "cell_types",
+    "find_tissue",
+    "tissue_masks",
+    "tissues",
+    "usual_in",
+]

@@ -119,11 +119,15 @@ def test_cells_unlike_the_candidates_give_a_caution(annotator, shared):
 
 
 def test_candidates_that_nobody_named_are_cautioned_of(annotator, blood):
-    for how, expected in (({"tissue": "blood"}, 1), ({"labels": LABELS}, 0)):
+    for how, expected in (({}, (1, 1)), ({"tissue": "blood"}, (0, 1)), ({"labels": LABELS}, (0, 0))):
         annotated = annotator.annotate(blood.copy(), **how)
         found = examine(annotator.processor.feature_extractor, blood, annotated)
         said = [str(caution) for caution in found.cautions]
-        assert sum(one.startswith("Candidates of the catalogue: ") for one in said) == expected
+        starts = ("Tissue: blood, judged by the markers", "Candidates of the catalogue: ")
+        assert tuple(sum(one.startswith(start) for one in said) for start in starts) == expected
+        if not how:
+            (tissue,) = (one for one in found.cautions if "{option}" in one.text)
+            assert "say which tissue it is (--tissue)" in tissue.on_command_line()
 
 
 def test_a_sample_of_many_cells_is_examined(annotator, blood):

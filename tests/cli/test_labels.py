@@ -82,8 +82,10 @@ class TestMarkersFile:
 
 class TestAnnotate:
     def test_without_labels_the_catalogue_is_asked(self, run, cells_file, tiny_checkpoint):
+        """The random cells of the tests come from no tissue that their few genes could tell."""
         for arguments, expected in (
-            ((), usual_in()),
+            ((), usual_in(["blood"])),
+            (("--no-markers",), usual_in()),
             (("--tissue", "liver", "--tissue", "lung"), usual_in(["liver", "lung"])),
         ):
             result = run("annotate", cells_file, "--model", tiny_checkpoint, "--alpha", 1, "--json", *arguments)
