@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Commands that build a corpus or use labelled cells: corpus, adapt and calibrate."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -58,6 +59,13 @@ def corpus(
     where: Annotated[
         str | None, typer.Option(help="Condition on obs that selects cells, such as \"tissue == 'blood'\".")
     ] = None,
+    studies: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table (.tsv) with columns source and study, for sources that belong to one study or atlas.",
+            callback=existing_file,
+        ),
+    ] = None,
     on_unfit: Annotated[
         OnUnfit, typer.Option(help="Treatment of sources that cannot be used: stop with an error, or leave them out.")
     ] = "refuse",
@@ -83,7 +91,7 @@ def corpus(
             chunk_cells=chunk_cells,
         )
     made = langcell.make_corpus(
-        corpora.find_sources(inputs, where),
+        corpora.find_sources(inputs, where, None if studies is None else read_studies(studies)),
         out,
         settings,
         on_unfit=on_unfit,
@@ -94,9 +102,26 @@ def corpus(
         typer.echo(f"Left out {name}: {fault}")
     left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
     reasons = "".join(f"; {number:,} left out ({reason})" for reason, number in sorted(left_out.items()))
-    studies = len(made.panels)
-    typer.echo(f"{len(made):,} cells of {studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
+    n_studies = len({study for _, study in made.panels})
+    typer.echo(f"{len(made):,} cells of {n_studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
     typer.echo(f"Corpus: {out}")
+
+
+def read_studies(path: Path) -> dict[str, str]:
+    """
+    Reads the study of each source from a table.
+
+    Raises:
+        InputError: The table lacks a column, or names a source twice.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        table = csv.DictReader(lines, delimiter="\t")
+        if not {"source", "study"} <= set(table.fieldnames or ()):
+            raise InputError(f"{path} must have columns source and study, separated by a tab.")
+        rows = [(row["source"], row["study"]) for row in table]
+    if len(dict(rows)) < len(rows):
+        raise InputError(f"{path} names a source twice.")
+    return dict(rows)
 
 
 # ---------------------------------------------------------------------- adapt

@@ -29,7 +29,7 @@ from .corpus import Corpus, require_shards
 from .folder import FORMAT, MANIFEST, PLAN, BuildFolder, to_json
 from .genes import MedianSketch, merge_gene_vocabulary, read_gene_info
 from .parallel import WorkerPool
-from .places import merge_usual_places
+from .places import PlaceSums, merge_usual_places
 from .sources import Source
 from .tasks import Chunk, HashedFile, UnfitSource, encode_chunk, inspect_source, sketch_chunk, to_arrow
 
@@ -194,13 +194,27 @@ class CorpusBuilder:
             raise InputError(f"No cell can be kept: {reasons}.")
 
     def write_panels(self) -> None:
-        """Writes the genes that were counted in each study."""
-        measured: dict[str, np.ndarray] = {}
+        """
+        Writes the genes that each source measured, whether its cells express them or not. A source of several studies
+        may have genes that one of them did not measure: there the genes of a study are those that its cells express.
+        """
+        measured = {
+            shard["source"]: PlaceSums.load(self.folder.place_sums(Path(shard["file"]).stem)).measured
+            for shard in self.shards
+        }
+        expressed: dict[tuple[str, str], np.ndarray] = {}
         for shard in self.shards:
-            for study, genes in shard["measured"].items():
-                measured[study] = measured.get(study, 0) | genes
-        panels = [np.flatnonzero(np.unpackbits(genes)) for _, genes in sorted(measured.items())]
-        table = pa.table({"study": pa.array(sorted(measured)), "token_ids": pa.array(panels, pa.list_(pa.uint32()))})
+            for study, genes in shard["expressed"].items():
+                key = shard["source"], study
+                expressed[key] = expressed.get(key, 0) | genes
+        n_studies = Counter(source for source, _ in expressed)
+        panels = {
+            (source, study): np.flatnonzero(measured[source] if n_studies[source] == 1 else np.unpackbits(genes))
+            for (source, study), genes in sorted(expressed.items())
+        }
+        names = [pa.array(column, pa.string()) for column in ([key[i] for key in panels] for i in (0, 1))]
+        columns = dict(zip(("source", "study"), names, strict=True))
+        table = pa.table(columns | {"token_ids": pa.array([*panels.values()], pa.list_(pa.uint32()))})
         atomic_write(self.folder.panels, to_arrow(table))
 
     def write_places(self) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from ..model.errors import InputError
-from .folder import GENES, MANIFEST, PANELS, PLACES, SHARDS, UNFINISHED
+from ..model.gene_matching import GeneVocabulary
+from .folder import FORMAT, GENES, MANIFEST, PANELS, PLACES, SHARDS, UNFINISHED
+from .profiles import draw_cell
 from .sources import ASPECTS
 
 
@@ -35,6 +38,8 @@ class Corpus:
                 raise InputError(f"{folder} holds an unfinished corpus: run the command that builds it again.")
             raise InputError(f"{folder} holds no corpus.")
         self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        if self.manifest["format"] != FORMAT:
+            raise InputError(f"{folder} was built by another version of this package: build the corpus again.")
 
     def __len__(self) -> int:
         return int(self.manifest["cells"])
@@ -76,24 +81,59 @@ class Corpus:
 
     @cached_property
     def facts(self) -> pd.DataFrame:
-        """Every column of `cells` but the genes, in memory: `length`, and `study` and the aspects as categories."""
-        table = self.cells.data.table.select(["length", "study", *ASPECTS])
-        return table.to_pandas(strings_to_categorical=True)
+        """
+        Every column of `cells` but the genes, in memory: `length`; `study` and the aspects as categories; and
+        `profile`, true for averages and sums over many cells.
+        """
+        table = self.cells.data.table
+        facts = table.select(["length", "study", *ASPECTS]).to_pandas(strings_to_categorical=True)
+        return facts.assign(profile=pc.is_valid(table["counts"]).to_numpy())
 
     def token_ids(self, cells: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """Reads the ranked ids of some cells, `<cls>` first."""
+        """Reads the ranked ids of some cells, `<cls>` first; all the genes of a profile."""
         return [np.asarray(ids) for ids in self._token_ids[cells]["token_ids"]]
 
+    def draw_cell(self, profile: int, rng: np.random.Generator) -> np.ndarray:
+        """
+        Draws a cell from a profile, as `profiles.draw_cell` does with the profiles of its study as background.
+
+        Returns:
+            The cell's ranked ids, `<cls>` first.
+        """
+        row = self._profiles[profile]
+        cls, genes = np.split(row["token_ids"].astype(np.int64), [1])
+        background = self._backgrounds[self.facts["study"].iloc[profile]]
+        ids, counts = draw_cell(genes, row["counts"], background, rng)
+        return np.concatenate([cls, ids[np.argsort(self._medians[ids] / counts, kind="stable")]])
+
     @cached_property
-    def panels(self) -> dict[str, np.ndarray]:
-        """Ids of all genes that were counted in each study, and of `<cls>`."""
+    def panels(self) -> dict[tuple[str, str], np.ndarray]:
+        """Ids of all genes that were measured, by source and study."""
         table = pa.ipc.open_stream((self.folder / PANELS).read_bytes()).read_all()
-        ids = (np.asarray(panel) for panel in table["token_ids"].to_pylist())
-        return dict(zip(table["study"].to_pylist(), ids, strict=True))
+        ids = (np.asarray(panel, dtype=np.uint32) for panel in table["token_ids"].to_pylist())
+        return dict(zip(zip(table["source"].to_pylist(), table["study"].to_pylist(), strict=True), ids, strict=True))
 
     @cached_property
     def _token_ids(self) -> Dataset:
         return self.cells.select_columns("token_ids").with_format("numpy")
+
+    @cached_property
+    def _profiles(self) -> Dataset:
+        return self.cells.select_columns(["token_ids", "counts"]).with_format("numpy")
+
+    @cached_property
+    def _medians(self) -> np.ndarray:
+        return GeneVocabulary(self.gene_vocabulary).median_of_id
+
+    @cached_property
+    def _backgrounds(self) -> dict[str, np.ndarray]:
+        """Cumulative sums of the mean profile of each study, by gene id."""
+        backgrounds: dict[str, np.ndarray] = {}
+        for profile in np.flatnonzero(self.facts["profile"]).tolist():
+            row, study = self._profiles[profile], self.facts["study"].iloc[profile]
+            sums = backgrounds.setdefault(study, np.zeros(len(self._medians)))
+            sums[row["token_ids"][1:]] += row["counts"] / row["counts"].sum(dtype=np.float64)
+        return {study: sums.cumsum() for study, sums in backgrounds.items()}
 
 
 def require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ..io.atomic import atomic_write, complete_name
 from ..model.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, GENES, PANELS, PLACES = "manifest.json", "genes.json", "panels.arrow", "places.json"
 SHARDS, UNFINISHED = "shards", "unfinished"
 #: Sources and settings of a corpus that is being built; the build is finished once this file is gone.

@@ -4,7 +4,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -28,12 +28,13 @@ ASPECTS = {
     "self_reported_ethnicity": "self_reported_ethnicity_ontology_term_id",
     "assay": "assay_ontology_term_id",
     "suspension_type": "suspension_type",
+    "organism": "organism",
 }
 UNKNOWN = "unknown"
 #: Keys of `uns` that name the origin of the cells; CELLxGENE's files have the first two.
 ORIGIN = ("title", "citation", "source", "licence", "license")
-_STUDY, _PRIMARY = "dataset_id", "is_primary_data"
-_COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY)
+_STUDY, _PRIMARY, _PROFILE = "dataset_id", "is_primary_data", "profile"
+_COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY, _PROFILE)
 #: Largest length of a source's name, in bytes. File names begin with it, and file systems allow 255.
 _MAX_NAME_BYTES = 200
 
@@ -46,17 +47,19 @@ class Source(ABC):
     Args:
         location: A path, or the URI of an experiment.
         where: A condition on columns of `obs` that selects cells, such as `tissue_general == 'blood'`.
+        study: Name of the study where `obs` has no `dataset_id`; by default that of the source.
     """
 
-    def __init__(self, location: str, where: str | None = None):
+    def __init__(self, location: str, where: str | None = None, study: str | None = None):
         self.location, self.where = location, where
+        self.study = self.name if study is None else study
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.location, self.where)
+        return type(self), (self.location, self.where, self.study)
 
     @property
     def name(self) -> str:
-        """Name of the source, and of its study where `obs` has no `dataset_id`."""
+        """Name of the source."""
         return Path(os.path.abspath(self.location)).stem  # "." gets the name of its folder.
 
     @property
@@ -91,12 +94,14 @@ def cell_facts(obs: pd.DataFrame, study: str) -> pd.DataFrame:
         study: Name of the study where `obs` has none.
 
     Returns:
-        `(cells, 10)`: the term id of each aspect, `unknown` where there is none; `study`; and `primary`, false for
-        cells that CELLxGENE also has in another dataset.
+        `(cells, 12)`: the term id of each aspect, or its name where it has no ontology, `unknown` where there is none;
+        `study`; `primary`, false for cells that CELLxGENE also has in another dataset; and `profile`, true for averages
+        and sums over many cells.
     """
     facts = {aspect: _text_column(obs, column, UNKNOWN) for aspect, column in ASPECTS.items()}
     facts["study"] = _text_column(obs, _STUDY, study)
     facts["primary"] = obs[_PRIMARY].astype(bool).to_numpy() if _PRIMARY in obs else np.ones(len(obs), bool)
+    facts["profile"] = obs[_PROFILE].astype(bool).to_numpy() if _PROFILE in obs else np.zeros(len(obs), bool)
     return pd.DataFrame(facts)
 
 
@@ -215,17 +220,21 @@ def _import_soma() -> Any:
     return tiledbsoma
 
 
-def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source]:
+def find_sources(
+    inputs: Iterable[str], where: str | None = None, studies: Mapping[str, str] | None = None
+) -> list[Source]:
     """
     Finds the sources among `.h5ad` files, folders of them, and SOMA experiments (folders or URIs), ordered by name.
 
     Args:
         inputs: Paths and URIs.
         where: A condition on `obs` that selects cells.
+        studies: The study of some sources, by their names. Sources of one study, or of one atlas, count as one where
+            cells are drawn for training.
 
     Raises:
-        InputError: An input does not exist or holds no cells, two sources have the same name, or a name is too long or
-            not valid UTF-8.
+        InputError: An input does not exist or holds no cells, two sources have the same name, a name is too long or not
+            valid UTF-8, or a study is given for a source that is not among the inputs.
     """
     found: list[Source] = []
     for location in inputs:
@@ -243,6 +252,11 @@ def find_sources(inputs: Iterable[str], where: str | None = None) -> list[Source
                 f"The name of {source.location} is not valid UTF-8, or longer than {_MAX_NAME_BYTES} bytes: rename it."
             )
     found.sort(key=lambda source: source.name)
+    of_source = dict(studies or {})
+    for source in found:
+        source.study = of_source.pop(source.name, source.study)
+    if of_source:
+        raise InputError(f"A study is given for {', '.join(map(repr, of_source))}, which is not among the sources.")
     for source, following in pairwise(found):
         if source.name == following.name:
             raise InputError(

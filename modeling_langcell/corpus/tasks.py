@@ -25,8 +25,10 @@ import pyarrow.compute as pc
 from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from ..model.gene_matching import GeneVocabulary
 from .genes import MedianSketch, all_genes_extractor, read_gene_info
 from .places import PlaceSums
+from .profiles import draw_cells
 from .sources import ASPECTS, Source, cell_facts
 
 
@@ -46,7 +48,7 @@ class Chunk:
         """Reads the counts, and the known facts about each cell."""
         rows = self.source.rows[self.number * self.size :][: self.size]
         adata = self.source.read(rows)
-        return adata, cell_facts(adata.obs, self.source.name)
+        return adata, cell_facts(adata.obs, self.source.study)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def inspect_source(source: Source, gene_info: HashedFile) -> dict[str, Any]:
     if selected:
         with _naming(source):
             _all_genes_extractor(gene_info).read_counts(source.read(source.rows[:1]))
-    facts = {"sha256": source.checksum(), "cells": source.n_cells, "asked_for": selected}
+    facts = {"sha256": source.checksum(), "cells": source.n_cells, "asked_for": selected, "study": source.study}
     about = source.about()
     return facts | ({"about": about} if about else {})
 
@@ -120,36 +122,51 @@ def sketch_chunk(chunk: Chunk, gene_info: HashedFile, path: Path) -> Path:
         adata, facts = chunk.read()
         with _naming(chunk.source):
             counts, totals = extractor.read_counts(adata)
-        primary = facts["primary"].to_numpy()
-        MedianSketch.from_counts(counts[primary], totals[primary]).save(path)
+        primary, is_profile = (facts[name].to_numpy() for name in ("primary", "profile"))
+        cells, rows = draw_cells(counts[primary], is_profile[primary], chunk.number)
+        totals = np.where(is_profile[primary][rows], cells.sum(axis=1).A1, totals[primary][rows])
+        MedianSketch.from_counts(cells, totals).save(path)
     return path
 
 
 @_returning_faults
 def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, places: Path) -> dict[str, Any]:
-    """Writes the shard of a chunk's ranked cells, and the sums of places; returns the shard's description."""
+    """
+    Writes the shard of a chunk's ranked cells, and the sums of places; returns the shard's description. A profile has
+    all its genes and their `counts`, from which cells are drawn.
+    """
     if not path.exists():
         extractor = _ranking_extractor(genes)
         adata, facts = chunk.read()
+        is_profile = facts["profile"].to_numpy()
         with _naming(chunk.source):
             ranked = extractor.rank(adata, empty_cells="mark")
+            counts = extractor.read_counts(adata)[0] if is_profile.any() else None
             measured = extractor.open(adata)[1].token_ids
         reasons = np.select([~facts["primary"], ranked.without_genes], ["not primary data", "no known gene"], "")
         kept = np.flatnonzero(reasons == "")
         id_type = pa.uint16() if len(extractor) <= 2**16 else pa.uint32()
-        lengths = np.minimum(ranked.lengths[kept], max_genes)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        read = [ranked[int(cell)][:max_genes] for cell in kept]
+        read = [ranked[cell] if is_profile[cell] else ranked[cell][:max_genes] for cell in kept.tolist()]
+        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in read])]).astype(np.int32)
         flat = np.concatenate(read or [np.empty(0)]).astype(id_type.to_pandas_dtype())
+        profiles = [
+            counts[cell, ids[1:]].toarray().ravel() if counts is not None and is_profile[cell] else None
+            for cell, ids in zip(kept.tolist(), read, strict=True)
+        ]
         columns = {
             "token_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
-            "length": pa.array(lengths.astype(np.uint16)),
+            "counts": pa.array(profiles, pa.list_(pa.float32())),
+            "length": pa.array(np.minimum(ranked.lengths[kept], max_genes).astype(np.uint16)),
             "study": pa.array(facts["study"].to_numpy()[kept], pa.string()),
         } | {aspect: pa.array(facts[aspect].to_numpy()[kept], pa.string()) for aspect in ASPECTS}
         left_out = dict(sorted(Counter(reasons[reasons != ""].tolist()).items()))
         table = pa.table(columns).replace_schema_metadata({"left_out": json.dumps(left_out)})
         group = facts["study"].astype(str) + "|" + facts["cell_type"].astype(str)
         groups = np.where(reasons == "", group.to_numpy(dtype=str), "")
+        if counts is not None:
+            drawn, rows = draw_cells(counts[:, GeneVocabulary.first_gene_id : -1], is_profile, chunk.number)
+            ranked = extractor.rank(drawn, gene_ids=extractor.gene_vocabulary["ensembl_ids"], empty_cells="mark")
+            groups = groups[rows]
         PlaceSums.from_cells(ranked, groups, measured[measured >= 0], len(extractor)).save(places)
         atomic_write(path, to_arrow(table))  # The shard comes last: where it exists, so do the sums.
     return _describe_shard(path)
@@ -157,22 +174,23 @@ def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, pl
 
 def _describe_shard(path: Path) -> dict[str, Any]:
     """
-    Reads the entries for the manifest and the panels from a shard; `measured` has a bit for every gene of each study.
+    Reads the entries for the manifest and the panels from a shard; `expressed` has a bit for every gene of each study.
     """
     content = path.read_bytes()
     table = pa.ipc.open_stream(content).read_all()
-    measured = {}
+    expressed = {}
     for study in table["study"].unique().to_pylist():
         token_ids = table.filter(pc.equal(table["study"], study))["token_ids"].combine_chunks().flatten()
         seen = np.zeros(2**16 if token_ids.type == pa.uint16() else 2**20, dtype=bool)
         seen[token_ids.to_numpy()] = True
-        measured[study] = np.packbits(seen)
+        seen[token_ids[0].as_py()] = False  # <cls>
+        expressed[study] = np.packbits(seen)
     return {
         "file": path.name,
         "cells": table.num_rows,
         "left_out": json.loads(table.schema.metadata[b"left_out"]),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "measured": measured,
+        "expressed": expressed,
     }
 
 

@@ -70,6 +70,7 @@ class PretrainingBatches(Dataset):
                 raise InputError(f"No cell of {corpus.folder} has a current Cell Ontology id for its type.")
         facts = corpus.facts.iloc[self.rows]
         self.lengths = facts["length"].to_numpy().astype(np.int64)
+        self.is_profile = facts["profile"].to_numpy()
         self.sampler = CellSampler(
             np.minimum(self.lengths, config.max_genes),
             [facts["study"].cat.codes.to_numpy(), facts[TYPE].cat.codes.to_numpy()],
@@ -123,6 +124,9 @@ class PretrainingBatches(Dataset):
         labels: list[torch.Tensor] = []
         for cell, n_kept, token_ids in zip(cells, n_genes, self.corpus.token_ids(self.rows[cells]), strict=True):
             rng = np.random.default_rng([self.config.seed, step, 2, cell])
+            if self.is_profile[cell]:
+                token_ids = self.corpus.draw_cell(int(self.rows[cell]), rng)
+                n_kept = np.ceil(n_kept / self.lengths[cell] * len(token_ids))
             ids.append(torch.from_numpy(self._drop_genes(token_ids, n_kept, rng).astype(np.int64)))
             if self.masking is not None:
                 generator = torch.Generator().manual_seed(int(rng.integers(2**63)))

@@ -38,6 +38,13 @@ REAL_STUDIES = (
 SUFFIX = "0123456789abcdef" * 2
 
 
+def _all_genes(folder: Path) -> str:
+    """Writes a vocabulary of all the genes, in the order of the tables."""
+    columns = {"ensembl_ids": GENES, "medians": [1.0] * len(GENES), "names": SYMBOLS}
+    LangCellFeatureExtractor(columns).save_pretrained(folder / "all-genes")
+    return str(folder / "all-genes")
+
+
 class TestContent:
     def test_cells_are_ranked_as_the_extractor_ranks_them(self, studies, tmp_path, gene_info):
         corpus = build(studies, tmp_path / "corpus", gene_info)
@@ -57,7 +64,7 @@ class TestContent:
 
     def test_every_aspect_of_a_cell_is_kept(self, studies, tmp_path, gene_info):
         facts = build(studies, tmp_path / "corpus", gene_info).facts
-        assert list(facts) == ["length", "study", *ASPECTS]
+        assert list(facts) == ["length", "study", *ASPECTS, "profile"]
         first, second = facts[facts["study"] == "first"], facts[facts["study"] == "second"]
         obs = ad.read_h5ad(studies / "first.h5ad").obs.drop(index=["first0", "first1", "first5"])
         assert first["cell_type"].tolist() == obs["cell_type_ontology_term_id"].tolist()
@@ -75,12 +82,28 @@ class TestContent:
         assert len(manifest["shards"]) == 4 + 2
         assert sum(shard["cells"] for shard in manifest["shards"]) == manifest["cells"]
 
-    def test_panels_list_the_genes_counted_in_each_study(self, studies, tmp_path, gene_info):
-        corpus = build(studies, tmp_path / "corpus", gene_info)
-        ids = corpus.token_ids(range(len(corpus)))
-        for study, panel in corpus.panels.items():
-            rows = np.flatnonzero(corpus.facts["study"] == study)
-            assert panel.tolist() == np.unique(np.concatenate([ids[row] for row in rows])).tolist()
+    def test_panels_list_the_genes_that_each_source_measured(self, studies, tmp_path, gene_info):
+        """A gene that no cell expresses was measured all the same."""
+        silent = ad.read_h5ad(studies / "first.h5ad")
+        silent.X = silent.X @ np.diag(np.arange(silent.n_vars) != 7)
+        silent.write_h5ad(studies / "first.h5ad")
+        corpus = build(studies, tmp_path / "corpus", gene_info, vocabulary=_all_genes(tmp_path))
+        assert {key: panel.tolist() for key, panel in corpus.panels.items()} == {
+            ("first", "first"): list(range(2, 42)),
+            ("second", "second"): list(range(2, 27)),
+        }
+
+    def test_panels_of_a_source_of_two_studies_list_the_genes_that_each_expresses(self, studies, tmp_path, gene_info):
+        both = ad.read_h5ad(studies / "first.h5ad")
+        both.obs["dataset_id"] = np.repeat(["a", "b"], 25)
+        expressed = both.X.toarray()
+        expressed[25:, 20:] = 0
+        both.X = expressed
+        both.write_h5ad(studies / "first.h5ad")
+        (studies / "second.h5ad").unlink()
+        panels = build(studies, tmp_path / "corpus", gene_info, vocabulary=_all_genes(tmp_path)).panels
+        assert panels["first", "a"].tolist() == list(range(2, 42))
+        assert panels["first", "b"].tolist() == list(range(2, 22))
 
     @pytest.mark.parametrize("chunk_cells", [7, 1000])
     def test_usual_places_are_those_of_all_its_cells(self, studies, tmp_path, gene_info, chunk_cells):
@@ -382,3 +405,42 @@ def test_command_with_an_unfit_file(gene_info, tmp_path):
     assert "torn.h5ad" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "corpus").exists()
+
+
+class TestStudies:
+    def test_sources_of_one_atlas_are_one_study(self, studies, tmp_path, gene_info):
+        (tmp_path / "studies.tsv").write_text("source\tstudy\nfirst\tatlas\nsecond\tatlas\n")
+        done = self._build(studies, tmp_path, gene_info)
+        assert done.exit_code == 0, done.output
+        assert "76 cells of 1 studies" in done.output
+        corpus = Corpus(tmp_path / "corpus")
+        assert set(corpus.facts["study"]) == {"atlas"}
+        assert [*corpus.panels] == [("first", "atlas"), ("second", "atlas")], "each source keeps its own panel"
+
+    @pytest.mark.parametrize(
+        ("table", "fault"),
+        [
+            ("name\tstudy\nfirst\tatlas\n", "must have columns source and study"),
+            ("source\tstudy\nfirst\tatlas\nfirst\tother\n", "names a source twice"),
+            ("source\tstudy\nthird\tatlas\n", "'third', which is not among the sources"),
+        ],
+    )
+    def test_tables_that_do_not_fit_are_refused(self, studies, tmp_path, gene_info, table, fault):
+        (tmp_path / "studies.tsv").write_text(table)
+        done = self._build(studies, tmp_path, gene_info)
+        assert done.exit_code == 2
+        assert fault in " ".join(done.stderr.split())
+        assert not (tmp_path / "corpus").exists()
+
+    @staticmethod
+    def _build(studies, folder, gene_info):
+        arguments = ["--gene-info", gene_info, "--min-cells", "1", "--studies", folder / "studies.tsv"]
+        return CliRunner().invoke(app, list(map(str, ["corpus", studies, "--out", folder / "corpus", *arguments])))
+
+
+def test_a_corpus_of_another_version_is_refused(studies, tmp_path, gene_info):
+    build(studies, tmp_path / "corpus", gene_info)
+    manifest = tmp_path / "corpus" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(InputError, match="was built by another version of this package: build the corpus again"):
+        Corpus(tmp_path / "corpus")

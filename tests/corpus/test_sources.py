@@ -2,6 +2,7 @@
 """Sources of cells: how they are found, named and read."""
 
 import os
+import pickle
 import shutil
 
 import anndata as ad
@@ -39,6 +40,13 @@ class TestFindSources:
         shutil.copytree(studies, tmp_path / "again")
         with pytest.raises(InputError, match="have the same name 'first'"):
             find_sources([str(studies), str(tmp_path / "again")])
+
+    def test_the_study_of_sources(self, studies):
+        first, second = find_sources([str(studies)], studies={"second": "the atlas"})
+        assert (first.study, second.study) == ("first", "the atlas")
+        assert pickle.loads(pickle.dumps(second)).study == "the atlas"
+        with pytest.raises(InputError, match="A study is given for 'third', which is not among the sources"):
+            find_sources([str(studies)], studies={"third": "the atlas"})
 
 
 def test_h5ad_files_are_read_in_slices(studies):

@@ -1,12 +1,15 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Batches of a step: their cells, genes and texts, which depend on the step alone."""
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 
 from modeling_langcell import InputError
+from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.corpus import Corpus
+from modeling_langcell.corpus.sources import find_sources
 from modeling_langcell.model.objectives import IGNORED
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.dataset import FrozenTextEncoder, PretrainingBatches
@@ -127,6 +130,28 @@ def test_genes_keep_their_order_after_cls(make):
 
             assert any(comes_from(cell) for cell in whole)
     assert min(lengths) < 10
+
+
+def test_a_profile_gives_a_new_cell_at_every_step(make, tiny_studies, tmp_path):
+    """As many of its genes are dropped as of other cells."""
+    study = ad.read_h5ad(tiny_studies / "train" / "study0.h5ad")
+    study.X = study.X * 1000
+    study.obs["profile"] = np.arange(study.n_obs) < 20
+    study.write_h5ad(tmp_path / "atlas.h5ad")
+    corpus = make_corpus(
+        find_sources([str(tmp_path / "atlas.h5ad")]),
+        tmp_path / "corpus",
+        CorpusSettings(str(tiny_studies / "gene_info.gz"), min_cells=1, max_genes=30),
+    )
+    batches = make(corpus=str(corpus.folder), gene_dropout=0.0, panel_share=0.0, max_genes=64, batch_tokens=10**6)
+    profiles = corpus.facts["profile"].to_numpy()[batches.rows]
+    shown = [{tuple(cell) for (cell,) in rows_of(batches[step], "cell_input_ids")} for step in (0, 1, 0)]
+    assert shown[0] == shown[2]
+    assert len(shown[0] & shown[1]) == (~profiles).sum() < len(profiles)
+    assert max(map(len, shown[0])) > 30, "a drawn cell may have more genes than the corpus keeps of a cell"
+    few = make(corpus=str(corpus.folder), gene_dropout=0.8, panel_share=0.0, max_genes=64, batch_tokens=10**6)
+    lengths = np.array([[len(cell) for (cell,) in rows_of(few[step], "cell_input_ids")] for step in range(20)])
+    assert 0.5 < lengths.mean() / np.mean([len(cell) for cell in shown[0]]) < 0.75
 
 
 def test_a_cell_on_another_panel_has_only_that_panels_genes(make):
