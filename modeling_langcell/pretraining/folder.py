@@ -134,8 +134,9 @@ class RunFolder:
 
 
 def _without_folder(value: Any) -> Any:
-    """Returns a setting for the record: only the name of an absolute path, since its folder is on this machine only."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    """Returns a setting for the record: only the name of a path, since its folder is on this machine only."""
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or ("/" in value and Path(value).exists()))
+    return Path(value).name if is_path else value
 
 
 __all__ = ["HELD_OUT", "LOSSES", "RunFolder"]

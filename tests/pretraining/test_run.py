@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from shutil import which
 
@@ -62,6 +63,16 @@ def test_a_frozen_text_projection_is_not_trained(settings, tmp_path):
     second = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**more)))
     assert torch.equal(first.text_projection.weight, second.text_projection.weight)
     assert not torch.equal(first.cell_projection.weight, second.cell_projection.weight)
+
+
+def test_the_record_names_no_folder(settings, tiny_studies, tmp_path, monkeypatch):
+    """Wherever the inputs lie, on this machine or beside the project, only their names travel with the checkpoint."""
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    relative = {"corpus": os.path.relpath(settings["corpus"]), "text_tower": os.path.relpath(settings["text_tower"])}
+    output = pretrain(PretrainingConfig(**settings | relative | {"steps": 1}))
+    (run,) = json.loads((output / "training.json").read_text())["runs"]
+    assert (run["config"]["corpus"], run["config"]["text_tower"]) == ("corpus", "encoder")
 
 
 def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
