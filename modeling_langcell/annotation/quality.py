@@ -180,8 +180,8 @@ def _candidate_cautions(annotated: ad.AnnData) -> list[Remedy]:
         found.append(
             Remedy(
                 f"Tissue: {' and '.join(tissues)}, judged by the markers of the cells, since none was named. The "
-                f"candidates are the {len(run['labels'])} types that the catalogue has {there}. If that is wrong, say "
-                "which tissue it is ({option}).",
+                f"candidates are the {len(run['labels'])} types that the catalogue has {there}. If that is wrong, set "
+                "{option} to the right one.",
                 "tissue",
             )
         )

@@ -127,7 +127,7 @@ def test_candidates_that_nobody_named_are_cautioned_of(annotator, blood):
         assert tuple(sum(one.startswith(start) for one in said) for start in starts) == expected
         if not how:
             (tissue,) = (one for one in found.cautions if "{option}" in one.text)
-            assert "say which tissue it is (--tissue)" in tissue.on_command_line()
+            assert "set --tissue to the right one" in tissue.on_command_line()
 
 
 def test_a_sample_of_many_cells_is_examined(annotator, blood):
