@@ -78,13 +78,16 @@ def read_cells(path: Path) -> tuple[ad.AnnData, list[str]] | None:
     return ad.AnnData(counts[chosen], obs=obs, var=adata.var), [get_term(term).name for term in types]
 
 
-def measure(annotator: LangCellAnnotator, path: Path) -> dict[str, Any] | None:
-    """Returns, for each withheld type of a file, the share of its cells that get it; None if the file has none."""
+def measure(annotator: LangCellAnnotator, path: Path, weights: dict[str, float]) -> dict[str, Any] | None:
+    """
+    Returns, for each withheld type of a file, the share of its cells that get it; None if the file has none. `weights`
+    are `alpha` and `marker_weight`, where they are not the checkpoint's own.
+    """
     if (found := read_cells(path)) is None:
         return None
     cells, names = found
     truth = cells.obs["cell_type"].to_numpy(dtype=str)
-    ways = {"descriptions alone": {"with_markers": False}, "with the catalogue's markers": {}}
+    ways = {"descriptions alone": weights | {"with_markers": False}, "with the catalogue's markers": weights}
     predicted = {}
     for way, options in ways.items():
         annotated = annotator.annotate(cells.copy(), names, empty_cells="mark", **options)
@@ -109,6 +112,12 @@ def evidence_of(annotator: LangCellAnnotator, cells: ad.AnnData, names: list[str
 def main(
     inputs: Annotated[list[Path] | None, typer.Argument(help=".h5ad files and folders of them.")] = None,
     model: Annotated[str, typer.Option(help="Checkpoint that was trained without the types.")] = MINI,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the similarity.", show_default="the checkpoint's")
+    ] = None,
+    marker_weight: Annotated[
+        float | None, typer.Option(help="Weight of the markers.", show_default="the checkpoint's")
+    ] = None,
     show_condition: Annotated[
         bool, typer.Option("--condition", help="Print the condition that leaves the types out of a corpus.")
     ] = False,
@@ -122,7 +131,9 @@ def main(
         raise InputError("Give the files that the types were withheld from.")
     annotator = LangCellAnnotator.from_pretrained(resolve_checkpoint(model))
     paths = sorted(path for given in inputs for path in (given.glob("*.h5ad") if given.is_dir() else [given]))
-    studies = [found for path in paths if (found := measure(annotator, path)) is not None]
+    given = {"alpha": alpha, "marker_weight": marker_weight}
+    weights = {name: weight for name, weight in given.items() if weight is not None}
+    studies = [found for path in paths if (found := measure(annotator, path, weights)) is not None]
     of_type: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for study in studies:
         for way, recalls in study["recalls"].items():
@@ -131,7 +142,7 @@ def main(
     means = {way: float(np.mean([np.mean(found) for found in types.values()])) for way, types in of_type.items()}
     for way, mean in means.items():
         typer.echo(f"{way:30} {mean:.3f} over {len(of_type[way])} types")
-    write_record(json_file, {"model": model, "seed": 0, "balanced_accuracy": means, "studies": studies})
+    write_record(json_file, {"model": model, **given, "seed": 0, "balanced_accuracy": means, "studies": studies})
 
 
 if __name__ == "__main__":

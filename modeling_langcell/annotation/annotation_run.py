@@ -75,12 +75,13 @@ class AnnotationRun:
         if check < 0:
             raise InputError(f"check={check} is not a number of cells: give 0 or more.")
         self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
+        from_catalogue = labels is None and (tissue is not None or not predictor.has_labels)
+        judges_tissue = from_catalogue and tissue is None and with_markers
         chunks = None
-        catalogue = labels is None and (tissue is not None or not predictor.has_labels)
-        if catalogue and tissue is None and with_markers:
+        if judges_tissue:
             chunks = predictor.chunks(adata, **cell_options)
             tissue = find_tissues(predictor.processor, chunks)
-        self._candidates_from = _origin(catalogue, tissue, found=chunks is not None)
+        self._candidates_from = _origin(from_catalogue, tissue, judges_tissue)
         self.scorer = predictor.scorer(labels, alpha, shortlist, tissue=tissue, with_markers=with_markers, **candidates)
         self.rule = DecisionRule(self.scorer, error_rate)
         _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
@@ -167,9 +168,9 @@ class AnnotationRun:
         return {kind: np.array([" ".join(map(symbol, ids)) for ids in found]) for kind, found in kinds.items() if found}
 
 
-def _origin(catalogue: bool, tissue: str | Sequence[str] | None, found: bool) -> dict[str, Any]:
+def _origin(from_catalogue: bool, tissue: str | Sequence[str] | None, found: bool) -> dict[str, Any]:
     """Returns where the candidates come from, for the record; empty if they were named, or are a checkpoint's own."""
-    if not catalogue:
+    if not from_catalogue:
         return {}
     origin: dict[str, Any] = {"from_catalogue": True}
     if tissue:

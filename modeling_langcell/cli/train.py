@@ -14,7 +14,7 @@ from .. import checkpoint, io
 from .. import corpus as corpora
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
 from ..io.atomic import require_new_folder
-from ..model.errors import InputError
+from ..model.errors import InputError, reason_of
 from .extras import needs_extra
 from .labels import read_descriptions
 from .options import (
@@ -112,13 +112,18 @@ def read_studies(path: Path) -> dict[str, str]:
     Reads the study of each source from a table.
 
     Raises:
-        InputError: The table lacks a column, or names a source twice.
+        InputError: The table cannot be read, lacks a column or a study, or names a source twice.
     """
-    with path.open(encoding="utf-8", newline="") as lines:
-        table = csv.DictReader(lines, delimiter="\t")
-        if not {"source", "study"} <= set(table.fieldnames or ()):
-            raise InputError(f"{path} must have columns source and study, separated by a tab.")
-        rows = [(row["source"], row["study"]) for row in table]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            table = csv.DictReader(lines, delimiter="\t")
+            if not {"source", "study"} <= set(table.fieldnames or ()):
+                raise InputError(f"{path} must have columns source and study, separated by a tab.")
+            rows = [(row["source"], row["study"]) for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
+    if without := [source for source, study in rows if not study]:
+        raise InputError(f"{path} has no study for {without[0]!r}.")
     if len(dict(rows)) < len(rows):
         raise InputError(f"{path} names a source twice.")
     return dict(rows)

@@ -95,15 +95,15 @@ class Corpus:
 
     def draw_cell(self, profile: int, rng: np.random.Generator) -> np.ndarray:
         """
-        Draws a cell from a profile, as `profiles.draw_cell` does with the profiles of its study as background.
+        Draws a cell from a profile, as `profiles.draw_cell` does with the profiles of its shard as background: a study
+        may have other sources, whose genes this one did not measure.
 
         Returns:
             The cell's ranked ids, `<cls>` first.
         """
         row = self._profiles[profile]
         cls, genes = np.split(row["token_ids"].astype(np.int64), [1])
-        background = self._backgrounds[self.facts["study"].iloc[profile]]
-        ids, counts = draw_cell(genes, row["counts"], background, rng)
+        ids, counts = draw_cell(genes, row["counts"], self._backgrounds[self._shard_of_cell[profile]], rng)
         return np.concatenate([cls, ids[np.argsort(self._medians[ids] / counts, kind="stable")]])
 
     @cached_property
@@ -126,14 +126,19 @@ class Corpus:
         return GeneVocabulary(self.gene_vocabulary).median_of_id
 
     @cached_property
-    def _backgrounds(self) -> dict[str, np.ndarray]:
-        """Cumulative sums of the mean profile of each study, by gene id."""
-        backgrounds: dict[str, np.ndarray] = {}
+    def _shard_of_cell(self) -> np.ndarray:
+        shards = self.manifest["shards"]
+        return np.repeat(np.arange(len(shards)), [shard["cells"] for shard in shards])
+
+    @cached_property
+    def _backgrounds(self) -> dict[int, np.ndarray]:
+        """Cumulative sums of the mean profile of each shard, by gene id."""
+        backgrounds: dict[int, np.ndarray] = {}
         for profile in np.flatnonzero(self.facts["profile"]).tolist():
-            row, study = self._profiles[profile], self.facts["study"].iloc[profile]
-            sums = backgrounds.setdefault(study, np.zeros(len(self._medians)))
+            row = self._profiles[profile]
+            sums = backgrounds.setdefault(self._shard_of_cell[profile], np.zeros(len(self._medians)))
             sums[row["token_ids"][1:]] += row["counts"] / row["counts"].sum(dtype=np.float64)
-        return {study: sums.cumsum() for study, sums in backgrounds.items()}
+        return {shard: sums.cumsum() for shard, sums in backgrounds.items()}
 
 
 def require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:

@@ -3,8 +3,8 @@
 Cells drawn from profiles: rows of a study that are averages or sums over many cells, as atlases publish them.
 
 A profile ranks genes that no single cell would show, so it is not used as a cell. Cells are drawn from it: the genes of
-each count are those of the profile, and of a few counts those of the background, the mean of the study's profiles, as
-RNA that floats around the cells is counted with them (Young & Behjati, 2020, "SoupX").
+each count are those of the profile, and of a few counts those of the background, the mean of the profiles beside it,
+as RNA that floats around the cells is counted with them (Young & Behjati, 2020, "SoupX").
 """
 
 import numpy as np
@@ -48,7 +48,8 @@ def _draw(cumulative: np.ndarray, number: int, rng: np.random.Generator) -> np.n
 
 def draw_cells(counts: sp.csr_matrix, is_profile: np.ndarray, seed: int) -> tuple[sp.csr_matrix, np.ndarray]:
     """
-    Replaces each profile among some rows by `CELLS` cells drawn from it, with the mean of the profiles as background.
+    Replaces each profile among some rows by `CELLS` cells drawn from it, with the mean of the profiles as background. A
+    profile without counts stays as it is.
 
     Args:
         counts: `(rows, genes)` counts or rates.
@@ -58,11 +59,12 @@ def draw_cells(counts: sp.csr_matrix, is_profile: np.ndarray, seed: int) -> tupl
     Returns:
         `(cells, genes)` counts, and the `(cells,)` row of each.
     """
+    totals = counts.sum(axis=1, dtype=np.float64).A1
+    is_profile = is_profile & (totals > 0)
     if not is_profile.any():
         return counts, np.arange(counts.shape[0])
-    profiles = counts[is_profile]
-    totals = np.maximum(profiles.sum(axis=1, dtype=np.float64).A1, np.finfo(float).tiny)
-    rng, background = np.random.default_rng(seed), np.asarray((sp.diags(1 / totals) @ profiles).sum(axis=0)).cumsum()
+    shares = sp.diags(1 / totals[is_profile]) @ counts[is_profile]
+    rng, background = np.random.default_rng(seed), np.asarray(shares.sum(axis=0)).cumsum()
     parts, rows = [counts[~is_profile]], [np.flatnonzero(~is_profile)]
     for row in np.flatnonzero(is_profile).tolist():
         profile = counts[row]

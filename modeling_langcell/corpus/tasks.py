@@ -164,7 +164,9 @@ def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, pl
         group = facts["study"].astype(str) + "|" + facts["cell_type"].astype(str)
         groups = np.where(reasons == "", group.to_numpy(dtype=str), "")
         if counts is not None:
-            drawn, rows = draw_cells(counts[:, GeneVocabulary.first_gene_id : -1], is_profile, chunk.number)
+            drawn, rows = draw_cells(
+                counts[:, GeneVocabulary.first_gene_id : -1], is_profile & (reasons == ""), chunk.number
+            )
             ranked = extractor.rank(drawn, gene_ids=extractor.gene_vocabulary["ensembl_ids"], empty_cells="mark")
             groups = groups[rows]
         PlaceSums.from_cells(ranked, groups, measured[measured >= 0], len(extractor)).save(places)

@@ -422,11 +422,13 @@ class TestStudies:
         [
             ("name\tstudy\nfirst\tatlas\n", "must have columns source and study"),
             ("source\tstudy\nfirst\tatlas\nfirst\tother\n", "names a source twice"),
+            ("source\tstudy\nfirst\n", "has no study for 'first'"),
+            ("source\tstudy\nfirst\tÜbersicht\n".encode("latin-1"), "it is not text in UTF-8"),
             ("source\tstudy\nthird\tatlas\n", "'third', which is not among the sources"),
         ],
     )
     def test_tables_that_do_not_fit_are_refused(self, studies, tmp_path, gene_info, table, fault):
-        (tmp_path / "studies.tsv").write_text(table)
+        (tmp_path / "studies.tsv").write_bytes(table if isinstance(table, bytes) else table.encode())
         done = self._build(studies, tmp_path, gene_info)
         assert done.exit_code == 2
         assert fault in " ".join(done.stderr.split())

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.profiles import BACKGROUND, CELLS, COUNTS, draw_cell, draw_cells
+from modeling_langcell.corpus.sources import find_sources
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 from tests.corpus.conftest import build, same_folders
 from tests.support.tiny import GENES
@@ -69,6 +71,14 @@ class TestDrawing:
         again, _ = draw_cells(counts, np.array([False, True, False]), seed=0)
         assert (cells != again).nnz == 0
 
+    def test_a_profile_without_counts_stays(self):
+        counts = sp.csr_matrix(np.array([[0, 0], [3, 1]], dtype=np.float32))
+        cells, rows = draw_cells(counts, np.array([True, True]), seed=0)
+        assert rows.tolist() == [0] + [1] * CELLS
+        assert cells[0].sum() == 0
+        cells, rows = draw_cells(counts[:1], np.array([True]), seed=0)
+        assert rows.tolist() == [0]
+
 
 class TestCorpus:
     def test_a_profile_keeps_all_its_genes_and_counts(self, atlas, tmp_path, gene_info):
@@ -103,15 +113,43 @@ class TestCorpus:
         ranked = extractor.rank(counts[None], gene_ids=corpus.gene_vocabulary["ensembl_ids"])
         assert corpus.draw_cell(1, np.random.default_rng(0)).tolist() == ranked[0].tolist()
 
-    def test_genes_are_described_by_cells(self, atlas, tmp_path, gene_info):
-        """A gene that dominates a cell's profile has a high count there, which no mean over many cells has."""
+    def test_genes_are_described_by_drawn_cells(self, atlas, tmp_path, gene_info):
+        """Medians and usual places are those of a corpus of the drawn cells themselves, in place of the profiles."""
         corpus = build(atlas, tmp_path / "corpus", gene_info)
-        whole = corpus.gene_vocabulary["ensembl_ids"].index(GENES[3])
-        medians = np.array(corpus.gene_vocabulary["medians"])
-        assert medians.min() >= 10_000 / COUNTS[1], "no cell has less than one count of a gene"
-        means = np.array(corpus.gene_places["means"])
-        assert means.max() < 1
-        assert 0 < means[whole] < 1
+        adata = ad.read_h5ad(atlas / "atlas.h5ad")
+        cells, rows = draw_cells(adata.X, adata.obs["profile"].to_numpy(), seed=0)
+        obs = adata.obs.iloc[rows].assign(profile=False, dataset_id="atlas").set_axis([*map(str, range(len(rows)))])
+        (tmp_path / "drawn").mkdir()
+        ad.AnnData(cells, obs=obs, var=adata.var).write_h5ad(tmp_path / "drawn" / "drawn.h5ad")
+        drawn = build(tmp_path / "drawn", tmp_path / "of-drawn", gene_info, chunk_cells=100)
+        assert corpus.gene_vocabulary == drawn.gene_vocabulary
+        assert corpus.gene_places == drawn.gene_places
+        adata.obs["profile"] = False
+        adata.write_h5ad(atlas / "atlas.h5ad")
+        as_cells = build(atlas, tmp_path / "as-cells", gene_info)
+        assert corpus.gene_vocabulary["medians"] != as_cells.gene_vocabulary["medians"]
+        assert corpus.gene_places != as_cells.gene_places
+
+    def test_a_profile_without_known_genes_is_left_out(self, atlas, tmp_path, gene_info):
+        adata = ad.read_h5ad(atlas / "atlas.h5ad")
+        empty = adata.X.toarray()
+        empty[0] = 0
+        adata.X = empty
+        adata.write_h5ad(atlas / "atlas.h5ad")
+        corpus = build(atlas, tmp_path / "corpus", gene_info)
+        assert corpus.manifest["sources"][0]["left_out"] == {"no known gene": 1}
+        assert corpus.facts["profile"].sum() == 3
+        assert len(corpus.draw_cell(0, np.random.default_rng(0))) > 2
+
+    def test_the_background_has_the_genes_of_its_source_alone(self, atlas, tmp_path, gene_info):
+        adata = ad.read_h5ad(atlas / "atlas.h5ad")
+        adata[:, :10].copy().write_h5ad(atlas / "panel.h5ad")
+        sources = find_sources([str(atlas)], studies={"atlas": "one", "panel": "one"})
+        corpus = make_corpus(sources, tmp_path / "corpus", CorpusSettings(gene_info, min_cells=1))
+        panel = set(corpus.panels["panel", "one"].tolist())
+        rows = np.flatnonzero(corpus.facts["profile"])[4:]
+        for row in rows.tolist():
+            assert set(corpus.draw_cell(row, np.random.default_rng(0))[1:].tolist()) <= panel
 
     def test_the_same_cells_give_the_same_corpus(self, atlas, tmp_path, gene_info):
         for name, processes in (("one", 1), ("two", 2)):
