@@ -78,19 +78,27 @@ def read_cells(path: Path) -> tuple[ad.AnnData, list[str]] | None:
     return ad.AnnData(counts[chosen], obs=obs, var=adata.var), [get_term(term).name for term in types]
 
 
-def measure(annotator: LangCellAnnotator, path: Path, weights: dict[str, float]) -> dict[str, Any] | None:
+def measure(
+    annotator: LangCellAnnotator, path: Path, alpha: float | None, marker_weight: float | None
+) -> dict[str, Any] | None:
     """
-    Returns, for each withheld type of a file, the share of its cells that get it; None if the file has none. `weights`
-    are `alpha` and `marker_weight`, where they are not the checkpoint's own.
+    Returns, for each withheld type of a file, the share of its cells that get it; None if the file has none. The
+    weights are the checkpoint's own where they are None.
     """
     if (found := read_cells(path)) is None:
         return None
     cells, names = found
     truth = cells.obs["cell_type"].to_numpy(dtype=str)
-    ways = {"descriptions alone": weights | {"with_markers": False}, "with the catalogue's markers": weights}
     predicted = {}
-    for way, options in ways.items():
-        annotated = annotator.annotate(cells.copy(), names, empty_cells="mark", **options)
+    for way, with_markers in (("descriptions alone", False), ("with the catalogue's markers", True)):
+        annotated = annotator.annotate(
+            cells.copy(),
+            names,
+            alpha=alpha,
+            marker_weight=marker_weight,
+            with_markers=with_markers,
+            empty_cells="mark",
+        )
         predicted[way] = annotated.obs[CELL_TYPE].astype(str).to_numpy()
     predicted["these markers alone"] = np.array(names)[evidence_of(annotator, cells, names).argmax(axis=1)]
     recalls = {
@@ -131,9 +139,7 @@ def main(
         raise InputError("Give the files that the types were withheld from.")
     annotator = LangCellAnnotator.from_pretrained(resolve_checkpoint(model))
     paths = sorted(path for given in inputs for path in (given.glob("*.h5ad") if given.is_dir() else [given]))
-    given = {"alpha": alpha, "marker_weight": marker_weight}
-    weights = {name: weight for name, weight in given.items() if weight is not None}
-    studies = [found for path in paths if (found := measure(annotator, path, weights)) is not None]
+    studies = [found for path in paths if (found := measure(annotator, path, alpha, marker_weight)) is not None]
     of_type: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for study in studies:
         for way, recalls in study["recalls"].items():
@@ -142,7 +148,8 @@ def main(
     means = {way: float(np.mean([np.mean(found) for found in types.values()])) for way, types in of_type.items()}
     for way, mean in means.items():
         typer.echo(f"{way:30} {mean:.3f} over {len(of_type[way])} types")
-    write_record(json_file, {"model": model, **given, "seed": 0, "balanced_accuracy": means, "studies": studies})
+    weights = {"alpha": alpha, "marker_weight": marker_weight}
+    write_record(json_file, {"model": model, **weights, "seed": 0, "balanced_accuracy": means, "studies": studies})
 
 
 if __name__ == "__main__":
