@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Commands that build a corpus or use labelled cells: corpus, adapt and calibrate."""
 
-import csv
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +13,7 @@ from .. import checkpoint, io
 from .. import corpus as corpora
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
 from ..io.atomic import require_new_folder
-from ..model.errors import InputError, reason_of
+from ..model.errors import InputError
 from .extras import needs_extra
 from .labels import read_descriptions
 from .options import (
@@ -59,10 +58,11 @@ def corpus(
     where: Annotated[
         str | None, typer.Option(help="Condition on obs that selects cells, such as \"tissue == 'blood'\".")
     ] = None,
-    studies: Annotated[
+    sources: Annotated[
         Path | None,
         typer.Option(
-            help="Table (.tsv) with columns source and study, for sources that belong to one study or atlas.",
+            help="Table (.tsv) with columns source, study and licence: sources that share a study, and what the "
+            "model card says of them.",
             callback=existing_file,
         ),
     ] = None,
@@ -91,7 +91,7 @@ def corpus(
             chunk_cells=chunk_cells,
         )
     made = langcell.make_corpus(
-        corpora.find_sources(inputs, where, None if studies is None else read_studies(studies)),
+        corpora.find_sources(inputs, where, None if sources is None else corpora.read_source_table(sources)),
         out,
         settings,
         on_unfit=on_unfit,
@@ -105,28 +105,6 @@ def corpus(
     n_studies = len({study for _, study in made.panels})
     typer.echo(f"{len(made):,} cells of {n_studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
     typer.echo(f"Corpus: {out}")
-
-
-def read_studies(path: Path) -> dict[str, str]:
-    """
-    Reads the study of each source from a table.
-
-    Raises:
-        InputError: The table cannot be read, lacks a column or a study, or names a source twice.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines, delimiter="\t")
-            if not {"source", "study"} <= set(table.fieldnames or ()):
-                raise InputError(f"{path} must have columns source and study, separated by a tab.")
-            rows = [(row["source"], row["study"]) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
-    if without := [source for source, study in rows if not study]:
-        raise InputError(f"{path} has no study for {without[0]!r}.")
-    if len(dict(rows)) < len(rows):
-        raise InputError(f"{path} names a source twice.")
-    return dict(rows)
 
 
 # ---------------------------------------------------------------------- adapt

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The sources of a corpus's cells: `.h5ad` files and TileDB-SOMA experiments, read in slices of cells."""
 
+import csv
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -39,6 +40,20 @@ _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY, _PROFILE)
 _MAX_NAME_BYTES = 200
 
 
+class ToldOfSource(NamedTuple):
+    """
+    What a table of sources tells of a source.
+
+    Args:
+        study: Name of its study; empty if it is a study of its own. Sources of one study, or of one atlas, count as one
+            where cells are drawn for training.
+        licence: Licence of its cells; empty if it is not known.
+    """
+
+    study: str = ""
+    licence: str = ""
+
+
 class Source(ABC):
     """
     Cells with raw counts and CELLxGENE's columns in `obs`. Another process receives the location only, and opens the
@@ -47,15 +62,20 @@ class Source(ABC):
     Args:
         location: A path, or the URI of an experiment.
         where: A condition on columns of `obs` that selects cells, such as `tissue_general == 'blood'`.
-        study: Name of the study where `obs` has no `dataset_id`; by default that of the source.
+        told: What is known of the source from elsewhere.
     """
 
-    def __init__(self, location: str, where: str | None = None, study: str | None = None):
+    def __init__(self, location: str, where: str | None = None, told: "ToldOfSource | None" = None):
         self.location, self.where = location, where
-        self.study = self.name if study is None else study
+        self.told = ToldOfSource() if told is None else told
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.location, self.where, self.study)
+        return type(self), (self.location, self.where, self.told)
+
+    @property
+    def study(self) -> str:
+        """Name of the study where `obs` has no `dataset_id`."""
+        return self.told.study or self.name
 
     @property
     def name(self) -> str:
@@ -76,9 +96,13 @@ class Source(ABC):
     def read(self, rows: np.ndarray) -> ad.AnnData:
         """Reads some cells into memory: counts, and CELLxGENE's columns of `obs`."""
 
-    def about(self) -> dict[str, str]:
-        """Returns the keys of `ORIGIN` that the source has."""
+    def origin(self) -> dict[str, str]:
+        """Returns the keys of `ORIGIN` that the source itself has."""
         return {}
+
+    def about(self) -> dict[str, str]:
+        """Returns where the cells come from, and their licence: what the source says, then what was told of it."""
+        return ({"licence": self.told.licence} if self.told.licence else {}) | self.origin()
 
     @abstractmethod
     def checksum(self) -> str:
@@ -156,7 +180,7 @@ class H5adFile(Source):
             return raw.X, raw.var
         return self._adata.X, self._adata.var
 
-    def about(self) -> dict[str, str]:
+    def origin(self) -> dict[str, str]:
         found = {name: self._adata.uns.get(name) for name in ORIGIN}
         return {name.replace("license", "licence"): text for name, text in found.items() if isinstance(text, str)}
 
@@ -221,7 +245,7 @@ def _import_soma() -> Any:
 
 
 def find_sources(
-    inputs: Iterable[str], where: str | None = None, studies: Mapping[str, str] | None = None
+    inputs: Iterable[str], where: str | None = None, told: Mapping[str, ToldOfSource] | None = None
 ) -> list[Source]:
     """
     Finds the sources among `.h5ad` files, folders of them, and SOMA experiments (folders or URIs), ordered by name.
@@ -229,12 +253,11 @@ def find_sources(
     Args:
         inputs: Paths and URIs.
         where: A condition on `obs` that selects cells.
-        studies: The study of some sources, by their names. Sources of one study, or of one atlas, count as one where
-            cells are drawn for training.
+        told: What is known of some sources from elsewhere, by their names.
 
     Raises:
         InputError: An input does not exist or holds no cells, two sources have the same name, a name is too long or not
-            valid UTF-8, or a study is given for a source that is not among the inputs.
+            valid UTF-8, or something is told of a source that is not among the inputs.
     """
     found: list[Source] = []
     for location in inputs:
@@ -252,17 +275,39 @@ def find_sources(
                 f"The name of {source.location} is not valid UTF-8, or longer than {_MAX_NAME_BYTES} bytes: rename it."
             )
     found.sort(key=lambda source: source.name)
-    of_source = dict(studies or {})
+    unused = dict(told or {})
     for source in found:
-        source.study = of_source.pop(source.name, source.study)
-    if of_source:
-        raise InputError(f"A study is given for {', '.join(map(repr, of_source))}, which is not among the sources.")
+        source.told = unused.pop(source.name, source.told)
+    if unused:
+        raise InputError(f"The table tells of {', '.join(map(repr, unused))}, which is not among the sources.")
     for source, following in pairwise(found):
         if source.name == following.name:
             raise InputError(
                 f"{source.location} and {following.location} have the same name {source.name!r}: rename one."
             )
     return found
+
+
+def read_source_table(path: Path) -> dict[str, ToldOfSource]:
+    """
+    Reads what a table (.tsv) tells of sources: the columns `source`, and `study`, `licence` or both. A cell that is
+    empty tells nothing.
+
+    Raises:
+        InputError: The table cannot be read, lacks a column, or names a source twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            table = csv.DictReader(lines, delimiter="\t")
+            named = [name for name in ToldOfSource._fields if name in (table.fieldnames or ())]
+            if "source" not in (table.fieldnames or ()) or not named:
+                raise InputError(f"{path} must have columns source, and study or licence, separated by a tab.")
+            rows = [(row["source"], ToldOfSource(**{name: row[name] or "" for name in named})) for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
+    if len(dict(rows)) < len(rows):
+        raise InputError(f"{path} names a source twice.")
+    return dict(rows)
 
 
 def _is_utf8(name: str) -> bool:
@@ -273,4 +318,14 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-__all__ = ["ASPECTS", "UNKNOWN", "H5adFile", "SomaExperiment", "Source", "cell_facts", "find_sources"]
+__all__ = [
+    "ASPECTS",
+    "UNKNOWN",
+    "H5adFile",
+    "SomaExperiment",
+    "Source",
+    "ToldOfSource",
+    "cell_facts",
+    "find_sources",
+    "read_source_table",
+]

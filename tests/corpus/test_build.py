@@ -407,9 +407,9 @@ def test_command_with_an_unfit_file(gene_info, tmp_path):
     assert not (tmp_path / "corpus").exists()
 
 
-class TestStudies:
+class TestSourceTable:
     def test_sources_of_one_atlas_are_one_study(self, studies, tmp_path, gene_info):
-        (tmp_path / "studies.tsv").write_text("source\tstudy\nfirst\tatlas\nsecond\tatlas\n")
+        (tmp_path / "sources.tsv").write_text("source\tstudy\nfirst\tatlas\nsecond\tatlas\n")
         done = self._build(studies, tmp_path, gene_info)
         assert done.exit_code == 0, done.output
         assert "76 cells of 1 studies" in done.output
@@ -417,18 +417,29 @@ class TestStudies:
         assert set(corpus.facts["study"]) == {"atlas"}
         assert [*corpus.panels] == [("first", "atlas"), ("second", "atlas")], "each source keeps its own panel"
 
+    def test_licences_are_recorded(self, studies, tmp_path, gene_info):
+        adata = ad.read_h5ad(studies / "second.h5ad")
+        adata.uns["licence"] = "CC0"
+        adata.write_h5ad(studies / "second.h5ad")
+        (tmp_path / "sources.tsv").write_text("source\tstudy\tlicence\nfirst\t\tCC BY 4.0\nsecond\t\tMIT\n")
+        assert self._build(studies, tmp_path, gene_info).exit_code == 0
+        corpus = Corpus(tmp_path / "corpus")
+        licences = [source["about"]["licence"] for source in corpus.manifest["sources"]]
+        assert licences == ["CC BY 4.0", "CC0"], "what a file says of itself comes first"
+        assert set(corpus.facts["study"]) == {"first", "second"}, "an empty cell tells nothing"
+
     @pytest.mark.parametrize(
         ("table", "fault"),
         [
-            ("name\tstudy\nfirst\tatlas\n", "must have columns source and study"),
+            ("name\tstudy\nfirst\tatlas\n", "must have columns source, and study or licence"),
             ("source\tstudy\nfirst\tatlas\nfirst\tother\n", "names a source twice"),
-            ("source\tstudy\nfirst\n", "has no study for 'first'"),
+            ("source\nfirst\n", "must have columns source, and study or licence"),
             ("source\tstudy\nfirst\tÜbersicht\n".encode("latin-1"), "it is not text in UTF-8"),
             ("source\tstudy\nthird\tatlas\n", "'third', which is not among the sources"),
         ],
     )
     def test_tables_that_do_not_fit_are_refused(self, studies, tmp_path, gene_info, table, fault):
-        (tmp_path / "studies.tsv").write_bytes(table if isinstance(table, bytes) else table.encode())
+        (tmp_path / "sources.tsv").write_bytes(table if isinstance(table, bytes) else table.encode())
         done = self._build(studies, tmp_path, gene_info)
         assert done.exit_code == 2
         assert fault in " ".join(done.stderr.split())
@@ -436,7 +447,7 @@ class TestStudies:
 
     @staticmethod
     def _build(studies, folder, gene_info):
-        arguments = ["--gene-info", gene_info, "--min-cells", "1", "--studies", folder / "studies.tsv"]
+        arguments = ["--gene-info", gene_info, "--min-cells", "1", "--sources", folder / "sources.tsv"]
         return CliRunner().invoke(app, list(map(str, ["corpus", studies, "--out", folder / "corpus", *arguments])))
 
 

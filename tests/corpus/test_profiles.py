@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.profiles import BACKGROUND, CELLS, COUNTS, draw_cell, draw_cells
-from modeling_langcell.corpus.sources import find_sources
+from modeling_langcell.corpus.sources import ToldOfSource, find_sources
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 from tests.corpus.conftest import build, same_folders
 from tests.support.tiny import GENES
@@ -144,7 +144,7 @@ class TestCorpus:
     def test_the_background_has_the_genes_of_its_source_alone(self, atlas, tmp_path, gene_info):
         adata = ad.read_h5ad(atlas / "atlas.h5ad")
         adata[:, :10].copy().write_h5ad(atlas / "panel.h5ad")
-        sources = find_sources([str(atlas)], studies={"atlas": "one", "panel": "one"})
+        sources = find_sources([str(atlas)], told=dict.fromkeys(("atlas", "panel"), ToldOfSource("one")))
         corpus = make_corpus(sources, tmp_path / "corpus", CorpusSettings(gene_info, min_cells=1))
         panel = set(corpus.panels["panel", "one"].tolist())
         rows = np.flatnonzero(corpus.facts["profile"])[4:]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.corpus.sources import H5adFile, find_sources
+from modeling_langcell.corpus.sources import H5adFile, ToldOfSource, find_sources
 from tests.corpus.conftest import build, same_folders
 from tests.support.paths import REPOSITORY
 
@@ -42,11 +42,11 @@ class TestFindSources:
             find_sources([str(studies), str(tmp_path / "again")])
 
     def test_the_study_of_sources(self, studies):
-        first, second = find_sources([str(studies)], studies={"second": "the atlas"})
+        first, second = find_sources([str(studies)], told={"second": ToldOfSource("the atlas")})
         assert (first.study, second.study) == ("first", "the atlas")
         assert pickle.loads(pickle.dumps(second)).study == "the atlas"
-        with pytest.raises(InputError, match="A study is given for 'third', which is not among the sources"):
-            find_sources([str(studies)], studies={"third": "the atlas"})
+        with pytest.raises(InputError, match="The table tells of 'third', which is not among the sources"):
+            find_sources([str(studies)], told={"third": ToldOfSource("the atlas")})
 
 
 def test_h5ad_files_are_read_in_slices(studies):
