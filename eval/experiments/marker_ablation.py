@@ -10,6 +10,7 @@ The markers that somebody writes down, `textbook_markers.tsv`, were chosen from 
 marker weight of langcell-mini, and a few lists of the catalogue, were tuned on the first three studies.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,21 @@ from modeling_langcell.model.prompts import NAME_ALONE, PROMPT_TEMPLATES
 from modeling_langcell.ontology import ancestors, depth, id_of
 
 TEXTBOOK = Path(__file__).with_name("textbook_markers.tsv")
+#: Lineages, by terms that head them: a label is of the right lineage if it is below a head that the type is below too.
+LINEAGES = {
+    "lymphoid": ("lymphocyte", "lymphoid lineage restricted progenitor cell"),
+    "myeloid": ("myeloid leukocyte", "dendritic cell", "mononuclear phagocyte"),
+    "erythroid and megakaryocytic": ("erythroid lineage cell", "megakaryocyte", "platelet"),
+    "precursors of blood": ("hematopoietic precursor cell",),
+    "epithelium": ("epithelial cell",),
+    "endothelium": ("endothelial cell",),
+    "connective tissue": ("connective tissue cell", "mesenchymal cell", "pericyte"),
+    "muscle": ("muscle cell",),
+    "nerves and glia": ("neural cell",),
+    "tumour": ("malignant cell",),
+}
+#: Depth from which a term above a cell's type still says something: that of "T cell".
+DEEP = 4
 #: Tissue of each study, for annotation without labels.
 TISSUES = {"pdac_moncada_card": "pancreas"}
 
@@ -69,11 +85,12 @@ def measure_without_labels(
     annotator: LangCellAnnotator, context: EvaluationContext, study: Study, tissue: str | None
 ) -> dict[str, Any]:
     """
-    Returns the scores of annotation among the types of the catalogue: the ontology score of the labels, the share of
-    labels that are the cell's type, one above it or one below it (`related`), the share of cells with an answer, the
-    shares of answers that are the cell's type or above it (`right`) and that are kinds of it (`finer`: whether they are
-    right is not known), and the answers' mean depth. Without a tissue it is judged by markers. The shipped checkpoint
-    is calibrated on the first three studies, among their own types.
+    Returns the scores of annotation among the types of the catalogue: the ontology score of the labels; the shares of
+    labels that are of the right lineage (`lineage`), that are the cell's type, one above it or one below it
+    (`related`), and of these without those that are above it and not deep (`deep`); the share of cells with an
+    answer, the shares of answers that are the cell's type or above it (`right`) and that are kinds of it (`finer`:
+    whether they are right is not known), and the answers' mean depth. Without a tissue it is judged by markers. The
+    shipped checkpoint is calibrated on the first three studies, among their own types.
     """
     adata = context.cells(study)
     truth = [id_of(label) for label in adata.obs[study.label_key].astype(str)]
@@ -86,6 +103,8 @@ def measure_without_labels(
         "candidates": len(found.obsm[PROBABILITIES].columns),
         **metric("ontology_score", references=truth, predictions=labels),
         "related": float(np.mean([_is_right(a, b) or _is_right(b, a) for a, b in zip(labels, truth, strict=True)])),
+        "lineage": float(np.mean([bool(_lineages(a) & _lineages(b)) for a, b in zip(labels, truth, strict=True)])),
+        "deep": float(np.mean([_is_right(b, a) or _is_deep(a, b) for a, b in zip(labels, truth, strict=True)])),
         "answered": len(given) / len(truth),
         "right": float(np.mean([_is_right(answer, own) for answer, own in given])),
         "finer": float(np.mean([answer != own and _is_right(own, answer) for answer, own in given])),
@@ -122,6 +141,17 @@ def _is_right(answer: str | None, truth: str | None) -> bool:
     return answer is not None and truth is not None and (answer == truth or answer in ancestors(truth))
 
 
+def _is_deep(label: str | None, truth: str | None) -> bool:
+    """Returns true if a label is a cell's type, or a term above it that is deep in the ontology."""
+    return _is_right(label, truth) and (label == truth or depth(str(label)) >= DEEP)
+
+
+@cache
+def _lineages(term: str | None) -> frozenset[str]:
+    """Returns the names of the lineages that a term belongs to."""
+    return frozenset(name for name, heads in LINEAGES.items() if any(_is_right(id_of(head), term) for head in heads))
+
+
 def main(
     model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")] = MINI,
     data: Annotated[Path, typer.Option(help="Folder with validation/.")] = Path("../shared/data"),
@@ -144,7 +174,7 @@ def main(
             tissue or "judged": measure_without_labels(calibrated, context, study, tissue) for tissue in tissues
         }
         for tissue, found in without[study.name].items():
-            numbers = (f"{name} {found[name]:.3f}" for name in ("ontology_score", "answered", "right", "finer"))
+            numbers = (f"{name} {found[name]:.3f}" for name in ("lineage", "deep", "answered", "right", "finer"))
             typer.echo(f"{study.name}, no labels, {tissue}: {', '.join(numbers)}")
     found = calibrated.model.config.calibration
     holds = None if found is None else measure_calibration_without_markers(context, Calibration.from_dict(found))

@@ -3,18 +3,21 @@
 Types that were withheld from training, with everything below them: how often their cells get their own type, among all
 types of their study.
 
-    langcell corpus CELLS... --where "$(python eval/experiments/withheld_types.py --condition)" ... --out runs/corpus
+    langcell corpus CELLS... --where "$(python eval/experiments/withheld_types.py --condition judged)" \
+      --gene-info ... --out runs/corpus
     python eval/experiments/withheld_types.py CELLS... --model runs/trained --json eval/results/withheld_types.json
 
-`withheld_types.tsv` lists 40 types of all tissues, drawn at random among those that have few kinds and are in a file of
-eight types or more. Up to 20 cells of a type are judged, and five drawn from each of its averages. Scores are means
-over the withheld types: by the descriptions alone, with the markers of the catalogue, and by these markers alone.
+`withheld_types.tsv` lists 40 types of all tissues to judge by, drawn at random among those that have few kinds and are
+in a file of eight types or more. Up to 20 cells of a type are judged, and five drawn from each of its averages. Scores
+are means over the withheld types: by the descriptions alone, with the markers of the catalogue, and by these markers
+alone. The table has two further sets, of types of the validation studies: `relatives.py` fits with them.
 """
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -30,23 +33,28 @@ from modeling_langcell.eval.record import write_record
 from modeling_langcell.io.columns import CELL_TYPE
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.zero_shot import MarkerEvidence
-from modeling_langcell.ontology import ancestors, descendants, get_term, is_term
+from modeling_langcell.ontology import descendants, get_term, is_term
 
 TABLE = Path(__file__).with_name("withheld_types.tsv")
+TypeSet = Literal["judged", "fitted-a", "fitted-b"]
 _TYPE = "cell_type_ontology_term_id"
 _MOST_CELLS, _FEWEST_TYPES = 20, 5
 
 
-def read_withheld() -> tuple[str, ...]:
-    """Returns the ids of the withheld types."""
+def read_withheld(name: TypeSet = "judged") -> tuple[str, ...]:
+    """Returns the ids of a set of withheld types."""
     with TABLE.open(encoding="utf-8", newline="") as lines:
-        return tuple(row["id"] for row in csv.DictReader(lines, delimiter="\t"))
+        return tuple(row["id"] for row in csv.DictReader(lines, delimiter="\t") if row["set"] == name)
 
 
-def condition() -> str:
-    """Returns the condition on `obs` that leaves out the withheld types and all kinds of them."""
-    kinds = {kind.id for term in read_withheld() for kind in descendants(term)}
-    return f"{_TYPE} not in {sorted(kinds.union(read_withheld()))}"
+def with_kinds(types: Iterable[str]) -> frozenset[str]:
+    """Returns types, given by their ids, and all kinds of them."""
+    return frozenset(kind for term in types for kind in (term, *(below.id for below in descendants(term))))
+
+
+def condition(name: TypeSet = "judged") -> str:
+    """Returns the condition on `obs` that leaves out a set of types and all kinds of them."""
+    return f"{_TYPE} not in {sorted(with_kinds(read_withheld(name)))}"
 
 
 def read_cells(path: Path) -> tuple[ad.AnnData, list[str]] | None:
@@ -57,12 +65,12 @@ def read_cells(path: Path) -> tuple[ad.AnnData, list[str]] | None:
         The cells, with the name of their type as `cell_type`, and the names of all types of the file; None if it has no
         withheld type, or too few types to choose from.
     """
-    adata, withheld = ad.read_h5ad(path), set(read_withheld())
+    adata, withheld = ad.read_h5ad(path), with_kinds(read_withheld())
     if _TYPE not in adata.obs:
         return None
     of_row = adata.obs[_TYPE].astype(str).to_numpy()
     types = sorted(term for term in set(of_row) if is_term(term))
-    held = {term for term in types if withheld & {term, *ancestors(term)}}
+    held = withheld & {*types}
     if not held or len(types) < _FEWEST_TYPES:
         return None
     is_profile = adata.obs["profile"].to_numpy(bool) if "profile" in adata.obs else np.zeros(adata.n_obs, bool)
@@ -126,18 +134,23 @@ def main(
     marker_weight: Annotated[
         float | None, typer.Option(help="Weight of the markers.", show_default="the checkpoint's")
     ] = None,
+    relatives_weight: Annotated[
+        float | None, typer.Option(help="Weight of the share of relatives.", show_default="the checkpoint's")
+    ] = None,
     show_condition: Annotated[
-        bool, typer.Option("--condition", help="Print the condition that leaves the types out of a corpus.")
-    ] = False,
+        TypeSet | None, typer.Option("--condition", help="Print the condition that leaves a set out of a corpus.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Measure how often cells of withheld types get their own type."""
-    if show_condition:
-        typer.echo(condition())
+    if show_condition is not None:
+        typer.echo(condition(show_condition))
         return
     if not inputs:
         raise InputError("Give the files that the types were withheld from.")
     annotator = LangCellAnnotator.from_pretrained(resolve_checkpoint(model))
+    if relatives_weight is not None:
+        annotator.model.config.relatives_weight = relatives_weight
     paths = sorted(path for given in inputs for path in (given.glob("*.h5ad") if given.is_dir() else [given]))
     studies = [found for path in paths if (found := measure(annotator, path, alpha, marker_weight)) is not None]
     of_type: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -148,7 +161,7 @@ def main(
     means = {way: float(np.mean([np.mean(found) for found in types.values()])) for way, types in of_type.items()}
     for way, mean in means.items():
         typer.echo(f"{way:30} {mean:.3f} over {len(of_type[way])} types")
-    weights = {"alpha": alpha, "marker_weight": marker_weight}
+    weights = {"alpha": alpha, "marker_weight": marker_weight, "relatives_weight": relatives_weight}
     write_record(json_file, {"model": model, **weights, "seed": 0, "balanced_accuracy": means, "studies": studies})
 
 

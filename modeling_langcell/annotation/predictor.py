@@ -166,7 +166,14 @@ class Predictor:
             if marker_weight is None:
                 marker_weight = own.marker_weight if with_markers else 0
         by_description = DescriptionScorer(
-            self.model, self.processor, descriptions, alpha, shortlist, self.budget, marker_weight
+            self.model,
+            self.processor,
+            descriptions,
+            alpha,
+            shortlist,
+            self.budget,
+            marker_weight,
+            relatives_weight=None if own is None else 0,  # The adapted model has learnt its labels' descriptions.
         )
         if by_description.calibration is not self.model.config.calibration:
             logger.info("Scores are not calibrated: the calibration is for a different alpha or prompt templates.")

@@ -184,6 +184,10 @@ class LangCellConfig(_PublishedConfig):
             default of `LangCellAnnotator`.
         marker_weight: Weight of the marker evidence beside similarity and matching in the zero-shot score, at least 0;
             0, the default, leaves it out. See `DescriptionScorer`.
+        relatives_weight: Weight of the share that a description new to the model gets of the probability of its
+            relatives among the descriptions of the training, at least 0; 0, the default, gives none. See
+            `RelativesShare`.
+        n_known_texts: Number of descriptions of the training that the model knows again, the rows of `known_texts`.
         masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight: Weights of the objectives MGM, C-C,
             C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
         masked_gene_probability: Share of a cell's genes that MGM masks.
@@ -220,6 +224,8 @@ class LangCellConfig(_PublishedConfig):
     temperature: float | int = 0.05
     alpha: float | int = 0.1
     marker_weight: float | int = 0.0
+    relatives_weight: float | int = 0.0
+    n_known_texts: int = 0
     masked_gene_weight: float | int = 1.0
     cell_cell_weight: float | int = 1.0
     cell_text_weight: float | int = 1.0
@@ -234,7 +240,8 @@ class LangCellConfig(_PublishedConfig):
         for name in ("temperature", "cell_cell_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
-        for name in ("marker_weight", "masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight"):
+        objectives = ("masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight")
+        for name in ("marker_weight", "relatives_weight", "n_known_texts", *objectives):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be below 0.")
         for name in ("alpha", "masked_gene_probability"):

@@ -376,7 +376,7 @@ class LangCellPreTrainedModel(PreTrainedModel):
 
 
 #: Weights of a joint checkpoint that a tower, or a tower with a head, ignores when it loads its own.
-_OF_THE_OTHERS = r"^((cell|text)_(model|projection)|matching_head|lm_head|classifier)\."
+_OF_THE_OTHERS = r"^(((cell|text)_(model|projection)|matching_head|lm_head|classifier)\.|known_texts$)"
 
 
 class LangCellTowerModel(LangCellPreTrainedModel):
@@ -649,7 +649,15 @@ class LangCellModel(LangCellPreTrainedModel):
         self.cell_projection = nn.Linear(config.cell_config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
+        known = torch.zeros(config.n_known_texts, config.projection_dim) if config.n_known_texts else None
+        #: `(n_known_texts, projection_dim)` embeddings of the descriptions that training compared cells with, or None.
+        self.register_buffer("known_texts", known)
         self.post_init()
+
+    def remember_texts(self, text_embeds: torch.Tensor) -> None:
+        """Sets `known_texts` to `(texts, projection_dim)` embeddings."""
+        self.config.n_known_texts = len(text_embeds)
+        self.known_texts = text_embeds.detach().clone()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the gene embeddings."""

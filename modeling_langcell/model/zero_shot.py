@@ -62,6 +62,9 @@ class DescriptionScorer:
     A label with several texts is embedded as the mean of their embeddings, scaled back to length 1 (Radford et al.,
     2021, section 3.1.4). The matching reads only the first text, since its cost grows with the number of texts.
 
+    A description that training never showed has drawn no cell to it, and would lose to those that it did show. It gets
+    a share of the similarity of its relatives: see `RelativesShare`.
+
     Marker evidence is a third voice: `marker_weight` times the evidence is added to the logarithm of the blend, and the
     scores are scaled to add up to 1. The evidence for a label is the mean, over the genes that its description names
     and that the matrix measured, of how far the gene stands above its usual place in the ranking of a cell, in usual
@@ -81,9 +84,10 @@ class DescriptionScorer:
             up to 32.
         budget: Bounds the number of positions that go through a tower at once.
         marker_weight: Weight of the marker evidence; by default the checkpoint's own. 0 leaves it out.
+        relatives_weight: Weight of the share of relatives; by default the checkpoint's own. 0 leaves it out.
 
     Raises:
-        InputError: A shortlist below 1, a marker weight below 0, or a label without a text.
+        InputError: A shortlist below 1, a weight below 0, or a label without a text.
     """
 
     def __init__(
@@ -95,11 +99,14 @@ class DescriptionScorer:
         shortlist: Shortlist = "auto",
         budget: TokenBudget | None = None,
         marker_weight: float | None = None,
+        relatives_weight: float | None = None,
     ):
         self.model, self.alpha = model, alpha
         self.marker_weight = model.config.marker_weight if marker_weight is None else marker_weight
-        if not 0 <= self.marker_weight < math.inf:
-            raise InputError(f"marker_weight={self.marker_weight} is not a weight: give 0 or more.")
+        relatives_weight = model.config.relatives_weight if relatives_weight is None else relatives_weight
+        for name, weight in (("marker_weight", self.marker_weight), ("relatives_weight", relatives_weight)):
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name}={weight} is not a weight: give 0 or more.")
         described = {label: as_description(label, given) for label, given in descriptions.items()}
         #: The texts of each label; the matching reads the first.
         self.descriptions = {label: as_texts(label, given.texts) for label, given in described.items()}
@@ -124,6 +131,10 @@ class DescriptionScorer:
         self.text_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
         self.lengths = [len(ids) for ids in self.text_ids]
         self.text_embeds = self._embed()
+        #: The share of relatives; None where every description is known, or none is.
+        self.relatives: RelativesShare | None = None
+        if model.known_texts is not None and relatives_weight:
+            self.relatives = RelativesShare.of(self.text_embeds, model.known_texts.float(), relatives_weight)
 
     @property
     def marker_ids(self) -> tuple[int, ...]:
@@ -146,6 +157,9 @@ class DescriptionScorer:
         logits = model.get_similarity_logits(embeds, self.text_embeds)
         max_cosine = logits.amax(dim=1) * model.config.temperature
         similarity = logits.softmax(dim=1)
+        if self.relatives is not None:
+            known = model.get_similarity_logits(embeds, self.relatives.known_texts).softmax(dim=1)
+            similarity = self.relatives(similarity, known)
         evidence = None
         if self.evidence is not None and places is not None:
             evidence = self.marker_weight * self.evidence(places)
@@ -268,6 +282,52 @@ class DescriptionScorer:
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
 
 
+class RelativesShare:
+    """
+    The share of similarity that a new description gets from its relatives, after ConSE (Norouzi et al., 2014).
+
+    What the model takes for a macrophage may be a Kupffer cell, if training had no such cells: it can only tell apart
+    what it learnt. So the probability of each known description, times a weight, is divided among the labels in
+    proportion to `exp(SHARPNESS * cosine)` of the texts, and new descriptions get their parts of it on top of their
+    own. Genes that the descriptions name then decide between the relatives. Many new descriptions share what one alone
+    would get, so a long list of candidates does not bury the known ones.
+
+    Args:
+        known_texts: `(known, width)` embeddings of the descriptions of the training.
+        shares: `(known, labels)` shares times weight; 0 for labels whose description is known.
+    """
+
+    #: Cosine with a known description from which a description is the same, rounded weights or not.
+    SAME = 0.98
+    SHARPNESS = 12.0
+
+    def __init__(self, known_texts: torch.Tensor, shares: torch.Tensor):
+        self.known_texts, self.shares = known_texts, shares
+
+    @classmethod
+    def of(cls, text_embeds: torch.Tensor, known_texts: torch.Tensor, weight: float) -> "RelativesShare | None":
+        """Returns the shares for `(labels, width)` embeddings; None if each description is known."""
+        cosine = known_texts @ text_embeds.T
+        is_new = cosine.amax(dim=0) < cls.SAME
+        if not is_new.any():
+            return None
+        return cls(known_texts, weight * is_new * (cls.SHARPNESS * cosine).softmax(dim=1))
+
+    def __call__(self, similarity: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """
+        Adds the shares to probabilities.
+
+        Args:
+            similarity: `(cells, labels)` probabilities of the labels.
+            known: `(cells, known)` probabilities of the known descriptions.
+
+        Returns:
+            `(cells, labels)` probabilities.
+        """
+        shared = similarity + known @ self.shares
+        return shared / shared.sum(dim=1, keepdim=True)
+
+
 class MarkerEvidence:
     """
     How far the genes that descriptions name stand above their usual places in a cell: see `DescriptionScorer`.
@@ -366,4 +426,12 @@ def read_cells(
         yield np.array(done), found
 
 
-__all__ = ["SHORTLIST", "DescriptionScorer", "MarkerEvidence", "Scored", "Shortlist", "read_cells"]
+__all__ = [
+    "SHORTLIST",
+    "DescriptionScorer",
+    "MarkerEvidence",
+    "RelativesShare",
+    "Scored",
+    "Shortlist",
+    "read_cells",
+]

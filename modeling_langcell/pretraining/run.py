@@ -254,9 +254,13 @@ class PretrainingRun:
         return bool(self.accelerator.reduce(flag) > 0)
 
     def save(self) -> None:
-        """Saves the trained model."""
+        """Saves the trained model, with embeddings of the types' descriptions, so that it knows which are new to it."""
         model = self._whole_model()
         if self.is_main:
+            if self.batches.descriptions is not None:
+                encode = FrozenTextEncoder(model, self.processor, self.config.max_tokens)
+                with torch.no_grad():
+                    model.remember_texts(model.project_texts(encode(self.batches.descriptions.type_texts)))
             self.folder.save_model(model, self.processor, self._record())
 
     def _record(self) -> dict[str, Any]:

@@ -99,6 +99,11 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     annotator.annotate(held_out, list(TYPES.values()), alpha=1.0)
     truth = held_out.obs["cell_type_ontology_term_id"].map(TYPES).astype(str)
     assert (held_out.obs["langcell_cell_type"].astype(str) == truth).mean() > 0.7
+    # The checkpoint knows the descriptions that it learnt from others.
+    annotator.model.config.relatives_weight = 1.0
+    assert annotator.model.config.n_known_texts == len(TYPES)
+    assert annotator.scorer(list(TYPES.values())).relatives is None
+    assert annotator.scorer(["hepatocyte"]).relatives is not None
 
 
 def test_a_second_run_continues_the_first(settings, tmp_path):
@@ -157,7 +162,12 @@ def test_train_py_as_a_process(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "stages"), [("mini", ["stage1", "stage2", "matching", "genes"]), ("base", ["stage1", "stage2"])]
+    ("model", "stages"),
+    [
+        ("mini", ["stage1", "stage2", "matching", "genes"]),
+        ("small", ["stage1", "stage2"]),
+        ("base", ["stage1", "stage2"]),
+    ],
 )
 def test_shipped_configurations_run(settings, tiny_studies, tmp_path, model, stages):
     """One step of each stage on the tiny studies, from random towers instead of the real checkpoints."""
@@ -172,7 +182,7 @@ def test_shipped_configurations_run(settings, tiny_studies, tmp_path, model, sta
         path = REPOSITORY / "hub_configs" / "pretraining" / f"{model}-{stage}.yaml"
         start = str(pretrain(PretrainingConfig.from_yaml(path, overrides)))
     trained = LangCellModel.from_pretrained(start)
-    assert trained.config.cell_config.num_hidden_layers == {"mini": 1, "base": 12}[model]
+    assert trained.config.cell_config.num_hidden_layers == {"mini": 1, "small": 6, "base": 12}[model]
     runs = json.loads((tmp_path / stages[-1] / "training.json").read_text())["runs"]
     assert len(runs) == len(stages)
 
