@@ -42,7 +42,6 @@ CHOICES: dict[str, dict[str, object]] = {
     "cells drawn as they come": {"balance": 1.0},
     "the last weights, not their average": {"averaging": 0.0},
     "text projection trained": {"train_text_projection": True},
-    "genes start at random": {"gene_names_from": None},
     "last layer starts at random": {"gene_average_start": False},
 }
 

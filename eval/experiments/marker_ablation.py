@@ -45,7 +45,7 @@ LINEAGES = {
     "nerves and glia": ("neural cell",),
     "tumour": ("malignant cell",),
 }
-#: Depth from which a term above a cell's type still says something: that of "T cell".
+#: Depth from which a term above a cell's type still says something: that of "B cell".
 DEEP = 4
 #: Tissue of each study, for annotation without labels.
 TISSUES = {"pdac_moncada_card": "pancreas"}
