@@ -29,7 +29,8 @@ class CellType:
         short_name: Name for plots, at most 24 characters.
         names: Everyday names and abbreviations, beside those of the Cell Ontology.
         tissues: Names of the tissues in which the type is usual, as Uberon has them; `everywhere` for all. Empty for
-            types that are too broad, or too special, to be a candidate without being named.
+            types that are too broad or too special to be a candidate without being named, and for those whose kinds, or
+            another name for the same cells, are candidates: "T cell" would win where no kind of it stands out.
         markers: Symbols of the genes that mark the type, the best first.
         absent: Symbols of genes that the type does not express, in contrast to similar types.
         support: For each marker, the number of studies whose cells of the type express it highly, and the number of

@@ -45,12 +45,12 @@ class TestChoosing:
     @pytest.mark.parametrize(
         ("cells", "tissues"),
         [
-            ({"T_cell": 100}, ["blood"]),
+            ({"CD4_T": 100}, ["blood"]),
             ({"Platelet": 50, "Naive_B": 50}, ["blood"]),
-            ({"T_cell": 95, "Hepatocyte": 5}, ["blood", "liver"]),
+            ({"CD4_T": 95, "Hepatocyte": 5}, ["blood", "liver"]),
             ({"AT2": 40, "Fibroblast": 60}, ["blood", "lung"]),
             ({"Astrocyte": 60, "OPC": 40}, ["blood", "brain"]),  # They are usual in the spinal cord too.
-            ({"Podocyte": 50, "Hepatocyte": 50, "T_cell": 200}, ["blood", "kidney", "liver"]),
+            ({"Podocyte": 50, "Hepatocyte": 50, "CD4_T": 200}, ["blood", "kidney", "liver"]),
         ],
     )
     def test_of_sure_types(self, cells, tissues):
@@ -58,7 +58,7 @@ class TestChoosing:
         assert [blood, *sorted(others)] == tissues
 
     def test_a_single_stray_cell_adds_no_further_tissue(self):
-        assert choose_tissues(cells_of(T_cell=20, Hepatocyte=20, Podocyte=1), TYPES) == ["blood", "liver"]
+        assert choose_tissues(cells_of(CD4_T=20, Hepatocyte=20, Podocyte=1), TYPES) == ["blood", "liver"]
 
     def test_cells_that_could_be_anything_are_taken_for_blood(self):
         assert choose_tissues(np.full((50, len(TYPES)), 1 / len(TYPES)), TYPES) == ["blood"]

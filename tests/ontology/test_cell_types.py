@@ -8,7 +8,16 @@ import anndata as ad
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.ontology import candidates, cell_type, cell_types, find_term, get_term, id_of, usual_in
+from modeling_langcell.ontology import (
+    ancestors,
+    candidates,
+    cell_type,
+    cell_types,
+    find_term,
+    get_term,
+    id_of,
+    usual_in,
+)
 from modeling_langcell.ontology.catalogue import EVERYWHERE
 from modeling_langcell.ontology.terms import ids_by_name, of_other_species
 
@@ -60,7 +69,7 @@ def test_all_types_of_the_training_cells_are_there(shared):
 class TestTissues:
     def test_a_tissue_has_its_own_types_and_those_found_everywhere(self):
         names = {one.short_name for one in usual_in(["lung"])}
-        assert {"AT1", "AT2", "Alveolar mac", "T cell", "Fibroblast"} <= names
+        assert {"AT1", "AT2", "Alveolar mac", "CD4 T", "Fibroblast"} <= names
         assert not {"Hepatocyte", "Podocyte", "Astrocyte"} & names
 
     def test_names_and_ids_are_the_same(self):
@@ -80,6 +89,19 @@ class TestTissues:
         assert 200 < len(found) < len(cell_types())
         assert all(one.tissues for one in found)
         assert find_term("leukocyte").id not in {one.id for one in found}, "too broad to be a candidate"
+
+    @pytest.mark.parametrize(
+        "umbrella", ["T cell", "memory T cell", "monocyte", "glial cell", "pancreatic endocrine cell"]
+    )
+    def test_no_type_whose_kinds_are_candidates(self, umbrella):
+        usual = {one.id for one in usual_in()}
+        assert find_term(umbrella).id not in usual
+        assert any(find_term(umbrella).id in ancestors(one) for one in usual)
+
+    def test_tumours_grow_in_organs(self):
+        malignant = find_term("malignant cell").id
+        assert malignant in {one.id for one in usual_in(["pancreas"])}
+        assert malignant not in {one.id for one in usual_in(["blood"])}
 
     @pytest.mark.parametrize(("tissue", "fault"), [("lunge", "no tissue 'lunge'"), ("UBERON:99", "not a term")])
     def test_unknown_tissues_are_refused(self, tissue, fault):

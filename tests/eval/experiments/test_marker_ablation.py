@@ -48,3 +48,10 @@ def test_an_answer_is_right_if_it_is_the_type_or_above_it():
     assert marker_ablation._is_right(id_of("B cell"), id_of("B cell"))
     assert not marker_ablation._is_right(id_of("B cell"), id_of("lymphocyte"))
     assert not marker_ablation._is_right(None, id_of("B cell"))
+
+
+def test_cells_of_a_tumour_are_also_of_the_lineage_that_it_grew_from():
+    malignant, duct = id_of("malignant cell"), id_of("pancreatic ductal cell")
+    assert not marker_ablation._lineages(malignant) & marker_ablation._lineages(duct)
+    assert marker_ablation._lineages(malignant, "epithelium") & marker_ablation._lineages(duct)
+    assert marker_ablation._lineages(duct, "connective tissue") == {"epithelium"}
