@@ -173,7 +173,8 @@ class Predictor:
             shortlist,
             self.budget,
             marker_weight,
-            relatives_weight=None if own is None else 0,  # The adapted model has learnt its labels' descriptions.
+            relatives_weight=None if own is None else 0,  # The adapted model has learnt its labels' descriptions,
+            known_cells_weight=None if adaptation is None else 0,  # and places cells elsewhere.
         )
         if by_description.calibration is not self.model.config.calibration:
             logger.info("Scores are not calibrated: the calibration is for a different alpha or prompt templates.")

@@ -187,7 +187,10 @@ class LangCellConfig(_PublishedConfig):
         relatives_weight: Weight of the share that a description new to the model gets of the probability of its
             relatives among the descriptions of the training, at least 0; 0, the default, gives none. See
             `RelativesShare`.
-        n_known_texts: Number of descriptions of the training that the model knows again, the rows of `known_texts`.
+        known_cells_weight: Weight of a type's training cells, beside its description, in what is compared with cells:
+            at least 0; 0, the default, leaves them out. See `KnownTypes`.
+        n_known_types: Number of types of the training that the model knows again, the rows of `known_texts` and
+            `known_cells`.
         masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight: Weights of the objectives MGM, C-C,
             C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
         masked_gene_probability: Share of a cell's genes that MGM masks.
@@ -225,7 +228,8 @@ class LangCellConfig(_PublishedConfig):
     alpha: float | int = 0.1
     marker_weight: float | int = 0.0
     relatives_weight: float | int = 0.0
-    n_known_texts: int = 0
+    known_cells_weight: float | int = 0.0
+    n_known_types: int = 0
     masked_gene_weight: float | int = 1.0
     cell_cell_weight: float | int = 1.0
     cell_text_weight: float | int = 1.0
@@ -241,7 +245,7 @@ class LangCellConfig(_PublishedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be above 0.")
         objectives = ("masked_gene_weight", "cell_cell_weight", "cell_text_weight", "matching_weight")
-        for name in ("marker_weight", "relatives_weight", "n_known_texts", *objectives):
+        for name in ("marker_weight", "relatives_weight", "known_cells_weight", "n_known_types", *objectives):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be below 0.")
         for name in ("alpha", "masked_gene_probability"):

@@ -376,7 +376,7 @@ class LangCellPreTrainedModel(PreTrainedModel):
 
 
 #: Weights of a joint checkpoint that a tower, or a tower with a head, ignores when it loads its own.
-_OF_THE_OTHERS = r"^(((cell|text)_(model|projection)|matching_head|lm_head|classifier)\.|known_texts$)"
+_OF_THE_OTHERS = r"^(((cell|text)_(model|projection)|matching_head|lm_head|classifier)\.|known_(texts|cells)$)"
 
 
 class LangCellTowerModel(LangCellPreTrainedModel):
@@ -649,15 +649,17 @@ class LangCellModel(LangCellPreTrainedModel):
         self.cell_projection = nn.Linear(config.cell_config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.matching_head = nn.Linear(config.text_config.hidden_size, 2)
-        known = torch.zeros(config.n_known_texts, config.projection_dim) if config.n_known_texts else None
-        #: `(n_known_texts, projection_dim)` embeddings of the descriptions that training compared cells with, or None.
+        known = torch.zeros(config.n_known_types, config.projection_dim) if config.n_known_types else None
+        #: `(n_known_types, projection_dim)` embeddings of the descriptions that training compared cells with, or None.
         self.register_buffer("known_texts", known)
+        #: `(n_known_types, projection_dim)` mean embeddings of the training cells of the same types, or None.
+        self.register_buffer("known_cells", None if known is None else known.clone())
         self.post_init()
 
-    def remember_texts(self, text_embeds: torch.Tensor) -> None:
-        """Sets `known_texts` to `(texts, projection_dim)` embeddings."""
-        self.config.n_known_texts = len(text_embeds)
-        self.known_texts = text_embeds.detach().clone()
+    def remember_types(self, text_embeds: torch.Tensor, cell_embeds: torch.Tensor) -> None:
+        """Sets `known_texts` and `known_cells` to `(types, projection_dim)` embeddings, L2-normalised."""
+        self.config.n_known_types = len(text_embeds)
+        self.known_texts, self.known_cells = text_embeds.detach().clone(), cell_embeds.detach().clone()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the gene embeddings."""

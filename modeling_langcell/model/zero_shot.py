@@ -62,8 +62,9 @@ class DescriptionScorer:
     A label with several texts is embedded as the mean of their embeddings, scaled back to length 1 (Radford et al.,
     2021, section 3.1.4). The matching reads only the first text, since its cost grows with the number of texts.
 
-    A description that training never showed has drawn no cell to it, and would lose to those that it did show. It gets
-    a share of the similarity of its relatives: see `RelativesShare`.
+    A description that training showed is moved towards the cells of its type: see `KnownTypes`. One that it never
+    showed has drawn no cell to it, and would lose to the others. It gets a share of the similarity of its relatives:
+    see `RelativesShare`.
 
     Marker evidence is a third voice: `marker_weight` times the evidence is added to the logarithm of the blend, and the
     scores are scaled to add up to 1. The evidence for a label is the mean, over the genes that its description names
@@ -85,6 +86,8 @@ class DescriptionScorer:
         budget: Bounds the number of positions that go through a tower at once.
         marker_weight: Weight of the marker evidence; by default the checkpoint's own. 0 leaves it out.
         relatives_weight: Weight of the share of relatives; by default the checkpoint's own. 0 leaves it out.
+        known_cells_weight: Weight of the training cells of known types; by default the checkpoint's own. 0 leaves them
+            out.
 
     Raises:
         InputError: A shortlist below 1, a weight below 0, or a label without a text.
@@ -100,13 +103,19 @@ class DescriptionScorer:
         budget: TokenBudget | None = None,
         marker_weight: float | None = None,
         relatives_weight: float | None = None,
+        known_cells_weight: float | None = None,
     ):
         self.model, self.alpha = model, alpha
-        self.marker_weight = model.config.marker_weight if marker_weight is None else marker_weight
-        relatives_weight = model.config.relatives_weight if relatives_weight is None else relatives_weight
-        for name, weight in (("marker_weight", self.marker_weight), ("relatives_weight", relatives_weight)):
+        given = {
+            "marker_weight": marker_weight,
+            "relatives_weight": relatives_weight,
+            "known_cells_weight": known_cells_weight,
+        }
+        weights = {name: getattr(model.config, name) if weight is None else weight for name, weight in given.items()}
+        for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"{name}={weight} is not a weight: give 0 or more.")
+        self.marker_weight = weights["marker_weight"]
         described = {label: as_description(label, given) for label, given in descriptions.items()}
         #: The texts of each label; the matching reads the first.
         self.descriptions = {label: as_texts(label, given.texts) for label, given in described.items()}
@@ -131,10 +140,14 @@ class DescriptionScorer:
         self.text_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
         self.lengths = [len(ids) for ids in self.text_ids]
         self.text_embeds = self._embed()
+        #: What the cells of each label are compared with.
+        self.label_embeds = self.text_embeds
         #: The share of relatives; None where every description is known, or none is.
         self.relatives: RelativesShare | None = None
-        if model.known_texts is not None and relatives_weight:
-            self.relatives = RelativesShare.of(self.text_embeds, model.known_texts.float(), relatives_weight)
+        if model.known_texts is not None:
+            known = KnownTypes(model.known_texts.float(), model.known_cells.float(), weights["known_cells_weight"])
+            self.label_embeds = known.place(self.text_embeds)
+            self.relatives = RelativesShare.of(self.text_embeds, known, weights["relatives_weight"])
 
     @property
     def marker_ids(self) -> tuple[int, ...]:
@@ -154,11 +167,11 @@ class DescriptionScorer:
         model = self.model
         states, pooled = model.cell_model.read_packed(ids, cells, pooled_only=self.alpha == 1)
         embeds = model.project_cells(pooled).float()
-        logits = model.get_similarity_logits(embeds, self.text_embeds)
+        logits = model.get_similarity_logits(embeds, self.label_embeds)
         max_cosine = logits.amax(dim=1) * model.config.temperature
         similarity = logits.softmax(dim=1)
         if self.relatives is not None:
-            known = model.get_similarity_logits(embeds, self.relatives.known_texts).softmax(dim=1)
+            known = model.get_similarity_logits(embeds, self.relatives.known_embeds).softmax(dim=1)
             similarity = self.relatives(similarity, known)
         evidence = None
         if self.evidence is not None and places is not None:
@@ -282,6 +295,42 @@ class DescriptionScorer:
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
 
 
+class KnownTypes:
+    """
+    Types that training showed. Their cells lie near their descriptions, but not on them: where training saw many
+    cells, their mean says better than language where the next ones will lie, as with prototypes (Snell et al., 2017).
+    So a description of such a type is compared with cells after it has been moved towards their mean.
+
+    Args:
+        texts: `(known, width)` embeddings of the descriptions.
+        cells: `(known, width)` mean embeddings of the types' cells, L2-normalised.
+        weight: Weight of the cells beside the description, whose weight is 1.
+    """
+
+    #: Cosine with a known description from which a description is the same, rounded weights or not.
+    SAME = 0.98
+
+    def __init__(self, texts: torch.Tensor, cells: torch.Tensor, weight: float):
+        self.texts, self.cells, self.weight = texts, cells, weight
+
+    @property
+    def embeds(self) -> torch.Tensor:
+        """`(known, width)` what the cells of the known types are compared with, L2-normalised."""
+        return self.place(self.texts)
+
+    def is_new(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Returns `(texts,)` true for texts that describe no known type."""
+        return (text_embeds @ self.texts.T).amax(dim=1) < self.SAME
+
+    def place(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Moves `(texts, width)` embeddings of texts, where they describe known types, towards the types' cells."""
+        if not self.weight:
+            return text_embeds
+        cells = self.cells[(text_embeds @ self.texts.T).argmax(dim=1)]
+        moved = F.normalize(text_embeds + self.weight * cells, dim=1)
+        return torch.where(self.is_new(text_embeds)[:, None], text_embeds, moved)
+
+
 class RelativesShare:
     """
     The share of similarity that a new description gets from its relatives, after ConSE (Norouzi et al., 2014).
@@ -293,25 +342,23 @@ class RelativesShare:
     would get, so a long list of candidates does not bury the known ones.
 
     Args:
-        known_texts: `(known, width)` embeddings of the descriptions of the training.
+        known_embeds: `(known, width)` what the cells of the known types are compared with.
         shares: `(known, labels)` shares times weight; 0 for labels whose description is known.
     """
 
-    #: Cosine with a known description from which a description is the same, rounded weights or not.
-    SAME = 0.98
     SHARPNESS = 12.0
 
-    def __init__(self, known_texts: torch.Tensor, shares: torch.Tensor):
-        self.known_texts, self.shares = known_texts, shares
+    def __init__(self, known_embeds: torch.Tensor, shares: torch.Tensor):
+        self.known_embeds, self.shares = known_embeds, shares
 
     @classmethod
-    def of(cls, text_embeds: torch.Tensor, known_texts: torch.Tensor, weight: float) -> "RelativesShare | None":
-        """Returns the shares for `(labels, width)` embeddings; None if each description is known."""
-        cosine = known_texts @ text_embeds.T
-        is_new = cosine.amax(dim=0) < cls.SAME
-        if not is_new.any():
+    def of(cls, text_embeds: torch.Tensor, known: KnownTypes, weight: float) -> "RelativesShare | None":
+        """Returns the shares for `(labels, width)` embeddings of texts; None if each is known, or the weight is 0."""
+        is_new = known.is_new(text_embeds)
+        if not weight or not is_new.any():
             return None
-        return cls(known_texts, weight * is_new * (cls.SHARPNESS * cosine).softmax(dim=1))
+        cosine = known.texts @ text_embeds.T
+        return cls(known.embeds, weight * is_new * (cls.SHARPNESS * cosine).softmax(dim=1))
 
     def __call__(self, similarity: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """
@@ -429,6 +476,7 @@ def read_cells(
 __all__ = [
     "SHORTLIST",
     "DescriptionScorer",
+    "KnownTypes",
     "MarkerEvidence",
     "RelativesShare",
     "Scored",

@@ -53,6 +53,9 @@ class PretrainingConfig:
         gene_dropout: Upper bound of the random share of genes dropped from a cell each time it is drawn.
         panel_share: Share of the cells that keep only genes measured by another study of the corpus, drawn at random,
             so that the set of measured genes does not give the study away.
+        rank_noise: Upper bound of the random spread of noise that is added to the logarithms of the ranks of a cell's
+            genes each time it is drawn: studies count some genes better than others, so that rankings differ where
+            cells do not.
         ancestor_share: Share of the cells that are described by an ancestor of their type.
         aspect_share: Share of the cells whose description mentions other aspects too (tissue, disease, assay, ...):
             each known aspect with a probability of one half.
@@ -97,6 +100,7 @@ class PretrainingConfig:
     max_genes: int = 512
     gene_dropout: float = 0.5
     panel_share: float = 0.0
+    rank_noise: float = 0.0
     ancestor_share: float = 0.5
     aspect_share: float = 0.0
     sibling_texts: int = 0

@@ -42,6 +42,7 @@ class PretrainingBatches(Dataset):
     """
 
     min_panel_genes = 50  #: A cell with fewer genes on another study's panel keeps all of its own.
+    first_ranks = 10  #: Ranks this close to the top count as alike when noise is added: their genes differ little.
 
     def __init__(
         self,
@@ -117,6 +118,14 @@ class PretrainingBatches(Dataset):
             }
         return batch
 
+    def whole_cells(self, cells: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Reads the ranked ids of cells without changes, at most `max_genes` of each; draws one from each profile."""
+        read = self.corpus.token_ids(self.rows[cells])
+        for number, cell in enumerate(cells.tolist()):
+            if self.is_profile[cell]:
+                read[number] = self.corpus.draw_cell(int(self.rows[cell]), rng)
+        return [token_ids[: self.config.max_genes] for token_ids in read]
+
     def _read_cells(self, cells: np.ndarray, n_genes: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         """Reads cells with `n_genes` of their genes: ids and mask, and masked ids and labels for that objective."""
         ids: list[torch.Tensor] = []
@@ -127,7 +136,8 @@ class PretrainingBatches(Dataset):
             if self.is_profile[cell]:
                 token_ids = self.corpus.draw_cell(int(self.rows[cell]), rng)
                 n_kept = np.ceil(n_kept / self.lengths[cell] * len(token_ids))
-            ids.append(torch.from_numpy(self._drop_genes(token_ids, n_kept, rng).astype(np.int64)))
+            token_ids = self._drop_genes(self._reorder_genes(token_ids, rng), n_kept, rng)
+            ids.append(torch.from_numpy(token_ids.astype(np.int64)))
             if self.masking is not None:
                 generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
                 masked_ids, gene_labels = self.masking.corrupt(ids[-1], generator)
@@ -137,6 +147,15 @@ class PretrainingBatches(Dataset):
         if self.masking is not None:
             batch |= {"masked_input_ids": _pad(masked), "masked_gene_labels": _pad(labels, IGNORED)}
         return batch
+
+    def _reorder_genes(self, token_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns a cell whose genes change ranks as they do from study to study."""
+        if not self.config.rank_noise:
+            return token_ids
+        cls, genes = np.split(token_ids, [1])
+        ranks = np.log(np.arange(len(genes)) + self.first_ranks)
+        spread = rng.uniform(0, self.config.rank_noise)
+        return np.concatenate([cls, genes[np.argsort(ranks + rng.normal(0, spread, len(genes)), kind="stable")]])
 
     def _drop_genes(self, token_ids: np.ndarray, n_kept: int, rng: np.random.Generator) -> np.ndarray:
         """Returns a cell with `n_kept` of its genes, in order, or fewer where another study's panel lacks some."""

@@ -29,6 +29,7 @@ from .config import PretrainingConfig
 from .dataset import FrozenTextEncoder, PretrainingBatches
 from .folder import HELD_OUT, LOSSES, RunFolder
 from .initialization import initialize_model, initialize_text_projection
+from .known_types import remember_types
 from .optimization import create_average, create_optimizer, create_schedule, freeze_parameters
 from .resume import TrainingCheckpoints, complete_checkpoints
 from .texts import TYPE, all_type_texts
@@ -254,13 +255,11 @@ class PretrainingRun:
         return bool(self.accelerator.reduce(flag) > 0)
 
     def save(self) -> None:
-        """Saves the trained model, with embeddings of the types' descriptions, so that it knows which are new to it."""
+        """Saves the trained model, which remembers the types of its training and so knows which are new to it."""
         model = self._whole_model()
         if self.is_main:
             if self.batches.descriptions is not None:
-                encode = FrozenTextEncoder(model, self.processor, self.config.max_tokens)
-                with torch.no_grad():
-                    model.remember_texts(model.project_texts(encode(self.batches.descriptions.type_texts)))
+                remember_types(model, self.processor, self.batches)
             self.folder.save_model(model, self.processor, self._record())
 
     def _record(self) -> dict[str, Any]:

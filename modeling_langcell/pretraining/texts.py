@@ -73,12 +73,12 @@ class DescriptionSampler:
         return Descriptions([self._write(content, rng) for content in contents], text_index, ignored_pairs)
 
     @property
-    def type_texts(self) -> list[str]:
-        """The text of each type of the cells and, where these are drawn, of each of their ancestors."""
+    def type_texts(self) -> dict[str, str]:
+        """The text of each type of the cells and, where these are drawn, of each of their ancestors, by id."""
         terms = set(self.ancestors)
         if self.config.ancestor_share:
             terms = terms.union(*self.ancestors.values())
-        return [_definition(TYPE, term) or _names(TYPE, term)[0] for term in sorted(terms)]
+        return {term: _definition(TYPE, term) or _names(TYPE, term)[0] for term in sorted(terms)}
 
     def _draw_content(self, cell: dict[Any, str], rng: np.random.Generator) -> Content:
         """Draws the aspects of a cell that its description mentions, and its type or an ancestor."""

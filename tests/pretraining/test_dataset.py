@@ -166,6 +166,20 @@ def test_a_cell_on_another_panel_has_only_that_panels_genes(make):
     assert any(shown)
 
 
+def test_noise_changes_ranks_and_keeps_genes(make):
+    """The more noise, the farther genes move; those near the top stay near the top."""
+    settings = {"gene_dropout": 0.0, "panel_share": 0.0, "max_genes": 64, "batch_tokens": 10**6}
+    whole = {frozenset(cell): cell for (cell,) in rows_of(make(**settings)[0], "cell_input_ids")}
+    moved = []
+    for noise in (0.0, 0.3, 3.0):
+        shown = [cell for (cell,) in rows_of(make(**settings, rank_noise=noise)[0], "cell_input_ids")]
+        assert all(cell[0] == CLS and frozenset(cell) in whole for cell in shown)
+        moves = [abs(cell.index(gene) - whole[frozenset(cell)].index(gene)) for cell in shown for gene in cell]
+        moved.append(np.mean(moves))
+    assert moved[0] == 0
+    assert 0 < 2 * moved[1] < moved[2]
+
+
 def test_masked_genes_are_labelled(make):
     batch = make()[0]
     real = batch["cell_attention_mask"].bool()

@@ -101,7 +101,7 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     assert (held_out.obs["langcell_cell_type"].astype(str) == truth).mean() > 0.7
     # The checkpoint knows the descriptions that it learnt from others.
     annotator.model.config.relatives_weight = 1.0
-    assert annotator.model.config.n_known_texts == len(TYPES)
+    assert annotator.model.config.n_known_types == len(TYPES)
     assert annotator.scorer(list(TYPES.values())).relatives is None
     assert annotator.scorer(["hepatocyte"]).relatives is not None
 

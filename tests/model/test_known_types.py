@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.model.zero_shot import DescriptionScorer, RelativesShare, read_cells
+from modeling_langcell.model.zero_shot import DescriptionScorer, KnownTypes, RelativesShare, read_cells
 
 LEARNT = {"B cell": "a b cell .", "T cell": "a t cell ."}
 NEW = LEARNT | {"plasma cell": "a b cell that secretes antibody ."}
@@ -22,7 +22,8 @@ def annotator(tiny_checkpoint):
     torch.manual_seed(0)
     for parameter in annotator.model.parameters():  # Random weights as they are drawn make all texts alike.
         parameter.data += 0.3 * torch.randn_like(parameter)
-    annotator.model.remember_texts(torch.from_numpy(annotator.embed_texts(LEARNT.values())))
+    texts = torch.from_numpy(annotator.embed_texts(LEARNT.values()))
+    annotator.model.remember_types(texts, F.normalize(torch.randn(texts.shape), dim=1))
     annotator.model.config.alpha = 1.0
     return annotator
 
@@ -43,7 +44,7 @@ def test_known_descriptions_are_divided_among_the_labels():
     similarity, known_probabilities = (
         torch.randn(6, columns, generator=generator).softmax(dim=1) for columns in (3, 5)
     )
-    share = RelativesShare.of(torch.cat([new, known[2:3]]), known, weight=4.0)
+    share = RelativesShare.of(torch.cat([new, known[2:3]]), KnownTypes(known, known, weight=0.0), weight=4.0)
     found = share(similarity, known_probabilities)
     labels = torch.cat([new, known[2:3]])
     for cell in range(6):
@@ -79,11 +80,38 @@ def test_known_descriptions_are_saved_with_the_model(annotator, cells, tmp_path,
     annotator.model.to(dtype).save_pretrained(tmp_path)
     annotator.processor.save_pretrained(tmp_path)
     again = LangCellAnnotator.from_pretrained(tmp_path, device="cpu")
-    assert again.model.config.n_known_texts == 2
+    assert again.model.config.n_known_types == 2
     assert again.scorer(LEARNT).relatives is None, "rounded weights describe the same"
     np.testing.assert_allclose(_scores(again, cells, NEW), expected, atol=1e-5 if dtype == torch.float32 else 0.02)
     model = AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(model.known_texts.float(), again.model.known_texts.float())
+    torch.testing.assert_close(model.known_cells.float(), again.model.known_cells.float())
+
+
+def test_known_descriptions_move_towards_their_cells_and_new_ones_stay(annotator):
+    """The larger the weight, the nearer; the embeddings of the texts stay where they are."""
+    model, texts = annotator.model, annotator.scorer(NEW).text_embeds
+    nearness = []
+    for weight in (0, 0.5, 5):
+        model.config.known_cells_weight = weight
+        scorer = annotator.scorer(NEW)
+        torch.testing.assert_close(scorer.text_embeds, texts)
+        torch.testing.assert_close(scorer.label_embeds[2], texts[2])
+        torch.testing.assert_close(scorer.label_embeds.norm(dim=1), torch.ones(3))
+        nearness.append((scorer.label_embeds[:2] * model.known_cells).sum(dim=1))
+    assert (nearness[0] < nearness[1]).all()
+    assert (nearness[1] < nearness[2]).all()
+    expected = F.normalize(texts[:2] + 5 * model.known_cells, dim=1)
+    torch.testing.assert_close(scorer.label_embeds[:2], expected)
+
+
+def test_known_cells_decide_scores(annotator, cells):
+    annotator.model.config.known_cells_weight = 0
+    before = _scores(annotator, cells, LEARNT)
+    embeds = torch.from_numpy(annotator.embed(cells.copy()).obsm["X_langcell"])
+    annotator.model.known_cells = F.normalize(torch.stack([embeds[0], -embeds[0]]), dim=1)
+    annotator.model.config.known_cells_weight = 1
+    assert _scores(annotator, cells, LEARNT)[0, 0] > before[0, 0]
 
 
 def test_shortlists_are_proven_with_the_share_too(annotator, cells):
@@ -101,5 +129,7 @@ def test_shortlists_are_proven_with_the_share_too(annotator, cells):
 def test_weights_below_0_are_refused(annotator):
     with pytest.raises(InputError, match="relatives_weight=-1 is not a weight: give 0 or more"):
         DescriptionScorer(annotator.model, annotator.processor, NEW, 1.0, relatives_weight=-1)
+    with pytest.raises(InputError, match="known_cells_weight=-1 is not a weight: give 0 or more"):
+        DescriptionScorer(annotator.model, annotator.processor, NEW, 1.0, known_cells_weight=-1)
     with pytest.raises(StrictDataclassError, match=r"relatives_weight \(-1.0\) must not be below 0"):
         type(annotator.model.config)(relatives_weight=-1.0)

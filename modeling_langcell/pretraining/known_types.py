@@ -1,0 +1,80 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What a trained model remembers of the types of its training: their descriptions, and where their cells lie."""
+
+from itertools import chain
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..model.modeling_langcell import LangCellModel
+from ..model.packed_langcell import PackedSequences
+from ..model.processing_langcell import LangCellProcessor
+from ..model.token_budget import TokenBudget
+from .dataset import FrozenTextEncoder, PretrainingBatches
+from .texts import TYPE
+
+#: Most cells of a type of a study that are averaged, and cells that are drawn from each of its profiles.
+CELLS, DRAWS = 20, 5
+
+
+@torch.no_grad()
+def remember_types(model: LangCellModel, processor: LangCellProcessor, batches: PretrainingBatches) -> None:
+    """
+    Lets a model remember each type that its batches describe, and each type above these where they describe ancestors:
+    the embedding of its description, and the mean embedding of its cells and those of its kinds. All studies of a type
+    have the same weight in its mean.
+
+    Args:
+        model: The trained model, in one piece. It is left in evaluation mode.
+        processor: Tokenizes the descriptions.
+        batches: The batches of the training, which have descriptions.
+    """
+    assert batches.descriptions is not None
+    model.eval()
+    described, ancestors = batches.descriptions.type_texts, batches.descriptions.ancestors
+    encode = FrozenTextEncoder(model, processor, batches.config.max_tokens, model.device)
+    text_embeds = model.project_texts(encode(list(described.values())))
+    means: dict[str, list[torch.Tensor]] = {term: [] for term in described}
+    for term, mean in _mean_of_each_study(model, batches):
+        for known in {term, *ancestors[term]} & means.keys():
+            means[known].append(mean)
+    cell_embeds = torch.stack([torch.stack(of_term).mean(dim=0) for of_term in means.values()])
+    model.remember_types(text_embeds, F.normalize(cell_embeds, dim=1))
+
+
+def _mean_of_each_study(model: LangCellModel, batches: PretrainingBatches) -> list[tuple[str, torch.Tensor]]:
+    """Returns the mean embedding of each type in each study, `(width,)`, with the type's id."""
+    rng = np.random.default_rng(batches.config.seed)
+    facts = batches.corpus.facts.iloc[batches.rows]
+    groups = cast(dict[tuple[str, str], np.ndarray], facts.groupby([TYPE, "study"], observed=True).indices)
+    rows = [_choose(members, batches.is_profile, rng) for members in groups.values()]
+    embeds = _embed(model, batches.whole_cells(np.concatenate(rows), rng))
+    bounds = np.cumsum([len(chosen) for chosen in rows])[:-1].tolist()
+    parts = embeds.tensor_split(bounds)
+    return [(term, part.mean(dim=0)) for (term, _), part in zip(groups, parts, strict=True)]
+
+
+def _choose(members: np.ndarray, is_profile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    chosen = rng.permutation(members)[:CELLS]
+    return np.repeat(chosen, np.where(is_profile[chosen], DRAWS, 1))[:CELLS]
+
+
+def _embed(model: LangCellModel, cells: list[np.ndarray]) -> torch.Tensor:
+    """Returns the `(cells, width)` embeddings of cells, given by their ranked ids."""
+    lengths = np.array([len(cell) for cell in cells])
+    embeds = torch.empty(len(cells), model.config.projection_dim, device=model.device)
+
+    def read(rows: list[int]) -> torch.Tensor:
+        ids = torch.tensor([*chain(*(cells[row].tolist() for row in rows))], device=model.device)
+        packed = PackedSequences(lengths[rows].tolist(), model.device)
+        return model.project_cells(model.cell_model.read_packed(ids, packed, pooled_only=True)[1]).float()
+
+    order = np.argsort(-lengths, kind="stable").tolist()
+    for rows, found in TokenBudget.for_model(model).spend(order, lengths.__getitem__, read):
+        embeds[rows] = found
+    return embeds
+
+
+__all__ = ["remember_types"]
