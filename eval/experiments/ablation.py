@@ -38,6 +38,7 @@ CHOICES: dict[str, dict[str, object]] = {
     "components of the texts as they are": {"text_whitening": 0.0},
     "no other study's genes": {"panel_share": 0.0},
     "no genes left out": {"gene_dropout": 0.0},
+    "ranks as they are": {"rank_noise": 0.0},
     "no sibling texts": {"sibling_texts": 0},
     "cells drawn as they come": {"balance": 1.0},
     "the last weights, not their average": {"averaging": 0.0},
