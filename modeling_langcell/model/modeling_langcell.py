@@ -661,6 +661,12 @@ class LangCellModel(LangCellPreTrainedModel):
         self.config.n_known_types = len(text_embeds)
         self.known_texts, self.known_cells = text_embeds.detach().clone(), cell_embeds.detach().clone()
 
+    def forget_types(self) -> None:
+        """Removes `known_texts` and `known_cells`, which hold no longer once a tower has been trained further."""
+        self.config.n_known_types = 0
+        self.register_buffer("known_texts", None)
+        self.register_buffer("known_cells", None)
+
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the gene embeddings."""
         return self.cell_model.get_input_embeddings()

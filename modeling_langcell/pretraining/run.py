@@ -260,6 +260,8 @@ class PretrainingRun:
         if self.is_main:
             if self.batches.descriptions is not None:
                 remember_types(model, self.processor, self.batches)
+            elif self.config.train_cell_tower:
+                model.forget_types()
             self.folder.save_model(model, self.processor, self._record())
 
     def _record(self) -> dict[str, Any]:

@@ -106,6 +106,18 @@ def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     assert annotator.scorer(["hepatocyte"]).relatives is not None
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_cells_alone_leave_no_types_where_the_tower_changes(settings, tmp_path, trained):
+    first = pretrain(PretrainingConfig(**settings | {"steps": 1}))
+    more = settings | {"start": str(first), "output": str(tmp_path / "more"), "steps": 1, "train_text_tower": False}
+    more |= {"train_cell_tower": trained, "model": {"cell_text_weight": 0, "matching_weight": 0, "cell_cell_weight": 0}}
+    before = LangCellModel.from_pretrained(first)
+    after = LangCellModel.from_pretrained(pretrain(PretrainingConfig(**more)))
+    assert before.config.n_known_types > 0
+    assert after.config.n_known_types == (0 if trained else before.config.n_known_types)
+    assert (after.known_cells is None) == trained
+
+
 def test_a_second_run_continues_the_first(settings, tmp_path):
     first = pretrain(PretrainingConfig(**settings))
     more = settings | {"start": str(first), "output": str(tmp_path / "more"), "train_text_tower": False}
