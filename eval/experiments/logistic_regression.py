@@ -1,6 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Logistic regression on the rows that langcell-mini was trained on, for the types of each validation study: alone, and
+Logistic regression on the rows that `mini-stage2.yaml` trains on, for the types of each validation study: alone, and
 with the catalogue's marker evidence added to the logarithms of its probabilities.
 
     python eval/experiments/logistic_regression.py --json eval/results/logistic_regression.json
@@ -18,7 +18,7 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 import typer
-from scipy.special import log_softmax
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MaxAbsScaler
 
@@ -39,6 +39,8 @@ ROWS = 60
 #: Inverse strengths of the penalty, and weights of the evidence, that are tried.
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 1.0)
 MARKER_WEIGHTS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 9.0)
+#: Logarithm of the probability of a candidate that no row belongs to.
+NO_ROWS = -30.0
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
@@ -90,10 +92,10 @@ def measure(context: EvaluationContext, name: str, sources: list[Rows]) -> dict[
     found = {}
     for penalty in PENALTIES:
         fitted = LogisticRegression(C=penalty, class_weight="balanced", max_iter=2000).fit(values, labels)
-        logits = np.full((len(truth), len(names)), -30.0)
+        logits = np.full((len(truth), len(names)), NO_ROWS)
         logits[:, np.searchsorted(names, fitted.classes_)] = fitted.predict_log_proba(of_cells)
         for weight in MARKER_WEIGHTS:
-            probabilities = np.exp(log_softmax(logits + weight * scored.evidence, axis=1))
+            probabilities = softmax(logits + weight * scored.evidence, axis=1)
             scores = score_predictions(truth, names, probabilities).scores
             found[penalty, weight] = {metric: scores[metric] for metric in METRICS}
     return found

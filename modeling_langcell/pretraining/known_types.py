@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What a trained model remembers of the types of its training: their descriptions, and where their cells lie."""
+"""The types of its training that a model remembers: their descriptions, and where their cells lie."""
 
-from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch.nn.functional as F
 from ..model.modeling_langcell import LangCellModel
 from ..model.packed_langcell import PackedSequences
 from ..model.processing_langcell import LangCellProcessor
+from ..model.ranking import RankedCells
 from ..model.token_budget import TokenBudget
+from ..model.zero_shot import read_cells
 from .dataset import FrozenTextEncoder, PretrainingBatches
 from .texts import TYPE
 
@@ -62,17 +63,16 @@ def _choose(members: np.ndarray, is_profile: np.ndarray, rng: np.random.Generato
 
 
 def _embed(model: LangCellModel, cells: list[np.ndarray]) -> torch.Tensor:
-    """Returns the `(cells, width)` embeddings of cells, given by their ranked ids."""
-    lengths = np.array([len(cell) for cell in cells])
-    embeds = torch.empty(len(cells), model.config.projection_dim, device=model.device)
+    """Returns the `(cells, width)` embeddings of cells, given by their ranked ids; 0 for a cell without genes."""
 
-    def read(rows: list[int]) -> torch.Tensor:
-        ids = torch.tensor([*chain(*(cells[row].tolist() for row in rows))], device=model.device)
-        packed = PackedSequences(lengths[rows].tolist(), model.device)
+    def read(ids: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
         return model.project_cells(model.cell_model.read_packed(ids, packed, pooled_only=True)[1]).float()
 
-    order = np.argsort(-lengths, kind="stable").tolist()
-    for rows, found in TokenBudget.for_model(model).spend(order, lengths.__getitem__, read):
+    offsets = np.cumsum([0, *map(len, cells)])
+    without_places = np.empty((len(cells), 0), dtype=np.float32)
+    ranked = RankedCells(np.concatenate(cells), offsets, np.ones(len(cells)), without_places)
+    embeds = torch.zeros(len(cells), model.config.projection_dim, device=model.device)
+    for rows, found in read_cells(ranked, read, TokenBudget.for_model(model), model.device):
         embeds[rows] = found
     return embeds
 
