@@ -23,6 +23,7 @@ from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import EvaluationContext, Run, Task
+from modeling_langcell.eval.training_rows import training_files
 from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.model.errors import InputError, reason_of
 from modeling_langcell.ontology import cell_type, id_of
@@ -168,9 +169,8 @@ def _key(
     }
     if task.reads_markers:
         key["markers"] = _digest(_markers_of(context, study))
-    if task.uses_training_cells:
-        files = sorted((context.data / "train").glob("*.h5ad"))
-        key["training"] = _digest([(file.name, file.stat().st_size) for file in files])
+    if task.uses_training_rows:
+        key["training"] = _digest([(file.name, file.stat().st_size) for file in training_files(context.data)])
     if context.gene_sets is not None:
         key["gene_sets"] = hashlib.sha256(context.gene_sets.read_bytes()).hexdigest()
     return key

@@ -14,15 +14,14 @@ import evaluate
 import numpy as np
 import pandas as pd
 import scanpy as sc
-import scipy.sparse as sp
 import torch
 
 from modeling_langcell import LangCellAnnotator, LangCellModel
 from modeling_langcell.annotation.calibrate import score_labelled
 from modeling_langcell.annotation.calibration import LabelledScores
-from modeling_langcell.eval.baselines import baselines, counts_by_gene
+from modeling_langcell.eval.baselines import baselines
 from modeling_langcell.eval.studies import Study, read_studies
-from modeling_langcell.io.labels import is_known
+from modeling_langcell.eval.training_rows import Rows, read_rows, training_files
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import find_term
 
@@ -48,7 +47,7 @@ class Task:
         seeded: Methods whose result depends on the seed. They are run with several seeds.
         applies: Returns whether a method is run with a setting.
         adapts: True if the task adapts the checkpoint itself, so that it takes no adapter.
-        uses_training_cells: True if the result depends on the training cells.
+        uses_training_rows: True if the result depends on the rows of the training.
         reads_markers: True if the result depends on the evidence of the candidates' marker genes.
         version: Number that is raised when a change to the task changes its results, which are then measured again.
         measure: Measures one run.
@@ -64,7 +63,7 @@ class Task:
     seeded: tuple[str, ...] = ()
     applies: Callable[[str, Mapping[str, Any]], bool] = lambda method, setting: True
     adapts: bool = False
-    uses_training_cells: bool = False
+    uses_training_rows: bool = False
     reads_markers: bool = False
     version: int = 1
     measure: Callable[["Run"], "Result"] | None = None
@@ -191,17 +190,9 @@ class EvaluationContext:
         return baselines(self.extractor, seed, gene_info if gene_info.exists() else None)
 
     @cached_property
-    def training_cells(self) -> tuple[sp.csr_matrix, np.ndarray]:
-        """Counts by gene, and types, of the labelled cells that were used to train the shipped checkpoint."""
-        counts, types = [], []
-        for path in sorted((self.data / "train").glob("*.h5ad")):
-            adata = ad.read_h5ad(path)
-            if (known := is_known(adata.obs["cell_type"])).any():
-                counts.append(counts_by_gene(adata[known], self.extractor, {})[0])
-                types.append(adata.obs["cell_type"][known].astype(str).to_numpy())
-        if not types:
-            raise InputError(f"No training cells in {self.data / 'train'}: name the folder with --data.")
-        return sp.vstack(counts, format="csr"), np.concatenate(types)
+    def training_rows(self) -> list[Rows]:
+        """The labelled rows that the shipped checkpoint was trained on, by source."""
+        return [read_rows(path, self.extractor, seed=0) for path in training_files(self.data)]
 
 
 @dataclass(frozen=True)

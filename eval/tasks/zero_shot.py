@@ -1,6 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Zero-shot annotation (LangCell, section 4.2)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from modeling_langcell.eval.baselines import CELLTYPIST, counts_by_gene, has_celltypist, restrict_to_genes
@@ -14,7 +16,9 @@ from modeling_langcell.eval.task import (
     score_predictions,
     umap_coordinates,
 )
+from modeling_langcell.eval.training_rows import rows_of, training_files, types_seen
 from modeling_langcell.io.columns import EMBEDDING, PROBABILITIES
+from modeling_langcell.ontology import id_of
 
 TASK = Task(
     name="zero-shot",
@@ -27,16 +31,16 @@ TASK = Task(
     ),
     main_score="macro_f1",
     seeded=(RANDOM,),
-    uses_training_cells=True,
+    uses_training_rows=True,
     reads_markers=True,
 )
 
 
 def measure(run: Run) -> Result:
-    """Scores annotation among the study's types. Baselines learn from the labelled training cells of these types."""
+    """Scores annotation among the study's types. Baselines learn from the training's rows of these types."""
     truth, candidates = run.truth, np.unique(run.truth)
     if run.method not in (LANGCELL, RANDOM):
-        return add_recall_of_seen_types(run, score_predictions(truth, *predict_from_training_cells(run, candidates)))
+        return add_recall_of_seen_types(run, score_predictions(truth, *predict_from_training_rows(run, candidates)))
     # Random weights are scored by similarity alone: their matching would only cost time.
     alpha = 1.0 if run.method == RANDOM else run.context.alpha
     adata = run.annotator.annotate(run.cells.copy(), candidates, alpha=alpha, **run.study.read)
@@ -48,22 +52,20 @@ def measure(run: Run) -> Result:
 
 
 def add_recall_of_seen_types(run: Run, found: Result) -> Result:
-    """Adds the mean recall of types with and without training cells, if the training cells are there."""
-    if not (run.context.data / "train").is_dir():
+    """Adds the mean recall of types that training showed and of others, if the rows of the training are there."""
+    if not training_files(run.context.data):
         return found
-    _, types = run.context.training_cells
+    types = types_seen(run.context.training_rows)
     for name, seen in (("recall_seen", True), ("recall_never_seen", False)):
-        recalls = [one["recall"] for label, one in found.per_class.items() if (label in types) == seen]
+        recalls = [one["recall"] for label, one in found.per_class.items() if (id_of(label) in types) == seen]
         if recalls:
             found.scores[name] = float(np.mean(recalls))
     return found
 
 
-def predict_from_training_cells(run: Run, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the labels and probabilities of a baseline that learns from the training cells of the candidates."""
+def predict_from_training_rows(run: Run, candidates: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the labels and probabilities of a baseline that learns from the training rows of the candidates."""
     counts, genes = counts_by_gene(run.cells, run.context.extractor, run.study.read)
-    training, types = run.context.training_cells
-    chosen = np.isin(types, candidates)
     classifier = run.context.classifiers(run.seed)[run.method]
-    classifier.fit(restrict_to_genes(training[chosen], genes), types[chosen])
+    classifier.fit(*rows_of(run.context.training_rows, candidates, genes))
     return classifier.classes_, classifier.predict_proba(restrict_to_genes(counts, genes))

@@ -370,14 +370,14 @@ def test_retrieval_against_a_loop(context, monkeypatch):
 
 
 def test_novel_types_on_a_study_of_the_users_own(context, monkeypatch):
-    types = np.array(["B cell", "CD14-positive monocyte", "dendritic cell"])
     study = context.study("pbmc68k_reduced")
-    monkeypatch.setattr(EvaluationContext, "training_cells", (None, types))
-    novel = find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
+    run = Run(context, study, LANGCELL, {}, 0)
+    novel = find_task("novel-types").measure(run)
+    assert novel.scores["novel_share"] == 0.5  # each cell once
     assert novel.scores["auroc"] > 0.6
     low, high = novel.intervals["auroc"]
     assert low < novel.scores["auroc"] < high
     assert novel.drawings["roc"][0] == {"false_positive_rate": 0.0, "true_positive_rate": 0.0}
-    monkeypatch.setattr(EvaluationContext, "training_cells", (None, np.array(["neuron"])))
-    with pytest.raises(InputError, match="pbmc68k_reduced"):
-        find_task("novel-types").measure(Run(context, study, LANGCELL, {}, 0))
+    monkeypatch.setattr(Run, "truth", np.full(len(run.truth), "B cell"))
+    with pytest.raises(InputError, match="pbmc68k_reduced has one type only"):
+        find_task("novel-types").measure(run)
