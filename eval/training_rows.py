@@ -77,7 +77,7 @@ def rows_of(sources: Iterable[Rows], candidates: Iterable[str], genes: np.ndarra
     by_id = {term: str(name) for name in candidates if (term := id_of(str(name))) is not None}
     counts, labels = [], []
     for source in sources:
-        nearest = {one: _nearest(one, by_id) for one in np.unique(source.types)}
+        nearest = {one: nearest_candidate(one, by_id) for one in np.unique(source.types)}
         own = np.array([nearest[one] for one in source.types])
         if (own != "").any() and len(np.intersect1d(source.genes, genes)) >= len(genes) / 2:
             counts.append(source.counts[own != ""])
@@ -88,7 +88,8 @@ def rows_of(sources: Iterable[Rows], candidates: Iterable[str], genes: np.ndarra
     return restrict_to_genes(sp.vstack(counts).tocsr(), genes), np.concatenate(labels)
 
 
-def _nearest(term: str, candidates: dict[str, str]) -> str:
+def nearest_candidate(term: str, candidates: dict[str, str]) -> str:
+    """Returns the candidate, of a mapping by id, that is a term or the deepest one above it; empty if there is none."""
     if term in candidates:
         return candidates[term]
     above = ancestors(term) & candidates.keys() if term.startswith("CL:") else ()

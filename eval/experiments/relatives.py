@@ -24,12 +24,13 @@ import numpy as np
 import typer
 
 from modeling_langcell import LangCellAnnotator
+from modeling_langcell.eval.experiments.weights import borrow_weights
 from modeling_langcell.eval.experiments.withheld_types import read_withheld, with_kinds
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.io.columns import CELL_TYPE
 from modeling_langcell.ontology import find_term
 
-WEIGHTS = (0, 0.3, 1, 2, 3, 5, 10, 30)
+WEIGHTS = (0, 1, 3, 5, 10, 30, 100)
 
 
 def measure(annotator: LangCellAnnotator, withheld: frozenset[str], study: Path, **options: Any) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def measure(annotator: LangCellAnnotator, withheld: frozenset[str], study: Path,
     adata = adata[(adata.obs["cell_type"] != "unknown").to_numpy()].copy()
     truth = adata.obs["cell_type"].to_numpy(dtype=str)
     names = sorted({*truth})
-    found = annotator.annotate(adata, names, alpha=1.0, **options).obs[CELL_TYPE].to_numpy(dtype=str)
+    found = annotator.annotate(adata, names, **options).obs[CELL_TYPE].to_numpy(dtype=str)
     recalls = {name: float((found[truth == name] == name).mean()) for name in names}
     return {
         "accuracy": float((found == truth).mean()),
@@ -56,7 +57,6 @@ def main(
     without_a: Annotated[Path, typer.Argument(help="Checkpoint that was trained without the types of fitted-a.")],
     without_b: Annotated[Path, typer.Argument(help="Checkpoint that was trained without the types of fitted-b.")],
     studies: Annotated[list[Path], typer.Argument(help=".h5ad files with the column cell_type in obs.")],
-    marker_weight: Annotated[float, typer.Option(help="Weight of the markers.")] = 5.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Measure what the share of relatives does for types that training withheld, and for the others."""
@@ -64,14 +64,15 @@ def main(
         (LangCellAnnotator.from_pretrained(without_a), with_kinds(read_withheld("fitted-a"))),
         (LangCellAnnotator.from_pretrained(without_b), with_kinds(read_withheld("fitted-b"))),
     ]
-    rows = []
+    rows, weights = [], {}
+    for annotator, _ in sides:
+        weights = borrow_weights(annotator.model)
     for with_markers in (False, True):
         for weight in WEIGHTS:
             measured = []
             for annotator, withheld in sides:
                 annotator.model.config.relatives_weight = float(weight)
-                options = {"with_markers": with_markers, "marker_weight": marker_weight}
-                measured += [measure(annotator, withheld, study, **options) for study in studies]
+                measured += [measure(annotator, withheld, study, with_markers=with_markers) for study in studies]
             row: dict[str, float] = {"with_markers": with_markers, "relatives_weight": weight}
             for kind in ("new", "known"):
                 row[kind] = float(np.mean([recall for one in measured for recall in one[kind].values()]))
@@ -79,10 +80,8 @@ def main(
             row["accuracy"] = float(np.mean([one["accuracy"] for one in measured]))
             typer.echo("  ".join(f"{name} {value:.3f}" for name, value in row.items()))
             rows.append(row)
-    write_record(
-        json_file,
-        {"studies": [study.stem for study in studies], "marker_weight": marker_weight, "seed": 0, "results": rows},
-    )
+    figures = {"studies": [study.stem for study in studies], "weights": weights, "seed": 0, "results": rows}
+    write_record(json_file, figures)
 
 
 if __name__ == "__main__":

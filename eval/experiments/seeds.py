@@ -2,15 +2,18 @@
 """
 Zero-shot scores of checkpoints that differ in the seed of their training, and their means.
 
-    python eval/experiments/seeds.py runs/seed0 runs/seed1 runs/seed2 --alpha 1 --json eval/results/zero_shot_seeds.json
+    python eval/experiments/seeds.py runs/seed0 runs/seed1 runs/seed2 --json eval/results/zero_shot_seeds.json
+
+All are scored with langcell-mini's weights.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from modeling_langcell.eval.experiments.weights import borrow_weights
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.eval.run import evaluate, find_task
 from modeling_langcell.eval.task import LANGCELL, EvaluationContext
@@ -19,26 +22,25 @@ from modeling_langcell.eval.task import LANGCELL, EvaluationContext
 def main(
     models: Annotated[list[str], typer.Argument(help="Checkpoints: folders or Hub ids.")],
     data: Annotated[Path, typer.Option(help="Folder with train/ and validation/.")] = Path("../shared/data"),
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the similarity; the checkpoints' own by default.")
-    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results of each checkpoint.")] = Path("runs/seeds"),
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Measure zero-shot scores of several checkpoints, and their means."""
     task = find_task("zero-shot")
-    by_study: dict[str, list[dict[str, float]]] = {}
+    by_study: dict[str, list[dict[str, Any]]] = {}
     for number, model in enumerate(models):
-        context = EvaluationContext(model, None, data, alpha=alpha)
+        context = EvaluationContext(model, None, data)
+        weights = borrow_weights(context.annotator.model)
         for run in evaluate(task, context, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
-            by_study.setdefault(run["study"], []).append(run["scores"])
+            found = {"scores": run["scores"], "confusion": run["drawings"]["confusion"]}
+            by_study.setdefault(run["study"], []).append(found)
     means = {
-        study: {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
-        for study, scores in by_study.items()
+        study: {name: float(np.mean([one["scores"][name] for one in found])) for name in found[0]["scores"]}
+        for study, found in by_study.items()
     }
     for study, mean in means.items():
         typer.echo(f"{study:24} " + "  ".join(f"{name} {value:.3f}" for name, value in mean.items()))
-    write_record(json_file, {"models": models, "alpha": alpha, "means": means, "by_model": by_study})
+    write_record(json_file, {"models": models, "weights": weights, "means": means, "by_model": by_study})
 
 
 if __name__ == "__main__":

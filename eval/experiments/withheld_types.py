@@ -29,6 +29,7 @@ import typer
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.corpus.profiles import draw_cells
+from modeling_langcell.eval.experiments.weights import borrow_weights
 from modeling_langcell.eval.record import write_record
 from modeling_langcell.io.columns import CELL_TYPE
 from modeling_langcell.model.errors import InputError
@@ -86,13 +87,8 @@ def read_cells(path: Path) -> tuple[ad.AnnData, list[str]] | None:
     return ad.AnnData(counts[chosen], obs=obs, var=adata.var), [get_term(term).name for term in types]
 
 
-def measure(
-    annotator: LangCellAnnotator, path: Path, alpha: float | None, marker_weight: float | None
-) -> dict[str, Any] | None:
-    """
-    Returns, for each withheld type of a file, the share of its cells that get it; None if the file has none. The
-    weights are the checkpoint's own where they are None.
-    """
+def measure(annotator: LangCellAnnotator, path: Path) -> dict[str, Any] | None:
+    """Returns, for each withheld type of a file, the share of its cells that get it; None if the file has none."""
     if (found := read_cells(path)) is None:
         return None
     cells, names = found
@@ -102,8 +98,6 @@ def measure(
         annotated = annotator.annotate(
             cells.copy(),
             names,
-            alpha=alpha,
-            marker_weight=marker_weight,
             with_markers=with_markers,
             empty_cells="mark",
         )
@@ -128,14 +122,8 @@ def evidence_of(annotator: LangCellAnnotator, cells: ad.AnnData, names: list[str
 def main(
     inputs: Annotated[list[Path] | None, typer.Argument(help=".h5ad files and folders of them.")] = None,
     model: Annotated[str, typer.Option(help="Checkpoint that was trained without the types.")] = MINI,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the similarity.", show_default="the checkpoint's")
-    ] = None,
-    marker_weight: Annotated[
-        float | None, typer.Option(help="Weight of the markers.", show_default="the checkpoint's")
-    ] = None,
     relatives_weight: Annotated[
-        float | None, typer.Option(help="Weight of the share of relatives.", show_default="the checkpoint's")
+        float | None, typer.Option(help="Weight of the share of relatives.", show_default="langcell-mini's")
     ] = None,
     show_condition: Annotated[
         TypeSet | None, typer.Option("--condition", help="Print the condition that leaves a set out of a corpus.")
@@ -149,10 +137,11 @@ def main(
     if not inputs:
         raise InputError("Give the files that the types were withheld from.")
     annotator = LangCellAnnotator.from_pretrained(resolve_checkpoint(model))
+    weights = borrow_weights(annotator.model)
     if relatives_weight is not None:
-        annotator.model.config.relatives_weight = relatives_weight
+        annotator.model.config.relatives_weight = weights["relatives_weight"] = relatives_weight
     paths = sorted(path for given in inputs for path in (given.glob("*.h5ad") if given.is_dir() else [given]))
-    studies = [found for path in paths if (found := measure(annotator, path, alpha, marker_weight)) is not None]
+    studies = [found for path in paths if (found := measure(annotator, path)) is not None]
     of_type: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for study in studies:
         for way, recalls in study["recalls"].items():
@@ -161,8 +150,8 @@ def main(
     means = {way: float(np.mean([np.mean(found) for found in types.values()])) for way, types in of_type.items()}
     for way, mean in means.items():
         typer.echo(f"{way:30} {mean:.3f} over {len(of_type[way])} types")
-    weights = {"alpha": alpha, "marker_weight": marker_weight, "relatives_weight": relatives_weight}
-    write_record(json_file, {"model": model, **weights, "seed": 0, "balanced_accuracy": means, "studies": studies})
+    figures = {"model": model, "weights": weights, "seed": 0, "balanced_accuracy": means, "studies": studies}
+    write_record(json_file, figures)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def fingerprint(model: PreTrainedModel, processor: LangCellProcessor, *, with_ma
         deciding["wordings"] = processor.prompt_templates
     if with_markers and config.marker_weight:
         deciding["markers"] = [config.marker_weight, extractor.gene_places]
+    if config.relatives_weight or config.known_cells_weight:
+        deciding["known"] = [config.relatives_weight, config.known_cells_weight]
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -54,7 +56,8 @@ def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
 
 def _add_weights(digest: Any, model: nn.Module) -> None:
     for parameter in model.state_dict().values():
-        digest.update(parameter.detach().cpu().float().numpy().tobytes())
+        # Adding 0 makes negative zeros positive: equal weights have equal bytes.
+        digest.update((parameter.detach().cpu().float() + 0.0).numpy().tobytes())
 
 
 __all__ = ["fingerprint", "weights_of_base"]

@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.checkpoint.builtin import MINI
+from modeling_langcell.eval import training_rows
 from modeling_langcell.eval.training_rows import MOST_ROWS, read_rows, rows_of, training_files, types_seen
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import id_of
@@ -54,6 +55,34 @@ def test_a_row_belongs_to_the_nearest_candidate_above_it(data, extractor):
     assert set(counts.indices) == set(genes)
     with pytest.raises(InputError, match="No row of the training is of the types neuron"):
         rows_of(sources, ["neuron"], genes)
+
+
+@pytest.mark.parametrize(
+    ("term", "candidate"),
+    [
+        ("B cell", "B cell"),
+        ("naive B cell", "B cell"),
+        ("CD8-positive, alpha-beta cytotoxic T cell", "CD8-positive, alpha-beta T cell"),
+        ("natural killer cell", "lymphocyte"),
+        ("hepatocyte", ""),
+        ("leukocyte", ""),
+    ],
+)
+def test_nearest_candidates(term, candidate):
+    names = ("lymphocyte", "B cell", "CD8-positive, alpha-beta T cell")
+    candidates = {str(id_of(name)): name for name in names}
+    assert training_rows.nearest_candidate(str(id_of(term)), candidates) == candidate
+    assert training_rows.nearest_candidate("unknown", candidates) == ""
+
+
+@pytest.mark.parametrize("name", ["train/pbmc_facs_zheng", "more/profiles/retina_lung_ovary_profiles"])
+def test_rows_of_real_sources_are_balanced_counts(shared, extractor, name):
+    rows = read_rows(shared / "data" / f"{name}.h5ad", extractor, seed=0)
+    _, sizes = np.unique(rows.types, return_counts=True)
+    assert rows.counts.shape == (len(rows.types), len(extractor))
+    assert 1 < sizes.max() <= MOST_ROWS
+    assert (rows.counts.data == rows.counts.data.round()).all()
+    assert np.isin(np.unique(rows.counts.indices), rows.genes).all()
 
 
 def test_types_are_seen_with_those_above_them(data, extractor):

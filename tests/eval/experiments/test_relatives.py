@@ -15,7 +15,7 @@ def test_the_sets_share_no_type():
 def test_new_and_known_types_are_judged_apart(shared):
     study = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
     annotator = LangCellAnnotator.from_pretrained("langcell-mini")
-    found = relatives.measure(annotator, with_kinds(read_withheld("fitted-a")), study, marker_weight=5.0)
+    found = relatives.measure(annotator, with_kinds(read_withheld("fitted-a")), study)
     assert found["new"].keys() == {
         "CD14-positive monocyte",
         "natural killer cell",

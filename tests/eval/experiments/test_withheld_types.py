@@ -37,7 +37,7 @@ def test_cells_of_withheld_types_are_judged_among_all_types_of_their_file(shared
     sizes = cells.obs["cell_type"].value_counts()
     assert {"goblet cell", "paneth cell"} <= set(sizes.index) <= set(names)
     assert sizes.max() == 20
-    study = withheld_types.measure(LangCellAnnotator.from_pretrained("langcell-mini"), path, None, None)
+    study = withheld_types.measure(LangCellAnnotator.from_pretrained("langcell-mini"), path)
     assert study["candidates"] == len(names) == 33
     for recalls in study["recalls"].values():
         assert recalls.keys() == set(sizes.index)
