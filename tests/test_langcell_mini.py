@@ -13,7 +13,6 @@ from modeling_langcell.ontology import ancestors, id_of
 from tests.support.paths import REPOSITORY
 
 MINI = REPOSITORY / "hub_configs" / "langcell-mini"
-ACCURACY = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +47,40 @@ def test_its_weights_are_small_and_safe():
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-def test_zero_shot_accuracy_on_held_out_blood(annotator, shared):
-    adata = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")
+@pytest.mark.parametrize(
+    ("study", "accuracy"), [("pbmc_kang_ctrl", 0.84), ("pdac_moncada_card", 0.8), ("zheng68k_subset_pbmc", 0.53)]
+)
+def test_zero_shot_accuracy_on_held_out_cells(annotator, shared, study, accuracy):
+    adata = ad.read_h5ad(shared / "data" / "validation" / f"{study}.h5ad")
     truth = adata.obs["cell_type"].astype(str)
-    annotator.annotate(adata, sorted(set(truth)))
-    assert (adata.obs["langcell_cell_type"].astype(str) == truth).mean() >= ACCURACY
+    annotator.annotate(adata, sorted(set(truth) - {"unknown"}))
+    known = truth != "unknown"
+    assert (adata.obs["langcell_cell_type"].astype(str) == truth)[known].mean() >= accuracy
+
+
+def test_normal_ducts_are_not_called_malignant(annotator, shared):
+    adata = ad.read_h5ad(shared / "data" / "validation" / "pdac_moncada_card.h5ad")
+    types = sorted(set(adata.obs["cell_type"].astype(str)) - {"unknown"})
+    ducts = adata[adata.obs["cell_type"] == "pancreatic ductal cell"].copy()
+    found = annotator.annotate(ducts, types).obs["langcell_cell_type"]
+    assert (found == "malignant cell").mean() <= 0.15
 
 
 @pytest.fixture(scope="module")
 def blood(shared):
-    """Held-out blood cells of eight types, two of which occur in no training cell."""
+    """Held-out blood cells of eight types."""
     adata = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")
     return adata[adata.obs["cell_type"] != "unknown"].copy()
 
 
-def test_markers_find_types_that_it_has_not_learnt(annotator, blood):
+def test_markers_find_types_that_its_texts_confuse(annotator, blood):
     truth = blood.obs["cell_type"].astype(str)
     found = annotator.annotate(blood.copy(), sorted(set(truth))).obs["langcell_cell_type"].astype(str)
-    without = annotator.annotate(blood.copy(), sorted(set(truth)), marker_weight=0)
-    right = (found == truth).groupby(truth).mean()
-    assert right.mean() >= 0.75
-    assert right["dendritic cell"] >= 0.7
-    assert right["megakaryocyte"] == 1
-    assert (without.obs["langcell_cell_type"][truth == "megakaryocyte"] != "megakaryocyte").all()
+    without = annotator.annotate(blood.copy(), sorted(set(truth)), marker_weight=0).obs["langcell_cell_type"]
+    right, right_without = ((labels.astype(str) == truth).groupby(truth).mean() for labels in (found, without))
+    assert right.mean() >= 0.8
+    assert right.min() >= 0.7
+    assert right["CD14-positive monocyte"] > right_without["CD14-positive monocyte"] + 0.3
 
 
 @pytest.mark.parametrize(

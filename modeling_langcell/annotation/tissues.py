@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 BLOOD = "blood"
 
 _SAMPLE = 1024  # Number of cells, spread evenly over all, that a tissue is judged by.
-_WEIGHT = 9.0  # Weight of the evidence in the logarithm of a type's probability; langcell-mini's own, rounded.
+_WEIGHT = 9.0  # Weight of the evidence in the logarithm of a type's probability.
 _STRAYS = 0.1  # Share of cells that may be of any type: doublets, tumour cells, types that the catalogue does not list.
 _LEAST_GAIN = 0.1  # Least gain in the mean log-likelihood of a cell with which one tissue is added to blood.
 _CLEARLY = 1000  # A cell fits a further tissue clearly if it is so many times more likely there.

@@ -69,9 +69,10 @@ class DescriptionScorer:
     Marker evidence is a third voice: `marker_weight` times the evidence is added to the logarithm of the blend, and the
     scores are scaled to add up to 1. The evidence for a label is the mean, over the genes that its description names
     and that the matrix measured, of how far the gene stands above its usual place in the ranking of a cell, in usual
-    spreads; below it, for a gene that is said to be absent. Four further genes that the cell does not express are
-    counted with them: so one or two genes say less than many, and a label that names no gene fares like one whose genes
-    are not found. Since what is usual comes from the checkpoint, a cell's evidence does not depend on the other cells.
+    spreads to the power 0.75; below it, for a gene that is said to be absent. Four further genes that the cell does not
+    express are counted with them: so one or two genes say less than many, and a label that names no gene fares like one
+    whose genes are not found. Since what is usual comes from the checkpoint, a cell's evidence does not depend on the
+    other cells.
 
     If the config has a calibration for this `alpha`, this `marker_weight` and the processor's prompt templates, the
     scores are probabilities: the scores to the power of the inverse of the fitted temperature, scaled to add up to 1.
@@ -391,6 +392,9 @@ class MarkerEvidence:
     #: Genes that are counted with those that are named, as if the cell did not express them: few genes are weak
     #: evidence, and none is no evidence for a label.
     FURTHER_GENES = 4
+    #: Power of how far a gene stands from its usual place: a gene that stands out twice as far says less than twice as
+    #: much, so a label wins by several of its genes rather than by one that is everywhere in the sample.
+    POWER = 0.75
 
     def __init__(self, named: Mapping[str, NamedGenes], usual: UsualPlaces, device: torch.device):
         self.ids = tuple(sorted({gene for genes in named.values() for gene in (*genes.present, *genes.absent)}))
@@ -410,11 +414,14 @@ class MarkerEvidence:
         Args:
             places: `(cells, genes of ids)` places; NaN for genes that were not measured, which say nothing.
         """
-        above = ((places - self._means) / self._spreads).nan_to_num(0)
+        above = self._compressed((places - self._means) / self._spreads).nan_to_num(0)
         measured = (~places.isnan()).to(above.dtype) @ self._signs.abs()
         mean, spread = UsualPlaces.AVERAGE
-        further = self.FURTHER_GENES * (0 - mean) / spread
+        further = self.FURTHER_GENES * self._compressed(torch.tensor((0 - mean) / spread))
         return (above @ self._signs + further) / (measured + self.FURTHER_GENES)
+
+    def _compressed(self, above: torch.Tensor) -> torch.Tensor:
+        return above.sign() * above.abs() ** self.POWER
 
 
 def _with_evidence(scores: torch.Tensor, evidence: torch.Tensor | None) -> torch.Tensor:

@@ -174,7 +174,7 @@ class TestGenes:
             annotator.search(embedded, f"cells that {verb} GENE3", 12, marker_weight=50).set_index("row").sort_index()
             for verb in ("express", "lack")
         )
-        further = -4 / 3 / 5  # Four genes that no cell expresses are counted with the one that is named.
+        further = -4 * (1 / 3) ** 0.75 / 5  # Four genes that no cell expresses are counted with the one that is named.
         np.testing.assert_allclose(express["evidence"] - further, further - lack["evidence"], atol=1e-6)
         assert (express["agreeing"] + lack["agreeing"] == 1).all()
 

@@ -86,14 +86,18 @@ class TestEvidence:
     def test_by_hand(self, evidence):
         found = evidence(torch.tensor([[0.6, 0.5], [0.2, 1.0]]))
         # Two spreads above for the first gene of "a", none for the second; and four further genes, a third below each.
-        expected = [[(2 - 4 / 3) / 6, (-2 - 4 / 3) / 6, -1 / 3], [(2 - 4 / 3) / 6, (2 - 4 / 3) / 6, -1 / 3]]
+        two, further = 2**0.75, 4 * (1 / 3) ** 0.75
+        expected = [
+            [(two - further) / 6, (-two - further) / 6, -further / 4],
+            [(two - further) / 6, (two - further) / 6, -further / 4],
+        ]
         torch.testing.assert_close(found, torch.tensor(expected))
 
     def test_what_was_not_measured_says_nothing(self, evidence):
         found = evidence(torch.tensor([[torch.nan, 1.0], [torch.nan, torch.nan]]))
-        torch.testing.assert_close(
-            found, torch.tensor([[(2 - 4 / 3) / 5, (2 - 4 / 3) / 5, -1 / 3], [-1 / 3, -1 / 3, -1 / 3]])
-        )
+        two, further = 2**0.75, 4 * (1 / 3) ** 0.75
+        expected = [[(two - further) / 5, (two - further) / 5, -further / 4], [-further / 4] * 3]
+        torch.testing.assert_close(found, torch.tensor(expected))
 
     def test_a_gene_that_hardly_varies_does_not_outweigh_all(self):
         assert UsualPlaces({"means": [0.0], "spreads": [0.001]}, 4).spreads[2] == np.float32(UsualPlaces.LEAST_SPREAD)

@@ -98,6 +98,11 @@ class TestTissues:
         assert find_term(umbrella).id not in usual
         assert any(find_term(umbrella).id in ancestors(one) for one in usual)
 
+    def test_tumours_grow_in_organs(self):
+        malignant = find_term("malignant cell").id
+        assert malignant in {one.id for one in usual_in(["pancreas"])}
+        assert malignant not in {one.id for one in usual_in(["blood"])}
+
     @pytest.mark.parametrize(("tissue", "fault"), [("lunge", "no tissue 'lunge'"), ("UBERON:99", "not a term")])
     def test_unknown_tissues_are_refused(self, tissue, fault):
         with pytest.raises(InputError, match=fault):

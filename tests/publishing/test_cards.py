@@ -57,8 +57,8 @@ class TestShippedCards:
         *counts, total = [
             int(row.split("|")[2].replace(",", "")) for row in text.splitlines() if re.match(r"\| \w.*\d", row)
         ]
-        assert len(counts) == 17
-        assert sum(counts) == total == 21_956
+        assert len(counts) == 44
+        assert sum(counts) == total == 33_169
 
     def test_snippets_of_mini(self, shared):
         """Only the name is replaced, by that of the folder."""

@@ -19,6 +19,8 @@ def two(monkeypatch):
 
 def test_measures_are_those_of_annotation(shared, two):
     context = EvaluationContext("langcell-mini", None, shared / "data")
+    config = context.annotator.model.config
+    config.relatives_weight = config.known_cells_weight = 0  # Cells are compared with the texts alone.
     study = context.study("zheng68k_subset_pbmc")
     adata = context.cells(study)
     truth = adata.obs[study.label_key].astype(str).to_numpy()
