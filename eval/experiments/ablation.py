@@ -3,8 +3,11 @@
 Ablation of langcell-mini's recipe: its second stage with one choice changed at a time, from several seeds, scored at
 the end of training on the validation studies by similarity alone.
 
+    langcell corpus DATA/train DATA/more/cells --gene-info DATA/genes/Homo_sapiens.gene_info.gz \
+      --vocabulary runs/corpus --sources SOURCES_OF_CELLS.tsv --out runs/corpus-of-cells
     python eval/experiments/ablation.py --json eval/results/ablation_mini.json
 
+The second corpus is for the choice without averages; its table has those lines of `sources.tsv` that tell of cells.
 Finished runs are not repeated, and a run that was killed continues. All seeds start from the same checkpoint, because
 embedding the genes' names takes as long as the training.
 """
@@ -34,11 +37,12 @@ CHOICES: dict[str, dict[str, object]] = {
     "half of the texts are names": {"name_only_share": 0.5},
     "other aspects too": {"aspect_share": 0.25},
     "never described by an ancestor": {"ancestor_share": 0.0},
-    "texts cut after 64 tokens": {"max_tokens": 64},
     "components of the texts as they are": {"text_whitening": 0.0},
     "no other study's genes": {"panel_share": 0.0},
     "no genes left out": {"gene_dropout": 0.0},
     "ranks as they are": {"rank_noise": 0.0},
+    "no averages of atlases": {"corpus": "runs/corpus-of-cells"},
+    "small batches": {"batch_tokens": 26000},
     "no sibling texts": {"sibling_texts": 0},
     "cells drawn as they come": {"balance": 1.0},
     "the last weights, not their average": {"averaging": 0.0},
