@@ -446,6 +446,7 @@ found = {"base": probabilities()}
 assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == base
 annotate.model = PeftModel.from_pretrained(annotate.model, adapter).merge_and_unload()
 annotate.model.config.calibration = None  # It was fitted on the weights of the base, as the card says.
+annotate.model.config.relatives_weight = annotate.model.config.known_cells_weight = 0  # As the card says, too.
 annotate.model.config.marker_weight = float(marker_weight)
 found["adapter"] = probabilities()
 np.savez(output, **found)
@@ -480,6 +481,7 @@ class TestPublished:
         marker_weight = json.loads((tmp_path / "adapter" / "adaptation.json").read_text())["marker_weight"]
         card = (tmp_path / "adapter" / "README.md").read_text()
         assert f"model.config.marker_weight = {marker_weight} " in card
+        assert "model.config.relatives_weight = model.config.known_cells_weight = 0 " in card
         (tmp_path / "labels.json").write_text(json.dumps(descriptions))
         code, _, errors = run(
             *langcell, "annotate", "cells.h5ad", "--model", names[0], "--revision", "v1", "--labels", "labels.json",
