@@ -40,6 +40,7 @@ TASKS = {
     "pathways": "pathways",
     "masked-genes": "masked_genes",
     "doubt": "doubt",
+    "clusters": "clusters",
     "explanations": "explanations",
 }
 

@@ -2,21 +2,25 @@
 """One annotation run, chunk by chunk, shared by annotation in memory and annotation of files."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
-from ..io.columns import probability_columns
+from ..io.columns import CLUSTER, probability_columns
 from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedCells
 from ..model.zero_shot import Shortlist, read_cells
 from ..ontology import Labels, short_name
-from .clusters import Consensus
+from . import neighbours
+from .clusters import ClusterLabels, require_clusters
+from .neighbours import LEAST_CELLS, SMOOTHING
 from .predictions import DecisionRule, Predictions
 from .predictor import Predictor
 from .tissues import find_tissues
@@ -48,7 +52,7 @@ class AnnotationRun:
         predictor: The checkpoint.
         adata: Cells with counts, in memory or backed. They are read and not changed.
         cell_options: Arguments of `LangCellFeatureExtractor` that say how the cells are read.
-        labels, alpha, shortlist, check, error_rate, cluster_key, tissue, with_markers: Same as for
+        labels, alpha, shortlist, check, error_rate, cluster_key, cluster, smooth, tissue, with_markers: Same as for
             `LangCellAnnotator.annotate`.
         candidates: `marker_weight` and `accept_text`, same as there.
 
@@ -68,13 +72,33 @@ class AnnotationRun:
         check: int = 0,
         error_rate: float | None = None,
         cluster_key: str | None = None,
+        cluster: bool = False,
+        smooth: bool = False,
         tissue: str | Sequence[str] | None = None,
         with_markers: bool = True,
         **candidates: Any,
     ):
         if check < 0:
             raise InputError(f"check={check} is not a number of cells: give 0 or more.")
-        self.predictor, self.check, self.cluster_key = predictor, check, cluster_key
+        if cluster and cluster_key is not None:
+            raise InputError("Give either cluster_key, for clusters that the file has, or cluster, to make them.")
+        if cluster or smooth:
+            neighbours.require_packages()
+        if cluster and adata.n_obs < 3:
+            raise InputError(f"There are {adata.n_obs} cells: clusters need at least 3.")
+        if cluster_key is not None:
+            require_clusters(adata.obs, cluster_key)
+        self.predictor, self.check = predictor, check
+        self.cluster_key, self.makes_clusters = CLUSTER if cluster else cluster_key, cluster
+        #: True if the scores are smoothed over each cell's neighbours.
+        self.smooths = smooth and adata.n_obs >= LEAST_CELLS
+        if smooth and not self.smooths:
+            logger.warning(
+                "The scores are not smoothed: with only %d cells, neighbours are often of other types. Smoothing helps "
+                "from %d cells.",
+                adata.n_obs,
+                LEAST_CELLS,
+            )
         from_catalogue = labels is None and (tissue is not None or not predictor.has_labels)
         judges_tissue = from_catalogue and tissue is None and with_markers
         chunks = None
@@ -85,7 +109,6 @@ class AnnotationRun:
         self.scorer = predictor.scorer(labels, alpha, shortlist, tissue=tissue, with_markers=with_markers, **candidates)
         self.rule = DecisionRule(self.scorer, error_rate)
         _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
-        self.consensus = None if cluster_key is None else Consensus(adata.obs, cluster_key, self.rule)
         chunks = predictor.chunks(adata, **cell_options) if chunks is None else chunks
         self.chunks = chunks.watching(self.scorer.marker_ids)
 
@@ -129,9 +152,49 @@ class AnnotationRun:
                 for number, ranked in enumerate(self.chunks)
             ]
 
+    def by_chunk(self, scores: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the `(cells, labels)` scores of all cells chunk by chunk."""
+        for number in range(len(self.chunks)):
+            rows = self.chunks.rows(number)
+            yield scores[rows.start : rows.stop]
+
+    @cached_property
+    def graph(self) -> sp.csr_matrix:
+        """The neighbours of all cells; it is found when it is first needed, since it takes a while."""
+        logger.info("Finding the neighbours of all cells.")
+        return neighbours.neighbour_graph(self.chunks)
+
+    def smooth(self, read: Callable[[slice], np.ndarray], out: np.ndarray) -> None:
+        """
+        Smooths the scores over the neighbours of each cell.
+
+        Args:
+            read: Returns the `(some labels, cells)` scores of a slice of the labels.
+            out: `(labels, cells)` array for the smoothed scores.
+        """
+        neighbours.smooth(read, self.graph, SMOOTHING, out)
+
+    def revise(self, predictions: Predictions, scores: Iterable[np.ndarray]) -> Predictions:
+        """
+        Makes the predictions anew from smoothed scores.
+
+        Args:
+            predictions: The predictions before.
+            scores: `(cells, labels)` smoothed scores of each chunk, in order.
+        """
+        parts = []
+        for number, chunk_scores in enumerate(scores):
+            before = predictions.take(self.chunks.rows(number))
+            nothing_proven = np.zeros_like(before.shortlist_is_exact)
+            revised = self.rule(
+                chunk_scores, 1 - before.novelty, nothing_proven, before.best_of_all, before.matched_counts
+            )
+            parts.append(revised)
+        return Predictions.concatenate(parts)
+
     def write_obs(self, obs: pd.DataFrame, predictions: Predictions, scores: Iterable[np.ndarray]) -> None:
         """
-        Writes predictions, and the consensus where there are clusters, into `obs`.
+        Writes predictions, and the labels of the clusters where there are any, into `obs`.
 
         Args:
             obs: `obs` of all cells.
@@ -139,10 +202,13 @@ class AnnotationRun:
             scores: `(cells, labels)` scores of each chunk, in order. They are read only where there are clusters.
         """
         self.rule.write(obs, predictions)
-        if self.consensus is not None:
+        if self.makes_clusters:
+            obs[CLUSTER] = pd.Categorical(neighbours.cluster(self.graph))
+        if self.cluster_key is not None:
+            labels = ClusterLabels(obs[self.cluster_key], self.rule)
             for number, chunk_scores in enumerate(scores):
-                self.consensus.add(self.chunks.rows(number), chunk_scores)
-            self.consensus.write(obs, predictions)
+                labels.add(self.chunks.rows(number), chunk_scores)
+            labels.write(obs, predictions)
 
     def record(self, predictions: Predictions) -> dict[str, Any]:
         """
@@ -152,7 +218,12 @@ class AnnotationRun:
             "labels": np.array(list(self.scorer.descriptions)),
             "short_names": np.array([short_name(label) for label in self.scorer.descriptions]),
             "descriptions": np.array([_one_text_per_line(texts) for texts in self.scorer.descriptions.values()]),
-            **({} if self.cluster_key is None else {"cluster_key": self.cluster_key}),
+            **(
+                {}
+                if self.cluster_key is None
+                else {"cluster_key": self.cluster_key, "clusters_made": self.makes_clusters}
+            ),
+            **({"smoothing": SMOOTHING} if self.smooths else {}),
             **self._candidates_from,
             **self._genes(),
             **self.scorer.settings,

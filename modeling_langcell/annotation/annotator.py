@@ -90,6 +90,8 @@ class LangCellAnnotator(Predictor):
         check: int = 0,
         error_rate: float | None = None,
         cluster_key: str | None = None,
+        cluster: bool = False,
+        smooth: bool = False,
         marker_weight: float | None = None,
         with_markers: bool = True,
         accept_text: bool = False,
@@ -114,7 +116,10 @@ class LangCellAnnotator(Predictor):
             check: Score this many cells against all candidates as well, and record how often the shortlist agrees.
             error_rate: Accepted share of wrong answers, for a calibrated checkpoint; a lower one gives broader types,
                 or `unknown`. 0.1 by default.
-            cluster_key: Column of `obs` with clusters, each of which gets one joint answer.
+            cluster_key: Column of `obs` with clusters, each of which gets one label by the evidence of all its cells.
+            cluster: Make such clusters: small ones, so that few hold two types (`annotation.neighbours`).
+            smooth: Average each cell's scores with those of its neighbours in gene expression. Cells then agree with
+                the cells around them; rare types among many others may be lost. Fewer than 500 cells are not smoothed.
             marker_weight: Weight of the genes that descriptions name, beside similarity and matching; by default the
                 checkpoint's or the adapter's own. 0 leaves them out.
             with_markers: Give types of the catalogue their markers where the labels have none of their own. Without
@@ -138,8 +143,12 @@ class LangCellAnnotator(Predictor):
             there are `obs["langcell_answer"]` (the most specific term of the Cell Ontology that is probable enough, or
             `unknown`), `obs["langcell_answer_id"]` and `obs["langcell_answer_probability"]`. With a shortlist there is
             `obs["langcell_proven"]`, true where no candidate outside the shortlist can be the best. With clusters there
-            are `obs["langcell_consensus"]`, `obs["langcell_consensus_id"]` (if there are answers) and
-            `obs["langcell_consensus_agreement"]`. An error writes nothing.
+            are, for each cell, `obs["langcell_cluster_label"]` (the label of its cluster),
+            `obs["langcell_cluster_second"]` (the label that fits second best), `obs["langcell_cluster_answer"]` and
+            `obs["langcell_cluster_answer_id"]` (if there are answers), `obs["langcell_cluster_agreement"]` (the share
+            of its cells whose own label is the answer, or else the label, or a kind of it),
+            `obs["langcell_cluster_mixed"]` (true if the cluster looks like two types) and, if they were made here, the
+            clusters in `obs["langcell_cluster"]`. An error writes nothing.
 
         Raises:
             InputError: An empty list of labels, unknown labels, no such tissue, an alpha outside 0 to 1, an error rate
@@ -157,6 +166,8 @@ class LangCellAnnotator(Predictor):
             check=check,
             error_rate=error_rate,
             cluster_key=cluster_key,
+            cluster=cluster,
+            smooth=smooth,
             tissue=tissue,
             marker_weight=marker_weight,
             with_markers=with_markers,
@@ -164,11 +175,17 @@ class LangCellAnnotator(Predictor):
         )
         parts = run.annotate_all()
         predictions = Predictions.concatenate(part.predictions for part in parts)
+        scores = np.concatenate([part.scores for part in parts])
+        if run.smooths:
+            smoothed = np.empty(scores.T.shape, dtype=np.float32)
+            run.smooth(lambda labels: scores.T[labels], smoothed)
+            scores = np.ascontiguousarray(smoothed.T)
+            predictions = run.revise(predictions, run.by_chunk(scores))
         adata = adata.copy() if adata.is_view else adata
-        run.write_obs(adata.obs, predictions, (part.scores for part in parts))
+        run.write_obs(adata.obs, predictions, run.by_chunk(scores))
         adata.obsm[EMBEDDING] = np.concatenate([part.embeds for part in parts])
         adata.obsm[PROBABILITIES] = pd.DataFrame(
-            np.concatenate([part.scores for part in parts]),
+            scores,
             index=adata.obs_names,
             columns=probability_columns(run.rule.labels),
         )

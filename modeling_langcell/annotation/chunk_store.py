@@ -7,7 +7,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..io.atomic import atomic_write, require_writable_file
+from ..io.atomic import atomic_write, require_writable_file, reserve
 from ..model.errors import InputError, reason_of
 from ..model.ranking import RankedChunks
 from .annotation_run import AnnotatedCells
@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks at the files of other processes.
 POLL_SECONDS = 0.5
 
-_PLAN, _MERGED = "plan.json", "annotated.h5ad"
+_PLAN, _MERGED, _SMOOTHED = "plan.json", "annotated.h5ad", "smoothed.float32"
 #: The names of all files that this module writes into a store's folder; it deletes no others.
-_STORE_FILE = re.compile(r"\.?(plan\.json|annotated\.h5ad|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?")
+_STORE_FILE = re.compile(
+    r"\.?(plan\.json|annotated\.h5ad|smoothed\.float32|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?"
+)
 
 
 class ChunkStore:
@@ -56,6 +58,8 @@ class ChunkStore:
         self._own = range(rank, len(chunks), processes)
         #: Chunks that are known to be stored. The first process looks for all chunks, the others for their own.
         self._stored: set[int] = set()
+        #: `(labels, cells)` scores that replace those of the chunks; None where they are not smoothed.
+        self._smoothed: np.ndarray | None = None
 
     @property
     def merged(self) -> Path:
@@ -140,9 +144,32 @@ class ChunkStore:
             return file.get_tensor("embeds")
 
     def scores(self, number: int, labels: slice = slice(None)) -> np.ndarray:
-        """Reads the `(labels, cells)` scores of a chunk for some labels."""
+        """Reads the `(labels, cells)` scores of a chunk for some labels; smoothed ones, if there are any."""
+        if self._smoothed is not None:
+            rows = self.chunks.rows(number)
+            return np.array(self._smoothed[labels, rows.start : rows.stop])
         with safe_open(self._path(number), framework="numpy") as file:
             return file.get_slice("scores")[labels]
+
+    def scores_of_all(self, labels: slice) -> np.ndarray:
+        """Reads the `(labels, cells)` scores of all cells for some labels."""
+        return np.concatenate([self.scores(number, labels) for number in range(len(self.chunks))], axis=1)
+
+    def smooth(self, n_labels: int, fill: Callable[[np.ndarray], Any]) -> None:
+        """
+        Replaces the scores by smoothed ones, which are kept in a file as long as the folder.
+
+        Args:
+            n_labels: Number of labels.
+            fill: Fills the `(labels, cells)` array that it is given. It may read the scores meanwhile.
+        """
+        path, shape = self.folder / _SMOOTHED, (n_labels, self.chunks.n_cells)
+        with self.writing():
+            path.write_bytes(b"")
+            reserve(path, 4 * n_labels * self.chunks.n_cells)  # A full disk must not be found out in mapped memory.
+            smoothed = np.memmap(path, np.float32, "r+", shape=shape)
+        fill(smoothed)
+        self._smoothed = smoothed
 
     def size(self) -> int:
         """Returns the size of all chunks in bytes."""

@@ -1,87 +1,154 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""One answer for each cluster of cells."""
+"""One label for each cluster of cells, by the evidence of all of them."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
-from ..io.columns import AGREEMENT, CONSENSUS, CONSENSUS_ID
+from ..io.columns import (
+    CLUSTER_AGREEMENT,
+    CLUSTER_ANSWER,
+    CLUSTER_ANSWER_ID,
+    CLUSTER_LABEL,
+    CLUSTER_MIXED,
+    CLUSTER_SECOND,
+)
 from ..model.errors import InputError
+from ..ontology import ancestors, id_of
 from .predictions import DecisionRule, Predictions, answer_categories, label_categories
 
 logger = logging.getLogger(__name__)
 
+#: A cluster looks like two types if at least this share of its cells are surely of another type than most.
+MIXED = 0.2
+_SURE = 0.7  # Score from which a cell is surely of a type.
+_LEAST = 0.2  # A cell speaks against a label at most by this part of the score of its own best label.
+_TINY = 1e-12
 
-class Consensus:
+
+class ClusterLabels:
     """
-    The consensus of each cluster: the prediction from the mean scores of its cells. The agreement is the share of the
-    cells whose own best label is the consensus or a subtype of it.
+    One label for each cluster: the one with the highest geometric mean of the scores of its cells (a logarithmic
+    opinion pool: Genest & Zidek, 1986), where no cell speaks against a label by more than five to one, so that a few of
+    another type do not outvote the rest.
+
+    Where scores are calibrated, a cluster also has an answer: this label, or the term above it that is sure enough by
+    the plain geometric means, scaled to add up to 1. The cells count as one observation, not as many: what misleads one
+    cell of a cluster misleads most of them.
 
     Args:
-        obs: `obs` of all cells.
-        cluster_key: Column of `obs` with the clusters; cells without a cluster are left out.
+        clusters: `(cells,)` clusters; cells without one are left out.
         rule: The rule that turns scores into predictions.
+    """
+
+    def __init__(self, clusters: pd.Series, rule: DecisionRule):
+        self.rule = rule
+        self.clusters, self.names = pd.factorize(clusters.astype("string"))
+        if missing := int((self.clusters < 0).sum()):
+            logger.info("%d cells have no value in obs[%r] and get no label of a cluster.", missing, clusters.name)
+        shape = (len(self.names), len(rule.labels))
+        self._evidence, self._logs, self._sure = np.zeros((3, *shape))
+        self._cells = np.zeros(len(self.names))
+
+    def add(self, rows: range, scores: np.ndarray) -> None:
+        """Adds the `(cells, labels)` scores of some rows to their clusters."""
+        clusters = self.clusters[rows.start : rows.stop]
+        counted = (clusters >= 0) & ~np.isnan(scores[:, 0])
+        clusters, scores = clusters[counted], scores[counted].astype(np.float64)
+        best = scores.max(axis=1, keepdims=True)
+        np.add.at(self._evidence, clusters, np.log(np.maximum(scores / best, _LEAST)))
+        np.add.at(self._logs, clusters, np.log(scores.clip(_TINY)))
+        np.add.at(self._sure, clusters, scores >= _SURE)
+        np.add.at(self._cells, clusters, 1)
+
+    def write(self, obs: pd.DataFrame, predictions: Predictions) -> None:
+        """
+        Writes into `obs`, for each cell, the label of its cluster, the label that fits second best, the answer and its
+        id where there are answers, the share of the cluster's cells whose own label is the answer (or else the label)
+        or a kind of it, and whether the cluster looks like two types.
+        """
+        has_scores, backoff = self._cells > 0, self.rule.backoff
+        ranked = np.argsort(-self._evidence, axis=1, kind="stable")
+        best = np.where(has_scores, ranked[:, 0], -1)
+        self._write(obs, CLUSTER_LABEL, label_categories(self.rule.labels, best))
+        if len(self.rule.labels) > 1:
+            self._write(obs, CLUSTER_SECOND, label_categories(self.rule.labels, np.where(has_scores, ranked[:, 1], -1)))
+        agrees = best[self.clusters] == predictions.best
+        if backoff is not None:
+            logs = self._logs / np.maximum(self._cells, 1)[:, None]
+            answers = backoff.answer_above(softmax(logs, axis=1), best, self.rule.threshold)
+            names, ids = answer_categories(backoff, answers, has_scores)
+            self._write(obs, CLUSTER_ANSWER, names)
+            self._write(obs, CLUSTER_ANSWER_ID, ids)
+            answered = answers[self.clusters] >= 0
+            agrees = np.where(answered, backoff.holds(answers[self.clusters], predictions.best), agrees)
+        counted = (self.clusters >= 0) & (predictions.best >= 0)
+        shares = pd.Series(agrees[counted]).groupby(self.clusters[counted]).mean().reindex(range(len(self.names)))
+        obs[CLUSTER_AGREEMENT] = np.where(self.clusters >= 0, shares.to_numpy()[self.clusters], np.nan)
+        obs[CLUSTER_MIXED] = self._is_mixed()[self.clusters] & (self.clusters >= 0)
+
+    def _write(self, obs: pd.DataFrame, column: str, of_clusters: "pd.Categorical[Any]") -> None:
+        obs[column] = of_clusters.take(self.clusters, allow_fill=True)
+
+    def _is_mixed(self) -> np.ndarray:
+        """Returns `(clusters,)` true where many cells are surely of a second type, not above or below the first."""
+        terms = [id_of(label) for label in self.rule.labels]
+        above = [set() if term is None else {term, *ancestors(term)} for term in terms]
+        mixed = np.zeros(len(self.names), dtype=bool)
+        for number, sure in enumerate(self._sure):
+            first = int(sure.argmax())
+            others = [terms[first] not in above[one] and terms[one] not in above[first] for one in range(len(terms))]
+            others[first] = False
+            mixed[number] = sure[others].max(initial=0) >= max(1, MIXED * self._cells[number])
+        return mixed
+
+
+def require_clusters(obs: pd.DataFrame, cluster_key: str) -> None:
+    """
+    Checks that a column holds clusters.
 
     Raises:
         InputError: `obs` has no such column, or the column holds no cluster.
     """
-
-    def __init__(self, obs: pd.DataFrame, cluster_key: str, rule: DecisionRule):
-        if cluster_key not in obs:
-            raise InputError(f"No column {cluster_key!r} in obs; columns here: {sorted(map(str, obs.columns))}.")
-        self.rule = rule
-        self.clusters, self.names = pd.factorize(obs[cluster_key].astype("string"))
-        if not len(self.names):
-            raise InputError(f"obs[{cluster_key!r}] holds no cluster: every value is missing.")
-        if missing := int((self.clusters < 0).sum()):
-            logger.info("%d cells have no value in obs[%r] and are left out of the consensus.", missing, cluster_key)
-        self._sums = np.zeros((len(self.names), len(rule.labels)))
-
-    def add(self, rows: range, scores: np.ndarray) -> None:
-        """Adds the `(cells, labels)` scores of some rows to the sums of their clusters."""
-        clusters = self.clusters[rows.start : rows.stop]
-        counted = (clusters >= 0) & ~np.isnan(scores[:, 0])
-        np.add.at(self._sums, clusters[counted], scores[counted])
-
-    def write(self, obs: pd.DataFrame, predictions: Predictions) -> None:
-        """Writes the consensus, its id where answers have one, and the agreement of each cell's cluster into `obs`."""
-        totals = self._sums.sum(axis=1, keepdims=True)
-        means = np.divide(self._sums, totals, out=np.zeros_like(self._sums), where=totals > 0)
-        has_scores = (totals > 0)[:, 0]
-        backoff = self.rule.backoff
-        names: Any
-        if backoff is None:
-            consensus = np.where(has_scores, means.argmax(axis=1), -1)
-            names = label_categories(self.rule.labels, consensus)
-            agrees = consensus[self.clusters] == predictions.best
-        else:
-            consensus, _ = backoff.answer_labels(means, self.rule.threshold)
-            names, ids = answer_categories(backoff, consensus, has_scores)
-            obs[CONSENSUS_ID] = ids.take(self.clusters, allow_fill=True)
-            agrees = backoff.holds(consensus[self.clusters], predictions.best)
-        counted = (self.clusters >= 0) & (predictions.best >= 0)
-        shares = pd.Series(agrees[counted]).groupby(self.clusters[counted]).mean().reindex(range(len(self.names)))
-        obs[CONSENSUS] = names.take(self.clusters, allow_fill=True)
-        obs[AGREEMENT] = np.where(self.clusters >= 0, shares.to_numpy()[self.clusters], np.nan)
+    if cluster_key not in obs:
+        raise InputError(f"No column {cluster_key!r} in obs; columns here: {sorted(map(str, obs.columns))}.")
+    if obs[cluster_key].isna().all():
+        raise InputError(f"obs[{cluster_key!r}] holds no cluster: every value is missing.")
 
 
 def count_clusters(obs: pd.DataFrame, cluster_key: str) -> dict[str, dict[str, Any]]:
     """
-    Returns the number of `cells`, the consensus (`answer`) and the `agreement` of each cluster; the last two are None
-    where no cell of the cluster has known genes.
+    Returns for each cluster the number of `cells`, its `label`, its `answer` (None where there are none), the share of
+    cells in `agreement`, the `second` label, and true if it looks `mixed`. The label and all that follows from it are
+    None where no cell of the cluster has known genes.
     """
     found = {}
     for cluster, cells in obs.groupby(obs[cluster_key].astype("string"), observed=True):
-        answer, agreement = cells[CONSENSUS].iloc[0], cells[AGREEMENT].iloc[0]
-        known = pd.notna(answer)
+        label = _known(cells[CLUSTER_LABEL])
         found[str(cluster)] = {
             "cells": len(cells),
-            "answer": str(answer) if known else None,
-            "agreement": float(agreement) if known else None,
+            "label": label,
+            "answer": _known(cells[CLUSTER_ANSWER]) if CLUSTER_ANSWER in cells else None,
+            "agreement": None if label is None else float(cells[CLUSTER_AGREEMENT].iloc[0]),
+            "second": _known(cells[CLUSTER_SECOND]) if CLUSTER_SECOND in cells else None,
+            "mixed": bool(cells[CLUSTER_MIXED].iloc[0]),
         }
-    return found
+    return dict(sorted(found.items(), key=lambda one: _in_order(one[0])))
 
 
-__all__ = ["Consensus", "count_clusters"]
+def _known(values: Iterable[Any]) -> str | None:
+    """Returns the first value as a text; None if it is missing."""
+    first = next(iter(values))
+    return str(first) if pd.notna(first) else None
+
+
+def _in_order(cluster: str) -> tuple[bool, int, str]:
+    """Returns a sort key that puts numbered clusters in the order of their numbers."""
+    return not cluster.isdecimal(), int(cluster) if cluster.isdecimal() else 0, cluster
+
+
+__all__ = ["MIXED", "ClusterLabels", "count_clusters", "require_clusters"]

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from ..checkpoint.fingerprint import fingerprint, weights_of_base
+from ..io.atomic import reserve
 from ..io.colours import colours
 from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.h5ad import open_cells, open_lightly
@@ -52,6 +53,8 @@ def annotate_file(
     check: int = 0,
     error_rate: float | None = None,
     cluster_key: str | None = None,
+    cluster: bool = False,
+    smooth: bool = False,
     tissue: str | Sequence[str] | None = None,
     marker_weight: float | None = None,
     with_markers: bool = True,
@@ -76,7 +79,7 @@ def annotate_file(
         cells: The input file.
         output: The output file. It may be the input, which is then replaced.
         labels, tissue, with_markers, accept_text: Same as for `LangCellAnnotator.annotate`.
-        alpha, marker_weight, shortlist, check, error_rate, cluster_key, cell_options: Same as there.
+        alpha, marker_weight, shortlist, check, error_rate, cluster_key, cluster, smooth, cell_options: Same as there.
         resumed: Called, before the work continues, with the number of cells that an earlier call annotated.
 
     Returns:
@@ -100,6 +103,8 @@ def annotate_file(
             check=check,
             error_rate=error_rate,
             cluster_key=cluster_key,
+            cluster=cluster,
+            smooth=smooth,
             tissue=tissue,
             marker_weight=marker_weight,
             with_markers=with_markers,
@@ -113,7 +118,8 @@ def annotate_file(
             "input": {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "cells": adata.n_obs},
             "model": _model_hashes(annotator),
             "error_rate": error_rate,
-            "cluster_key": cluster_key,
+            "cluster_key": run.cluster_key,
+            "smooth": run.smooths,
             "labels": list(run.scorer.descriptions.items()),
             "markers": run.scorer.markers,
             "settings": run.scorer.settings | run.rule.settings,
@@ -140,6 +146,9 @@ def annotate_file(
         if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
             raise InputError(f"{cells} was changed while it was annotated: annotate it again.")
         predictions = store.predictions()
+        if run.smooths:
+            store.smooth(len(run.rule.labels), lambda smoothed: run.smooth(store.scores_of_all, smoothed))
+            predictions = run.revise(predictions, (store.scores(number).T for number in range(len(chunks))))
         obs = adata.obs.copy()
         run.write_obs(obs, predictions, (store.scores(number).T for number in range(len(chunks))))
         _merge(cells, obs, run.record(predictions), run, store)
@@ -195,7 +204,7 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
             texts = obs.memory_usage(deep=True).sum() + 4 * sum(
                 len(text) for texts in run.scorer.descriptions.values() for text in texts
             )
-            _reserve(store.merged, store.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
+            reserve(store.merged, store.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
             with h5py.File(store.merged, "r+", libver=formats) as file:
                 ad.io.write_elem(file, "obs", obs)
                 for name in ("obsm", "uns"):
@@ -210,16 +219,6 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
             store.merged.replace(store.output)
         finally:
             store.merged.unlink(missing_ok=True)
-
-
-def _reserve(path: Path, size: int) -> None:
-    """
-    Lengthens a file, so that a full disk fails here: HDF5 does not recover from it. HDF5 gives back the space that it
-    does not need.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size + size)
 
 
 def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, store: ChunkStore) -> None:

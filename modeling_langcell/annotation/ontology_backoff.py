@@ -86,6 +86,21 @@ class OntologyBackoff:
         confidence = np.where(answers >= 0, probabilities[np.arange(len(answers)), answers], probabilities.max(axis=1))
         return answers, confidence.clip(0, 1)
 
+    def answer_above(self, label_probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+        """
+        Chooses the most specific node that is probable enough among the nodes of a label and those above it.
+
+        Args:
+            label_probabilities: `(clusters, labels)`.
+            labels: `(clusters,)` numbers of labels.
+            threshold: Lowest probability of an answer.
+
+        Returns:
+            `(clusters,)` numbers of nodes, -1 where no node is probable enough.
+        """
+        above = self._covered[:, labels].T.toarray()
+        return self.answer(self.probabilities(label_probabilities) * above, threshold)[0]
+
     def answer_labels(self, label_probabilities: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Chooses answers in the same way as `answer`, from `(cells, labels)` probabilities."""
         return self.answer(self.probabilities(label_probabilities), threshold)

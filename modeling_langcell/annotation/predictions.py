@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from ..io.columns import (
-    AGREEMENT,
     ANSWER,
     ANSWER_ID,
     ANSWER_PROBABILITY,
     CELL_TYPE,
     CELL_TYPE_ID,
-    CONSENSUS,
-    CONSENSUS_ID,
+    CLUSTER_AGREEMENT,
+    CLUSTER_ANSWER,
+    CLUSTER_ANSWER_ID,
+    CLUSTER_LABEL,
+    CLUSTER_MIXED,
+    CLUSTER_SECOND,
     MARGIN,
     NOVELTY,
     PROVEN,
@@ -31,7 +34,7 @@ from .scorers import Scorer
 
 _COLUMNS = (
     *(CELL_TYPE, CELL_TYPE_ID, SCORE, SECOND, MARGIN, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN),
-    *(CONSENSUS, CONSENSUS_ID, AGREEMENT),
+    *(CLUSTER_LABEL, CLUSTER_SECOND, CLUSTER_ANSWER, CLUSTER_ANSWER_ID, CLUSTER_AGREEMENT, CLUSTER_MIXED),
 )
 
 
@@ -69,6 +72,10 @@ class Predictions:
     def names(cls) -> list[str]:
         """Returns the names of the arrays."""
         return [field.name for field in fields(cls)]
+
+    def take(self, rows: range) -> "Predictions":
+        """Returns the predictions for consecutive cells."""
+        return Predictions(**{name: getattr(self, name)[rows.start : rows.stop] for name in self.names()})
 
     @classmethod
     def concatenate(cls, parts: Iterable["Predictions"]) -> "Predictions":

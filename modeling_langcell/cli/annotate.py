@@ -113,7 +113,17 @@ ErrorRate = Annotated[
     ),
 ]
 ClusterKey = Annotated[
-    str | None, typer.Option(help="Column of obs with clusters, each of which gets one joint answer.")
+    str | None, typer.Option(help="Column of obs with clusters, each of which gets one label by all its cells.")
+]
+Cluster = Annotated[
+    bool, typer.Option("--cluster", help="Make small clusters of the cells, each of which gets one label.")
+]
+Smooth = Annotated[
+    bool,
+    typer.Option(
+        "--smooth",
+        help="Average each cell's scores with those of its neighbours in gene expression, from 500 cells on.",
+    ),
 ]
 BatchTokens = Annotated[
     int | None,
@@ -209,6 +219,8 @@ def annotate(
     check_shortlist: CheckShortlist = 0,
     error_rate: ErrorRate = None,
     cluster_key: ClusterKey = None,
+    cluster: Cluster = False,
+    smooth: Smooth = False,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -233,7 +245,8 @@ def annotate(
     loading |= {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
     reading = cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
     scoring = {"alpha": alpha, "shortlist": shortlist, "check": check_shortlist}
-    scoring |= {"error_rate": error_rate, "cluster_key": cluster_key, "marker_weight": marker_weight}
+    scoring |= {"error_rate": error_rate, "marker_weight": marker_weight}
+    scoring |= {"cluster_key": cluster_key, "cluster": cluster, "smooth": smooth}
     scoring |= {"tissue": tissue or None, "with_markers": not no_markers, "accept_text": accept_text}
     results = (out, report, report_genes, figure, reference, as_json)
     options = AnnotateOptions(cells, labels, ontology_root, markers, *results, loading, reading, scoring)
@@ -373,14 +386,14 @@ def write_pages(
 def summarize(options: AnnotateOptions, result: AnnotationResult) -> dict[str, Any]:
     """Returns the results of an annotation as facts, most of them counts of cells."""
     adata, run = result.adata, result.adata.uns[RUN]
-    answers, cluster_key = annotation.count_answers(adata.obs), options.scoring["cluster_key"]
-    clusters = None if cluster_key is None else annotation.count_clusters(adata.obs, cluster_key)
+    answers = annotation.count_answers(adata.obs)
+    clusters = annotation.count_clusters(adata.obs, str(run["cluster_key"])) if "cluster_key" in run else None
     return {
         "cells": adata.n_obs,
         "cells_done_before": result.done_before,
         "labels": {str(label): int(cells) for label, cells in annotation.best_labels(adata).value_counts().items()},
         "answers": {"error_rate": float(run["error_rate"]), "cells": answers} if answers else None,
-        "consensus": clusters or None,
+        "clusters": clusters,
         "shortlist": summarize_shortlist(run),
         "agreement": None if options.reference is None else annotation.agreement(adata, options.reference),
         "input": run["input"],
@@ -430,17 +443,27 @@ def print_text(
         typer.echo(f"Answers at an expected error rate of {facts['answers']['error_rate']:.0%}:")
         for answer in facts["answers"]["cells"]:
             typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
-    if facts["consensus"] is not None:
-        typer.echo(f"By {options.scoring['cluster_key']}:")
-        for cluster, found in facts["consensus"].items():
-            agreeing = "no known genes" if found["answer"] is None else f"{found['agreement']:.0%} of its cells"
-            typer.echo(f"{found['cells']:>8,}  {cluster}: {found['answer'] or 'no answer'} ({agreeing})")
+    if facts["clusters"] is not None:
+        typer.echo(f"By {annotated.uns[RUN]['cluster_key']}:")
+        for cluster, found in facts["clusters"].items():
+            typer.echo(f"{found['cells']:>8,}  {cluster}: {cluster_words(found)}")
     if (scores := facts["agreement"]) is not None:
         typer.echo(f"Accuracy against {options.reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
     for caution in quality.cautions:
         typer.echo(f"Caution: {caution.on_command_line()}")
     for name, path in written.items():
         typer.echo(f"{name.capitalize()}: {path}")
+
+
+def cluster_words(found: Mapping[str, Any]) -> str:
+    """Returns the label of a cluster in words, with what speaks for it and against it."""
+    if found["label"] is None:
+        return "no label (no known genes)"
+    answered = "" if found["answer"] in (None, found["label"]) else f"answer: {found['answer']}, "
+    words = f"{found['label']} ({answered}{found['agreement']:.0%} of its cells"
+    if found["second"] is not None:
+        words += f"; second: {found['second']}"
+    return words + ("; looks like two types)" if found["mixed"] else ")")
 
 
 def shortlist_sentences(facts: Mapping[str, float]) -> str:

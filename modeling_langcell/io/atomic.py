@@ -40,6 +40,16 @@ def require_writable_file(path: str | Path) -> None:
         raise NotADirectoryError(ENOTDIR, f"{parent} is a file, not a folder", str(path))
 
 
+def reserve(path: Path, size: int) -> None:
+    """
+    Lengthens a file by `size` bytes, so that a full disk fails here: HDF5 and mapped memory do not recover from it.
+    HDF5 gives back the space that it does not need.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size + size)
+
+
 def require_apart(
     outputs: Iterable[tuple[str, Path | None]],
     inputs: Iterable[tuple[str, Path | None]],
@@ -171,4 +181,5 @@ __all__ = [
     "require_apart",
     "require_new_folder",
     "require_writable_file",
+    "reserve",
 ]

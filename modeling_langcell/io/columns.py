@@ -8,7 +8,11 @@ CELL_TYPE_ID, COLOURS = "langcell_cell_type_id", "langcell_cell_type_colors"  # 
 SECOND, MARGIN = "langcell_second", "langcell_margin"
 ANSWER, ANSWER_ID, ANSWER_PROBABILITY = "langcell_answer", "langcell_answer_id", "langcell_answer_probability"
 PROVEN = "langcell_proven"
-CONSENSUS, CONSENSUS_ID, AGREEMENT = "langcell_consensus", "langcell_consensus_id", "langcell_consensus_agreement"
+#: The clusters that an annotation made itself.
+CLUSTER = "langcell_cluster"
+CLUSTER_LABEL, CLUSTER_SECOND = "langcell_cluster_label", "langcell_cluster_second"
+CLUSTER_ANSWER, CLUSTER_ANSWER_ID = "langcell_cluster_answer", "langcell_cluster_answer_id"
+CLUSTER_AGREEMENT, CLUSTER_MIXED = "langcell_cluster_agreement", "langcell_cluster_mixed"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
 RUN = "langcell"
 
@@ -19,15 +23,19 @@ def probability_columns(labels: Iterable[str]) -> list[str]:
 
 
 __all__ = [
-    "AGREEMENT",
     "ANSWER",
     "ANSWER_ID",
     "ANSWER_PROBABILITY",
     "CELL_TYPE",
     "CELL_TYPE_ID",
+    "CLUSTER",
+    "CLUSTER_AGREEMENT",
+    "CLUSTER_ANSWER",
+    "CLUSTER_ANSWER_ID",
+    "CLUSTER_LABEL",
+    "CLUSTER_MIXED",
+    "CLUSTER_SECOND",
     "COLOURS",
-    "CONSENSUS",
-    "CONSENSUS_ID",
     "EMBEDDING",
     "MARGIN",
     "NOVELTY",

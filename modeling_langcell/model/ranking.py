@@ -187,6 +187,14 @@ class RankedChunks(Sequence[RankedCells]):
     def __iter__(self) -> Iterator[RankedCells]:
         return (ranked for _, ranked in self.ahead(range(len(self))))
 
+    def values(self, chunk: int) -> sp.csr_matrix:
+        """
+        Reads the `(cells, columns)` values of one chunk as they are, of the kind that `counts` names. Column `i` is the
+        gene `match.token_ids[i]`.
+        """
+        rows = self.rows(chunk)
+        return self._source.rows(rows.start, rows.stop)
+
     def ahead(self, chunks: Iterable[int]) -> Iterator[tuple[int, RankedCells]]:
         """Yields some chunks with their numbers, and reads the next one meanwhile."""
         with ThreadPoolExecutor(1) as reader:

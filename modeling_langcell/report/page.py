@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from ..annotation.clusters import count_clusters
+from ..annotation.clusters import MIXED, count_clusters
 from ..annotation.metrics import agreement, paired_labels
 from ..annotation.ontology_backoff import UNKNOWN
 from ..annotation.quality import InputQuality
@@ -81,6 +81,7 @@ def write_report(
         composition=_composition(obs),
         answers=count_answers(obs),
         clusters=count_clusters(obs, str(run["cluster_key"])) if "cluster_key" in run else {},
+        mixed=MIXED,
         comparison=comparison,
         uncertain=_least_certain(obs, run),
         genes=None if genes is None else _genes(genes),
@@ -273,7 +274,9 @@ def _python_code(run: Mapping[str, Any]) -> str:
         options.append("shortlist=None")
     options += [f"marker_weight={float(run['marker_weight'])!r}"] if with_genes and not own else []
     options += [f"error_rate={float(run['error_rate'])!r}"] if "error_rate" in run else []
-    options += [f"cluster_key={str(run['cluster_key'])!r}"] if "cluster_key" in run else []
+    if "cluster_key" in run:
+        options.append("cluster=True" if run["clusters_made"] else f"cluster_key={str(run['cluster_key'])!r}")
+    options += ["smooth=True"] if "smoothing" in run else []
     array, defaults = str(read["array"]), {"counts": "raw", "empty_cells": "error", "gene_column": None}
     options += ["use_raw=True"] if array == "raw.X" else []
     options += [f"layer={array.removeprefix('layers[').removesuffix(']')}"] if array.startswith("layers[") else []

@@ -97,9 +97,9 @@ class TestCandidatesWithoutACell:
             sc.pl.dotplot(annotated, ["CD3D", "CD79A", "LYZ"], groupby=column, show=False)
         plt.close("all")
 
-    def test_categories_of_the_consensus_are_labels_that_cells_have(self, annotator, cells):
+    def test_categories_of_clusters_are_labels_that_they_have(self, annotator, cells):
         cells.obs["cluster"] = ["a", "b"] * 6
-        said = annotator.annotate(cells, LABELS, cluster_key="cluster").obs["langcell_consensus"]
+        said = annotator.annotate(cells, LABELS, cluster_key="cluster").obs["langcell_cluster_label"]
         assert list(said.cat.categories) == [label for label in LABELS if (said == label).any()]
 
     def test_readers_of_an_annotation_know_all_candidates(self, blood):

@@ -155,7 +155,7 @@ class TestCommand:
         arguments = (*arguments, "--cluster-key", "cell_type")
         said = json.loads(self.run(*arguments, "--json").stdout)
         assert sum(answer["cells"] for answer in said["answers"]["cells"]) == said["cells"]
-        assert set(said["consensus"]) == {*LABELS, "unknown"}
+        assert set(said["clusters"]) == {*LABELS, "unknown"}
         shown = self.run(*arguments)
         assert "Answers at an expected error rate of" in shown.stdout
         assert "By cell_type:" in shown.stdout
