@@ -2,6 +2,7 @@
 from .clusters import count_clusters as count_clusters
 from .explain import explain_annotated as explain_annotated
 from .metrics import agreement as agreement
+from .metrics import describe_agreement as describe_agreement
 from .quality import InputQuality as InputQuality
 from .quality import examine as examine
 from .records import best_labels as best_labels

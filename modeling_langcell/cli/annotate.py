@@ -447,8 +447,9 @@ def print_text(
         typer.echo(f"By {annotated.uns[RUN]['cluster_key']}:")
         for cluster, found in facts["clusters"].items():
             typer.echo(f"{found['cells']:>8,}  {cluster}: {cluster_words(found)}")
-    if (scores := facts["agreement"]) is not None:
-        typer.echo(f"Accuracy against {options.reference}: {scores['accuracy']:.3f} over {scores['cells']:,} cells")
+    if options.reference is not None:
+        for sentence in annotation.describe_agreement(facts["agreement"], options.reference):
+            typer.echo(sentence)
     for caution in quality.cautions:
         typer.echo(f"Caution: {caution.on_command_line()}")
     for name, path in written.items():

@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from ..annotation.clusters import MIXED, count_clusters
-from ..annotation.metrics import agreement, paired_labels
+from ..annotation.metrics import agreement, compare, describe_agreement
 from ..annotation.ontology_backoff import UNKNOWN
 from ..annotation.quality import InputQuality
 from ..annotation.records import count_answers, describe_input, label_colours, label_descriptions
@@ -182,14 +182,21 @@ def _composition(obs: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _comparison(adata: ad.AnnData, reference: str) -> dict[str, Any]:
-    truth, predicted = paired_labels(adata, reference)
+    compared, scores = compare(adata, reference), agreement(adata, reference)
+    truth, predicted = compared.known, compared.found
     names = sorted(set(truth) | set(predicted))
     shares = confusion_matrix(truth, predicted, labels=names, normalize="true")
     rows = [
         {"name": name, "cells": int((truth == name).sum()), "shares": row.tolist()}
         for name, row in zip(names, shares, strict=True)
     ]
-    return {"reference": reference, "names": names, "rows": rows, **agreement(adata, reference)}
+    return {
+        "reference": reference,
+        "names": names,
+        "rows": rows,
+        "sentences": describe_agreement(scores, reference),
+        **scores,
+    }
 
 
 def _least_certain(obs: pd.DataFrame, run: Mapping[str, Any]) -> dict[str, Any]:

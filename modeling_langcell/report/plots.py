@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from ..annotation.metrics import paired_labels
+from ..annotation.metrics import Comparison, compare
 from ..annotation.records import label_colours
 from ..io.columns import CELL_TYPE, EMBEDDING
 from ..model.errors import InputError
@@ -82,7 +82,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
         axes_right.barh([_shorten(name) for name in shares.index], shares)
         axes_right.set(title="Composition", xlabel="share of cells")
     else:
-        _draw_confusion(figure, axes_right, *paired_labels(adata, reference), reference)
+        _draw_confusion(figure, axes_right, compare(adata, reference), reference)
     return figure
 
 
@@ -106,7 +106,8 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     return figure
 
 
-def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, reference: str) -> None:
+def _draw_confusion(figure, axes, compared: Comparison, reference: str) -> None:
+    truth, predicted, rows = compared.known, compared.found, compared.is_candidate
     names = sorted(set(truth) | set(predicted))
     shares = confusion_matrix(truth, predicted, labels=names, normalize="true")
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
@@ -117,7 +118,7 @@ def _draw_confusion(figure, axes, truth: np.ndarray, predicted: np.ndarray, refe
     for row, column in np.argwhere(shares >= 0.05):
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=colour)
-    accuracy = accuracy_score(truth, predicted)
+    accuracy = accuracy_score(truth[rows], predicted[rows])
     axes.set(title=f"{reference} (cells) and annotation: accuracy {accuracy:.2f}", xlabel="annotation")
     figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
 
