@@ -305,7 +305,6 @@ def annotate(session):
 @page("confidence.md")
 def confidence(session):
     cells = session.cells(BLOOD)
-    cells.obs["cluster"] = cells.obs["author_cell_type"].cat.codes.astype(str)
     cells.write_h5ad("cells.h5ad")
     cells[::3].write_h5ad("labelled.h5ad")
     yield
@@ -315,6 +314,17 @@ def confidence(session):
     )
     assert specific < default, "a higher error rate gives more specific answers"
     assert "langcell_answer_id" in ad.read_h5ad("by-mine.h5ad").obs
+
+
+@page("clusters.md")
+def clusters(session):
+    cells = session.cells(BLOOD)
+    cells.obs["leiden"] = cells.obs["author_cell_type"].cat.codes.astype(str)
+    cells.write_h5ad("cells.h5ad")
+    yield
+    made = ad.read_h5ad("clustered.h5ad").obs
+    assert made.groupby("langcell_cluster")["langcell_cluster_label"].nunique().eq(1).all()
+    assert "smoothing" in ad.read_h5ad("smoothed.h5ad").uns["langcell"]
 
 
 @page("large-studies.md")

@@ -95,7 +95,9 @@ def cluster(graph: sp.csr_matrix, seed: int = 0) -> np.ndarray:
     cells = ad.AnnData(obsp={"connectivities": graph}, shape=(graph.shape[0], 0))
     options = {"obsp": "connectivities", "flavor": "igraph", "directed": False, "n_iterations": -1}
     sc.tl.leiden(cells, _RESOLUTION, random_state=seed, **options)
-    return cells.obs["leiden"].to_numpy(dtype=object)
+    found = cells.obs["leiden"]
+    largest_first = {name: str(number) for number, name in enumerate(found.value_counts().index)}
+    return found.astype(object).map(largest_first).to_numpy()
 
 
 class Smoother:

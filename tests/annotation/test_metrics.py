@@ -53,10 +53,8 @@ def test_a_broader_type_and_a_kind_of_the_type_are_told_apart():
     assert compared.is_narrower.tolist() == [False, True, False, False]
     scores = agreement(adata, "known")
     assert [scores[name] for name in ("accuracy", "broader", "narrower")] == [0.25, 0.25, 0.25]
-    assert describe_agreement(scores, "known") == [
-        "Accuracy against known: 0.250 over 4 cells; 25% are labelled with a broader type; 25% are labelled with a kind "
-        "of their type."
-    ]
+    words = "25% are labelled with a broader type; 25% are labelled with a kind of their type."
+    assert describe_agreement(scores, "known") == [f"Accuracy against known: 0.250 over 4 cells; {words}"]
 
 
 def test_cells_whose_type_is_no_candidate_are_counted(annotated):

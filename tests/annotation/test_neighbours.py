@@ -34,7 +34,10 @@ def test_the_graph_does_not_depend_on_the_chunks(mini, blood):
     parts = neighbours.neighbour_graph(chunked(mini, blood, 100))
     assert abs(whole - parts).max() < 1e-2
     assert (whole != whole.T).nnz == 0
-    np.testing.assert_array_equal(neighbours.cluster(whole), neighbours.cluster(whole))
+    clusters = neighbours.cluster(whole)
+    np.testing.assert_array_equal(clusters, neighbours.cluster(whole))
+    _, sizes = np.unique(clusters.astype(int), return_counts=True)
+    assert (np.diff(sizes) <= 0).all(), "the largest is the first"
 
 
 def test_the_components_are_those_of_scanpy(mini, blood):
