@@ -271,6 +271,7 @@ def annotate(
     array: str,
     values: str,
     errors: int,
+    clusters: bool,
     request: gr.Request,
     progress=_PROGRESS,
 ) -> tuple[str, str]:
@@ -278,9 +279,9 @@ def annotate(
     candidates = {"labels": read_types(names, own), "tissue": tissue or None}
     layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
     options = {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
-    rate = errors / 100 if calibration else None
+    asked = {**candidates, "error_rate": errors / 100 if calibration else None, "cluster": clusters}
     with visits.working(str(request.session_hash)) as visit:
-        write_results(visit.folder, candidates, rate, options, progress)
+        write_results(visit.folder, asked, options, progress)
     at = f"results/{visit.token}"
     links = (
         f'<p><a href="{at}/{ANNOTATED}" download>Download the annotated .h5ad</a> · '
@@ -290,16 +291,21 @@ def annotate(
     return links, page
 
 
-def write_results(
-    folder: Path, candidates: dict[str, Any], rate: float | None, options: dict[str, Any], progress: gr.Progress
-) -> None:
-    """Writes the annotated file and the report for the cells in a folder."""
+def write_results(folder: Path, asked: dict[str, Any], options: dict[str, Any], progress: gr.Progress) -> None:
+    """
+    Writes the annotated file and the report for the cells in a folder.
+
+    Args:
+        folder: The visitor's folder.
+        asked: What the visitor wants to know: arguments of `annotate_file`.
+        options: How the cells are read.
+        progress: Shows the visitor how far the work is.
+    """
     cells = folder / CELLS
     if not cells.is_file():
         raise InputError("Drop an .h5ad file first, or take the example. Unused files are deleted after half an hour.")
     progress(0.1, "Reading and annotating the cells")
-    how = {"error_rate": rate, "empty_cells": "mark", **candidates, **options}
-    annotate_file(annotator, cells, folder / ANNOTATED, **how)
+    annotate_file(annotator, cells, folder / ANNOTATED, empty_cells="mark", **asked, **options)
     annotated = read_annotation(folder / ANNOTATED, embeds=True)
     progress(0.5, "Looking for the genes that drive the labels")
     where = {name: options[name] for name in ("use_raw", "layer")}
@@ -372,13 +378,14 @@ def build() -> gr.Blocks:
                     label="Tissue",
                     info="Without types, those of this tissue are the candidates. Empty: the cells' markers tell it.",
                 )
+                clusters = gr.Checkbox(label="Cluster the cells, and give each cluster one label")
         run = gr.Button("Annotate", variant="primary")
         links, report = gr.HTML(), gr.HTML()
 
         upload.upload(receive, upload, [said, array], api_visibility="private")
         upload.clear(forget, None, [said, array], api_visibility="private")
         example.click(take_example, None, [upload, said, array, values, names], api_visibility="private")
-        asked = [names, own, tissue, array, values, errors]
+        asked = [names, own, tissue, array, values, errors, clusters]
         run.click(annotate, asked, [links, report], concurrency_limit=1, api_visibility="private")
         page.unload(forget_page)
     return page

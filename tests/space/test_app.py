@@ -143,6 +143,17 @@ def test_a_tissue_names_the_candidates(visit, blood):
     page.locator("#labels + .wide td", has_text="monocyte").first.wait_for()
 
 
+def test_clusters_are_made_and_labelled(visit, blood):
+    tab = visit()
+    drop(tab, blood)
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.get_by_label("Cluster the cells").check()
+    page = annotate(tab)
+    clusters = page.locator("#clusters + .wide tbody tr")
+    clusters.first.wait_for()
+    assert clusters.count() > 5
+
+
 def test_the_example(visit):
     tab = visit()
     tab.get_by_role("button", name="Take the example").click()
