@@ -228,6 +228,29 @@ def draw_roc(result: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
+def draw_risk(result: Mapping[str, Any]) -> Figure | None:
+    """
+    Draws the share of wrong answers against the share of cells with an answer, as cells must fit the candidates better
+    and better to get one: one panel per study, one line per set of candidates, and a dot where they must fit more
+    probably than not, for the first seed. Returns None without such curves.
+    """
+    studies = _by([run for run in result["cells"] if "risk" in run["drawings"]], "study")
+    if not studies:
+        return None
+    figure, panels = _panels(studies, width=3.8, height=4.2)
+    for axes, runs in zip(panels, studies.values(), strict=True):
+        for number, (offered, points) in enumerate(runs[0]["drawings"]["risk"].items()):
+            curve = pd.DataFrame(points)
+            usual = curve[curve["least_fit"] == 0.5]
+            axes.plot(curve["coverage"], curve["risk"], color=f"C{number}", linewidth=1.6, label=offered)
+            axes.plot(usual["coverage"], usual["risk"], color=f"C{number}", marker="o", linestyle="")
+        axes.axhline(0.1, color="black", linestyle=":", linewidth=1)
+        axes.set(xlim=(0, 1.01), ylim=(0, 1), xlabel="share of cells with an answer", ylabel="share of wrong answers")
+        axes.legend(fontsize=SMALL, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+    _title(figure, f"{_titled(result, studies)}: wrong answers by answered cells")
+    return figure
+
+
 def draw_umap(result: Mapping[str, Any]) -> Figure | None:
     """
     Draws a UMAP of the cells' embeddings, one row per study and method and one panel per column of labels, for the
@@ -288,6 +311,7 @@ FIGURES = {
     "curve": draw_curve,
     "confusion": draw_confusion,
     "reliability": draw_reliability,
+    "risk": draw_risk,
     "roc": draw_roc,
     "umap": draw_umap,
 }
@@ -448,6 +472,7 @@ __all__ = [
     "draw_confusion",
     "draw_curve",
     "draw_reliability",
+    "draw_risk",
     "draw_roc",
     "draw_scores",
     "draw_task",

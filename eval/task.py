@@ -78,7 +78,7 @@ class Result:
         scores: Scores by metric.
         intervals: 95% intervals of some scores, by bootstrap over cells.
         per_class: Scores of each type.
-        drawings: Data of figures by kind: `confusion`, `reliability`, `roc`, `umap`.
+        drawings: Data of figures by kind: `confusion`, `reliability`, `risk`, `roc`, `umap`.
     """
 
     scores: dict[str, float]

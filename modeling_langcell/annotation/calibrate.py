@@ -22,7 +22,8 @@ from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import DescriptionScorer, MarkerEvidence, read_cells
 from .annotator import LangCellAnnotator
-from .calibration import Calibration, LabelledScores, fit
+from .calibration import Calibration, FamiliarityScores, LabelledScores, fit
+from .open_set import OtherTypes, are_alike
 from .predictor import Predictor
 
 
@@ -90,22 +91,53 @@ def score_labelled(annotator: Predictor, adata: ad.AnnData, label_key: str, **ce
     extractor, descriptions = annotator.processor.feature_extractor, annotator.descriptions_of(labels.names)
     markers = {label: annotator.processor.find_genes(described) for label, described in descriptions.items()}
     evidence = MarkerEvidence(markers, extractor.usual_places, torch.device("cpu"))
-    ranked = rank_cells(adata, labels.rows, extractor, places_of=evidence.ids, **cell_options)
+    others = None if model.config.known_types is None else OtherTypes(model, annotator.processor)
+    watched = tuple(sorted({*evidence.ids, *(() if others is None else others.evidence.ids)}))
+    ranked = rank_cells(adata, labels.rows, extractor, places_of=watched, **cell_options)
     scorer = DescriptionScorer(
         model, annotator.processor, descriptions, model.config.alpha, None, annotator.budget, marker_weight=0
     )
     scorer.calibration = None
     scores = np.zeros((len(ranked), len(labels.names)), dtype=np.float32)
     novelty = np.zeros(len(ranked), dtype=np.float32)
+    embeds = torch.zeros(len(ranked), model.config.projection_dim)
     for rows, found in read_cells(ranked, scorer, scorer.budget, annotator.device):
         scores[rows], novelty[rows] = found.scores.cpu().numpy(), 1 - found.max_cosine.cpu().numpy()
-    return LabelledScores(
-        labels.names,
-        scores,
-        evidence(torch.from_numpy(ranked.places)).numpy(),
-        novelty,
-        np.array(labels.names)[labels.truth],
-    ).take(~ranked.without_genes)
+        embeds[rows] = found.embeds.cpu()
+    places, column = torch.from_numpy(ranked.places), {gene: number for number, gene in enumerate(watched)}
+    found_evidence = evidence(places[:, [column[gene] for gene in evidence.ids]]).numpy()
+    familiarity = None
+    if others is not None:
+        of_others = places[:, [column[gene] for gene in others.evidence.ids]].to(annotator.device)
+        familiarity = _familiarity_scores(scorer, others, embeds.to(annotator.device), of_others)
+    truth = np.array(labels.names)[labels.truth]
+    scored = LabelledScores(labels.names, scores, found_evidence, novelty, truth, familiarity)
+    return scored.take(~ranked.without_genes)
+
+
+@torch.inference_mode()
+def _familiarity_scores(
+    scorer: DescriptionScorer, others: OtherTypes, embeds: torch.Tensor, places: torch.Tensor
+) -> FamiliarityScores:
+    """
+    Returns what tells whether cells are of any candidate.
+
+    Args:
+        scorer: Scorer of the candidates, without the marker evidence.
+        others: The types that the checkpoint knows.
+        embeds: `(cells, width)` embeddings.
+        places: Places of the genes of `others.evidence`.
+    """
+    related, alike = others.alike(scorer.descriptions, scorer.label_embeds)
+    found = (
+        scorer.logits(embeds),
+        scorer.model.get_similarity_logits(embeds, others.embeds),
+        others.evidence(places),
+        related,
+        alike,
+        are_alike(scorer.label_embeds, scorer.label_embeds),
+    )
+    return FamiliarityScores(*(values.cpu().numpy() for values in found))
 
 
 def save_calibrated(source: Path, calibration: Calibration, output: str | Path) -> None:

@@ -3,16 +3,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import softmax
+from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression
 
 from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES
 from .ontology_backoff import OntologyBackoff
+from .open_set import familiarity
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,12 @@ logger = logging.getLogger(__name__)
 ERROR_RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 ERROR_RATE = 0.1
 
+#: A cell that is less probably than this of any candidate is unlike every candidate.
+LEAST_FIT = 0.5
+
 _THRESHOLDS = np.arange(0.3, 1.0, 0.005)
 _TEMPERATURES = 0.05, 20.0
+_LEAST_PROBABILITY = 1e-9
 _HEAVIEST = 20.0  # At this marker weight, similarity and matching no longer count.
 _USUAL = 0.95  # Share of the labelled cells whose novelty counts as usual.
 
@@ -39,6 +45,8 @@ class Calibration:
         fitted: Record of the fit: cells by study, and calibration errors.
         prompt_templates: Prompt templates that the calibration was fitted with and is valid for.
         marker_weight: Weight of the marker evidence that the calibration was fitted with and is valid for.
+        familiarity: Weights of the support and of the lead, and the intercept, of the log-odds that a cell is of any
+            candidate: see `open_set.familiarity`. None where the checkpoint does not name the types that it knows.
     """
 
     temperature: float
@@ -48,9 +56,22 @@ class Calibration:
     fitted: dict[str, Any] = field(default_factory=dict)
     prompt_templates: tuple[str, ...] = PROMPT_TEMPLATES
     marker_weight: float = 0.0
+    familiarity: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # JSON stores it as a list.
+        if self.familiarity is not None:
+            object.__setattr__(self, "familiarity", tuple(self.familiarity))
+
+    def fit_probability(self, familiarity: np.ndarray) -> np.ndarray:
+        """
+        Returns `(cells,)` probabilities that a cell is of any candidate, from its `(cells, 2)` familiarity; NaN where
+        nothing tells.
+        """
+        if self.familiarity is None:
+            return np.full(len(familiarity), np.nan)
+        *weights, intercept = self.familiarity
+        return expit(familiarity @ np.array(weights) + intercept)
 
     def threshold(self, error_rate: float) -> float:
         """
@@ -80,6 +101,46 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class FamiliarityScores:
+    """
+    What tells whether cells are of any candidate, for any of the candidates of a study: see `open_set`.
+
+    Args:
+        logits: `(cells, labels)` how well each candidate fits each cell, without the marker evidence.
+        other_logits: `(cells, types)` how well each type that the checkpoint knows fits, without the marker evidence.
+        other_evidence: `(cells, types)` marker evidence of these types.
+        related: `(labels, types)` true where a type is the label's own, above it or below it.
+        alike: `(labels, types)` true where a type is too much like the label to compete with it.
+        labels_alike: `(labels, labels)` the same for labels among each other.
+    """
+
+    logits: np.ndarray
+    other_logits: np.ndarray
+    other_evidence: np.ndarray
+    related: np.ndarray
+    alike: np.ndarray
+    labels_alike: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "FamiliarityScores":
+        """Returns some of the cells."""
+        cells = {name: getattr(self, name)[rows] for name in ("logits", "other_logits", "other_evidence")}
+        return replace(self, **cells)
+
+    def of(self, offered: np.ndarray, evidence: np.ndarray, marker_weight: float) -> np.ndarray:
+        """
+        Returns the `(cells, 2)` familiarity with some of the labels.
+
+        Args:
+            offered: `(labels,)` true for the labels that are candidates.
+            evidence: `(cells, labels)` marker evidence.
+            marker_weight: Weight of the evidence.
+        """
+        competes = ~self.related[offered].any(axis=0) & ~self.alike[offered]
+        logits = (self.logits + marker_weight * evidence)[:, offered]
+        return familiarity(logits, self.other_logits + marker_weight * self.other_evidence, competes)
+
+
+@dataclass(frozen=True)
 class LabelledScores:
     """
     Cells of known types with their scores against the candidates of their study.
@@ -90,6 +151,7 @@ class LabelledScores:
         evidence: `(cells, labels)` marker evidence.
         novelty: `(cells,)` 1 minus the cosine with the most similar description.
         truth: `(cells,)` known labels.
+        familiarity: What tells whether cells are of any candidate; None where nothing does.
     """
 
     labels: Sequence[str]
@@ -97,10 +159,27 @@ class LabelledScores:
     evidence: np.ndarray
     novelty: np.ndarray
     truth: np.ndarray
+    familiarity: FamiliarityScores | None = None
 
     def take(self, rows: np.ndarray) -> "LabelledScores":
         """Returns some of the cells."""
-        return LabelledScores(self.labels, self.scores[rows], self.evidence[rows], self.novelty[rows], self.truth[rows])
+        cells = {name: getattr(self, name)[rows] for name in ("scores", "evidence", "novelty", "truth")}
+        of_cells = None if self.familiarity is None else self.familiarity.take(rows)
+        return replace(self, **cells, familiarity=of_cells)
+
+    def fit_probability(self, calibration: Calibration, offered: np.ndarray) -> np.ndarray:
+        """
+        Returns `(cells,)` probabilities that cells are of any of the labels that are `offered`, `(labels,)` booleans.
+        """
+        if self.familiarity is None:
+            return np.full(len(self.truth), np.nan)
+        found = self.familiarity.of(offered, self.evidence, calibration.marker_weight)
+        return calibration.fit_probability(found)
+
+    @property
+    def truth_index(self) -> np.ndarray:
+        """`(cells,)` numbers of the known labels."""
+        return np.array([list(self.labels).index(label) for label in self.truth], dtype=int)
 
     def probabilities(self, temperature: float, marker_weight: float) -> np.ndarray:
         """Returns the probabilities of the candidates, as `DescriptionScorer` computes them: `(cells, labels)`."""
@@ -112,6 +191,11 @@ class LabelledScores:
         """Returns `(cells,)` probabilities of the best labels, and `(cells,)` true where they are the known ones."""
         probabilities = self.probabilities(temperature, marker_weight)
         return probabilities.max(axis=1), np.asarray(self.labels)[probabilities.argmax(axis=1)] == self.truth
+
+    def log_loss(self, temperature: float, marker_weight: float) -> float:
+        """Returns the negative log-likelihood of the known labels, the mean over cells."""
+        known = self.probabilities(temperature, marker_weight)[np.arange(len(self.truth)), self.truth_index]
+        return float(-np.log(known.clip(_LEAST_PROBABILITY)).mean())
 
     def brier_score(self, temperature: float, marker_weight: float) -> float:
         """Returns the Brier score of all candidates (Brier, 1950): the mean over cells, from 0 for the best to 2."""
@@ -135,15 +219,59 @@ def fit_marker_weight(studies: Mapping[str, LabelledScores]) -> float:
     return round(float(minimize(loss, (1.0, 0.5), method="Nelder-Mead", bounds=bounds).x[0]), 1)
 
 
+def candidate_sets(study: LabelledScores) -> list[tuple[str, np.ndarray]]:
+    """
+    Returns sets of a study's labels that users might offer, `(labels,)` booleans, with their kind: `all`; all but those
+    of a branch of the ontology (`branch`); and each label as the only candidate (`alone`).
+    """
+    n_labels = len(study.labels)
+    branches = np.unique(OntologyBackoff(study.labels).probabilities(np.eye(n_labels)).T.astype(bool), axis=0)
+    return [
+        ("all", np.ones(n_labels, dtype=bool)),
+        *(("branch", ~branch) for branch in branches if not branch.all()),
+        *(("alone", label) for label in np.eye(n_labels, dtype=bool)),
+    ]
+
+
+def fit_familiarity(studies: Mapping[str, LabelledScores], marker_weight: float) -> tuple[float, float, float] | None:
+    """
+    Fits the log-odds that a cell is of any candidate: see `Calibration`. Cells are offered the candidate sets of
+    `candidate_sets`. Cells of a candidate and others have the same weight in each set, as have the kinds of sets, and
+    studies; cells whose type is too much like a candidate that they are offered are left out. None where nothing tells.
+    """
+    rows, belongs, weights = [], [], []
+    for study in studies.values():
+        if study.familiarity is None:
+            return None
+        sets, truth = candidate_sets(study), study.truth_index
+        kinds = [kind for kind, _ in sets]
+        for kind, offered in sets:
+            own = offered[truth]
+            alike_to_offered = np.any(study.familiarity.labels_alike[:, offered], axis=1)
+            alike = np.take(alike_to_offered, truth) & ~own
+            found = study.familiarity.of(offered, study.evidence, marker_weight)
+            share = np.where(own, 0.5 / max(1, own.sum()), 0.5 / max(1, (~own & ~alike).sum()))
+            rows.append(found[~alike])
+            belongs.append(own[~alike])
+            weights.append(share[~alike] / kinds.count(kind))
+    if np.concatenate(belongs).all():
+        return None
+    weight = np.concatenate(weights)
+    model = LogisticRegression(C=1e6, max_iter=1000)
+    model.fit(np.concatenate(rows), np.concatenate(belongs), weight * len(weight) / weight.sum())
+    support, lead = map(float, model.coef_[0])
+    return support, lead, float(model.intercept_[0])
+
+
 def fit(studies: Mapping[str, LabelledScores], alpha: float, marker_weight: float | None = None) -> Calibration:
     """
-    Fits a calibration on the cells of some studies, with equal weight for each cell. The marker weight is fitted first:
-    see `fit_marker_weight`.
+    Fits a calibration on the cells of some studies, with equal weight for each study. The marker weight is fitted
+    first: see `fit_marker_weight`; then what tells that a cell is of no candidate: see `fit_familiarity`.
 
-    The temperature minimises the Brier score (Brier, 1950) of the best label being right. The threshold for an error
-    rate is the lowest at which `(w + 1) / (n + 1)` does not exceed the rate, for `n` answers of which `w` are wrong:
-    the finite-sample correction of split conformal prediction. An answer is right if it is the cell's type or a term
-    above it in the ontology. Error rates that no threshold achieves are left out.
+    The temperature minimises the negative log-likelihood of the known labels. The threshold for an error rate is the
+    lowest at which `(w + 1) / (n + 1)` does not exceed the rate, for `n` answers of which `w` are wrong (the
+    finite-sample correction of split conformal prediction), as the mean of the studies. An answer is right if it is the
+    cell's type or a term above it in the ontology. Error rates that no threshold achieves are left out.
 
     Args:
         studies: Labelled cells by study.
@@ -159,20 +287,14 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float, marker_weight: floa
         raise InputError(f"marker_weight={marker_weight} is not a weight: give 0 or more.")
     weight = fit_marker_weight(studies) if marker_weight is None else float(marker_weight)
 
+    studies = {name: study for name, study in studies.items() if len(study.truth)}
+
     def loss(log_temperature: float) -> float:
-        confidence, right = _pooled(study.confidence(np.exp(log_temperature), weight) for study in studies.values())
-        return float(((confidence - right) ** 2).mean())
+        return float(np.mean([study.log_loss(np.exp(log_temperature), weight) for study in studies.values()]))
 
     temperature = float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))
-    answered, wrong = np.zeros((2, len(_THRESHOLDS)))
-    for study in studies.values():
-        backoff = OntologyBackoff(study.labels)
-        probabilities = backoff.probabilities(study.probabilities(temperature, weight))
-        for number, threshold in enumerate(_THRESHOLDS):
-            answers, _ = backoff.answer(probabilities, threshold)
-            answered[number] += (answers >= 0).sum()
-            wrong[number] += ((answers >= 0) & ~backoff.right(answers, study.truth.tolist())).sum()
-    error_rates = (wrong + 1) / (answered + 1)
+    found = Calibration(temperature, {}, 0.0, alpha, marker_weight=weight, familiarity=fit_familiarity(studies, weight))
+    error_rates = np.mean([_error_rates(study, found) for study in studies.values()], axis=0)
     thresholds = {
         f"{rate:g}": round(float(_THRESHOLDS[(error_rates <= rate).argmax()]), 4)
         for rate in ERROR_RATES
@@ -185,14 +307,26 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float, marker_weight: floa
         name: calibration_error(*_pooled(study.confidence(t, weight) for study in studies.values()))
         for name, t in (("error_before", 1.0), ("error_after", temperature))
     }
-    return Calibration(
-        temperature,
-        thresholds,
-        float(np.quantile(novelty, _USUAL)),
-        float(alpha),
-        {"cells": {name: len(study.truth) for name, study in studies.items()}, **errors},
-        marker_weight=weight,
+    return replace(
+        found,
+        thresholds=thresholds,
+        usual_novelty=float(np.quantile(novelty, _USUAL)),
+        alpha=float(alpha),
+        fitted={"cells": {name: len(study.truth) for name, study in studies.items()}, **errors},
     )
+
+
+def _error_rates(study: LabelledScores, calibration: Calibration) -> np.ndarray:
+    """Returns the corrected error rate of the answers to a study's cells at each threshold."""
+    backoff, truth = OntologyBackoff(study.labels), study.truth.tolist()
+    probabilities = backoff.probabilities(study.probabilities(calibration.temperature, calibration.marker_weight))
+    unlike = study.fit_probability(calibration, np.ones(len(study.labels), dtype=bool)) < LEAST_FIT
+    rates = []
+    for threshold in _THRESHOLDS:
+        answers, _ = backoff.answer(probabilities, threshold)
+        answered = (answers >= 0) & ~unlike
+        rates.append((float((answered & ~backoff.right(answers, truth)).sum()) + 1) / (answered.sum() + 1))
+    return np.array(rates)
 
 
 def _pooled(parts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -218,9 +352,13 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
 __all__ = [
     "ERROR_RATE",
     "ERROR_RATES",
+    "LEAST_FIT",
     "Calibration",
+    "FamiliarityScores",
     "LabelledScores",
     "calibration_error",
+    "candidate_sets",
     "fit",
+    "fit_familiarity",
     "fit_marker_weight",
 ]

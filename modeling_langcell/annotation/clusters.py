@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
+from scipy.special import logit, softmax
 
 from ..io.columns import (
     CLUSTER_AGREEMENT,
@@ -19,6 +19,7 @@ from ..io.columns import (
 )
 from ..model.errors import InputError
 from ..ontology import ancestors, id_of
+from .calibration import LEAST_FIT
 from .predictions import DecisionRule, Predictions, answer_categories, label_categories
 
 logger = logging.getLogger(__name__)
@@ -81,15 +82,21 @@ class ClusterLabels:
         if backoff is not None:
             logs = self._logs / np.maximum(self._cells, 1)[:, None]
             answers = backoff.answer_above(softmax(logs, axis=1), best, self.rule.threshold)
+            answers[self._mean(logit(predictions.fit.clip(1e-6, 1 - 1e-6))) < logit(LEAST_FIT)] = -1
             names, ids = answer_categories(backoff, answers, has_scores)
             self._write(obs, CLUSTER_ANSWER, names)
             self._write(obs, CLUSTER_ANSWER_ID, ids)
             answered = answers[self.clusters] >= 0
             agrees = np.where(answered, backoff.holds(answers[self.clusters], predictions.best), agrees)
-        counted = (self.clusters >= 0) & (predictions.best >= 0)
-        shares = pd.Series(agrees[counted]).groupby(self.clusters[counted]).mean().reindex(range(len(self.names)))
-        obs[CLUSTER_AGREEMENT] = np.where(self.clusters >= 0, shares.to_numpy()[self.clusters], np.nan)
+        shares = self._mean(np.where(predictions.best >= 0, agrees, np.nan))
+        obs[CLUSTER_AGREEMENT] = np.where(self.clusters >= 0, shares[self.clusters], np.nan)
         obs[CLUSTER_MIXED] = self._is_mixed()[self.clusters] & (self.clusters >= 0)
+
+    def _mean(self, values: np.ndarray) -> np.ndarray:
+        """Returns the `(clusters,)` means of `(cells,)` values, without those that are missing."""
+        in_cluster = self.clusters >= 0
+        means = pd.Series(values[in_cluster]).groupby(self.clusters[in_cluster]).mean()
+        return means.reindex(range(len(self.names))).to_numpy(dtype=float)
 
     def _write(self, obs: pd.DataFrame, column: str, of_clusters: "pd.Categorical[Any]") -> None:
         obs[column] = of_clusters.take(self.clusters, allow_fill=True)

@@ -24,6 +24,7 @@ from ..model.ranking import RankedCells
 from ..model.zero_shot import DescriptionScorer
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
+from .open_set import OpenSetScorer
 from .predictor import Predictor
 from .records import best_labels, label_descriptions
 
@@ -171,7 +172,7 @@ def explain(
             1.
     """
     run = AnnotationRun(annotator, adata, cell_options | {"empty_cells": "mark"}, labels)
-    if not isinstance(run.scorer, DescriptionScorer):
+    if not isinstance(run.scorer, DescriptionScorer | OpenSetScorer):
         raise InputError("Only labels that are scored by their descriptions can be explained.")
     explainer = Explainer(annotator, run.scorer.descriptions, method)
     _require_cells(cells_per_label)

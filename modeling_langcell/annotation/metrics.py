@@ -53,8 +53,8 @@ def compare(adata: ad.AnnData, reference: str) -> Comparison:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
     if reference == CELL_TYPE:
         raise InputError(f"obs[{CELL_TYPE!r}] is the annotation itself: name the column with the known labels.")
-    both = adata.obs.loc[is_known(adata.obs[reference]), [reference, CELL_TYPE]].dropna().astype(str)
     candidates = candidate_labels(adata)
+    both = adata.obs.loc[is_known(adata.obs[reference]), [reference, CELL_TYPE]].dropna().astype(str)
     candidate_of = {_meaning(label): label for label in reversed(candidates)}
     meanings = {label: _meaning(label) for label in {*both[reference], *candidates}}
     names = {label: candidate_of.get(meaning, _name(meaning)) for label, meaning in meanings.items()}

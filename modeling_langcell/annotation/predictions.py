@@ -20,20 +20,23 @@ from ..io.columns import (
     CLUSTER_LABEL,
     CLUSTER_MIXED,
     CLUSTER_SECOND,
+    FIT,
     MARGIN,
     NOVELTY,
     PROVEN,
     SCORE,
     SECOND,
+    UNKNOWN_BECAUSE,
 )
 from ..model.errors import InputError
 from ..ontology import id_of
-from .calibration import ERROR_RATE, Calibration
+from .calibration import ERROR_RATE, LEAST_FIT, Calibration
 from .ontology_backoff import UNKNOWN, OntologyBackoff
 from .scorers import Scorer
 
 _COLUMNS = (
     *(CELL_TYPE, CELL_TYPE_ID, SCORE, SECOND, MARGIN, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN),
+    *(FIT, UNKNOWN_BECAUSE),
     *(CLUSTER_LABEL, CLUSTER_SECOND, CLUSTER_ANSWER, CLUSTER_ANSWER_ID, CLUSTER_AGREEMENT, CLUSTER_MIXED),
 )
 
@@ -49,6 +52,7 @@ class Predictions:
         second: `(cells,)` number of the label with the second highest score; -1 where there is only one label.
         margin: `(cells,)` difference between the two scores; the score itself where there is only one label.
         novelty: `(cells,)` 1 minus the cosine with the most similar description.
+        fit: `(cells,)` probability that the cell is of any candidate; NaN where nothing tells.
         answer: `(cells,)` number of the answer among the nodes of `OntologyBackoff`; -1 for `unknown`.
         confidence: `(cells,)` probability of the answer.
         shortlist_is_exact: `(cells,)` true where no label outside the shortlist can be the best.
@@ -62,6 +66,7 @@ class Predictions:
     second: np.ndarray
     margin: np.ndarray
     novelty: np.ndarray
+    fit: np.ndarray
     answer: np.ndarray
     confidence: np.ndarray
     shortlist_is_exact: np.ndarray
@@ -84,10 +89,15 @@ class Predictions:
         return cls(**{name: np.concatenate([getattr(part, name) for part in chunks]) for name in cls.names()})
 
 
+#: Why a cell is `unknown`.
+UNLIKE, ALIKE = "unlike every candidate", "candidates too alike"
+
+
 class DecisionRule:
     """
     Turns scores into predictions: the best label and, where the scores are calibrated, an answer. The answer is
-    the most specific term of the Cell Ontology whose probability is high enough for an error rate, or `unknown`.
+    the most specific term of the Cell Ontology whose probability is high enough for an error rate. It is `unknown`
+    where no term is, and for a cell that is more probably of no candidate than of any.
 
     Args:
         scorer: The source of the scores.
@@ -125,6 +135,12 @@ class DecisionRule:
             found |= {"error_rate": self.error_rate, "threshold": self.threshold}
         return found
 
+    def fit(self, familiarity: np.ndarray) -> np.ndarray:
+        """Returns `(cells,)` probabilities that cells are of any candidate, from `(cells, 2)` familiarity."""
+        if self.calibration is None:
+            return np.full(len(familiarity), np.nan)
+        return self.calibration.fit_probability(familiarity)
+
     def __call__(
         self,
         scores: np.ndarray,
@@ -132,6 +148,7 @@ class DecisionRule:
         shortlist_is_exact: np.ndarray,
         best_of_all: np.ndarray,
         matched_counts: np.ndarray,
+        fit: np.ndarray,
     ) -> Predictions:
         """
         Makes predictions from scores.
@@ -139,7 +156,7 @@ class DecisionRule:
         Args:
             scores: `(cells, labels)`; NaN for cells without known genes.
             max_cosine: `(cells,)` cosine with the most similar description.
-            shortlist_is_exact, best_of_all, matched_counts: Same as in `Predictions`.
+            shortlist_is_exact, best_of_all, matched_counts, fit: Same as in `Predictions`.
         """
         known = ~np.isnan(scores[:, 0])
         cells = np.arange(len(scores))
@@ -151,12 +168,14 @@ class DecisionRule:
         answer, confidence = np.full(len(scores), -1, np.int32), np.full(len(scores), np.nan, np.float32)
         if self.backoff is not None and known.any():
             answer[known], confidence[known] = self.backoff.answer_labels(scores[known], self.threshold)
+            answer[fit < LEAST_FIT] = -1
         return Predictions(
             best=np.where(known, best, -1).astype(np.int32),
             score=score,
             second=np.where(known & (scores.shape[1] > 1), second, -1).astype(np.int32),
             margin=score - second_score,
             novelty=1 - max_cosine,
+            fit=fit.astype(np.float32),
             answer=answer,
             confidence=confidence,
             shortlist_is_exact=shortlist_is_exact,
@@ -175,7 +194,10 @@ class DecisionRule:
             obs[SECOND] = label_categories(self.labels, predictions.second)
         if not np.isnan(predictions.novelty).all():
             obs[NOVELTY] = predictions.novelty
+        if not np.isnan(predictions.fit).all():
+            obs[FIT] = predictions.fit
         if self.backoff is not None:
+            obs[UNKNOWN_BECAUSE] = _reasons(predictions)
             obs[ANSWER], obs[ANSWER_ID] = answer_categories(self.backoff, predictions.answer, predictions.best >= 0)
             obs[ANSWER_PROBABILITY] = predictions.confidence
         if self.has_shortlist:
@@ -196,6 +218,13 @@ class DecisionRule:
         if checked.any():
             summary["agreement"] = float((predictions.best_of_all == predictions.best)[checked].mean())
         return summary
+
+
+def _reasons(predictions: Predictions) -> "pd.Categorical[str]":
+    """Returns why cells are unknown, missing for the others."""
+    unknown = (predictions.answer < 0) & (predictions.best >= 0)
+    reasons = np.where(unknown, np.where(predictions.fit < LEAST_FIT, 0, 1), -1)
+    return label_categories((UNLIKE, ALIKE), reasons)
 
 
 def delete_predictions(obs: pd.DataFrame) -> None:
@@ -230,4 +259,12 @@ def answer_categories(
     return pd.Categorical(names), pd.Categorical(ids)
 
 
-__all__ = ["DecisionRule", "Predictions", "answer_categories", "delete_predictions", "label_categories"]
+__all__ = [
+    "ALIKE",
+    "UNLIKE",
+    "DecisionRule",
+    "Predictions",
+    "answer_categories",
+    "delete_predictions",
+    "label_categories",
+]

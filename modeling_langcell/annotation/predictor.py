@@ -23,6 +23,7 @@ from ..model.token_budget import TokenBudget
 from ..model.zero_shot import DescriptionScorer, Shortlist
 from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in
 from .device import find_device
+from .open_set import OpenSetScorer, OtherTypes
 from .scorers import ClassScorer, PrototypeScorer, Scorer
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,8 @@ class Predictor:
             logger.info("Scores are not calibrated: the calibration is for a different alpha or prompt templates.")
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
+        if (by_description.calibration or {}).get("familiarity") and self.model.config.known_types is not None:
+            return OpenSetScorer(by_description, OtherTypes(self.model, self.processor))
         return by_description
 
     def origin(self) -> dict[str, str]:

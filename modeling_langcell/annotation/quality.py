@@ -8,9 +8,10 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from ..io.columns import ANSWER, CELL_TYPE, NOVELTY, RUN
+from ..io.columns import ANSWER, CELL_TYPE, RUN
 from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from .records import unlike_every_candidate
 from .tissues import BLOOD
 
 _BLOCKS, _BLOCK = 16, 256  # Up to 16 blocks of 256 cells, spread evenly, are examined.
@@ -105,7 +106,7 @@ def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float) -> list
         found.append(
             Remedy(
                 f"Few genes: only {known:,} that the checkpoint knows. If they are a selection, for example of "
-                "variable genes, give all genes that were counted."
+                "variable genes, give all genes that were counted. More of the answers may be wrong than is stated."
             )
         )
     if matched_counts < _MATCHED:
@@ -156,15 +157,13 @@ def _ambient_cautions(ambient: float | None) -> list[Remedy]:
 
 
 def _novelty_cautions(annotated: ad.AnnData) -> list[Remedy]:
-    run = annotated.uns[RUN]
-    if "usual_novelty" not in run or NOVELTY not in annotated.obs:
-        return []
-    if (unlike := float((annotated.obs[NOVELTY] > run["usual_novelty"]).mean())) <= _UNUSUAL:
+    unlike = unlike_every_candidate(annotated)
+    if unlike is None or (share := float(unlike.mean())) <= _UNUSUAL:
         return []
     return [
         Remedy(
-            f"Unlike the candidates: {unlike:.0%} of the cells are less like any candidate than cells of known types "
-            "usually are. A type may be missing among the candidates, or the checkpoint may not know such cells."
+            f"Unlike the candidates: {share:.0%} of the cells are unlike every candidate. A type may be missing among "
+            "the candidates, or the checkpoint may not know such cells."
         )
     ]
 

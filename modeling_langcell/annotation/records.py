@@ -9,9 +9,10 @@ import anndata as ad
 import pandas as pd
 
 from ..io.colours import colours
-from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, COLOURS, RUN
+from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, COLOURS, FIT, NOVELTY, RUN, UNKNOWN_BECAUSE
 from ..model.errors import InputError
 from ..model.prompts import Description
+from .calibration import LEAST_FIT
 
 
 def candidate_labels(annotated: ad.AnnData) -> list[str]:
@@ -76,6 +77,29 @@ def count_answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def unlike_every_candidate(annotated: ad.AnnData) -> pd.Series | None:
+    """
+    Returns a boolean for each cell, true where it is more probably of no candidate than of any; with a checkpoint that
+    cannot tell, where its novelty is unusual. None where nothing tells.
+    """
+    obs, run = annotated.obs, annotated.uns[RUN]
+    if FIT in obs:
+        return obs[FIT] < LEAST_FIT
+    return obs[NOVELTY] > run["usual_novelty"] if "usual_novelty" in run and NOVELTY in obs else None
+
+
+def count_unknown(obs: pd.DataFrame) -> dict[str, int]:
+    """Counts the unknown cells by the reason why they are; empty where there is none, or no answers."""
+    if UNKNOWN_BECAUSE not in obs:
+        return {}
+    return {str(reason): int(cells) for reason, cells in obs[UNKNOWN_BECAUSE].value_counts().items() if cells}
+
+
+def describe_unknown(reasons: Mapping[str, int]) -> str:
+    """Returns the numbers of `count_unknown` in words."""
+    return ", ".join(f"{cells:,} {reason}" for reason, cells in reasons.items())
+
+
 def describe_input(adata: ad.AnnData) -> str:
     """Returns a sentence on the cells, values and genes that a run read, from an annotated or embedded AnnData."""
     facts = adata.uns[RUN]["input"]
@@ -92,7 +116,10 @@ __all__ = [
     "candidate_labels",
     "cell_options",
     "count_answers",
+    "count_unknown",
     "describe_input",
+    "describe_unknown",
     "label_colours",
     "label_descriptions",
+    "unlike_every_candidate",
 ]

@@ -73,7 +73,7 @@ class PrototypeScorer:
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
-        embeds, described, shortlist_is_exact, max_cosine = self.by_description(ids, cells, places)
+        embeds, described, shortlist_is_exact, max_cosine, _ = self.by_description(ids, cells, places)
         similarity = self.by_description.model.get_similarity_logits(embeds, self.prototypes)
         # A shortlist that is exact for the descriptions' part of the score may not be exact for the blend.
         shortlist_is_exact &= self.by_description.shortlist is None

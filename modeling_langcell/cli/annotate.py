@@ -393,6 +393,7 @@ def summarize(options: AnnotateOptions, result: AnnotationResult) -> dict[str, A
         "cells_done_before": result.done_before,
         "labels": {str(label): int(cells) for label, cells in annotation.best_labels(adata).value_counts().items()},
         "answers": {"error_rate": float(run["error_rate"]), "cells": answers} if answers else None,
+        "unknown": annotation.count_unknown(adata.obs),
         "clusters": clusters,
         "shortlist": summarize_shortlist(run),
         "agreement": None if options.reference is None else annotation.agreement(adata, options.reference),
@@ -443,6 +444,8 @@ def print_text(
         typer.echo(f"Answers at an expected error rate of {facts['answers']['error_rate']:.0%}:")
         for answer in facts["answers"]["cells"]:
             typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
+        if facts["unknown"]:
+            typer.echo(f"Unknown cells: {annotation.describe_unknown(facts['unknown'])}.")
     if facts["clusters"] is not None:
         typer.echo(f"By {annotated.uns[RUN]['cluster_key']}:")
         for cluster, found in facts["clusters"].items():

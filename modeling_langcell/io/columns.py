@@ -7,6 +7,7 @@ CELL_TYPE, SCORE, NOVELTY = "langcell_cell_type", "langcell_score", "langcell_no
 CELL_TYPE_ID, COLOURS = "langcell_cell_type_id", "langcell_cell_type_colors"  # scanpy looks for colours by this name.
 SECOND, MARGIN = "langcell_second", "langcell_margin"
 ANSWER, ANSWER_ID, ANSWER_PROBABILITY = "langcell_answer", "langcell_answer_id", "langcell_answer_probability"
+FIT, UNKNOWN_BECAUSE = "langcell_fit", "langcell_unknown_because"
 PROVEN = "langcell_proven"
 #: The clusters that an annotation made itself.
 CLUSTER = "langcell_cluster"
@@ -37,6 +38,7 @@ __all__ = [
     "CLUSTER_SECOND",
     "COLOURS",
     "EMBEDDING",
+    "FIT",
     "MARGIN",
     "NOVELTY",
     "PROBABILITIES",
@@ -44,5 +46,6 @@ __all__ = [
     "RUN",
     "SCORE",
     "SECOND",
+    "UNKNOWN_BECAUSE",
     "probability_columns",
 ]

@@ -191,6 +191,7 @@ class LangCellConfig(_PublishedConfig):
             at least 0; 0, the default, leaves them out. See `KnownTypes`.
         n_known_types: Number of types of the training that the model knows again, the rows of `known_texts` and
             `known_cells`.
+        known_types: Their ids in the Cell Ontology, in the same order. None where they are not recorded.
         masked_gene_weight, cell_cell_weight, cell_text_weight, matching_weight: Weights of the objectives MGM, C-C,
             C-T and CTM in `LangCellForPreTraining`. An objective of weight 0 is not computed.
         masked_gene_probability: Share of a cell's genes that MGM masks.
@@ -230,6 +231,7 @@ class LangCellConfig(_PublishedConfig):
     relatives_weight: float | int = 0.0
     known_cells_weight: float | int = 0.0
     n_known_types: int = 0
+    known_types: list | None = None
     masked_gene_weight: float | int = 1.0
     cell_cell_weight: float | int = 1.0
     cell_text_weight: float | int = 1.0
@@ -252,6 +254,13 @@ class LangCellConfig(_PublishedConfig):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be from 0 to 1.")
 
+    def validate_known_types(self):
+        """Checks that there is an id for each known type."""
+        if self.known_types is not None and len(self.known_types) != self.n_known_types:
+            raise ValueError(
+                f"known_types names {len(self.known_types)} types, not n_known_types={self.n_known_types}."
+            )
+
     def validate_calibration(self):
         """Checks that a calibration has the numbers of `annotation.calibration.Calibration`."""
         if self.calibration is None:
@@ -259,7 +268,7 @@ class LangCellConfig(_PublishedConfig):
         thresholds, fitted = self.calibration.get("thresholds"), self.calibration.get("fitted")
         valid = isinstance(thresholds, dict) and isinstance(fitted, dict)
         numbers = [self.calibration.get(name) for name in ("temperature", "usual_novelty", "alpha")]
-        numbers.append(self.calibration.get("marker_weight", 0))
+        numbers += [self.calibration.get("marker_weight", 0), *(self.calibration.get("familiarity") or ())]
         numbers += thresholds.values() if isinstance(thresholds, dict) else []
         valid &= isinstance(templates_of(self.calibration, []), (list, tuple))
         valid &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)

@@ -656,14 +656,20 @@ class LangCellModel(LangCellPreTrainedModel):
         self.register_buffer("known_cells", None if known is None else known.clone())
         self.post_init()
 
-    def remember_types(self, text_embeds: torch.Tensor, cell_embeds: torch.Tensor) -> None:
-        """Sets `known_texts` and `known_cells` to `(types, projection_dim)` embeddings, L2-normalised."""
+    def remember_types(
+        self, text_embeds: torch.Tensor, cell_embeds: torch.Tensor, term_ids: Sequence[str] | None = None
+    ) -> None:
+        """
+        Sets `known_texts` and `known_cells` to `(types, projection_dim)` embeddings, L2-normalised, and the types' ids
+        in the Cell Ontology.
+        """
         self.config.n_known_types = len(text_embeds)
+        self.config.known_types = None if term_ids is None else list(term_ids)
         self.known_texts, self.known_cells = text_embeds.detach().clone(), cell_embeds.detach().clone()
 
     def forget_types(self) -> None:
         """Removes `known_texts` and `known_cells`, which hold no longer once a tower has been trained further."""
-        self.config.n_known_types = 0
+        self.config.n_known_types, self.config.known_types = 0, None
         self.register_buffer("known_texts", None)
         self.register_buffer("known_cells", None)
 

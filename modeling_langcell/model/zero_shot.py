@@ -42,12 +42,14 @@ class Scored(NamedTuple):
         scores: `(cells, labels)` float32 from 0 to 1.
         shortlist_is_exact: `(cells,)` true where no label outside the shortlist can be the best.
         max_cosine: `(cells,)` float32 cosine with the most similar description; NaN where there are none.
+        familiarity: `(cells, 2)` what tells whether a cell is of any label; None where nothing does.
     """
 
     embeds: torch.Tensor
     scores: torch.Tensor
     shortlist_is_exact: torch.Tensor
     max_cosine: torch.Tensor
+    familiarity: torch.Tensor | None = None
 
 
 class DescriptionScorer:
@@ -192,6 +194,26 @@ class DescriptionScorer:
         exact = self._shortlist_is_exact(similarity, match, evidence, scores.argmax(dim=1), chosen.to(scores.device))
         shortlist_is_exact = exact.cpu()
         return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
+
+    def logits(self, embeds: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Returns how well each label fits each cell, regardless of the other labels: the cosine divided by the
+        temperature, with the share of relatives, and the weighted evidence.
+
+        Args:
+            embeds: `(cells, projection_dim)` L2-normalised.
+            places: Same as for a call.
+
+        Returns:
+            `(cells, labels)`.
+        """
+        logits = self.model.get_similarity_logits(embeds, self.label_embeds)
+        if self.relatives is not None:
+            known = self.model.get_similarity_logits(embeds, self.relatives.known_embeds)
+            logits = torch.logaddexp(logits, (known.double().exp() @ self.relatives.shares.double()).log().float())
+        if self.evidence is not None and places is not None:
+            logits = logits + self.marker_weight * self.evidence(places)
+        return logits
 
     def _calibrated(self, scores: torch.Tensor) -> torch.Tensor:
         if self.calibration is None:

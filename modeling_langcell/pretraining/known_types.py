@@ -42,7 +42,7 @@ def remember_types(model: LangCellModel, processor: LangCellProcessor, batches: 
         for known in {term, *ancestors[term]} & means.keys():
             means[known].append(mean)
     cell_embeds = torch.stack([torch.stack(of_term).mean(dim=0) for of_term in means.values()])
-    model.remember_types(text_embeds, F.normalize(cell_embeds, dim=1))
+    model.remember_types(text_embeds, F.normalize(cell_embeds, dim=1), list(described))
 
 
 def _mean_of_each_study(model: LangCellModel, batches: PretrainingBatches) -> list[tuple[str, torch.Tensor]]:

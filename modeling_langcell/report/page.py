@@ -14,8 +14,17 @@ from sklearn.metrics import confusion_matrix
 from ..annotation.clusters import MIXED, count_clusters
 from ..annotation.metrics import agreement, compare, describe_agreement
 from ..annotation.ontology_backoff import UNKNOWN
+from ..annotation.predictions import UNLIKE
 from ..annotation.quality import InputQuality
-from ..annotation.records import count_answers, describe_input, label_colours, label_descriptions
+from ..annotation.records import (
+    count_answers,
+    count_unknown,
+    describe_input,
+    describe_unknown,
+    label_colours,
+    label_descriptions,
+    unlike_every_candidate,
+)
 from ..io.colours import colours
 from ..io.columns import ANSWER, CELL_TYPE, MARGIN, NOVELTY, RUN, SCORE, SECOND
 from ..model.prompts import Description
@@ -80,10 +89,11 @@ def write_report(
         cells=_cells(adata, layout, reference),
         composition=_composition(obs),
         answers=count_answers(obs),
+        unknown=describe_unknown(count_unknown(obs)),
         clusters=count_clusters(obs, str(run["cluster_key"])) if "cluster_key" in run else {},
         mixed=MIXED,
         comparison=comparison,
-        uncertain=_least_certain(obs, run),
+        uncertain=_least_certain(adata),
         genes=None if genes is None else _genes(genes),
         descriptions=label_descriptions(run),
         code=command or _python_code(run),
@@ -106,9 +116,8 @@ def _tiles(adata: ad.AnnData) -> list[dict[str, str]]:
     else:
         median = f"{obs[SCORE].median():.2f}" if obs[SCORE].notna().any() else "none"
         tiles.append({"value": median, "caption": "median score (not calibrated)"})
-    if "usual_novelty" in run and NOVELTY in obs:
-        unlike = (obs[NOVELTY] > run["usual_novelty"]).mean()
-        tiles.append({"value": f"{unlike:.0%}", "caption": "of cells unlike every candidate"})
+    if (unlike := unlike_every_candidate(adata)) is not None:
+        tiles.append({"value": f"{unlike.mean():.0%}", "caption": "of cells unlike every candidate"})
     return tiles
 
 
@@ -199,18 +208,17 @@ def _comparison(adata: ad.AnnData, reference: str) -> dict[str, Any]:
     }
 
 
-def _least_certain(obs: pd.DataFrame, run: Mapping[str, Any]) -> dict[str, Any]:
+def _least_certain(adata: ad.AnnData) -> dict[str, Any]:
     """Returns the cells with the lowest scores, with reasons."""
+    obs, unlike = adata.obs, unlike_every_candidate(adata)
     labelled = np.flatnonzero(obs[SCORE].notna())
     rows = labelled[np.argsort(obs[SCORE].to_numpy()[labelled], kind="stable")][:_LEAST_CERTAIN]
-    usual = run.get("usual_novelty", np.inf)
     found = []
     for row, cell in zip(rows.tolist(), obs.iloc[rows].itertuples(), strict=True):
-        novelty = getattr(cell, NOVELTY, None)
         second = getattr(cell, SECOND, "")
         reasons = []
-        if novelty is not None and novelty > usual:
-            reasons.append("unlike every candidate")
+        if unlike is not None and unlike.iloc[row]:
+            reasons.append(UNLIKE)
         if second and getattr(cell, MARGIN) < _CLOSE:
             reasons.append("two candidates with similar scores")
         found.append(
@@ -222,7 +230,7 @@ def _least_certain(obs: pd.DataFrame, run: Mapping[str, Any]) -> dict[str, Any]:
                 "second": second,
                 "margin": getattr(cell, MARGIN),
                 "answer": getattr(cell, ANSWER, ""),
-                "novelty": novelty,
+                "novelty": getattr(cell, NOVELTY, None),
                 "reason": "; ".join(reasons) or "low score",
             }
         )

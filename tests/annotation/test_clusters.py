@@ -89,7 +89,7 @@ def test_the_answer_is_the_label_or_above_it(calibrated_checkpoint, cells):
     obs = pd.DataFrame({"cluster": ["a"] * 10})
     found = ClusterLabels(obs["cluster"], rule)
     found.add(range(10), scores)
-    found.write(obs, type("Predictions", (), {"best": scores.argmax(axis=1)}))
+    found.write(obs, type("Predictions", (), {"best": scores.argmax(axis=1), "fit": np.full(10, np.nan)}))
     assert set(obs["langcell_cluster_label"]) == {"B cell"}
     assert set(obs["langcell_cluster_answer"]) == {"mononuclear leukocyte"}
     assert (obs["langcell_cluster_agreement"] == 1).all()
