@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.annotation.clusters import ClusterLabels, count_clusters
+from modeling_langcell.annotation.clusters import CORRELATION, ClusterLabels, count_clusters
 from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 from modeling_langcell.annotation.predictions import DecisionRule
 
@@ -49,13 +49,14 @@ def test_without_calibration_it_is_the_label_with_the_highest_geometric_mean(tin
     assert cells.uns["langcell"]["cluster_key"] == "leiden"
 
 
-def test_with_calibration_it_is_the_answer_to_the_geometric_mean(calibrated_checkpoint, cells):
+def test_with_calibration_the_answer_counts_four_cells_as_one_and_a_bit(calibrated_checkpoint, cells):
     cells.obs["leiden"] = list("aaaabbbbcccc")
     annotator = LangCellAnnotator.from_pretrained(calibrated_checkpoint)
     calibration = annotator.model.config.calibration
     rate = max(calibration["thresholds"], key=float)
     annotator.annotate(cells, LABELS, cluster_key="leiden", error_rate=float(rate))
-    means = geometric_means(cells, "leiden")
+    means = geometric_means(cells, "leiden") ** (4 / (1 + 3 * CORRELATION))
+    means = means.div(means.sum(axis=1), axis=0)
     backoff = OntologyBackoff(LABELS)
     answers, _ = backoff.answer(backoff.probabilities(means.to_numpy()), calibration["thresholds"][rate])
     for cluster, answer in zip(means.index, answers, strict=True):
