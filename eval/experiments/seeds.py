@@ -1,8 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Zero-shot scores of checkpoints that differ in the seed of their training, and their means.
+Scores of checkpoints that differ in the seed of their training, and their means.
 
     python eval/experiments/seeds.py runs/seed0 runs/seed1 runs/seed2 --json eval/results/zero_shot_seeds.json
+    python eval/experiments/seeds.py runs/seed0 runs/seed1 runs/seed2 --task doubt --json eval/results/doubt_seeds.json
 
 All are scored with langcell-mini's weights.
 """
@@ -22,18 +23,22 @@ from modeling_langcell.eval.task import LANGCELL, EvaluationContext
 def main(
     models: Annotated[list[str], typer.Argument(help="Checkpoints: folders or Hub ids.")],
     data: Annotated[Path, typer.Option(help="Folder with train/ and validation/.")] = Path("../shared/data"),
+    task_name: Annotated[str, typer.Option("--task", help="Task to score them by.")] = "zero-shot",
     out: Annotated[Path, typer.Option(help="Folder for the results of each checkpoint.")] = Path("runs/seeds"),
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
-    """Measure zero-shot scores of several checkpoints, and their means."""
-    task = find_task("zero-shot")
+    """Measure the scores of several checkpoints, and their means."""
+    task = find_task(task_name)
     by_study: dict[str, list[dict[str, Any]]] = {}
     for number, model in enumerate(models):
         context = EvaluationContext(model, None, data)
         weights = borrow_weights(context.annotator.model)
         for run in evaluate(task, context, seeds=1, out=out / str(number), methods=[LANGCELL])["cells"]:
-            found = {"scores": run["scores"], "confusion": run["drawings"]["confusion"]}
-            by_study.setdefault(run["study"], []).append(found)
+            found = {"scores": run["scores"]}
+            if "confusion" in run["drawings"]:
+                found["confusion"] = run["drawings"]["confusion"]
+            setting = "".join(f", {name} {value}" for name, value in run["setting"].items())
+            by_study.setdefault(f"{run['study']}{setting}", []).append(found)
     means = {
         study: {name: float(np.mean([one["scores"][name] for one in found])) for name in found[0]["scores"]}
         for study, found in by_study.items()
