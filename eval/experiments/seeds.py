@@ -11,7 +11,7 @@ All are scored with langcell-mini's weights.
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
+import pandas as pd
 import typer
 
 from modeling_langcell.eval.experiments.weights import borrow_weights
@@ -39,8 +39,9 @@ def main(
                 found["confusion"] = run["drawings"]["confusion"]
             setting = "".join(f", {name} {value}" for name, value in run["setting"].items())
             by_study.setdefault(f"{run['study']}{setting}", []).append(found)
+    # Not every checkpoint has every score: some have no marked cluster, for instance.
     means = {
-        study: {name: float(np.mean([one["scores"][name] for one in found])) for name in found[0]["scores"]}
+        study: {str(name): float(mean) for name, mean in pd.DataFrame([one["scores"] for one in found]).mean().items()}
         for study, found in by_study.items()
     }
     for study, mean in means.items():
