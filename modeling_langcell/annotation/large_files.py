@@ -123,6 +123,7 @@ def annotate_file(
             "labels": list(run.scorer.descriptions.items()),
             "markers": run.scorer.markers,
             "settings": run.scorer.settings | run.rule.settings,
+            "calibration": run.scorer.calibration,
             "check": check,
             "cells": _default_options(annotator.processor.feature_extractor.chunks) | cell_options,
             "chunk": chunks.chunk_size,

@@ -138,8 +138,8 @@ class DecisionRule:
     def fit(self, familiarity: np.ndarray) -> np.ndarray:
         """Returns `(cells,)` probabilities that cells are of any candidate, from `(cells, 2)` familiarity."""
         if self.calibration is None:
-            return np.full(len(familiarity), np.nan)
-        return self.calibration.fit_probability(familiarity)
+            return np.full(len(familiarity), np.nan, dtype=np.float32)
+        return self.calibration.fit_probability(familiarity).astype(np.float32)
 
     def __call__(
         self,
@@ -175,7 +175,7 @@ class DecisionRule:
             second=np.where(known & (scores.shape[1] > 1), second, -1).astype(np.int32),
             margin=score - second_score,
             novelty=1 - max_cosine,
-            fit=fit.astype(np.float32),
+            fit=fit,
             answer=answer,
             confidence=confidence,
             shortlist_is_exact=shortlist_is_exact,
