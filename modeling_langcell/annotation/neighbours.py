@@ -26,6 +26,7 @@ LEAST_CELLS = 500
 _GENES = 2000  # Highly variable genes that the components are of.
 _COMPONENTS, _NEIGHBOURS = 20, 10
 _RESOLUTION = 2.5  # Of Leiden: clusters small enough that few hold two types.
+_ITERATIONS = 10  # Of Leiden. Until nothing changes, some versions of igraph never end.
 _LEAST_LOG = -60.0  # A float32 score below e to this power may be 0.
 _TOLERANCE = 1e-5  # Relative error of smoothed scores.
 _BLOCK = 2**28  # Bytes of scores that are held at once.
@@ -93,7 +94,7 @@ def cluster(graph: sp.csr_matrix, seed: int = 0) -> np.ndarray:
         `(cells,)` names of clusters: `0` for the largest, and so on.
     """
     cells = ad.AnnData(obsp={"connectivities": graph}, shape=(graph.shape[0], 0))
-    options = {"obsp": "connectivities", "flavor": "igraph", "directed": False, "n_iterations": -1}
+    options = {"obsp": "connectivities", "flavor": "igraph", "directed": False, "n_iterations": _ITERATIONS}
     sc.tl.leiden(cells, _RESOLUTION, random_state=seed, **options)
     found = cells.obs["leiden"]
     largest_first = {name: str(number) for number, name in enumerate(found.value_counts().index)}
