@@ -179,7 +179,8 @@ class LabelledScores:
     @property
     def truth_index(self) -> np.ndarray:
         """`(cells,)` numbers of the known labels."""
-        return np.array([list(self.labels).index(label) for label in self.truth], dtype=int)
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        return np.array([numbers[label] for label in self.truth], dtype=int)
 
     def probabilities(self, temperature: float, marker_weight: float) -> np.ndarray:
         """Returns the probabilities of the candidates, as `DescriptionScorer` computes them: `(cells, labels)`."""
