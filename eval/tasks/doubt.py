@@ -69,30 +69,36 @@ def measure(run: Run) -> Result:
             own = own.take(halves[run.study.name][1])
     config = run.annotator.model.config
     calibration = fit(fitted_on, config.alpha, config.marker_weight)
-    everything = np.ones(len(own.labels), dtype=bool)
-    backoff, answers = _answer(own, calibration, everything)
+    scores = measure_answers(own, calibration)
+    if calibrated_on != "all":
+        return Result(scores)
     confidence, best = own.confidence(calibration.temperature, calibration.marker_weight)
-    answered, right = answers >= 0, backoff.right(answers, own.truth.tolist())
+    reliability = metric("calibration_error", references=best, confidences=confidence.clip(0, 1))["reliability"]
+    return Result(scores, drawings={"reliability": reliability, "risk": _risk_curves(own, calibration)})
+
+
+def measure_answers(cells: LabelledScores, calibration: Calibration) -> dict[str, float]:
+    """Returns the scores of a calibration on cells that it was not fitted on: see `measure`."""
+    backoff, answers = _answer(cells, calibration, np.ones(len(cells.labels), dtype=bool))
+    confidence, best = cells.confidence(calibration.temperature, calibration.marker_weight)
+    answered, right = answers >= 0, backoff.right(answers, cells.truth.tolist())
     names_of_nodes = np.array([*(node.name for node in backoff.nodes), ""])
     scores = {
         "coverage": float(answered.mean()),
-        "exact": float(np.isin(names_of_nodes[answers], list(own.labels)).mean()),
+        "exact": float(np.isin(names_of_nodes[answers], list(cells.labels)).mean()),
         "accuracy": float(best.mean()),
         "expected_calibration_error": calibration_error(confidence, best),
-        "uncalibrated_error": calibration_error(*own.confidence(1.0, calibration.marker_weight)),
-        **_unknown_without(own, calibration),
+        "uncalibrated_error": calibration_error(*cells.confidence(1.0, calibration.marker_weight)),
+        **_unknown_without(cells, calibration),
     }
     if answered.any():
-        type_depths = {label: depth(find_term(label).id) for label in own.labels}
+        type_depths = {label: depth(find_term(label).id) for label in cells.labels}
         scores |= {
             "right": float(right[answered].mean()),
             "depth": float(np.array([node.depth for node in backoff.nodes])[answers[answered]].mean()),
-            "depth_of_truth": float(np.mean([type_depths[label] for label in own.truth[answered]])),
+            "depth_of_truth": float(np.mean([type_depths[label] for label in cells.truth[answered]])),
         }
-    if calibrated_on != "all":
-        return Result(scores)
-    reliability = metric("calibration_error", references=best, confidences=confidence.clip(0, 1))["reliability"]
-    return Result(scores, drawings={"reliability": reliability, "risk": _risk_curves(own, calibration)})
+    return scores
 
 
 def _split_in_halves(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

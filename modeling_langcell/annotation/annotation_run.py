@@ -129,10 +129,10 @@ class AnnotationRun:
         max_cosine = np.full(len(ranked), np.nan, dtype=np.float32)
         shortlist_is_exact = np.zeros(len(ranked), dtype=bool)
         best_of_all = np.full(len(ranked), -1, dtype=np.int32)
-        familiarity = np.full((len(ranked), 2), np.nan)
+        lead = np.full(len(ranked), np.nan)
         for rows, found in read_cells(ranked, scorer, budget, device):
-            if found.familiarity is not None:
-                familiarity[rows] = found.familiarity.numpy()
+            if found.lead is not None:
+                lead[rows] = found.lead.numpy()
             embeds[rows], scores[rows] = found.embeds.cpu().numpy(), found.scores.cpu().numpy()
             max_cosine[rows] = found.max_cosine.cpu().numpy()
             shortlist_is_exact[rows] = found.shortlist_is_exact.numpy()
@@ -143,7 +143,7 @@ class AnnotationRun:
                 best_of_all[rows] = found.scores.argmax(dim=1).cpu().numpy()
         if without_genes := int(ranked.without_genes.sum()):
             logger.info("%d cells of chunk %d have no known gene and get no label.", without_genes, number)
-        fit = self.rule.fit(familiarity)
+        fit = self.rule.fit(lead)
         predictions = self.rule(scores, max_cosine, shortlist_is_exact, best_of_all, ranked.matched_counts, fit)
         return AnnotatedCells(embeds, scores, predictions)
 

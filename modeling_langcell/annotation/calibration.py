@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, softmax
-from sklearn.linear_model import LogisticRegression
 
 from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES
+from . import open_set
 from .ontology_backoff import OntologyBackoff
-from .open_set import familiarity
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +28,8 @@ _THRESHOLDS = np.arange(0.3, 1.0, 0.005)
 _TEMPERATURES = 0.05, 20.0
 _LEAST_PROBABILITY = 1e-9
 _HEAVIEST = 20.0  # At this marker weight, similarity and matching no longer count.
+_RIDGE = 1e-6  # Bounds the weights where a line separates the cells of a candidate from all others.
+_MOST = 0.9  # Share of the studies whose answers keep an error rate.
 _USUAL = 0.95  # Share of the labelled cells whose novelty counts as usual.
 
 
@@ -39,14 +40,14 @@ class Calibration:
 
     Args:
         temperature: Turns scores into probabilities: they are raised to 1 / temperature and scaled to add up to 1.
-        thresholds: Lowest probability of an answer for each error rate.
+        thresholds: Lowest probability of an answer for each error rate, which nine of ten studies keep.
         usual_novelty: Novelty that 95% of the labelled cells do not exceed.
         alpha: Weight of the similarity that the calibration was fitted with and is valid for.
         fitted: Record of the fit: cells by study, and calibration errors.
         prompt_templates: Prompt templates that the calibration was fitted with and is valid for.
         marker_weight: Weight of the marker evidence that the calibration was fitted with and is valid for.
-        familiarity: Weights of the support and of the lead, and the intercept, of the log-odds that a cell is of any
-            candidate: see `open_set.familiarity`. None where the checkpoint does not name the types that it knows.
+        lead: Weight of the lead of the best candidate, and the intercept, of the log-odds that a cell is of any
+            candidate: see `open_set.lead`. None where the checkpoint does not name the types that it knows.
     """
 
     temperature: float
@@ -56,22 +57,22 @@ class Calibration:
     fitted: dict[str, Any] = field(default_factory=dict)
     prompt_templates: tuple[str, ...] = PROMPT_TEMPLATES
     marker_weight: float = 0.0
-    familiarity: tuple[float, float, float] | None = None
+    lead: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_templates", tuple(self.prompt_templates))  # JSON stores it as a list.
-        if self.familiarity is not None:
-            object.__setattr__(self, "familiarity", tuple(self.familiarity))
+        if self.lead is not None:
+            object.__setattr__(self, "lead", tuple(self.lead))
 
-    def fit_probability(self, familiarity: np.ndarray) -> np.ndarray:
+    def fit_probability(self, lead: np.ndarray) -> np.ndarray:
         """
-        Returns `(cells,)` probabilities that a cell is of any candidate, from its `(cells, 2)` familiarity; NaN where
-        nothing tells.
+        Returns `(cells,)` probabilities that a cell is of any candidate, from its lead; NaN where no other types are
+        known.
         """
-        if self.familiarity is None:
-            return np.full(len(familiarity), np.nan)
-        *weights, intercept = self.familiarity
-        return expit(familiarity @ np.array(weights) + intercept)
+        if self.lead is None:
+            return np.full(len(lead), np.nan)
+        weight, intercept = self.lead
+        return expit(weight * lead + intercept)
 
     def threshold(self, error_rate: float) -> float:
         """
@@ -101,9 +102,9 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class FamiliarityScores:
+class RivalScores:
     """
-    What tells whether cells are of any candidate, for any of the candidates of a study: see `open_set`.
+    How well the candidates of a study, and other types that the checkpoint knows, fit its cells: see `open_set`.
 
     Args:
         logits: `(cells, labels)` how well each candidate fits each cell, without the marker evidence.
@@ -121,14 +122,14 @@ class FamiliarityScores:
     alike: np.ndarray
     labels_alike: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "FamiliarityScores":
+    def take(self, rows: np.ndarray) -> "RivalScores":
         """Returns some of the cells."""
         cells = {name: getattr(self, name)[rows] for name in ("logits", "other_logits", "other_evidence")}
         return replace(self, **cells)
 
-    def of(self, offered: np.ndarray, evidence: np.ndarray, marker_weight: float) -> np.ndarray:
+    def lead(self, offered: np.ndarray, evidence: np.ndarray, marker_weight: float) -> np.ndarray:
         """
-        Returns the `(cells, 2)` familiarity with some of the labels.
+        Returns the `(cells,)` lead of the best of some labels.
 
         Args:
             offered: `(labels,)` true for the labels that are candidates.
@@ -137,7 +138,7 @@ class FamiliarityScores:
         """
         competes = ~self.related[offered].any(axis=0) & ~self.alike[offered]
         logits = (self.logits + marker_weight * evidence)[:, offered]
-        return familiarity(logits, self.other_logits + marker_weight * self.other_evidence, competes)
+        return open_set.lead(logits, self.other_logits + marker_weight * self.other_evidence, competes)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class LabelledScores:
         evidence: `(cells, labels)` marker evidence.
         novelty: `(cells,)` 1 minus the cosine with the most similar description.
         truth: `(cells,)` known labels.
-        familiarity: What tells whether cells are of any candidate; None where nothing does.
+        rivals: How well other types fit; None where none are known.
     """
 
     labels: Sequence[str]
@@ -159,21 +160,21 @@ class LabelledScores:
     evidence: np.ndarray
     novelty: np.ndarray
     truth: np.ndarray
-    familiarity: FamiliarityScores | None = None
+    rivals: RivalScores | None = None
 
     def take(self, rows: np.ndarray) -> "LabelledScores":
         """Returns some of the cells."""
         cells = {name: getattr(self, name)[rows] for name in ("scores", "evidence", "novelty", "truth")}
-        of_cells = None if self.familiarity is None else self.familiarity.take(rows)
-        return replace(self, **cells, familiarity=of_cells)
+        of_cells = None if self.rivals is None else self.rivals.take(rows)
+        return replace(self, **cells, rivals=of_cells)
 
     def fit_probability(self, calibration: Calibration, offered: np.ndarray) -> np.ndarray:
         """
         Returns `(cells,)` probabilities that cells are of any of the labels that are `offered`, `(labels,)` booleans.
         """
-        if self.familiarity is None:
+        if self.rivals is None:
             return np.full(len(self.truth), np.nan)
-        found = self.familiarity.of(offered, self.evidence, calibration.marker_weight)
+        found = self.rivals.lead(offered, self.evidence, calibration.marker_weight)
         return calibration.fit_probability(found)
 
     @property
@@ -234,48 +235,54 @@ def candidate_sets(study: LabelledScores) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def fit_familiarity(studies: Mapping[str, LabelledScores], marker_weight: float) -> tuple[float, float, float] | None:
+def fit_lead(studies: Mapping[str, LabelledScores], marker_weight: float) -> tuple[float, float] | None:
     """
-    Fits the log-odds that a cell is of any candidate: see `Calibration`. Cells are offered the candidate sets of
+    Fits the log-odds that a cell is of any candidate: see `Calibration`. They minimise the Brier score, so a few cells
+    with wrong labels do not decide it, as they would by their likelihood. Cells are offered the candidate sets of
     `candidate_sets`. Cells of a candidate and others have the same weight in each set, as have the kinds of sets, and
-    studies; cells whose type is too much like a candidate that they are offered are left out. None where nothing tells.
+    studies; cells whose type is too much like a candidate that they are offered are left out. None where no other types
+    are known.
     """
     rows, belongs, weights = [], [], []
     for study in studies.values():
-        if study.familiarity is None:
+        if study.rivals is None:
             return None
         sets, truth = candidate_sets(study), study.truth_index
         kinds = [kind for kind, _ in sets]
         for kind, offered in sets:
             own = offered[truth]
-            alike_to_offered = np.any(study.familiarity.labels_alike[:, offered], axis=1)
+            alike_to_offered = np.any(study.rivals.labels_alike[:, offered], axis=1)
             alike = np.take(alike_to_offered, truth) & ~own
-            found = study.familiarity.of(offered, study.evidence, marker_weight)
+            found = study.rivals.lead(offered, study.evidence, marker_weight)
             share = np.where(own, 0.5 / max(1, own.sum()), 0.5 / max(1, (~own & ~alike).sum()))
             rows.append(found[~alike])
             belongs.append(own[~alike])
             weights.append(share[~alike] / kinds.count(kind))
     if np.concatenate(belongs).all():
         return None
-    weight = np.concatenate(weights)
-    model = LogisticRegression(C=1e6, max_iter=1000)
-    model.fit(np.concatenate(rows), np.concatenate(belongs), weight * len(weight) / weight.sum())
-    support, lead = map(float, model.coef_[0])
-    return support, lead, float(model.intercept_[0])
+    leads, share = np.concatenate(rows), np.concatenate(weights)
+
+    def loss(weights: np.ndarray) -> float:
+        errors = expit(weights[0] * leads + weights[1]) - np.concatenate(belongs)
+        return float(np.average(errors**2, weights=share) + _RIDGE * (weights**2).sum())
+
+    slope, intercept = minimize(loss, np.zeros(2)).x
+    return float(slope), float(intercept)
 
 
 def fit(studies: Mapping[str, LabelledScores], alpha: float, marker_weight: float | None = None) -> Calibration:
     """
     Fits a calibration on the cells of some studies, with equal weight for each study. The marker weight is fitted
-    first: see `fit_marker_weight`; then what tells that a cell is of no candidate: see `fit_familiarity`.
+    first: see `fit_marker_weight`; then what tells that a cell is of no candidate: see `fit_lead`.
 
     The temperature minimises the negative log-likelihood of the known labels. The threshold for an error rate is the
-    lowest at which `(w + 1) / (n + 1)` does not exceed the rate, for `n` answers of which `w` are wrong (the
-    finite-sample correction of split conformal prediction), as the mean of the studies. An answer is right if it is the
-    cell's type or a term above it in the ontology. Error rates that no threshold achieves are left out.
+    lowest at which `(w + 1) / (n + 1)` does not exceed the rate, for `n` answers to the cells of a study of which `w`
+    are wrong (the finite-sample correction of split conformal prediction), in nine of ten studies (the 0.9 quantile).
+    An answer is right if it is the cell's type or a term above it in the ontology. Error rates that no threshold
+    achieves are left out.
 
     Args:
-        studies: Labelled cells by study.
+        studies: Labelled cells by study, scored against the types of the study.
         alpha: Weight of the similarity that the cells were scored with.
         marker_weight: Weight of the marker evidence; fitted by default.
 
@@ -294,8 +301,8 @@ def fit(studies: Mapping[str, LabelledScores], alpha: float, marker_weight: floa
         return float(np.mean([study.log_loss(np.exp(log_temperature), weight) for study in studies.values()]))
 
     temperature = float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))
-    found = Calibration(temperature, {}, 0.0, alpha, marker_weight=weight, familiarity=fit_familiarity(studies, weight))
-    error_rates = np.mean([_error_rates(study, found) for study in studies.values()], axis=0)
+    found = Calibration(temperature, {}, 0.0, alpha, marker_weight=weight, lead=fit_lead(studies, weight))
+    error_rates = np.quantile([_error_rates(study, found) for study in studies.values()], _MOST, axis=0)
     thresholds = {
         f"{rate:g}": round(float(_THRESHOLDS[(error_rates <= rate).argmax()]), 4)
         for rate in ERROR_RATES
@@ -355,11 +362,11 @@ __all__ = [
     "ERROR_RATES",
     "LEAST_FIT",
     "Calibration",
-    "FamiliarityScores",
     "LabelledScores",
+    "RivalScores",
     "calibration_error",
     "candidate_sets",
     "fit",
-    "fit_familiarity",
+    "fit_lead",
     "fit_marker_weight",
 ]

@@ -130,6 +130,14 @@ class OntologyBackoff:
         correct = {label: self._correct_nodes(label) for label in dict.fromkeys(truth)}
         return np.array([answer in correct[label] for answer, label in zip(answers.tolist(), truth, strict=True)], bool)
 
+    def narrower(self, answers: np.ndarray, truth: Sequence[str]) -> np.ndarray:
+        """Tests answers in the same way as `right`; true where an answer is a kind of the cell's type."""
+        below = {label: self._nodes_below(id_of(label)) for label in dict.fromkeys(truth)}
+        return np.array([answer in below[label] for answer, label in zip(answers.tolist(), truth, strict=True)], bool)
+
+    def _nodes_below(self, term: str | None) -> set[int]:
+        return {number for number, node in enumerate(self.nodes) if node.id and term in ancestors(node.id)}
+
     def _correct_nodes(self, label: str) -> set[int]:
         term = id_of(label)
         known = {label} if term is None else {term, *ancestors(term)}

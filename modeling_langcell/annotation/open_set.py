@@ -20,6 +20,7 @@ from ..model.zero_shot import DescriptionScorer, KnownTypes, MarkerEvidence, Sco
 from ..ontology import ancestors, cell_type, id_of
 
 _ALIKE = 0.5  # Types whose embeddings have at least this cosine are too alike to compete.
+_RANK = 3  # A candidate is compared with the third best of the other types.
 _CLEAR = 20.0  # A lead of more than this says no more.
 
 
@@ -66,10 +67,10 @@ def are_alike(embeds: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return embeds @ others.T >= _ALIKE
 
 
-def familiarity(logits: Any, other_logits: Any, competes: Any) -> np.ndarray:
+def lead(logits: Any, other_logits: Any, competes: Any) -> np.ndarray:
     """
-    Returns what tells whether cells are of any candidate: how well the best candidate fits (`support`), and how much
-    better than any other type (`lead`), from -20 to 20.
+    Returns how much better the best candidate fits a cell than other types do, from -20 to 20: than the third best of
+    them, since one or two of so many fit by chance, and a cell of no candidate is like several (T cells of all kinds).
 
     Args:
         logits: `(cells, labels)` similarity and weighted evidence of the candidates.
@@ -77,17 +78,18 @@ def familiarity(logits: Any, other_logits: Any, competes: Any) -> np.ndarray:
         competes: `(labels, types)` true where a type competes with a label.
 
     Returns:
-        `(cells, 2)` float64.
+        `(cells,)` float64.
     """
     logits, other_logits = np.asarray(logits, np.float64), np.asarray(other_logits, np.float64)
     best, support = logits.argmax(axis=1), logits.max(axis=1)
-    rivals = np.where(np.asarray(competes)[best], other_logits, -np.inf).max(axis=1, initial=-np.inf)
-    return np.stack([support, np.clip(support - rivals, -_CLEAR, _CLEAR)], axis=1)
+    rivals = np.where(np.asarray(competes)[best], other_logits, -np.inf)
+    rivals = np.pad(rivals, ((0, 0), (_RANK, 0)), constant_values=-np.inf)
+    return np.clip(support - np.partition(rivals, -_RANK, axis=1)[:, -_RANK], -_CLEAR, _CLEAR)
 
 
 class OpenSetScorer:
     """
-    Scores cells by descriptions, and adds what tells whether they are of any candidate: see `familiarity`.
+    Scores cells by descriptions, and adds the lead of the best one over other types: see `lead`.
 
     Args:
         by_description: Scorer of the descriptions.
@@ -115,11 +117,11 @@ class OpenSetScorer:
         weight, model = self.by_description.marker_weight, self.by_description.model
         other_logits = model.get_similarity_logits(scored.embeds, self.others.embeds)
         other_logits = other_logits + weight * self.others.evidence(places[:, self._of_others])
-        found = familiarity(logits.cpu(), other_logits.cpu(), self._competes)
-        return scored._replace(familiarity=torch.from_numpy(found))
+        found = lead(logits.cpu(), other_logits.cpu(), self._competes)
+        return scored._replace(lead=torch.from_numpy(found))
 
     def reading(self, shortlist: Shortlist) -> "OpenSetScorer":
         return OpenSetScorer(self.by_description.reading(shortlist), self.others)
 
 
-__all__ = ["OpenSetScorer", "OtherTypes", "are_alike", "familiarity"]
+__all__ = ["OpenSetScorer", "OtherTypes", "are_alike", "lead"]

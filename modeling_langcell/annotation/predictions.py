@@ -135,11 +135,11 @@ class DecisionRule:
             found |= {"error_rate": self.error_rate, "threshold": self.threshold}
         return found
 
-    def fit(self, familiarity: np.ndarray) -> np.ndarray:
-        """Returns `(cells,)` probabilities that cells are of any candidate, from `(cells, 2)` familiarity."""
+    def fit(self, lead: np.ndarray) -> np.ndarray:
+        """Returns `(cells,)` probabilities that cells are of any candidate, from their `(cells,)` lead."""
         if self.calibration is None:
-            return np.full(len(familiarity), np.nan, dtype=np.float32)
-        return self.calibration.fit_probability(familiarity).astype(np.float32)
+            return np.full(len(lead), np.nan, dtype=np.float32)
+        return self.calibration.fit_probability(lead).astype(np.float32)
 
     def __call__(
         self,

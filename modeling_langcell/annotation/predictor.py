@@ -181,7 +181,7 @@ class Predictor:
             logger.info("Scores are not calibrated: the calibration is for a different alpha or prompt templates.")
         if own is not None and own.prototypes is not None:
             return PrototypeScorer(by_description, own.prototypes, own.prototype_weight)
-        if (by_description.calibration or {}).get("familiarity") and self.model.config.known_types is not None:
+        if (by_description.calibration or {}).get("lead") and self.model.config.known_types is not None:
             return OpenSetScorer(by_description, OtherTypes(self.model, self.processor))
         return by_description
 

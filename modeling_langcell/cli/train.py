@@ -287,6 +287,14 @@ def calibrate(
             show_default="fitted",
         ),
     ] = None,
+    cross_fit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=CHECKPOINT",
+            help="A file that the checkpoint was trained on, with a checkpoint of the same training without that file, "
+            "which scores it; repeatable.",
+        ),
+    ] = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
@@ -303,6 +311,7 @@ def calibrate(
         out,
         label_key=label_key,
         marker_weight=marker_weight,
+        cross_fitted=dict(map(_cross_fit, cross_fit or ())),
         device=device,
         **cell_options(layer, use_raw, gene_column, counts),
     )
@@ -314,3 +323,18 @@ def calibrate(
     for rate, threshold in found.thresholds.items():
         typer.echo(f"At most {float(rate):.0%} wrong answers: those with a probability of {threshold:g} or more")
     typer.echo(f"Calibrated: {out}")
+
+
+def _cross_fit(pair: str) -> tuple[Path, str]:
+    """
+    Parses a file and the checkpoint that scores it.
+
+    Raises:
+        InputError: There is no `=`, or no such file.
+    """
+    file, separator, checkpoint = pair.partition("=")
+    if not separator or not checkpoint:
+        raise InputError(f"--cross-fit {pair}: give a file and a checkpoint, as in liver.h5ad=runs/without-liver.")
+    if not Path(file).exists():
+        raise InputError(f"--cross-fit {pair}: no file {file}.")
+    return Path(file), checkpoint

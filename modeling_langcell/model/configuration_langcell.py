@@ -268,7 +268,7 @@ class LangCellConfig(_PublishedConfig):
         thresholds, fitted = self.calibration.get("thresholds"), self.calibration.get("fitted")
         valid = isinstance(thresholds, dict) and isinstance(fitted, dict)
         numbers = [self.calibration.get(name) for name in ("temperature", "usual_novelty", "alpha")]
-        numbers += [self.calibration.get("marker_weight", 0), *(self.calibration.get("familiarity") or ())]
+        numbers += [self.calibration.get("marker_weight", 0), *(self.calibration.get("lead") or ())]
         numbers += thresholds.values() if isinstance(thresholds, dict) else []
         valid &= isinstance(templates_of(self.calibration, []), (list, tuple))
         valid &= all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)

@@ -42,14 +42,14 @@ class Scored(NamedTuple):
         scores: `(cells, labels)` float32 from 0 to 1.
         shortlist_is_exact: `(cells,)` true where no label outside the shortlist can be the best.
         max_cosine: `(cells,)` float32 cosine with the most similar description; NaN where there are none.
-        familiarity: `(cells, 2)` what tells whether a cell is of any label; None where nothing does.
+        lead: `(cells,)` how much better the best label fits than other types do; None where no others are known.
     """
 
     embeds: torch.Tensor
     scores: torch.Tensor
     shortlist_is_exact: torch.Tensor
     max_cosine: torch.Tensor
-    familiarity: torch.Tensor | None = None
+    lead: torch.Tensor | None = None
 
 
 class DescriptionScorer:

@@ -9,12 +9,12 @@ from modeling_langcell import LangCellAnnotator, LangCellConfig
 from modeling_langcell.annotation.calibrate import score_labelled
 from modeling_langcell.annotation.calibration import (
     Calibration,
-    FamiliarityScores,
     LabelledScores,
+    RivalScores,
     candidate_sets,
-    fit_familiarity,
+    fit_lead,
 )
-from modeling_langcell.annotation.open_set import OtherTypes, familiarity
+from modeling_langcell.annotation.open_set import OtherTypes, lead
 
 BLOOD = ["B cell", "natural killer cell", "CD14-positive monocyte"]
 T_CELLS = {"CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell"}
@@ -30,12 +30,12 @@ def blood(shared):
     return ad.read_h5ad(shared / "data/validation/pbmc_kang_ctrl.h5ad")[:400].copy()
 
 
-def test_support_and_lead_by_hand():
+def test_lead_by_hand():
     logits = np.array([[5.0, 1.0], [2.0, 3.0], [9.0, 0.0]])
-    others = np.array([[4.0, 8.0], [50.0, 1.0], [0.0, 40.0]])
-    competes = np.array([[True, False], [True, True]])  # The second type is too much like the first label.
-    np.testing.assert_array_equal(familiarity(logits, others, competes), [[5, 1], [3, -20], [9, 9]])
-    np.testing.assert_array_equal(familiarity(logits, others[:, :0], competes[:, :0])[:, 1], 20)
+    others = np.array([[4.0, 8.0, 7.0, 3.0], [50.0, 41.0, 40.0, 1.0], [0.0, 40.0, 1.0, 2.0]])
+    competes = np.array([[True, False, True, True], [True] * 4])  # The second type is too much like the first label.
+    np.testing.assert_array_equal(lead(logits, others, competes), [5 - 3, -20, 9 - 0])
+    np.testing.assert_array_equal(lead(logits, others[:, :2], competes[:, :2]), 20)  # Two rivals may fit by chance.
 
 
 def test_types_above_below_and_like_a_candidate_do_not_compete(mini):
@@ -91,23 +91,21 @@ def test_the_calibration_offers_what_users_offer():
 
 
 def _study(seed):
-    """Cells of three labels and of a fourth; each fits its own label best, and a type that competes with the others."""
+    """Cells of four labels; each fits its own label best, and three types that compete with the others."""
     rng = np.random.default_rng(seed)
     labels, truth = ["B cell", "monocyte", "fibroblast", "neuron"], rng.integers(0, 4, 400)
     logits = rng.normal(0, 1, (400, 4)) + 8 * np.eye(4)[truth]
-    others = rng.normal(0, 1, (400, 4)) + 8 * np.eye(4)[truth]
-    found = FamiliarityScores(
-        logits, others, np.zeros_like(others), np.eye(4, dtype=bool), *(np.eye(4, dtype=bool),) * 2
-    )
+    kinds = np.repeat(np.eye(4, dtype=bool), 3, axis=1)  # Three of each label.
+    others = rng.normal(0, 1, (400, 12)) + 8 * kinds[truth]
+    found = RivalScores(logits, others, np.zeros_like(others), kinds, kinds, np.eye(4, dtype=bool))
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return LabelledScores(labels, scores, np.zeros_like(scores), np.zeros(400), np.array(labels)[truth], found)
 
 
 def test_the_fit_tells_cells_of_a_candidate_from_others():
-    weights = fit_familiarity({"one": _study(0), "two": _study(1)}, 0.0)
+    weights = fit_lead({"one": _study(0), "two": _study(1)}, 0.0)
     assert weights[0] > 0
-    assert weights[1] > 0
-    new, calibration = _study(2), Calibration(1.0, {}, 0.0, 1.0, familiarity=weights)
+    new, calibration = _study(2), Calibration(1.0, {}, 0.0, 1.0, lead=weights)
     offered = np.array([True, True, False, True])
     fits = new.fit_probability(calibration, offered) >= 0.5
     assert (fits == offered[new.truth_index]).mean() > 0.95
@@ -116,9 +114,9 @@ def test_the_fit_tells_cells_of_a_candidate_from_others():
 def test_a_checkpoint_that_does_not_name_its_types_has_no_fit(calibrated_checkpoint, cells, labelled_studies):
     annotator = LangCellAnnotator.from_pretrained(calibrated_checkpoint)
     assert "langcell_fit" not in annotator.annotate(cells, BLOOD).obs
-    assert score_labelled(annotator, ad.read_h5ad(labelled_studies[0]), "cell_type").familiarity is None
+    assert score_labelled(annotator, ad.read_h5ad(labelled_studies[0]), "cell_type").rivals is None
     assert (
-        fit_familiarity(
+        fit_lead(
             {"one": _study(0), "two": score_labelled(annotator, ad.read_h5ad(labelled_studies[0]), "cell_type")}, 0
         )
         is None
