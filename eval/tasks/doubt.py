@@ -38,7 +38,7 @@ TASK = Task(
     settings=({"calibrated_on": "all"}, {"calibrated_on": "itself"}, {"calibrated_on": "others"}),
     seeded=(LANGCELL,),
     reads_markers=True,
-    version=2,
+    version=3,
 )
 
 

@@ -8,5 +8,6 @@ from .quality import examine as examine
 from .records import best_labels as best_labels
 from .records import count_answers as count_answers
 from .records import count_unknown as count_unknown
+from .records import describe_error_rate as describe_error_rate
 from .records import describe_input as describe_input
 from .records import describe_unknown as describe_unknown

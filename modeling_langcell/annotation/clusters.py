@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: A cluster looks like two types if at least this share of its cells are surely of another type than most.
 MIXED = 0.2
 _SURE = 0.7  # Score from which a cell is surely of a type.
-_LEAST = 0.2  # A cell speaks against a label at most by this part of the score of its own best label.
+_LEAST = 0.4  # A cell speaks against a label at most by this part of the score of its own best label.
 _TINY = 1e-12
 #: Correlation of the errors of the cells of a cluster. Of 0.5, 0.7 and 1, this is the lowest with which at most 10% of
 #: the answers to clusters of the validation studies are wrong, as the mean of the studies.
@@ -37,7 +37,7 @@ CORRELATION = 0.7
 class ClusterLabels:
     """
     One label for each cluster: the one with the highest geometric mean of the scores of its cells (a logarithmic
-    opinion pool: Genest & Zidek, 1986), where no cell speaks against a label by more than five to one, so that a few of
+    opinion pool: Genest & Zidek, 1986), where no cell speaks against a label by more than five to two, so that a few of
     another type do not outvote the rest.
 
     Where scores are calibrated, a cluster also has an answer: this label, or the term above it that is sure enough by

@@ -11,14 +11,13 @@ import scipy.sparse as sp
 from ..io.columns import ANSWER, CELL_TYPE, RUN
 from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
-from .records import unlike_every_candidate
+from .records import PANEL, known_genes, unlike_every_candidate
 from .tissues import BLOOD
 
 _BLOCKS, _BLOCK = 16, 256  # Up to 16 blocks of 256 cells, spread evenly, are examined.
 
 _FEW_GENES = 200  # A cell with fewer genes is shallow.
 _SHALLOW = 0.1  # Share of shallow cells above which there is a caution.
-_PANEL = 5000  # Fewer known genes than this suggest a selection, or a small panel.
 _MATCHED = 0.7  # Share of the median cell's counts in known genes below which there is a caution.
 _AMBIENT = 0.1  # Share of ambient RNA from which there is a caution.
 _SAME_TOTALS = 0.1  # Relative spread of the cells' totals below which they were normalised; real cells spread more.
@@ -69,7 +68,7 @@ def examine(
         annotated: Their annotation, as `LangCellAnnotator.annotate` or `read_annotation` returns it.
         cell_options: `layer`, `use_raw` and `gene_column`, the same as for the annotation.
     """
-    source, match = extractor.open(cells, **cell_options)
+    source, _ = extractor.open(cells, **cell_options)
     starts = range(0, len(source), max(_BLOCK, -(-len(source) // _BLOCKS)))
     blocks = [range(start, min(start + _BLOCK, len(source))) for start in starts]
     rows = np.concatenate(blocks)
@@ -83,7 +82,7 @@ def examine(
     labels = obs[CELL_TYPE].cat.codes.to_numpy()[rows]
     ambient = ambient_share(values, labels) if kind == "raw" else None
     cautions = [
-        *_gene_cautions(genes, int((match.token_ids >= 0).sum()), float(run["input"]["matched_counts"])),
+        *_gene_cautions(genes, known_genes(run), float(run["input"]["matched_counts"])),
         *_value_cautions(values, totals, kind),
         *_ambient_cautions(ambient),
         *_novelty_cautions(annotated),
@@ -102,11 +101,11 @@ def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float) -> list
                 "label. Leave such cells out, or trust their labels less."
             )
         )
-    if known < _PANEL:
+    if known < PANEL:
         found.append(
             Remedy(
                 f"Few genes: only {known:,} that the checkpoint knows. If they are a selection, for example of "
-                "variable genes, give all genes that were counted. More of the answers may be wrong than is stated."
+                "variable genes, give all genes that were counted. No error rate of the answers is promised."
             )
         )
     if matched_counts < _MATCHED:

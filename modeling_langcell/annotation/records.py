@@ -14,6 +14,9 @@ from ..model.errors import InputError
 from ..model.prompts import Description
 from .calibration import LEAST_FIT
 
+#: Fewer known genes than this suggest a selection, or a small panel.
+PANEL = 5000
+
 
 def candidate_labels(annotated: ad.AnnData) -> list[str]:
     """
@@ -77,6 +80,21 @@ def count_answers(obs: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def known_genes(run: Mapping[str, Any]) -> int:
+    """Returns the number of genes of a run's cells that the checkpoint knows; `run` is `uns["langcell"]`."""
+    return sum(int(run["input"][f"genes_by_{how}"]) for how in ("ensembl_id", "symbol", "synonym"))
+
+
+def describe_error_rate(run: Mapping[str, Any]) -> str:
+    """
+    Returns how many answers are expected to be wrong, in words that follow "answers". The calibration holds for a few
+    named candidates, and for cells with most of their genes.
+    """
+    if "from_catalogue" in run or known_genes(run) < PANEL:
+        return f"at an error rate of {run['error_rate']:.0%}, which is not promised here (see the cautions)"
+    return f"at an expected error rate of {run['error_rate']:.0%}"
+
+
 def unlike_every_candidate(annotated: ad.AnnData) -> pd.Series | None:
     """
     Returns a boolean for each cell, true where it is more probably of no candidate than of any; with a checkpoint that
@@ -112,13 +130,16 @@ def describe_input(adata: ad.AnnData) -> str:
 
 
 __all__ = [
+    "PANEL",
     "best_labels",
     "candidate_labels",
     "cell_options",
     "count_answers",
     "count_unknown",
+    "describe_error_rate",
     "describe_input",
     "describe_unknown",
+    "known_genes",
     "label_colours",
     "label_descriptions",
     "unlike_every_candidate",

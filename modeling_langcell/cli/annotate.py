@@ -441,7 +441,7 @@ def print_text(
         if cells:
             typer.echo(f"{cells:>8,}  {label}")
     if facts["answers"] is not None:
-        typer.echo(f"Answers at an expected error rate of {facts['answers']['error_rate']:.0%}:")
+        typer.echo(f"Answers {annotation.describe_error_rate(annotated.uns[RUN])}:")
         for answer in facts["answers"]["cells"]:
             typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
         if facts["unknown"]:

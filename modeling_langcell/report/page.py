@@ -19,6 +19,7 @@ from ..annotation.quality import InputQuality
 from ..annotation.records import (
     count_answers,
     count_unknown,
+    describe_error_rate,
     describe_input,
     describe_unknown,
     label_colours,
@@ -89,6 +90,7 @@ def write_report(
         cells=_cells(adata, layout, reference),
         composition=_composition(obs),
         answers=count_answers(obs),
+        error_rate=describe_error_rate(run) if "error_rate" in run else "",
         unknown=describe_unknown(count_unknown(obs)),
         clusters=count_clusters(obs, str(run["cluster_key"])) if "cluster_key" in run else {},
         mixed=MIXED,
@@ -110,7 +112,7 @@ def _tiles(adata: ad.AnnData) -> list[dict[str, str]]:
         tiles.append(
             {
                 "value": f"{answered:.0%}",
-                "caption": f"of cells answered, at an expected error rate of {run['error_rate']:.0%}",
+                "caption": f"of cells answered, {describe_error_rate(run)}",
             }
         )
     else:

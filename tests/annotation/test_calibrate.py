@@ -13,7 +13,8 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellConfig
-from modeling_langcell.annotation.calibrate import calibrate
+from modeling_langcell.annotation.calibrate import calibrate, score_labelled
+from modeling_langcell.annotation.calibration import fit
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.ontology_backoff import OntologyBackoff
 from modeling_langcell.checkpoint.loading import load_checkpoint
@@ -157,8 +158,37 @@ class TestCommand:
         assert sum(answer["cells"] for answer in said["answers"]["cells"]) == said["cells"]
         assert set(said["clusters"]) == {*LABELS, "unknown"}
         shown = self.run(*arguments)
-        assert "Answers at an expected error rate of" in shown.stdout
+        assert "which is not promised here" in shown.stdout, "the cells have few genes"
         assert "By cell_type:" in shown.stdout
+
+    def test_a_study_of_the_training_is_scored_by_another_checkpoint(self, tiny_checkpoint, labelled_studies, tmp_path):
+        other, out = tmp_path / "other", tmp_path / "calibrated"
+        model, processor, _ = load_checkpoint(tiny_checkpoint)
+        with torch.no_grad():
+            model.cell_projection.weight.normal_()
+        model.save_pretrained(other)
+        processor.save_pretrained(other)
+        first, second = labelled_studies
+        options = ("--label-key", "cell_type", "--marker-weight", 0, "--model", tiny_checkpoint, "--out", out)
+        assert self.run("calibrate", first, *options, "--cross-fit", f"{second}={other}").exit_code == 0
+        fitted = LangCellConfig.from_pretrained(out).calibration
+        studies = {
+            path.stem: score_labelled(LangCellAnnotator.from_pretrained(folder), ad.read_h5ad(path), "cell_type")
+            for path, folder in ((first, tiny_checkpoint), (second, other))
+        }
+        assert fitted["temperature"] == fit(studies, model.config.alpha, 0).temperature
+        assert fitted["fitted"]["cells"] == {"one": 59, "two": 59}
+        assert torch.equal(
+            load_checkpoint(out)[0].cell_projection.weight, load_checkpoint(tiny_checkpoint)[0].cell_projection.weight
+        )
+
+    @pytest.mark.parametrize("pair", ["two.h5ad", "two.h5ad=", "absent.h5ad=folder"])
+    def test_a_pair_of_file_and_checkpoint_is_required(self, tiny_checkpoint, labelled_studies, tmp_path, pair):
+        out = tmp_path / "calibrated"
+        options = ("--label-key", "cell_type", "--model", tiny_checkpoint, "--out", out, "--cross-fit", pair)
+        result = self.run("calibrate", labelled_studies[0], *options)
+        assert (result.exit_code, out.exists()) == (2, False)
+        assert f"--cross-fit {pair}: " in " ".join(result.stderr.split())
 
     def test_the_folder_must_be_new(self, tiny_checkpoint, labelled_studies):
         result = self.run(

@@ -90,6 +90,14 @@ def test_answers_for_new_cells_keep_the_error_rate(rate):
     assert answered.mean() > 0.5
 
 
+def test_nine_of_ten_studies_keep_the_error_rate():
+    hard = overconfident_cells(2_000, 2.0, 4)
+    hard.truth[:1_000] = np.random.default_rng(0).permutation(hard.truth[:1_000])
+    easy = {str(seed): overconfident_cells(2_000, 2.0, seed) for seed in range(10)}
+    one_in_eleven, one_in_two = (fit({**studies, "hard": hard}, 1.0) for studies in (easy, {"0": easy["0"]}))
+    assert one_in_eleven.threshold(0.1) < one_in_two.threshold(0.1)
+
+
 def test_an_error_rate_that_cannot_be_kept_is_left_out(caplog):
     rng = np.random.default_rng(0)
     apart = ("B cell", "fibroblast", "hepatocyte", "neuron")  # The only term above all of them is 'cell'.

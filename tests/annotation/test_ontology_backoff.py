@@ -65,6 +65,8 @@ def test_answers_are_compared_with_known_types():
     assert backoff.right(answers, [T_CELLS[0]] * 5).tolist() == [True, True, False, True, False]
     assert backoff.right(answers[:1], ["naive thymus-derived CD4-positive, alpha-beta T cell"]).tolist() == [True]
     assert backoff.right(answers[:1], ["T cell"]).tolist() == [False], "it is more specific than the truth"
+    assert backoff.narrower(answers, ["T cell"] * 5).tolist() == [True, False, False, False, False]
+    assert backoff.narrower(answers, ["my own words"] * 5).tolist() == [False] * 5
     assert backoff.holds(answers, np.array([0, 0, 0, 1, 1])).tolist() == [True, True, False, True, False]
     assert backoff.holds(answers[:1], np.array([-1])).tolist() == [False]
 

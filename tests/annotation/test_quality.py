@@ -8,6 +8,7 @@ import scipy.sparse as sp
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.annotation.quality import ambient_share, examine
+from modeling_langcell.annotation.records import describe_error_rate
 from tests.support.paths import REPOSITORY
 
 LABELS = ["B cell", "CD14-positive monocyte", "natural killer cell", "CD4-positive, alpha-beta T cell"]
@@ -75,6 +76,8 @@ def test_low_depth_gives_a_caution(annotator, blood):
 
 
 def test_few_genes_give_a_caution(annotator, blood):
+    panel = annotator.annotate(blood[:, :2000].copy(), LABELS)
+    assert "not promised" in describe_error_rate(panel.uns["langcell"])
     assert "Few genes: only " in cautions(annotator, blood[:, :2000].copy())
 
 
@@ -125,6 +128,8 @@ def test_candidates_that_nobody_named_are_cautioned_of(annotator, blood):
         said = [str(caution) for caution in found.cautions]
         starts = ("Tissue: blood, judged by the markers", "Candidates of the catalogue: ")
         assert tuple(sum(one.startswith(start) for one in said) for start in starts) == expected
+        promised = "labels" in how
+        assert ("not promised" in describe_error_rate(annotated.uns["langcell"])) is not promised
         if not how:
             (tissue,) = (one for one in found.cautions if "{option}" in one.text)
             assert "set --tissue to the right one" in tissue.on_command_line()
