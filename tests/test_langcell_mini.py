@@ -85,7 +85,7 @@ def test_markers_find_types_that_its_texts_confuse(annotator, blood):
 
 @pytest.mark.parametrize(
     ("study", "tissue", "answered", "right"),
-    [("pbmc_kang_ctrl", "blood", 0.9, 0.85), ("pdac_moncada_card", "pancreas", 0.75, 0.85)],
+    [("pbmc_kang_ctrl", "blood", 0.9, 0.9), ("pdac_moncada_card", "pancreas", 0.55, 0.9)],
 )
 def test_answers_are_right_without_labels(annotator, shared, study, tissue, answered, right):
     cells = ad.read_h5ad(shared / "data" / "validation" / f"{study}.h5ad")

@@ -64,10 +64,11 @@ def train(number: int, data: Path, corpus: Path, out: Path) -> None:
         table = out / f"sources-{number}.tsv"
         with SOURCES.open() as every, table.open("w") as kept:
             rows = (row for row in csv.reader(every, delimiter="\t") if row[0] not in fold)
-            csv.writer(kept, delimiter="\t").writerows(rows)
+            csv.writer(kept, delimiter="\t", lineterminator="\n").writerows(rows)
         files = [path for name, path in files_of(data).items() if name not in fold]
-        options: list[str | Path] = ["--gene-info", gene_info, "--vocabulary", corpus, "--sources", table, "--out", folder]
-        _run([sys.executable, "-m", "modeling_langcell.cli", "corpus", *files, *options])
+        genes: list[str | Path] = ["--gene-info", gene_info, "--vocabulary", corpus]
+        command = [sys.executable, "-m", "modeling_langcell.cli", "corpus", *files, *genes]
+        _run([*command, "--sources", table, "--out", folder])
     _run([sys.executable, "train.py", RECIPE, f"corpus={folder}", "seed=1", f"output={out / str(number)}"])
 
 

@@ -121,8 +121,8 @@ def measure_without_labels(
 def measure_calibration_without_markers(context: EvaluationContext, calibration: Calibration) -> dict[str, Any]:
     """
     Returns how a calibration that was fitted with markers holds for candidates without them, over the cells of the
-    studies that it was fitted on and no checkpoint was trained on: the share of wrong answers at an error rate of 10%, the share of cells with an
-    answer, and the calibration error of the best candidate.
+    studies that it was fitted on and the checkpoint was not trained on: the share of wrong answers at an error rate of
+    10%, the share of cells with an answer, and the calibration error of the best candidate.
     """
     parts = []
     for name in sorted(calibration.fitted["cells"].keys() & context.studies.keys()):
