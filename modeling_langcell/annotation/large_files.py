@@ -26,6 +26,7 @@ from ..checkpoint.fingerprint import fingerprint, weights_of_base
 from ..io.atomic import reserve
 from ..io.colours import colours
 from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
+from ..io.containers import as_h5ad
 from ..io.h5ad import open_cells, open_lightly
 from ..io.progress import progress_bar
 from ..model.errors import InputError
@@ -64,7 +65,8 @@ def annotate_file(
 ) -> Path | None:
     """
     Annotates an `.h5ad` file of any size: writes a copy of it with everything that `LangCellAnnotator.annotate` adds.
-    Memory holds one chunk of cells, `obs`, and a few numbers for each cell.
+    Memory holds one chunk of cells, `obs`, and a few numbers for each cell. Another container of cells
+    (`io.containers`) is read into memory first, and an `.h5ad` file beside the output stands in for it.
 
     Finished chunks are kept in a folder `.{name of the output}.unfinished` next to the output. After an interruption of
     any kind the same call continues from there; a call that would give different results starts again. The output
@@ -91,8 +93,9 @@ def annotate_file(
     """
     cells, output = Path(cells), Path(output)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    with open_lightly(cells) as adata:
-        state = cells.stat()
+    copy = output.with_name(f".{output.name}.input-{rank}.h5ad")
+    with as_h5ad(cells, copy) as file, open_lightly(file) as adata:
+        state = _state_of(cells)
         run = AnnotationRun(
             annotator,
             adata,
@@ -115,7 +118,7 @@ def annotate_file(
             logger.info("Process %d has nothing to do: there are %d chunks of cells.", rank, len(chunks))
             return None
         plan = {
-            "input": {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "cells": adata.n_obs},
+            "input": {**state, "cells": adata.n_obs},
             "model": _model_hashes(annotator),
             "error_rate": error_rate,
             "cluster_key": run.cluster_key,
@@ -143,8 +146,7 @@ def annotate_file(
         if rank > 0:
             store.wait_for_first()
             return None
-        now = cells.stat()
-        if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
+        if _state_of(cells) != state:
             raise InputError(f"{cells} was changed while it was annotated: annotate it again.")
         predictions = store.predictions()
         if run.smooths:
@@ -152,9 +154,15 @@ def annotate_file(
             predictions = run.revise(predictions, (store.scores(number).T for number in range(len(chunks))))
         obs = adata.obs.copy()
         run.write_obs(obs, predictions, (store.scores(number).T for number in range(len(chunks))))
-        _merge(cells, obs, run.record(predictions), run, store)
+        _merge(file, obs, run.record(predictions), run, store)
         store.delete()
     return output
+
+
+def _state_of(cells: Path) -> dict[str, int]:
+    """Returns what changes when a file, or any file of a folder, is written again."""
+    files = [one.stat() for one in (cells.rglob("*") if cells.is_dir() else [cells]) if one.is_file()]
+    return {"bytes": sum(one.st_size for one in files), "mtime_ns": max((one.st_mtime_ns for one in files), default=0)}
 
 
 def _annotate_chunks(run: AnnotationRun, store: ChunkStore, done: int) -> None:

@@ -21,6 +21,7 @@ from ..io.columns import RUN
 from ..model.errors import InputError
 from .labels import Candidates, labels_file, read_candidates
 from .options import (
+    CELLS_HELP,
     AcceptText,
     Adapter,
     Counts,
@@ -39,8 +40,9 @@ from .options import (
     UseRaw,
     cell_options,
     checkpoint_files,
-    existing_file,
+    existing_cells,
     figure_file,
+    may_replace,
 )
 from .outputs import write_figure
 
@@ -67,9 +69,7 @@ def parse_shortlist(text: str) -> int | Literal["auto"] | None:
     raise typer.BadParameter(f"{text!r} is not a number of candidates, 'auto' or 'all'.")
 
 
-InputOrExample = Annotated[
-    Path | None, typer.Argument(metavar="INPUT.h5ad", help="File of cells with raw counts.", callback=existing_file)
-]
+InputOrExample = Annotated[Path | None, typer.Argument(metavar="INPUT", help=CELLS_HELP, callback=existing_cells)]
 Example = Annotated[bool, typer.Option("--example", help="Annotate the 700 blood cells that scanpy ships.")]
 OptionalModel = Annotated[
     str | None, typer.Option(help="Checkpoint: a folder or a Hub id.", show_default=f"{MINI}, or the adapter's")
@@ -239,7 +239,7 @@ def annotate(
     The same command resumes a run that was killed. Under 'accelerate launch' several processes share one file.
     """
     if example == (cells is not None):
-        raise InputError("Give either an INPUT.h5ad or --example.")
+        raise InputError("Give either an INPUT or --example.")
     model = MINI if model is None and adapter is None else model
     loading: dict[str, Any] = {"checkpoint": model, "adapter": adapter, "revision": revision}
     loading |= {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
@@ -286,13 +286,13 @@ def check_paths(options: AnnotateOptions) -> None:
     require_apart(
         [("--out", options.out), ("--report", options.report), ("--figure", options.figure)],
         [
-            ("INPUT.h5ad", options.cells),
+            ("INPUT", options.cells),
             ("--labels", labels_file(options.labels)),
             ("--markers", options.markers),
             *checkpoint_files("--model", options.loading["checkpoint"]),
             *checkpoint_files("--adapter", options.loading["adapter"]),
         ],
-        allowed=[("--out", "INPUT.h5ad")],  # An annotated copy of the input replaces it.
+        allowed=may_replace(options.cells),
     )
 
 

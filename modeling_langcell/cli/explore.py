@@ -16,6 +16,7 @@ from ..model.errors import InputError
 from ..ontology import Candidate
 from .labels import labels_file, read_candidates, read_labels
 from .options import (
+    CELLS_HELP,
     AcceptText,
     Counts,
     Device,
@@ -33,8 +34,9 @@ from .options import (
     UseRaw,
     cell_options,
     checkpoint_files,
-    existing_file,
+    existing_cells,
     figure_file,
+    may_replace,
 )
 from .outputs import write_figure, write_table
 
@@ -60,8 +62,8 @@ def embed(
     """Embed each cell in the space that cells and texts share."""
     require_apart(
         [("--out", out)],
-        [("INPUT.h5ad", cells), *checkpoint_files("--model", model)],
-        allowed=[("--out", "INPUT.h5ad")],  # A copy of the input with the embeddings replaces it.
+        [("INPUT", cells), *checkpoint_files("--model", model)],
+        allowed=may_replace(cells),
     )
     adata = io.open_cells(cells)
     annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype, revision=revision)
@@ -83,7 +85,7 @@ def describe(
     ] = None,
     cells: Annotated[
         Path | None,
-        typer.Option(help="A .h5ad file: show which genes it did not measure, too.", callback=existing_file),
+        typer.Option(help="Cells: show which genes they did not measure, too.", callback=existing_cells),
     ] = None,
     no_markers: NoMarkers = False,
     accept_text: AcceptText = False,
@@ -176,9 +178,9 @@ def search(
     cells: Annotated[
         Path,
         typer.Argument(
-            metavar="INPUT.h5ad",
-            help="File of cells with raw counts, or with the embeddings of this checkpoint.",
-            callback=existing_file,
+            metavar="INPUT",
+            help=CELLS_HELP + " It may have the embeddings of this checkpoint.",
+            callback=existing_cells,
         ),
     ],
     text: Annotated[
@@ -199,7 +201,7 @@ def search(
     Find the cells that a text describes best, the best first, with their similarity to the text and, if genes that it
     names count, the evidence for them and the share of them that the cell expresses.
     """
-    require_apart([("--out", out)], [("INPUT.h5ad", cells), *checkpoint_files("--model", model)])
+    require_apart([("--out", out)], [("INPUT", cells), *checkpoint_files("--model", model)])
     adata = io.open_cells(cells)
     annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
     if EMBEDDING not in adata.obsm:
@@ -247,7 +249,7 @@ def explain(
     candidates = read_candidates(labels, ontology_root)
     require_apart(
         [("--out", out), ("--figure", figure)],
-        [("INPUT.h5ad", cells), ("--labels", labels_file(labels)), *checkpoint_files("--model", model)],
+        [("INPUT", cells), ("--labels", labels_file(labels)), *checkpoint_files("--model", model)],
     )
     adata = io.open_cells(cells)
     annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)

@@ -11,6 +11,8 @@ from ..model.errors import InputError
 
 #: Suffixes of the files that a checkpoint or an adapter is loaded from. Its folder may hold pages and tables as well.
 _CHECKPOINT_FILES = (".json", ".safetensors", ".bin", ".txt", ".py")
+#: What an input of cells may be.
+CELLS_HELP = "Cells: an .h5ad, .loom or .h5mu file, a zarr store, or Cell Ranger's .h5 file or folder with matrix.mtx."
 _FIGURES = (".png", ".pdf", ".svg")
 
 # These are copied from the package, which takes seconds to import; a test compares the two.
@@ -31,11 +33,28 @@ def existing_file(path: Path | None) -> Path | None:
     return path
 
 
-def existing_files(paths: list[Path]) -> list[Path]:
-    """Returns the paths of several inputs, checked as by `existing_file`."""
+def existing_cells(path: Path | None) -> Path | None:
+    """
+    Returns the path of cells, which may be a folder, checked in the same way.
+
+    Raises:
+        InputError: There is neither a file nor a folder.
+    """
+    if path is not None and not path.exists():
+        raise InputError(f"No file {path}.")
+    return path
+
+
+def all_existing_cells(paths: list[Path]) -> list[Path]:
+    """Returns the paths of several inputs, checked as by `existing_cells`."""
     for path in paths:
-        existing_file(path)
+        existing_cells(path)
     return paths
+
+
+def may_replace(cells: Path | None) -> list[tuple[str, str]]:
+    """Returns the output that may replace its input, for `require_apart`: a copy of an `.h5ad` file with more in it."""
+    return [] if cells is None or cells.suffix != ".h5ad" else [("--out", "INPUT")]
 
 
 def figure_file(path: Path | None) -> Path | None:
@@ -66,7 +85,8 @@ def cell_options(layer: str | None, use_raw: bool, gene_column: str | None, coun
 
 
 Input = Annotated[
-    Path, typer.Argument(metavar="INPUT.h5ad", help="File of cells with raw counts.", callback=existing_file)
+    Path,
+    typer.Argument(metavar="INPUT", help=CELLS_HELP, callback=existing_cells),
 ]
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]

@@ -17,6 +17,7 @@ from ..model.errors import InputError
 from .extras import needs_extra
 from .labels import read_descriptions
 from .options import (
+    CELLS_HELP,
     Counts,
     Device,
     GeneColumn,
@@ -24,9 +25,10 @@ from .options import (
     MarkerWeight,
     Model,
     UseRaw,
+    all_existing_cells,
     cell_options,
+    existing_cells,
     existing_file,
-    existing_files,
 )
 
 if TYPE_CHECKING:
@@ -112,9 +114,7 @@ def corpus(
 
 LabelledInput = Annotated[
     Path,
-    typer.Argument(
-        metavar="INPUT.h5ad", help="File of cells with raw counts and known labels.", callback=existing_file
-    ),
+    typer.Argument(metavar="INPUT", help="Cells with known labels. " + CELLS_HELP, callback=existing_cells),
 ]
 LabelKey = Annotated[str, typer.Option(help="Column of obs with the labels; or, for --head classes, a table of obsm.")]
 AdaptedFolder = Annotated[Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.")]
@@ -271,9 +271,9 @@ def calibrate(
     cells: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT.h5ad...",
-            help="Files of cells whose types are known, one file per study.",
-            callback=existing_files,
+            metavar="INPUT...",
+            help="Cells whose types are known, one input per study. " + CELLS_HELP,
+            callback=all_existing_cells,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; it must not exist.")],

@@ -14,17 +14,21 @@ import h5py
 from ..model.errors import InputError, reason_of
 from .atomic import atomic_file
 from .columns import EMBEDDING, RUN
+from .containers import find_reader, read_container, require_container, require_self_contained
 
 logger = logging.getLogger(__name__)
 
 
 def open_cells(path: str | Path) -> ad.AnnData:
     """
-    Opens an `.h5ad` file backed: its matrix stays on disk.
+    Opens an `.h5ad` file backed: its matrix stays on disk. Other containers are read into memory: see
+    `read_container`.
 
     Raises:
-        InputError: No such file, or one that anndata cannot read.
+        InputError: No such file, or one that cannot be read.
     """
+    if find_reader(Path(path)) is not None:
+        return read_container(Path(path))
     with reading_h5ad(path) as checked:
         return ad.read_h5ad(checked, backed="r")
 
@@ -40,43 +44,20 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     try:
-        if not path.is_file():
-            raise InputError(f"No file {path}.")
-        if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is not an .h5ad file: it is not HDF5, or its beginning is damaged.")
-        _require_self_contained(path)
+        require_container(path)
+        require_self_contained(path)
         yield path
     except InputError:
         raise
     except Exception as error:
+        if "unable to lock file" in str(error):
+            raise InputError(
+                f"{path} is in use: another process, such as a notebook, has it open for writing. Close it there. If "
+                "its disk has no locks, set the environment variable HDF5_USE_FILE_LOCKING=FALSE."
+            ) from error
         raise InputError(
             f"{path} cannot be read as .h5ad: {reason_of(error)}. Use an intact copy, or write it again with anndata."
         ) from error
-
-
-def _require_self_contained(path: Path) -> None:
-    """
-    Checks that a file does not read other files, which its author could choose freely.
-
-    Raises:
-        InputError: It has an external link or dataset, or a virtual dataset.
-    """
-
-    def find_reference(name: str, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> str | None:
-        if isinstance(item, h5py.Dataset):
-            return name if item.external or item.is_virtual else None
-        if isinstance(item, h5py.Datatype):
-            return None
-        links = ((key, item.get(key, getlink=True)) for key in item)
-        return next((f"{name}/{key}" for key, link in links if isinstance(link, h5py.ExternalLink)), None)
-
-    with h5py.File(path) as file:
-        found = find_reference("", file) or file.visititems(find_reference)
-    if found is not None:
-        raise InputError(
-            f"{path} refers to another file for {found.lstrip('/')}, which is refused: write it again with all data "
-            "inside."
-        )
 
 
 def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
@@ -122,11 +103,14 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
 def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
     """
     Opens a file as a backed AnnData with `obs`, `var`, `raw` and layers, whose matrices stay on disk. Nothing else is
-    read, because the scores of an earlier annotation, for example, may be large.
+    read, because the scores of an earlier annotation, for example, may be large. Other containers are read into memory.
 
     Raises:
         InputError: No such file, or one that anndata cannot read.
     """
+    if find_reader(Path(path)) is not None:
+        yield read_container(Path(path))
+        return
     with ExitStack() as opened:
         with reading_h5ad(path) as checked:
             file = opened.enter_context(h5py.File(checked))

@@ -22,6 +22,7 @@ GENE_COLUMNS = (
     "gene_id",
     "feature_id",
     "ensembl",
+    "Accession",
     "symbol",
     "gene_symbol",
     "gene_symbols",

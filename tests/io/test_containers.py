@@ -1,0 +1,269 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Containers of cells: real cells, written in every format that people have, are the same cells."""
+
+import gzip
+import shutil
+import subprocess
+import sys
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import scipy.sparse as sp
+
+from modeling_langcell import InputError, LangCellAnnotator, annotate_file
+from modeling_langcell.io import open_cells, open_lightly
+from modeling_langcell.io.containers import as_h5ad
+from modeling_langcell.model.zero_shot import DescriptionScorer
+from tests.support.commands import run_python
+
+LABELS = ["B cell", "T cell", "monocyte"]
+
+
+@pytest.fixture(scope="module")
+def annotator():
+    return LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cells(shared):
+    adata = ad.read_h5ad(shared / "data/validation/pbmc_kang_ctrl.h5ad")[:60]
+    names = adata.var[["symbol", "ensembl_id"]].astype(str)
+    has_id = names["ensembl_id"].str.startswith("ENSG")
+    names.index = pd.Index(names["ensembl_id"].where(has_id, names["symbol"]).to_numpy())
+    return ad.AnnData(adata.X.copy(), obs=adata.obs[["cell_type"]].copy(), var=names)
+
+
+@pytest.fixture(scope="module")
+def expected(annotator, cells):
+    return annotator.annotate(cells.copy(), LABELS)
+
+
+def write_zarr(cells, folder):
+    cells.write_zarr(folder / "cells.zarr")
+    return folder / "cells.zarr"
+
+
+def write_10x(cells, folder):
+    path, counts = folder / "filtered_feature_bc_matrix.h5", cells.X.tocsr()
+    with h5py.File(path, "w") as file:
+        matrix = file.create_group("matrix")
+        matrix["data"], matrix["indices"] = counts.data.astype(np.int32), counts.indices
+        matrix["indptr"], matrix["shape"] = counts.indptr, np.array(counts.shape[::-1])
+        matrix["barcodes"] = cells.obs_names.to_numpy().astype("S")
+        features = matrix.create_group("features")
+        features["id"], features["name"] = cells.var_names.to_numpy().astype("S"), cells.var["symbol"].to_numpy("S")
+        features["feature_type"] = np.array(["Gene Expression"] * cells.n_vars, "S")
+        features["genome"] = np.array(["GRCh38"] * cells.n_vars, "S")
+    return path
+
+
+def write_10x_of_two(cells, folder):
+    path, counts = folder / "filtered_gene_bc_matrices_h5.h5", cells.X.tocsr()
+    with h5py.File(path, "w") as file:
+        matrix = file.create_group("GRCh38")
+        matrix["data"], matrix["indices"] = counts.data.astype(np.int32), counts.indices
+        matrix["indptr"], matrix["shape"] = counts.indptr, np.array(counts.shape[::-1])
+        matrix["barcodes"] = cells.obs_names.to_numpy().astype("S")
+        matrix["genes"] = cells.var_names.to_numpy().astype("S")
+        matrix["gene_names"] = cells.var["symbol"].to_numpy("S")
+    return path
+
+
+def write_matrix_market(cells, folder, prefix=""):
+    folder = folder / "filtered_feature_bc_matrix"
+    folder.mkdir()
+    with gzip.open(folder / f"{prefix}matrix.mtx.gz", "wb") as file:
+        scipy.io.mmwrite(file, cells.X.T.tocoo().astype(int))
+    with gzip.open(folder / f"{prefix}barcodes.tsv.gz", "wt") as file:
+        file.write("\n".join(cells.obs_names) + "\n")
+    with gzip.open(folder / f"{prefix}features.tsv.gz", "wt") as file:
+        names = zip(cells.var_names, cells.var["symbol"], strict=True)
+        file.write("".join(f"{ensembl_id}\t{symbol}\tGene Expression\n" for ensembl_id, symbol in names))
+    return folder
+
+
+def write_sample_of_geo(cells, folder):
+    return write_matrix_market(cells, folder, "GSM123_blood_") / "GSM123_blood_matrix.mtx.gz"
+
+
+def write_loom(cells, folder):
+    with h5py.File(folder / "cells.loom", "w") as file:
+        file["matrix"] = cells.X.toarray().T
+        file["row_attrs/Gene"] = cells.var["symbol"].to_numpy("S")
+        file["row_attrs/Accession"] = cells.var_names.to_numpy().astype("S")
+        file["row_attrs/Loadings"] = np.zeros((cells.n_vars, 2))
+        file["col_attrs/CellID"] = cells.obs_names.to_numpy().astype("S")
+        file["col_attrs/Batch"] = np.arange(cells.n_obs)
+        file.create_dataset("layers/spliced", data=cells.X.toarray().T, chunks=(64, 16))
+    return folder / "cells.loom"
+
+
+def write_mudata(cells, folder):
+    with h5py.File(folder / "cells.h5mu", "w") as file:
+        ad.io.write_elem(file.create_group("mod"), "rna", cells)
+        ad.io.write_elem(file["mod"], "prot", cells[:, :3].copy())
+        ad.io.write_elem(file, "obs", cells.obs)
+    return folder / "cells.h5mu"
+
+
+CONTAINERS = (
+    *(write_zarr, write_10x, write_10x_of_two, write_matrix_market, write_sample_of_geo, write_loom, write_mudata),
+)
+
+
+@pytest.mark.parametrize("write", CONTAINERS)
+def test_the_same_cells_get_the_same_embeddings(write, annotator, cells, expected, tmp_path):
+    path = write(cells, tmp_path)
+    out = annotate_file(annotator, path, tmp_path / "annotated.h5ad", LABELS)
+    found = ad.read_h5ad(out)
+    assert found.obs_names.tolist() == cells.obs_names.tolist()
+    assert (found.obs["langcell_cell_type"].astype(str) == expected.obs["langcell_cell_type"].astype(str)).all()
+    np.testing.assert_allclose(found.obsm["X_langcell"], expected.obsm["X_langcell"], atol=1e-5)
+    np.testing.assert_array_equal(found.X.toarray(), cells.X.toarray())
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(
+        [path.relative_to(tmp_path).parts[0], "annotated.h5ad"]
+    )
+    in_memory = annotator.embed(open_cells(path))
+    np.testing.assert_allclose(in_memory.obsm["X_langcell"], expected.obsm["X_langcell"], atol=1e-5)
+    with open_lightly(path) as lightly:
+        assert lightly.shape == cells.shape
+
+
+def test_an_h5ad_file_is_not_copied(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with as_h5ad(tmp_path / "cells.h5ad", tmp_path / "copy.h5ad") as file:
+        assert file == tmp_path / "cells.h5ad"
+        assert not (tmp_path / "copy.h5ad").exists()
+
+
+def test_a_container_that_changes_meanwhile_is_refused(annotator, cells, tmp_path, monkeypatch):
+    path = write_zarr(cells, tmp_path)
+    score = DescriptionScorer.__call__
+
+    def and_change(*arguments, **options):
+        (path / "note").write_text("changed")
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(DescriptionScorer, "__call__", and_change)
+    with pytest.raises(InputError, match="was changed while it was annotated"):
+        annotate_file(annotator, path, tmp_path / "annotated.h5ad", LABELS)
+    assert not (tmp_path / "annotated.h5ad").exists()
+
+
+def gzipped(cells, folder):
+    cells.write_h5ad(folder / "plain.h5ad")
+    with open(folder / "plain.h5ad", "rb") as plain, gzip.open(folder / "cells.h5ad.gz", "wb") as packed:
+        shutil.copyfileobj(plain, packed)
+    return folder / "cells.h5ad.gz"
+
+
+def of_proteins(cells, folder):
+    with h5py.File(folder / "cells.h5mu", "w") as file:
+        ad.io.write_elem(file.create_group("mod"), "prot", cells[:, :3].copy())
+        ad.io.write_elem(file["mod"], "atac", cells[:, :3].copy())
+    return folder / "cells.h5mu"
+
+
+def two_samples(cells, folder):
+    write_matrix_market(cells, folder, "GSM1_")
+    (folder / "filtered_feature_bc_matrix" / "GSM2_matrix.mtx.gz").write_bytes(b"")
+    return folder / "filtered_feature_bc_matrix"
+
+
+def empty(cells, folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def seurat(cells, folder):
+    (folder / "cells.rds").write_bytes(b"RDX3")
+    return folder / "cells.rds"
+
+
+def table(cells, folder):
+    cells[:5, :5].to_df().to_csv(folder / "cells.csv")
+    return folder / "cells.csv"
+
+
+@pytest.mark.parametrize(
+    ("write", "advice"),
+    [
+        (gzipped, "gunzip {path}"),
+        (of_proteins, "MuData with the modalities atac, prot"),
+        (two_samples, "has 2 matrices: give one of GSM1_matrix.mtx.gz, GSM2_matrix.mtx.gz"),
+        (empty, "is a folder without cells"),
+        (seurat, "zellkonverter::writeH5AD"),
+        (table, "anndata.io.read_csv('{path}').write_h5ad('cells.h5ad')"),
+    ],
+)
+def test_others_are_named_with_what_converts_them(write, advice, cells, tmp_path):
+    path = write(cells, tmp_path)
+    for read in (open_cells, lambda path: open_lightly(path).__enter__()):
+        with pytest.raises(InputError) as error:
+            read(path)
+        assert advice.format(path=path) in str(error.value)
+
+
+def test_the_advice_for_a_packed_file_and_for_a_table_works(cells, tmp_path):
+    path = gzipped(cells, tmp_path)
+    subprocess.run(["gunzip", path], check=True)
+    assert open_cells(tmp_path / "cells.h5ad").shape == cells.shape
+    expression = f"anndata.io.read_csv('{table(cells, tmp_path)}').write_h5ad('{tmp_path}/converted.h5ad')"
+    subprocess.run([sys.executable, "-c", f"import anndata; import anndata.io; {expression}"], check=True)
+    assert open_cells(tmp_path / "converted.h5ad").shape == (5, 5)
+
+
+def test_a_damaged_container_is_named(cells, tmp_path):
+    path = write_10x(cells, tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["matrix/indptr"]
+    with pytest.raises(InputError, match=r"filtered_feature_bc_matrix.h5 cannot be read: .* Use an intact copy"):
+        open_cells(path)
+
+
+def test_a_container_that_refers_to_another_file_is_refused(cells, tmp_path):
+    path = write_10x(cells, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["matrix/secret"] = h5py.ExternalLink("other.h5", "/data")
+    with pytest.raises(InputError, match="refers to another file"):
+        open_cells(path)
+
+
+def test_a_file_that_is_open_elsewhere_is_said_to_be_in_use(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    hold = f"import h5py, sys; file = h5py.File({str(path)!r}, 'r+'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as notebook:
+        notebook.stdout.readline()
+        try:
+            with pytest.raises(InputError, match=r"is in use: .* Close it there"):
+                open_cells(path)
+        finally:
+            notebook.communicate(b"")
+    assert open_cells(path).shape == cells.shape
+
+
+def test_the_command_reads_a_folder_and_never_replaces_a_container(cells, tmp_path):
+    folder, matrix = write_matrix_market(cells, tmp_path), write_10x(cells, tmp_path)
+    before = matrix.read_bytes()
+    annotate = ("-m", "modeling_langcell.cli", "annotate")
+    run_python(*annotate, folder, "--labels", ";".join(LABELS), cwd=tmp_path, check=True)
+    assert (tmp_path / "filtered_feature_bc_matrix_langcell.h5ad").exists()
+    done = run_python(*annotate, matrix, "--labels", ";".join(LABELS), "--out", matrix, cwd=tmp_path)
+    assert done.returncode == 2
+    assert matrix.read_bytes() == before
+
+
+def test_duplicated_gene_names_stay_as_they_are(cells, tmp_path):
+    twice = ad.AnnData(
+        sp.hstack([cells.X[:, :100], cells.X[:, :100]], format="csr"),
+        obs=cells.obs,
+        var=pd.DataFrame(index=[*cells.var["symbol"][:100]] * 2),
+    )
+    twice.var["symbol"] = twice.var_names
+    twice.write_zarr(tmp_path / "twice.zarr")
+    assert open_cells(tmp_path / "twice.zarr").var_names.tolist() == twice.var_names.tolist()
