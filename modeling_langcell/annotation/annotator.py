@@ -102,7 +102,7 @@ class LangCellAnnotator(Predictor):
         section 3.3), or among the labels of an adapted checkpoint.
 
         Args:
-            adata: Cells with counts, in memory or backed. A view is copied.
+            adata: Cells with counts, in memory or backed. A view becomes an AnnData of its own, as scanpy makes it.
             labels: Candidates: names that people use or ids of the Cell Ontology; or a mapping from labels to
                 descriptions: a text, several texts to compare with their mean, or `{"description": ..., "markers":
                 [...], "absent": [...]}`. By default an adapted checkpoint's own, or else the cell types that
@@ -181,7 +181,7 @@ class LangCellAnnotator(Predictor):
             run.smooth(lambda labels: scores.T[labels], smoothed)
             scores = np.ascontiguousarray(smoothed.T)
             predictions = run.revise(predictions, run.by_chunk(scores))
-        adata = adata.copy() if adata.is_view else adata
+        _make_actual(adata)
         run.write_obs(adata.obs, predictions, run.by_chunk(scores))
         adata.obsm[EMBEDDING] = np.concatenate([part.embeds for part in parts])
         adata.obsm[PROBABILITIES] = pd.DataFrame(
@@ -216,7 +216,7 @@ class LangCellAnnotator(Predictor):
                 for rows, found in read_cells(ranked, self.embed_packed, self.budget, self.device):
                     embeds[chunks.rows(number).start + rows] = found.cpu().numpy()
                     progress.advance(task, len(rows))
-        adata = adata.copy() if adata.is_view else adata
+        _make_actual(adata)
         delete_predictions(adata.obs)
         adata.obsm.pop(PROBABILITIES, None)
         adata.uns.pop(COLOURS, None)
@@ -259,6 +259,12 @@ class LangCellAnnotator(Predictor):
 def _require_writable(adata: ad.AnnData) -> None:
     if adata.isbacked and adata.is_view:
         raise InputError("These cells are a view of a file, so nothing can be added to them: give cells.to_memory().")
+
+
+def _make_actual(adata: ad.AnnData) -> None:
+    """Makes a view, which keeps nothing that is added, an AnnData of its own, in place."""
+    if adata.is_view:
+        adata.obs = adata.obs.copy()
 
 
 __all__ = ["LangCellAnnotator"]

@@ -21,7 +21,7 @@ from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import Description
 from ..model.token_budget import TokenBudget
 from ..model.zero_shot import DescriptionScorer, Shortlist
-from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in
+from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in, without_repeats
 from .device import find_device
 from .open_set import OpenSetScorer, OtherTypes
 from .scorers import ClassScorer, PrototypeScorer, Scorer
@@ -161,7 +161,7 @@ class Predictor:
         descriptions: Mapping[str, Any]
         if own is None:
             options = {"with_markers": with_markers, "accept_text": accept_text}
-            descriptions = self.descriptions_of(() if labels is None else labels, **options)
+            descriptions = self.descriptions_of(() if labels is None else without_repeats(labels), **options)
         else:
             descriptions = own.descriptions
             if marker_weight is None:
@@ -208,6 +208,7 @@ class Predictor:
             "counts": chunks.counts,
             "empty_cells": chunks.empty_cells,
             **({} if chunks.gene_column is None else {"gene_column": chunks.gene_column}),
+            **({"no_genes": chunks.n_others} if chunks.n_others else {}),
             "genes": len(match.token_ids),
             "genes_by_ensembl_id": match.by_ensembl_id,
             "genes_by_symbol": match.by_symbol,

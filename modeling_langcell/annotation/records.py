@@ -123,9 +123,11 @@ def describe_input(adata: ad.AnnData) -> str:
     facts = adata.uns[RUN]["input"]
     found = {how: facts[f"genes_by_{how}"] for how in ("ensembl_id", "symbol", "synonym")}
     ways = ", ".join(f"{number:,} by {how.replace('_', ' ')}" for how, number in found.items() if number)
+    others = f"; {facts['no_genes']:,} other rows of var (antibodies, peaks) left out" if "no_genes" in facts else ""
     return (
         f"{adata.n_obs:,} cells; {facts['array']} read as {facts['counts']} values; {sum(found.values()):,} of "
-        f"{facts['genes']:,} genes known ({ways}), with {facts['matched_counts']:.0%} of the median cell's counts."
+        f"{facts['genes']:,} genes known ({ways}), with {facts['matched_counts']:.0%} of the median cell's counts"
+        f"{others}."
     )
 
 

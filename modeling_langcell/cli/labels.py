@@ -2,6 +2,7 @@
 """Candidate labels and descriptions from the command line and from files."""
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -19,6 +20,9 @@ _SUFFIXES = (".json", ".tsv", ".csv", ".txt", ".gmt")
 _COLUMNS = ("label", "description", "markers", "absent")
 #: Columns that `langcell labels` writes besides, and that are not read.
 _IGNORED = ("id", "short_name")
+#: Other names of the column of labels.
+_NAMES_OF_TYPES = ("cell_type", "celltype", "cell type")
+_COLUMN_NAMES = dict.fromkeys(_NAMES_OF_TYPES, "label")
 
 
 def read_candidates(labels: str | None, ontology_root: str | None, markers: Path | None = None) -> Candidates | None:
@@ -65,7 +69,7 @@ def _with_markers(candidates: Candidates | None, path: Path) -> Candidates:
 
 def labels_file(labels: str | None) -> Path | None:
     """Returns the file that `--labels` names; None if it holds the labels themselves."""
-    return Path(labels) if labels is not None and Path(labels).suffix in _SUFFIXES else None
+    return Path(labels) if labels is not None and Path(labels).suffix.lower() in _SUFFIXES else None
 
 
 def _split(labels: str) -> list[str]:
@@ -79,35 +83,46 @@ def read_labels(path: Path) -> Candidates:
 
     - `.json`: a list of labels, or an object that maps labels to descriptions: a text, a list of texts, or an object
       with `description`, `markers` and `absent`;
-    - `.tsv`, `.csv`: a table whose first line names its columns: `label`, and any of `description`, `markers` and
-      `absent`, with genes separated by commas or blanks;
+    - `.tsv`, `.csv`, `.txt`: a table whose first line names its columns: `label`, and any of `description`, `markers`
+      and `absent`, with genes separated by commas or blanks. Cells may be quoted, as spreadsheets write them;
     - `.gmt`: a label, a description, which is not read, and genes, separated by tabs;
-    - `.tsv` or `.txt` without such a first line: a label in each line, or a label, a tab and a description. A label
-      with several descriptions has a line for each.
+    - any of these tables without such a first line: a label in each line or, in `.tsv` and `.txt`, a label, a tab and a
+      description. A label with several descriptions has a line for each.
 
     Raises:
         InputError: The file cannot be read, or holds something else.
     """
+    suffix = path.suffix.lower()
     try:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
             raise InputError(f"{path} is not text: it holds a zero byte.")
-        if path.suffix == ".json":
+        if suffix == ".json":
             return _checked_json(_load_json(text, path), path)
-        lines = [line for line in text.splitlines() if line.strip()]
-        if path.suffix == ".gmt":
-            return _read_gmt(lines, path)
-        delimiter = "," if path.suffix == ".csv" else "\t"
-        header = [name.strip().casefold() for name in lines[0].split(delimiter)] if lines else []
-        is_table = "label" in header and set(header) <= {*_COLUMNS, *_IGNORED}
-        if path.suffix == ".csv" or (is_table and path.suffix == ".tsv"):
-            return _read_table(csv.reader(lines, delimiter=delimiter), path)
+        if suffix == ".gmt":
+            return _read_gmt([line for line in text.splitlines() if line.strip()], path)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
+        rows = [[cell.strip() for cell in row] for row in reader]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
+    rows = [row for row in rows if any(row)]
+    header = [_COLUMN_NAMES.get(name.casefold(), name.casefold()) for name in rows[0]] if rows else []
+    if "label" in header:
+        return _read_table(header, rows[1:], path)
+    return _read_lines(rows, path)
+
+
+def _read_lines(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
+    """Reads a table without a line that names its columns: labels, or labels and descriptions."""
     found: dict[str, list[str]] = {}
-    for line in lines:
-        label, _, description = (part.strip() for part in line.partition("\t"))
-        found.setdefault(label, []).extend([description] if description else [])
+    widest = 1 if path.suffix.lower() == ".csv" else 2
+    for row in rows:
+        if len(row) > widest and any(row[widest:]):
+            raise InputError(
+                f"{path} has a line of {len(row)} columns, {row[0]!r}, ...: name the columns in a first line "
+                f"({', '.join(_COLUMNS)}), and quote cells that contain the separator."
+            )
+        found.setdefault(row[0], []).extend(filter(None, row[1:2]))
     return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
 
 
@@ -128,19 +143,18 @@ def _read_gmt(lines: Iterable[str], path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_table(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
-    header, *others = [[cell.strip() for cell in row] for row in rows] or [[]]
-    columns = [name.casefold() for name in header]
-    if "label" not in columns or (unknown := [name for name in columns if name not in (*_COLUMNS, *_IGNORED)]):
-        known = ", ".join(_COLUMNS)
-        which = "no column 'label'" if "label" not in columns else f"a column {unknown[0]!r}"
-        raise InputError(f"{path} has {which}: the columns of its first line are {known}.")
+def _read_table(columns: list[str], rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
+    """Reads the rows of a table whose columns are named."""
+    if unknown := [name for name in columns if name not in (*_COLUMNS, *_IGNORED)]:
+        raise InputError(
+            f"{path} has a column {unknown[0]!r}: the columns of its first line are {', '.join(_COLUMNS)}."
+        )
     found: dict[str, Any] = {}
-    for row in others:
+    for row in rows:
         cells = dict(zip(columns, row, strict=False))
         given: dict[str, Any] = {"description": cells.get("description", "")}
         given |= {key: re.split(r"[\s,;]+", cells[key]) for key in ("markers", "absent") if cells.get(key)}
-        _add(found, cells["label"], given, path)
+        _add(found, cells.get("label", ""), given, path)
     return found
 
 

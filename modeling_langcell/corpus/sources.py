@@ -4,6 +4,7 @@
 import csv
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -34,6 +35,12 @@ ASPECTS = {
 UNKNOWN = "unknown"
 #: Keys of `uns` that name the origin of the cells; CELLxGENE's files have the first two.
 ORIGIN = ("title", "citation", "source", "licence", "license")
+#: An id of an ontology as OWL writes it, such as CL_0000236.
+_UNDERSCORED_ID = re.compile(r"^([A-Za-z]+)_(\d+)$")
+_TRUTH = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "t"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "f", "", "nan"), False),
+}
 _STUDY, _PRIMARY, _PROFILE = "dataset_id", "is_primary_data", "profile"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY, _PROFILE)
 #: Largest length of a source's name, in bytes. File names begin with it, and file systems allow 255.
@@ -124,15 +131,35 @@ def cell_facts(obs: pd.DataFrame, study: str) -> pd.DataFrame:
     """
     facts = {aspect: _text_column(obs, column, UNKNOWN) for aspect, column in ASPECTS.items()}
     facts["study"] = _text_column(obs, _STUDY, study)
-    facts["primary"] = obs[_PRIMARY].astype(bool).to_numpy() if _PRIMARY in obs else np.ones(len(obs), bool)
-    facts["profile"] = obs[_PROFILE].astype(bool).to_numpy() if _PROFILE in obs else np.zeros(len(obs), bool)
+    facts["primary"] = _truth_column(obs, _PRIMARY, True)
+    facts["profile"] = _truth_column(obs, _PROFILE, False)
     return pd.DataFrame(facts)
 
 
 def _text_column(obs: pd.DataFrame, column: str, default: str) -> np.ndarray:
     if column not in obs:
         return np.full(len(obs), default, dtype=object)
-    return obs[column].astype(object).where(obs[column].notna(), default).astype(str).to_numpy()
+    texts = obs[column].astype(object).where(obs[column].notna(), default).astype(str)
+    if column.endswith("_ontology_term_id"):
+        texts = texts.str.replace(_UNDERSCORED_ID, r"\1:\2", regex=True)
+    return texts.to_numpy()
+
+
+def _truth_column(obs: pd.DataFrame, column: str, default: bool) -> np.ndarray:
+    """
+    Returns a column of true and false, however they are written; a missing value is false.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    if column not in obs:
+        return np.full(len(obs), default)
+    words = obs[column].astype(object).where(obs[column].notna(), False).astype(str).str.strip().str.casefold()
+    values = words.map(_TRUTH)
+    if values.isna().any():
+        odd = words[values.isna()].iloc[0]
+        raise InputError(f"obs[{column!r}] must hold true or false, not {odd!r}.")
+    return values.to_numpy(dtype=bool)
 
 
 class H5adFile(Source):

@@ -17,7 +17,14 @@ from ..model.ranking import RankedCells
 logger = logging.getLogger(__name__)
 
 _CHUNK = 4096  # Cells read at a time.
-_NO_LABEL = ("", "unknown")  # CELLxGENE calls an unknown type "unknown".
+#: What people and programs write where a cell has no label, in lower case; CELLxGENE writes "unknown".
+_NO_LABEL = frozenset(
+    {
+        *("", "-", "?", ".", "nan", "na", "n/a", "<na>", "none", "null", "missing", "unknown", "unassigned"),
+        *("unannotated", "unlabelled", "unlabeled", "undetermined", "unidentified", "not available", "not annotated"),
+        *("not assigned", "not determined", "no label", "unclassified"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
     Args:
         adata: The cells.
         label_key: The column or table.
-        unlabelled: Treatment of cells without a label (missing, empty, or `unknown`): `error`, or `skip`.
+        unlabelled: Treatment of cells without a label (missing, empty, or a word for that, such as `unknown` or `NA`):
+            `error`, or `skip`.
 
     Raises:
         InputError: No such column or table, cells without a label, fewer than two labels, a table that holds
@@ -141,9 +149,10 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
 
 
 def is_known(labels: pd.Series) -> np.ndarray:
-    """Returns `(cells,)` booleans: true where a label is neither missing, nor blank, nor `unknown`."""
+    """Returns `(cells,)` booleans: true where a label is neither missing nor a word for that, such as `unknown`."""
     named = labels.astype(object)
-    return (named.notna() & ~named.astype(str).str.strip().isin(_NO_LABEL)).to_numpy()
+    words = named.astype(str).str.strip().str.casefold().str.replace("_", " ")
+    return (named.notna() & ~words.isin(_NO_LABEL)).to_numpy()
 
 
 def _check_known(known: np.ndarray, where: str, unlabelled: str) -> None:

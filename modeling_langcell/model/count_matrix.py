@@ -2,6 +2,7 @@
 """Reading counts: opens one array of an AnnData or a matrix, reads it in slices of rows, and checks its values."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ GENE_COLUMNS = (
     "gene_names",
     "gene_short_name",
 )
+#: Columns of `var` that may say what is measured in each of its rows, such as "Gene Expression" or "Antibody Capture".
+FEATURE_COLUMNS = ("feature_types", "feature_type", "modality")
+_GENES = {"gene expression", "gene", "genes", "rna", "gex", "mrna"}
+_NO_GENES = re.compile(
+    r"\b(?:antibod(?:y|ies)|adt|hto|hashtags?|crispr|guides?|multiplexing|custom|peaks?|atac|chromatin|antigens?|spike)\b"
+    r"|^prot(?:eins?)?$"
+)
+#: Names of rows that no gene has: regions of chromosomes, and antibodies.
+_NO_GENE_NAME = re.compile(r"^(?:chr\w+|[\dXYM]+)[:-]\d+-\d+$|TotalSeq|_(?:ADT|HTO)$")
 #: Largest value that is accepted, about that of float32: sums and ratios of such values are finite in float64.
 LARGEST_VALUE = 1e38
 
@@ -46,6 +56,7 @@ class CountMatrix:
         cell_names: `(cells,)` names for messages; row numbers when None.
         advice: Returns remedies that name other arrays; called only when this array is refused.
         file: The file that holds the array, if any.
+        columns: `(genes,)` numbers of the columns that are genes; None where all are.
     """
 
     matrix: Any
@@ -53,6 +64,17 @@ class CountMatrix:
     cell_names: Sequence[str] | None = None
     advice: Callable[[], Sequence[Remedy]] = tuple
     file: Any = None
+    columns: np.ndarray | None = None
+
+    @property
+    def n_genes(self) -> int:
+        """Number of columns that are genes."""
+        return self.matrix.shape[1] if self.columns is None else len(self.columns)
+
+    @property
+    def n_others(self) -> int:
+        """Number of columns that are no genes, such as antibodies and peaks; they are not read."""
+        return self.matrix.shape[1] - self.n_genes
 
     def __len__(self) -> int:
         return self.matrix.shape[0]
@@ -70,12 +92,13 @@ class CountMatrix:
             else:
                 self._require_numbers(getattr(self.matrix, "dtype", None))  # Some dtypes cannot become sparse.
                 block = self.matrix[start:stop]
+                block = block.compute() if hasattr(block, "compute") else block  # A Dask array.
                 block = block if sp.issparse(block) else np.asarray(block)
                 self._require_numbers(block.dtype)
                 # scipy has no sparse half precision.
                 rows = sp.csr_matrix(block.astype(np.float32) if block.dtype == np.float16 else block)
             _check_structure(rows)
-        return rows
+        return rows if self.columns is None else rows[:, self.columns]
 
     def _require_numbers(self, dtype: np.dtype | None) -> None:
         if dtype is not None and dtype.kind not in "fiub":
@@ -143,7 +166,32 @@ def open_anndata(
         present = [column for column in GENE_COLUMNS if column in var.columns]
         names = {"the index of var": var.index.astype(str)}
         names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
-    return CountMatrix(matrix, label, adata.obs_names, partial(_suggest_counts, adata, label), file), names
+    genes = _find_genes(var, label)
+    columns = None if genes.all() else np.flatnonzero(genes)
+    source = CountMatrix(matrix, label, adata.obs_names, partial(_suggest_counts, adata, label), file, columns)
+    return source, names if columns is None else {name: column[genes] for name, column in names.items()}
+
+
+def _find_genes(var: Any, label: str) -> np.ndarray:
+    """
+    Returns `(rows of var,)` booleans: false for antibodies, peaks and the like, by the columns that say so and by names
+    that no gene has.
+
+    Raises:
+        InputError: No row is a gene.
+    """
+    genes = np.array([_NO_GENE_NAME.search(str(name)) is None for name in var.index])
+    for column in FEATURE_COLUMNS:
+        if column in var.columns:
+            kinds = var[column].astype(str).str.casefold().str.replace("_", " ").str.strip()
+            said = kinds.isin(_GENES)
+            # Some write the kind of gene here ("protein_coding"): then only what is no gene is known.
+            genes &= (said if said.any() else ~kinds.str.contains(_NO_GENES)).to_numpy()
+    if len(var) and not genes.any():
+        raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
+    if not genes.all():
+        logger.info("%s: %d rows of var are no genes (antibodies, peaks): they are left out.", label, (~genes).sum())
+    return genes
 
 
 def open_matrix(matrix: Any, gene_ids: Sequence[str] | None) -> tuple[CountMatrix, dict[str, Sequence[str]]]:

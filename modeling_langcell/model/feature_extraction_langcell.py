@@ -252,7 +252,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             if layer is not None or use_raw or gene_column is not None:
                 raise InputError("layer, use_raw and gene_column are for an AnnData; a matrix takes only gene_ids.")
             source, names = open_matrix(cells, gene_ids)
-        n_cells, n_genes = source.matrix.shape
+        n_cells, n_genes = len(source), source.n_genes
         if n_cells == 0 or n_genes == 0:
             raise InputError(f"{source.label} is empty: {n_cells} cells x {n_genes} genes.")
         columns = [[_GENOME_PREFIX.sub("", str(name)) for name in column] for column in names.values()]

@@ -103,6 +103,7 @@ class RankedChunks(Sequence[RankedCells]):
         counts: Kind of the values: `"raw"`, `"normalized"` or `"log1p"`.
         empty_cells: Treatment of cells without any known gene: `"error"` or `"mark"`.
         gene_column: The column of `var` that names the genes, if one was given.
+        n_others: Number of rows of `var` that are no genes.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class RankedChunks(Sequence[RankedCells]):
         places_of: Sequence[int] = (),
     ):
         self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
+        self.n_others = source.n_others
         self.counts, self.empty_cells, self.gene_column, self._max_length = counts, empty_cells, gene_column, max_length
         self._source, self._genes = source, genes
         self._watch(places_of)

@@ -11,6 +11,7 @@ from .labels import candidates as candidates
 from .labels import describe as describe
 from .labels import descriptions_of as descriptions_of
 from .labels import texts_of as texts_of
+from .labels import without_repeats as without_repeats
 from .names import descendants as descendants
 from .names import find_term as find_term
 from .names import id_of as id_of

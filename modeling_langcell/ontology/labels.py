@@ -9,7 +9,7 @@ from typing import Any
 from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES, Description, Text, as_description, fill_templates
 from .catalogue import cell_type
-from .names import find_term, id_of, unknown_names
+from .names import as_id, find_term, id_of, unknown_names
 from .terms import Term, get_term
 
 logger = logging.getLogger(__name__)
@@ -95,13 +95,35 @@ def candidates(
     if not given:
         raise InputError("No candidate labels were given.")
     unknown = [label for label, own in given.items() if not own.texts and id_of(label) is None]
-    for label in [label for label in unknown if label.startswith("CL:")]:
+    for label in filter(as_id, unknown):
         find_term(label)  # It says whether the id is deprecated, and what replaces it.
     if unknown and not accept_text:
         raise unknown_names(unknown)
     if unknown:
         logger.warning("The Cell Ontology does not know %s: read as texts.", ", ".join(map(repr, unknown)))
     return [_describe(label, own, prompt_templates, with_markers) for label, own in given.items()]
+
+
+def without_repeats(labels: Labels) -> Labels:
+    """
+    Leaves out labels that mean a type which an earlier one means, too: two names of one type would share its score.
+    Labels with descriptions of their own stay.
+    """
+    if not isinstance(labels, Mapping):
+        labels = labels if isinstance(labels, str) else list(labels)
+    own = {label for label, text in labels.items() if text} if isinstance(labels, Mapping) else set()
+    first: dict[str, str] = {}
+    repeated = []
+    for label in labels:
+        term = id_of(label) if isinstance(label, str) and label not in own else None
+        if term is not None and first.setdefault(term, label) != label:
+            repeated.append(label)
+            logger.warning("%r is left out: it is the same type as %r.", label, first[term])
+    if not repeated:
+        return labels
+    if isinstance(labels, Mapping):
+        return {label: text for label, text in labels.items() if label not in repeated}
+    return [label for label in labels if label not in repeated]
 
 
 def _describe(label: str, own: Description, prompt_templates: Sequence[str], with_markers: bool) -> Candidate:
@@ -144,4 +166,4 @@ def describe(labels: Labels) -> dict[str, str]:
     return {label: texts[0] for label, texts in texts_of(labels).items()}
 
 
-__all__ = ["Candidate", "Labels", "candidates", "describe", "descriptions_of", "texts_of"]
+__all__ = ["Candidate", "Labels", "candidates", "describe", "descriptions_of", "texts_of", "without_repeats"]

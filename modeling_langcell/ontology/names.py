@@ -31,6 +31,9 @@ _CYCLING = frozenset({"cycling", "proliferating", "proliferative", "dividing"})
 #: Letters that name a cell without the word: all others are too short to mean anything.
 _LETTERS = frozenset({"b", "t"})
 
+#: An id of the Cell Ontology, as it is written in CELLxGENE's files and in those that came from OWL ("CL_0000236").
+_ID = re.compile(r"CL[:_](\d{7})", re.IGNORECASE)
+
 _SUGGESTIONS = 3
 _SHORT = 24  # Longest short name, in characters.
 _ABBREVIATION = 5  # Longest abbreviation, in letters.
@@ -108,12 +111,18 @@ def _by_key(names: Iterable[tuple[str, str]], key: Callable[[str], str]) -> dict
     return {one: next(iter(of_key)) for one, of_key in ids.items() if one and len(of_key) == 1}
 
 
+def as_id(label: str) -> str | None:
+    """Returns a label that is an id of the Cell Ontology as the ontology writes it; None for any other label."""
+    found = _ID.fullmatch(label.strip())
+    return f"CL:{found[1]}" if found else label if label.startswith("CL:") else None
+
+
 def id_of(label: str) -> str | None:
     """
     Returns the id of the Cell Ontology's term that a label means, or None if it means no term or a deprecated one.
     """
-    if label.startswith("CL:"):
-        return label if is_term(label) else None
+    if (term_id := as_id(label)) is not None:
+        return term_id if is_term(term_id) else None
     found = next((table[key] for key_of, table in _names() if (key := key_of(label)) in table), None)
     words = normalized(label).split()
     if found is not None or _CYCLING.isdisjoint(words) or _CYCLING.issuperset(words):
@@ -139,8 +148,8 @@ def find_term(label: str) -> Term:
     ('CL:0000236', 'regulatory T cell', 'CL:0000624')
 
     ```"""
-    if label.startswith("CL:"):
-        return get_term(label)
+    if (term_id := as_id(label)) is not None:
+        return get_term(term_id)
     if (term_id := id_of(label)) is None:
         raise unknown_names([label])
     return get_term(term_id)

@@ -208,12 +208,30 @@ def test_marked_cells_get_no_label(annotator, cells):
     assert not np.isnan(np.delete(cells.obsm["X_langcell"], 3, axis=0)).any()
 
 
-def test_a_view_is_copied_and_not_changed(annotator, cells):
-    view = cells[2:6]
-    annotated = annotator.annotate(view, LABELS)
-    assert annotated.n_obs == 4
-    assert "langcell_cell_type" in annotated.obs
+@pytest.mark.parametrize("chosen", [slice(2, 6), np.arange(12) % 2 == 0, [5, 3, 1]])
+def test_a_view_becomes_an_anndata_of_its_own(annotator, cells, chosen):
+    """In place, as scanpy does it: what is added to a view would be lost."""
+    view = cells[:12][chosen]
+    assert annotator.annotate(view, LABELS) is view
+    assert not view.is_view
+    assert "langcell_cell_type" in view.obs
     assert "langcell_cell_type" not in cells.obs
+    alone = annotator.annotate(cells[:12][chosen].copy(), LABELS)
+    np.testing.assert_array_equal(view.obsm["X_langcell"], alone.obsm["X_langcell"])
+    embedded = cells[:12][chosen]
+    annotator.embed(embedded)
+    assert "X_langcell" in embedded.obsm
+
+
+def test_two_names_of_a_type_are_one_candidate(annotator, cells, caplog):
+    labels = ["B cells", "NK cell", "B cell", "CL_0000236", "natural killer cell"]
+    found = annotator.annotate(cells[:5].copy(), labels)
+    assert found.uns["langcell"]["labels"].tolist() == ["B cells", "NK cell"]
+    assert "'B cell' is left out: it is the same type as 'B cells'" in caplog.text
+    alone = annotator.annotate(cells[:5].copy(), ["B cells", "NK cell"])
+    np.testing.assert_array_equal(found.obs["langcell_score"], alone.obs["langcell_score"])
+    own = {"B cell": "a cell of the blood", "B cells": "a cell of the spleen", "CL:0000236": ""}
+    assert annotator.annotate(cells[:5].copy(), own).uns["langcell"]["labels"].tolist() == list(own)
 
 
 @pytest.mark.parametrize("method", ["annotate", "embed"])

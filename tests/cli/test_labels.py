@@ -7,7 +7,7 @@ import anndata as ad
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.cli.labels import read_candidates, read_labels
+from modeling_langcell.cli.labels import labels_file, read_candidates, read_labels
 from modeling_langcell.ontology import usual_in
 
 INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]}
@@ -25,12 +25,22 @@ INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]
             "beta\tislets\tINS\tIAPP\nB cell\t\tMS4A1\n",
             {"beta": {"markers": ["INS", "IAPP"]}, "B cell": {"markers": ["MS4A1"]}},
         ),
-        ("l.tsv", "label\tmine\nB cell\n", {"label": "mine", "B cell": ""}),
+        ("l.csv", "B cell\nT cell\n", {"B cell": "", "T cell": ""}),
+        ("l.csv", '"CD4-positive, alpha-beta T cell"\n', {"CD4-positive, alpha-beta T cell": ""}),
+        ("l.TXT", "B cell\nT cell\n", {"B cell": "", "T cell": ""}),
+        ("l.tsv", '"B cell"\t"a ""B"" cell, of the\nB lineage"\n', {"B cell": 'a "B" cell, of the\nB lineage'}),
+        ("l.tsv", "\ufeffB cell\nT cell\n", {"B cell": "", "T cell": ""}),
+        ("l.txt", "B cell\r\n\r\nT cell\t\r\n", {"B cell": "", "T cell": ""}),
+        ("l.tsv", "B cell\tone\nB cell\tanother\n", {"B cell": ["one", "another"]}),
+        ("l.txt", "cell_type\nB cell\n", {"B cell": {"description": ""}}),
+        ("l.tsv", "Label\tDescription\nB cell\ttext\n", {"B cell": {"description": "text"}}),
+        ("l.tsv", '5" cell\ttext\n', {'5" cell': "text"}),
     ],
 )
 def test_files(tmp_path, name, content, expected):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     assert read_labels(tmp_path / name) == expected
+    assert labels_file(str(tmp_path / name)) == tmp_path / name
 
 
 @pytest.mark.parametrize(
@@ -38,10 +48,13 @@ def test_files(tmp_path, name, content, expected):
     [
         ("l.gmt", "beta\tislets\n", "no genes for 'beta'"),
         ("l.gmt", "beta\t\tINS\nbeta\t\tIAPP\n", "label 'beta' twice"),
-        ("l.csv", "name,markers\nbeta,INS\n", "no column 'label'"),
+        ("l.csv", "name,markers\nbeta,INS\n", r"a line of 2 columns, 'name', \.\.\.: name the columns in a first line"),
+        ("l.csv", "CD4-positive, alpha-beta T cell\n", "quote cells that contain the separator"),
+        ("l.tsv", "B cell\tcell type: B cell.\tCL:0000236\n", "a line of 3 columns"),
+        ("l.tsv", "label\tmine\nB cell\tx\n", "a column 'mine'"),
+        ("l.tsv", '"B cell\n', "cannot be read: unexpected end of data"),
         ("l.csv", "label,genes\nbeta,INS\n", "a column 'genes'"),
         ("l.csv", "label\nbeta\nbeta\n", "label 'beta' twice"),
-        ("l.csv", "", "no column 'label'"),
         ("l.json", json.dumps({"beta": 3}), "must hold a list of labels"),
     ],
 )

@@ -7,10 +7,11 @@ import shutil
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.corpus.sources import H5adFile, ToldOfSource, find_sources
+from modeling_langcell.corpus.sources import H5adFile, ToldOfSource, cell_facts, find_sources
 from tests.corpus.conftest import build, same_folders
 from tests.support.paths import REPOSITORY
 
@@ -77,3 +78,32 @@ def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path, monkey
     assert len(b_cells) == (adata.obs["cell_type"] == "B cell").sum()
     with pytest.raises(InputError, match="cannot be evaluated"):
         build(experiment, tmp_path / "none", gene_info, where="no_such == 1", **options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([True, False, False]),
+        pd.array([True, False, None], dtype="boolean"),
+        np.array(["True", "False", "False"]),
+        pd.Categorical(["true", "false", None]),
+        np.array([1, 0, 0]),
+        np.array([1.0, 0.0, np.nan]),
+    ],
+)
+def test_primary_data_however_it_is_written(values):
+    facts = cell_facts(pd.DataFrame({"is_primary_data": values}, index=["a", "b", "c"]), "study")
+    assert facts["primary"].tolist() == [True, False, False]
+
+
+def test_other_words_for_primary_data_are_refused():
+    obs = pd.DataFrame({"is_primary_data": ["True", "perhaps"]}, index=["a", "b"])
+    with pytest.raises(InputError, match=r"obs\['is_primary_data'\] must hold true or false, not 'perhaps'"):
+        cell_facts(obs, "study")
+
+
+def test_ids_as_owl_writes_them():
+    columns = {"cell_type_ontology_term_id": ["CL_0000236", "CL:0000084", None], "dataset_id": ["GSE_12"] * 3}
+    facts = cell_facts(pd.DataFrame(columns, index=["a", "b", "c"]), "study")
+    assert facts["cell_type"].tolist() == ["CL:0000236", "CL:0000084", "unknown"]
+    assert facts["study"].tolist() == ["GSE_12"] * 3

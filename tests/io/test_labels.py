@@ -28,6 +28,18 @@ def test_a_column(labelled, caplog):
     assert "4 of 12 cells have no label in obs['type']" in caplog.text
 
 
+@pytest.mark.parametrize("word", ["nan", "NA", "<NA>", "None", "Unknown", "Unassigned", "not_assigned", " ", "-"])
+def test_words_for_a_missing_label(labelled, word):
+    adata = labelled.copy()
+    known = np.arange(adata.n_obs) % 3 != 0
+    adata.obs["words"] = np.where(known, np.where(np.arange(adata.n_obs) % 2, "B cell", "monocyte"), word)
+    found = read_labels(adata, "words", unlabelled="skip")
+    assert found.names == ("B cell", "monocyte")
+    assert found.rows.tolist() == np.flatnonzero(known).tolist()
+    with pytest.raises(InputError, match=r"cells have no label in obs\['words'\]"):
+        read_labels(adata, "words")
+
+
 def test_a_table(labelled):
     labels = read_labels(labelled, "several")
     assert labels.multilabel

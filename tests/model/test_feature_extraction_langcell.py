@@ -572,6 +572,55 @@ def test_columns_of_var_that_name_genes(names):
         names.rank(adata, gene_column="gone")
 
 
+@pytest.mark.parametrize(
+    ("column", "kinds"),
+    [
+        ("feature_types", ["Gene Expression", "Antibody Capture", "Gene Expression"]),
+        ("feature_types", ["Gene Expression", "Peaks", "Gene Expression"]),
+        ("feature_types", ["gene_expression", "Multiplexing Capture", "gene_expression"]),
+        ("feature_type", ["protein_coding", "ADT", "lncRNA"]),
+        ("modality", ["RNA", "prot", "RNA"]),
+        ("feature_types", ["lncRNA", "CRISPR Guide Capture", "protein_coding"]),
+    ],
+)
+def test_rows_that_are_no_genes_are_left_out(names, column, kinds):
+    counts = np.array([[5.0, 900, 1], [1, 0, 7], [2, 3, 0]])
+    adata = adata_of(counts, ["LYZ", "CD19", "CD3E"])
+    adata.var[column] = pd.Categorical(kinds)
+    genes = adata[:, [0, 2]].copy()
+    for cells in (adata, adata_sparse(adata)):
+        found, expected = names.rank(cells), names.rank(genes)
+        assert [row.tolist() for row in found] == [row.tolist() for row in expected]
+        np.testing.assert_array_equal(found.matched_counts, expected.matched_counts)
+    assert (names.chunks(adata).n_others, names.chunks(genes).n_others) == (1, 0)
+
+
+def adata_sparse(adata):
+    cells = adata.copy()
+    cells.X = sp.csr_matrix(cells.X)
+    return cells
+
+
+def test_peaks_and_antibodies_are_known_by_their_names(names):
+    adata = adata_of(np.ones((1, 6)), ["LYZ", "chr1:100-2000", "CD19", "X:5-90", "CD3_TotalSeqB", "CD4_ADT"])
+    assert names.chunks(adata).n_others == 4
+    with pytest.raises(InputError, match="X has no genes: its rows of var are antibodies, peaks or the like"):
+        names.rank(adata[:, [1, 3]].copy())
+
+
+def test_a_dask_array_of_sparse_blocks(names):
+    da = pytest.importorskip("dask.array")
+    counts = sp.csr_matrix(np.array([[5.0, 9, 1], [1, 0, 7], [2, 3, 0], [0, 1, 1]]))
+    blocks = da.map_blocks(
+        lambda block_info=None: counts[slice(*block_info[None]["array-location"][0])],
+        chunks=((2, 2), (3,)),
+        dtype=counts.dtype,
+        meta=counts[:0],
+    )
+    adata, expected = (adata_of(one, ["LYZ", "CD19", "CD3E"]) for one in (blocks, counts))
+    assert [row.tolist() for row in names.rank(adata)] == [row.tolist() for row in names.rank(expected)]
+
+
 def test_counts_outside_the_vocabulary_are_reported(names):
     ranked = names.rank(np.array([[1.0, 3], [2, 0], [0, 5]]), gene_ids=["LYZ", "NOPE"], empty_cells="mark")
     np.testing.assert_allclose(ranked.matched_counts, [0.25, 1, 0])
