@@ -302,6 +302,13 @@ def annotate(session):
     assert "classical monocyte" in ad.read_h5ad("by-term.h5ad").uns["langcell"]["labels"]
 
 
+@page("your-file.md")
+def your_file(session):
+    session.cells(BLOOD).write_zarr("cells.zarr")
+    Path("types.tsv").write_text("B cell\nT cell\nmonocyte\n")
+    yield
+
+
 @page("confidence.md")
 def confidence(session):
     cells = session.cells(BLOOD)

@@ -29,6 +29,7 @@ from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, prob
 from ..io.containers import as_h5ad
 from ..io.h5ad import open_cells, open_lightly
 from ..io.progress import progress_bar
+from ..io.strings import writing_missing_text
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import RankedChunks
 from ..model.modeling_langcell import LangCellModel
@@ -214,7 +215,7 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
                 len(text) for texts in run.scorer.descriptions.values() for text in texts
             )
             reserve(store.merged, store.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
-            with h5py.File(store.merged, "r+", libver=formats) as file:
+            with h5py.File(store.merged, "r+", libver=formats) as file, writing_missing_text():
                 ad.io.write_elem(file, "obs", obs)
                 for name in ("obsm", "uns"):
                     if not isinstance(file.get(name), h5py.Group):  # Old files have an array here, or nothing.

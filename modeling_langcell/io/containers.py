@@ -16,6 +16,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from ..model.errors import InputError, reason_of
+from .strings import writing_missing_text
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ def as_h5ad(path: Path, copy: Path) -> Iterator[Path]:
     adata = read_container(path)
     try:
         try:
-            adata.write_h5ad(copy)
+            with writing_missing_text():
+                adata.write_h5ad(copy)
         except (OSError, RuntimeError) as error:  # HDF5 raises both.
             raise InputError(f"{copy} cannot be written: {reason_of(error)}.") from error
         del adata

@@ -15,6 +15,7 @@ from ..model.errors import InputError, reason_of
 from .atomic import atomic_file
 from .columns import EMBEDDING, RUN
 from .containers import find_reader, read_container, require_container, require_self_contained
+from .strings import writing_missing_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     """
     output = Path(output)
     try:
-        with atomic_file(output) as temporary:
+        with atomic_file(output) as temporary, writing_missing_text():
             if adata.isbacked:
                 shutil.copyfile(adata.filename, temporary)
                 with h5py.File(temporary, "r+") as file:

@@ -7,6 +7,7 @@ import textwrap
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from modeling_langcell import InputError
@@ -145,3 +146,23 @@ class TestWriteAnnotated:
         with pytest.raises(InputError, match=r"out\.h5ad cannot be written: No space left on device"):
             write_annotated(cells, tmp_path / "out.h5ad")
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strings", ["obs", "index"])
+def test_text_with_missing_values_comes_out_as_it_was(cells, tmp_path, strings):
+    """As pandas 3 keeps text: anndata writes it only if a setting allows it."""
+    path = tmp_path / "cells.h5ad"
+    cells.obs["donor"] = pd.array([None if row % 5 == 0 else f"D{row % 3}" for row in range(cells.n_obs)], "string")
+    if strings == "index":
+        cells.obs.index = pd.Index(pd.array(cells.obs_names.to_list(), "string"))
+    with ad.settings.override(allow_write_nullable_strings=True):
+        cells.write_h5ad(path)
+    backed = open_cells(path)
+    backed.uns["more"] = 1
+    write_annotated(backed, tmp_path / "backed.h5ad")
+    write_annotated(ad.read_h5ad(path), tmp_path / "memory.h5ad")
+    for name in ("backed.h5ad", "memory.h5ad"):
+        found = ad.read_h5ad(tmp_path / name).obs["donor"]
+        assert found.isna().tolist() == cells.obs["donor"].isna().tolist()
+        assert found.dropna().tolist() == cells.obs["donor"].dropna().tolist()
+    assert not ad.settings.allow_write_nullable_strings
