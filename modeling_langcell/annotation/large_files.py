@@ -94,7 +94,7 @@ def annotate_file(
     """
     cells, output = Path(cells), Path(output)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    copy = output.with_name(f".{output.name}.input-{rank}.h5ad")
+    copy = output.parent / f".{output.name}.input-{rank}.h5ad"
     with as_h5ad(cells, copy) as file, open_lightly(file) as adata:
         state = _state_of(cells)
         run = AnnotationRun(

@@ -170,7 +170,8 @@ class AnnotateOptions:
     def with_defaults(self) -> "AnnotateOptions":
         """Returns the options with the output next to the input, or with everything that the example needs."""
         if self.cells is not None:
-            return replace(self, out=self.out or self.cells.with_name(f"{self.cells.stem}_langcell.h5ad"))
+            cells = self.cells if self.cells.name else self.cells.absolute()  # "." has a name, too.
+            return replace(self, out=self.out or cells.with_name(f"{cells.stem}_langcell.h5ad"))
         known = io.example.LABEL_COLUMN if self.loading["adapter"] is None else None  # An adapter has its own labels.
         return replace(self, reference=self.reference or known, reading={**self.reading, **io.example.CELL_OPTIONS})
 

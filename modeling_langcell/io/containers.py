@@ -71,12 +71,13 @@ def find_reader(path: Path) -> Callable[[Path], ad.AnnData] | None:
     if _is_matrix_market(path):
         return _read_matrix_market
     try:
-        if not is_hdf5(path):
-            return None
-        file = h5py.File(path)
-    except OSError:  # It is damaged, or in use: whatever reads it next says so.
+        return _reader_of_hdf5(path) if is_hdf5(path) else None
+    except Exception:  # It is damaged, or in use: what reads it next says so.
         return None
-    with file:
+
+
+def _reader_of_hdf5(path: Path) -> Callable[[Path], ad.AnnData] | None:
+    with h5py.File(path) as file:
         names = set(file)
         if "matrix" in names and {"row_attrs", "col_attrs"} <= names:
             return _read_loom
