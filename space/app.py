@@ -39,6 +39,7 @@ from modeling_langcell.annotation.explain import explain_annotated
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
+from modeling_langcell.io.containers import find_reader
 from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES, load_example
 from modeling_langcell.io.h5ad import open_lightly, read_annotation, reading_h5ad
 from modeling_langcell.ontology import human_terms, tissues
@@ -233,8 +234,10 @@ def require_size(cells: Path) -> None:
     Checks the size of a file when it is unpacked.
 
     Raises:
-        InputError: The file unpacks to more than the limits.
+        InputError: The file unpacks to more than the limits, or is another container, which would be read as a whole.
     """
+    if find_reader(cells) is not None:
+        raise InputError("This is no .h5ad file. The package reads other files, and writes them as .h5ad.")
     sizes = {"tables": 0, "all": 0}
 
     def add(name: str, item: h5py.Group | h5py.Dataset) -> None:

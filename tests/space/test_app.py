@@ -323,6 +323,16 @@ def test_a_small_file_that_unpacks_to_a_large_one(visit, blood, tmp_path):
     assert "Unpacked, this file is larger than this app takes" in said_in_error(tab)
 
 
+def test_another_container_under_the_name_of_an_h5ad_file(visit, tmp_path):
+    """The package reads loom files as a whole, which the limits of the app do not allow for."""
+    with h5py.File(tmp_path / "loom.h5ad", "w") as file:
+        file.create_dataset("matrix", (50, 20), "f4")
+        file["row_attrs/Gene"], file["col_attrs/CellID"] = np.array(["A"] * 50, "S"), np.array(["a"] * 20, "S")
+    tab = visit()
+    drop(tab, tmp_path / "loom.h5ad")
+    assert "This is no .h5ad file" in said_in_error(tab)
+
+
 def test_another_file_waits_while_cells_are_annotated(visit, temporary, blood):
     """Another file has to wait, and a page that is closed meanwhile leaves no file."""
     before = set(temporary.rglob("cells.h5ad"))
