@@ -98,7 +98,7 @@ def _naming(source: Source) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        plain = error.without(*(remedy.option for remedy in error.remedies))
+        plain = error.without(*(option for remedy in error.remedies for option in remedy.options))
         raise InputError(f"{source.location}: {plain}") from error
 
 

@@ -41,6 +41,10 @@ _NO_GENES = re.compile(
 )
 #: Names of rows that no gene has: regions of chromosomes, and antibodies.
 _NO_GENE_NAME = re.compile(r"^(?:chr\w+|[\dXYM]+)[:-]\d+-\d+$|TotalSeq|_(?:ADT|HTO)$")
+#: Names of layers of counts, in lower case; velocyto's `matrix` holds all that its other layers divide.
+_CALLED_COUNTS = {"counts", "count", "raw", "raw_counts", "rawcounts", "umi", "umis", "umi_counts", "matrix"}
+_SAMPLE = 64  # Number of cells by which an array is judged.
+_LARGEST_LOGARITHM = 16  # Values below this are probably logarithms.
 #: Largest value that is accepted, about that of float32: sums and ratios of such values are finite in float64.
 LARGEST_VALUE = 1e38
 
@@ -153,7 +157,8 @@ def open_anndata(
                 remedy = Remedy(f"pass {{option}}; layers here: {layers}.", "layer")
             else:
                 remedy = Remedy("put the counts there.")
-            raise InputError(f"{file or 'This AnnData'} has no {label}:", remedy)
+            found = _suggest_counts(adata, label)
+            raise InputError(f"{file or 'This AnnData'} has no {label}:", *(found or [remedy]))
         if tuple(matrix.shape) != (adata.n_obs, len(var)):
             shape = " x ".join(map(str, matrix.shape))
             raise ValueError(f"its shape is {shape}, but there are names for {adata.n_obs} cells and {len(var)} genes")
@@ -236,24 +241,42 @@ def _stored_by_rows(matrix, label: str):
 
 
 def _suggest_counts(adata, label: str) -> list[Remedy]:
-    """Finds another array of the AnnData that looks like counts, for an array that does not hold counts."""
-    sample = adata if adata.isbacked else adata[:64]
+    """
+    Finds another array of the AnnData for one that does not hold counts: that with counts and, of several, the one
+    whose name says so, or else with the most; or else `raw.X` if it looks like logarithms, as scanpy leaves it.
+    """
+    sample = adata if adata.isbacked else adata[:_SAMPLE]
     option = "use_raw" if label == "raw.X" else "layer"
-    arrays = {"X": (lambda: sample.X, Remedy("X looks like counts: leave out {option}.", option))}
+    arrays: dict[str, tuple[str, Callable[[], Any], Remedy]] = {
+        "X": ("", lambda: sample.X, Remedy("X looks like counts: leave out {option}.", option))
+    }
     if sample.raw is not None:
-        arrays["raw.X"] = lambda: sample.raw.X, Remedy("raw.X looks like counts: pass {option}.", "use_raw", True)
+        remedy = Remedy("raw.X looks like counts: pass {option}.", "use_raw", True)
+        arrays["raw.X"] = "", lambda: sample.raw.X, remedy
     for layer in _layer_names(sample):
         name = f"layers[{layer!r}]"
         remedy = Remedy(f"{name} looks like counts: pass {{option}}.", "layer", layer)
-        arrays[name] = partial(sample.layers.get, layer), remedy
-    for name, (read, remedy) in arrays.items():
+        arrays[name] = layer.casefold(), partial(sample.layers.get, layer), remedy
+    counts: list[tuple[bool, float, Remedy]] = []
+    logarithms = None
+    for name, (called, read, remedy) in arrays.items():
         with suppress(InputError), _naming_the_array(name):
             if name == label or (matrix := read()) is None or matrix.dtype.kind not in "fiub":
                 continue
-            values = CountMatrix(matrix, name).rows(0, 64).data
-            if len(values) and np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all():
-                return [remedy]
-    return []
+            values = CountMatrix(matrix, name).rows(0, _SAMPLE).data
+            if not len(values) or not np.isfinite(values).all() or values.min() < 0:
+                continue
+            if (values == np.rint(values)).all():
+                # Zeros and ones may be counts of a shallow cell, but are as often a mask.
+                if values.max() > 1:
+                    counts.append((called in _CALLED_COUNTS, float(values.sum()), remedy))
+            elif name == "raw.X" and values.max() < _LARGEST_LOGARITHM:
+                logarithms = Remedy(
+                    "raw.X looks log-transformed: if so, pass {option}.", "use_raw", True, (("counts", "log1p"),)
+                )
+    if counts:
+        return [max(counts, key=lambda found: found[:2])[2]]
+    return [] if logarithms is None else [logarithms]
 
 
 # ---------------------------------------------------------------------- checking
@@ -310,7 +333,7 @@ def check_values(chunk: sp.csr_matrix, counts: str, source: CountMatrix, start: 
         refuse(data > LARGEST_VALUE, "values larger than any count", "Go back to the counts.")
     if counts == "raw" and not all_whole:
         fractions, problem = data != np.rint(data), "values that are not whole, so not raw counts"
-        if high < 16:
+        if high < _LARGEST_LOGARITHM:
             refuse(fractions, problem, "It looks log-transformed.", "If so, pass {option}.", "log1p")
         refuse(fractions, problem, "", "Pass {option} if every cell was scaled by one factor.", "normalized")
     if counts == "log1p" and high > 30:

@@ -19,6 +19,7 @@ class Remedy:
         text: The advice, with `{option}` in place of the argument.
         option: The argument.
         value: The value to pass. None where the user has to choose one, or should omit the argument.
+        also: Further arguments that belong to it, with their values.
 
     ```python
     >>> from modeling_langcell.model.errors import Remedy
@@ -31,15 +32,26 @@ class Remedy:
     text: str
     option: str = ""
     value: str | bool | None = None
+    also: tuple[tuple[str, str | bool | None], ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The arguments that the advice names."""
+        return (self.option, *(option for option, _ in self.also))
 
     def __str__(self) -> str:
-        named = self.option if self.value is None else f"{self.option}={self.value!r}"
-        return self.text.replace("{option}", named)
+        given = ((self.option, self.value), *self.also)
+        named = (option if value is None else f"{option}={value!r}" for option, value in given)
+        return self.text.replace("{option}", ", ".join(named))
 
     def on_command_line(self) -> str:
         """Returns the advice for a user of the command line."""
-        value = "" if self.value is None or self.value is True else f" {shlex.quote(str(self.value))}"
-        return self.text.replace("{option}", f"--{self.option.replace('_', '-')}{value}")
+        given = ((self.option, self.value), *self.also)
+        named = (
+            f"--{option.replace('_', '-')}" + ("" if value is None or value is True else f" {shlex.quote(str(value))}")
+            for option, value in given
+        )
+        return self.text.replace("{option}", " ".join(named))
 
 
 class InputError(ValueError):
@@ -64,7 +76,7 @@ class InputError(ValueError):
 
     def without(self, *options: str) -> "InputError":
         """Returns the error without the advice that names arguments which the user cannot give."""
-        kept = (one for one in self.remedies if one.option not in options or "{option}" not in one.text)
+        kept = (one for one in self.remedies if not {*one.options} & {*options} or "{option}" not in one.text)
         return InputError(self.message, *kept)
 
 

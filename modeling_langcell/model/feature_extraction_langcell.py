@@ -285,9 +285,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         Raises:
             InputError: Same as for `open`, or the values are not raw counts.
         """
-        source, match = self.open(cells, **where)
-        counts = source.rows(0, len(source))
         try:
+            source, match = self.open(cells, **where)
+            counts = source.rows(0, len(source))
             check_values(counts, "raw", source, 0)
         except InputError as error:
             raise error.without("counts") from None

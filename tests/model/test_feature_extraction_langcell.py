@@ -677,6 +677,49 @@ def test_one_wrong_value_is_named(extractor, counts, genes, value, message, chun
         list(extractor.stream(adata_of(form(counts), genes), chunk_size=chunk_size))
 
 
+@pytest.mark.parametrize(
+    ("layers", "advice"),
+    [
+        (
+            {"ambiguous": 0.1, "matrix": 1, "spliced": 0.7},
+            r"layers\['matrix'\] looks like counts: pass layer='matrix'\.",
+        ),
+        ({"ambiguous": 0.1, "spliced": 0.7, "unspliced": 0.2}, r"layers\['spliced'\] looks like counts: .*"),
+        ({"a_mask": "mask", "counts": 1}, r"layers\['counts'\] looks like counts: pass layer='counts'\."),
+        ({"all": 3, "Raw_Counts": 1}, r"layers\['Raw_Counts'\] looks like counts: .*"),
+        ({"a_mask": "mask", "scaled": "scaled"}, "If so, pass counts='log1p'\\."),
+    ],
+)
+def test_of_several_arrays_the_most_likely_is_advised(extractor, counts, genes, layers, advice):
+    counts = counts.astype(float)
+    made = {"mask": (counts > 0).astype(float), "scaled": counts - 1.5}
+    stored = {name: made[how] if how in made else np.rint(how * 10 * counts) for name, how in layers.items()}
+    adata = adata_of(np.log1p(counts) + 0.1, genes, layers=stored)
+    with pytest.raises(InputError, match=f"{advice}$") as error:
+        extractor.rank(adata)
+    for remedy in error.value.remedies[-1:]:
+        if remedy.option == "layer":
+            assert len(extractor.rank(adata, layer=remedy.value)) == len(adata)
+
+
+@pytest.mark.parametrize("x", [None, "scaled"])
+def test_logarithms_in_raw_are_advised_with_their_kind(extractor, counts, genes, x):
+    """As scanpy's tutorial leaves a file."""
+    adata = adata_of(np.log1p(counts.astype(np.float32) * 2.5), genes)
+    adata.raw = adata.copy()
+    adata.X = None if x is None else np.asarray(counts, dtype=float) - 1.5
+    with pytest.raises(
+        InputError, match=r"raw\.X looks log-transformed: if so, pass use_raw=True, counts='log1p'\.$"
+    ) as error:
+        extractor.rank(adata)
+    assert "pass --use-raw --counts log1p." in error.value.on_command_line()
+    found, expected = extractor.rank(adata, use_raw=True, counts="log1p"), extractor.rank(adata_of(counts, genes))
+    assert [row.tolist() for row in found] == [row.tolist() for row in expected]
+    with pytest.raises(InputError) as error:
+        extractor.read_counts(adata)
+    assert "log1p" not in str(error.value), "raw counts alone are read here"
+
+
 def test_an_array_is_not_suggested_for_itself(extractor, counts, genes):
     counts = np.tile(counts, (10, 1))
     counts[80, 3] = 0.5  # What lies before it does look like counts.
@@ -837,8 +880,14 @@ def test_cells_that_do_not_fit(extractor, cells, options, message):
 def test_an_anndata_without_x(extractor, counts, genes, expected):
     adata = adata_of(counts, genes, layers={"counts": counts, "logs": np.log1p(counts)})
     del adata.X
-    with pytest.raises(InputError, match=r"This AnnData has no X: pass layer; layers here: \['counts', 'logs'\]."):
+    with pytest.raises(
+        InputError, match=r"This AnnData has no X: layers\['counts'\] looks like counts: pass layer='counts'\."
+    ):
         extractor(adata)
+    only_logarithms = adata_of(counts, genes, layers={"logs": np.log1p(counts)})
+    del only_logarithms.X
+    with pytest.raises(InputError, match=r"This AnnData has no X: pass layer; layers here: \['logs'\]\."):
+        extractor(only_logarithms)
     with pytest.raises(InputError, match="pass layer='counts'"):
         extractor(adata, layer="logs")
     assert sequences(extractor.rank(adata, layer="counts")) == expected
