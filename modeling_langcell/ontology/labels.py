@@ -109,21 +109,20 @@ def without_repeats(labels: Labels) -> Labels:
     Leaves out labels that mean a type which an earlier one means, too: two names of one type would share its score.
     Labels with descriptions of their own stay.
     """
-    if not isinstance(labels, Mapping):
-        labels = labels if isinstance(labels, str) else list(labels)
-    own = {label for label, text in labels.items() if text} if isinstance(labels, Mapping) else set()
-    first: dict[str, str] = {}
-    repeated = []
-    for label in labels:
-        term = id_of(label) if isinstance(label, str) and label not in own else None
-        if term is not None and first.setdefault(term, label) != label:
-            repeated.append(label)
-            logger.warning("%r is left out: it is the same type as %r.", label, first[term])
-    if not repeated:
+    if isinstance(labels, str):
         return labels
-    if isinstance(labels, Mapping):
-        return {label: text for label, text in labels.items() if label not in repeated}
-    return [label for label in labels if label not in repeated]
+    described = dict(labels) if isinstance(labels, Mapping) else None
+    names = list(labels)
+    first: dict[str, str] = {}
+    kept = []
+    for name in names:
+        has_own = described is not None and bool(described[name])
+        term = None if has_own or not isinstance(name, str) else id_of(name)
+        if term is None or first.setdefault(term, name) == name:
+            kept.append(name)
+        else:
+            logger.warning("%r is left out: it is the same type as %r.", name, first[term])
+    return kept if described is None else {name: described[name] for name in kept}
 
 
 def _describe(label: str, own: Description, prompt_templates: Sequence[str], with_markers: bool) -> Candidate:

@@ -47,13 +47,19 @@ def write_zarr(cells, folder):
     return folder / "cells.zarr"
 
 
+def write_counts_of_10x(cells, matrix):
+    """Writes genes by cells in columns, which are cells by genes in rows."""
+    counts = cells.X.tocsr()
+    matrix["data"], matrix["indices"] = counts.data.astype(np.int32), counts.indices
+    matrix["indptr"], matrix["shape"] = counts.indptr, np.array(counts.shape[::-1])
+    matrix["barcodes"] = cells.obs_names.to_numpy().astype("S")
+
+
 def write_10x(cells, folder):
-    path, counts = folder / "filtered_feature_bc_matrix.h5", cells.X.tocsr()
+    path = folder / "filtered_feature_bc_matrix.h5"
     with h5py.File(path, "w") as file:
         matrix = file.create_group("matrix")
-        matrix["data"], matrix["indices"] = counts.data.astype(np.int32), counts.indices
-        matrix["indptr"], matrix["shape"] = counts.indptr, np.array(counts.shape[::-1])
-        matrix["barcodes"] = cells.obs_names.to_numpy().astype("S")
+        write_counts_of_10x(cells, matrix)
         features = matrix.create_group("features")
         features["id"], features["name"] = cells.var_names.to_numpy().astype("S"), cells.var["symbol"].to_numpy("S")
         features["feature_type"] = np.array(["Gene Expression"] * cells.n_vars, "S")
@@ -62,12 +68,10 @@ def write_10x(cells, folder):
 
 
 def write_10x_of_two(cells, folder):
-    path, counts = folder / "filtered_gene_bc_matrices_h5.h5", cells.X.tocsr()
+    path = folder / "filtered_gene_bc_matrices_h5.h5"
     with h5py.File(path, "w") as file:
         matrix = file.create_group("GRCh38")
-        matrix["data"], matrix["indices"] = counts.data.astype(np.int32), counts.indices
-        matrix["indptr"], matrix["shape"] = counts.indptr, np.array(counts.shape[::-1])
-        matrix["barcodes"] = cells.obs_names.to_numpy().astype("S")
+        write_counts_of_10x(cells, matrix)
         matrix["genes"] = cells.var_names.to_numpy().astype("S")
         matrix["gene_names"] = cells.var["symbol"].to_numpy("S")
     return path
