@@ -8,10 +8,10 @@ import sys
 from typing import TextIO
 
 from modeling_langcell import InputError
+from modeling_langcell.io.printable import one_line
+from modeling_langcell.io.stopping import Stopped, stopping
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import TrainingStopped, pretrain
-
-TERMINATED = 128 + 15  #: Exit status of a run that SIGTERM ended.
 
 
 def main(arguments: list[str]) -> int:
@@ -19,13 +19,17 @@ def main(arguments: list[str]) -> int:
         print(__doc__, PretrainingConfig.__doc__, sep="\n")
         return 0 if arguments else 2
     try:
-        output = pretrain(PretrainingConfig.from_yaml(arguments[0], arguments[1:]))
+        with stopping():
+            output = pretrain(PretrainingConfig.from_yaml(arguments[0], arguments[1:]))
     except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(one_line(f"Error: {error}"), file=sys.stderr)
         return 2
     except TrainingStopped as stopped:
         print_once(stopped, sys.stderr)
-        return TERMINATED
+        return stopped.exit_code
+    except Stopped as stopped:
+        print_once(f"{stopped}. The same command resumes.", sys.stderr)
+        return stopped.exit_code
     print_once(f"Checkpoint: {output}", sys.stdout)
     return 0
 
@@ -33,7 +37,7 @@ def main(arguments: list[str]) -> int:
 def print_once(message: object, stream: TextIO) -> None:
     """Prints a message once, however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=stream)
+        print(one_line(message), file=stream)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler, normalize
 
 from modeling_langcell.corpus.genes import read_gene_info
-from modeling_langcell.model.count_matrix import check_values
+from modeling_langcell.model.count_values import check_values
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 from modeling_langcell.ontology import find_term
@@ -45,8 +45,8 @@ def counts_by_gene(
     Args:
         adata: The cells.
         extractor: Its ids are the columns.
-        options: Options that say how to read the cells: `layer`, `use_raw`, `gene_column`, `counts`. With
-            `counts="log1p"` the logarithm is undone.
+        options: Options that say how to read the cells: `layer`, `use_raw`, `gene_column`, `counts`. The logarithm of
+            logarithms is undone.
 
     Returns:
         Counts `(cells, vocabulary)`, and the sorted ids of the genes that the matrix has. Before comparing studies with
@@ -55,12 +55,11 @@ def counts_by_gene(
     Raises:
         InputError: For the reasons of `LangCellFeatureExtractor.open`, or because the values contradict `counts`.
     """
-    where = {name: value for name, value in options.items() if name != "counts"}
-    source, match = extractor.open(adata, **where)
-    kind = options.get("counts", "raw")
+    source, match = extractor.open(adata, **options)
     matrix = source.rows(0, len(source))
-    check_values(matrix, kind, source, 0)
-    counts = extractor.by_gene(matrix.expm1() if kind == "log1p" else matrix, match)
+    check_values(matrix, source.kind, source, 0)
+    matrix.data = source.kind.undo(matrix.data)
+    counts = extractor.by_gene(matrix, match)
     return counts, np.unique(match.token_ids[match.token_ids >= 0])
 
 

@@ -19,11 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM
-from modeling_langcell.io.atomic import atomic_write
-from modeling_langcell.model.errors import InputError
 from modeling_langcell.publishing.evaluation import in_words, mean_and_range
 from modeling_langcell.report.html import inline_image, write_page
-from modeling_langcell.report.plots import render
+from modeling_langcell.report.plots import write_figure
 
 Runs = list[Mapping[str, Any]]
 
@@ -53,12 +51,7 @@ def draw_task(result: Mapping[str, Any], folder: Path) -> list[Path]:
     for kind, draw in FIGURES.items():
         if (figure := draw(result)) is None:
             continue
-        path = folder / f"{result['task']['name']}-{kind}.png"
-        try:
-            atomic_write(path, render(figure, DPI))
-        except OSError as error:
-            raise InputError(f"The figure {path} cannot be written: {error}") from error
-        written.append(path)
+        written.append(write_figure(figure, folder / f"{result['task']['name']}-{kind}.png", DPI))
     return written
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from modeling_langcell.io.file_kinds import JSON
+from modeling_langcell.io.replace import write_result
+
 PACKAGES = ("modeling-langcell", "torch", "transformers", "accelerate", "datasets", "scikit-learn", "numpy", "scipy")
 
 
@@ -20,8 +23,7 @@ def write_record(json_file: Path | None, figures: dict[str, Any]) -> None:
     """Writes figures as JSON with the command, versions and machine that gave them; without a file it does nothing."""
     if json_file is None:
         return
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(record(figures), indent=1) + "\n")
+    write_result(json_file, json.dumps(record(figures), indent=1) + "\n", JSON)
 
 
 def record(figures: dict[str, Any]) -> dict[str, Any]:

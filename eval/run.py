@@ -24,7 +24,9 @@ from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import EvaluationContext, Run, Task
 from modeling_langcell.eval.training_rows import training_files
-from modeling_langcell.io.atomic import atomic_write
+from modeling_langcell.io.file_kinds import JSON, SCORES, require_replaceable
+from modeling_langcell.io.printable import markdown_cell, one_line
+from modeling_langcell.io.replace import write_result
 from modeling_langcell.model.errors import InputError, reason_of
 from modeling_langcell.ontology import cell_type, id_of
 
@@ -91,6 +93,8 @@ def evaluate(
         InputError: A study, method or file does not exist, an adapter is given to a task that adapts the checkpoint
             itself, or the folder cannot be written.
     """
+    page = out / f"{task.name}.md"
+    require_replaceable(page, SCORES)
     chosen = [context.study(name) for name in studies or task.studies]
     wanted = list(methods or task.methods)
     if unknown := sorted({*wanted} - {*task.methods}):
@@ -113,10 +117,10 @@ def evaluate(
             start = time.perf_counter()
             found = task.measure(Run(context, study, method, setting, seed))
             run = key | asdict(found) | {"seconds": round(time.perf_counter() - start, 2), "peak_gb": peak_memory()}
-            _write(file, json.dumps(run))
+            write_result(file, json.dumps(run), JSON)
         title = " ".join(map(str, (task.name, study.name, method, *setting.values(), f"seed {seed}")))
         scores = ", ".join(f"{name} {value:.3f}" for name, value in run["scores"].items())
-        console.print(f"{title}: {scores}", highlight=False, soft_wrap=True)
+        console.print(one_line(f"{title}: {scores}"), markup=False, highlight=False, soft_wrap=True)
         runs[name] = run
     settings = [dict(setting) for setting in task.settings]
     for name, run in before.items():
@@ -147,8 +151,8 @@ def evaluate(
             "cells": ordered,  # Files of results call runs cells.
         }
     )
-    _write(out / f"{task.name}.json", _to_json(result))
-    _write(out / f"{task.name}.md", table(task, ordered, context.studies))
+    write_result(out / f"{task.name}.json", _to_json(result), JSON)
+    write_result(page, table(task, ordered, context.studies), SCORES)
     return result
 
 
@@ -171,9 +175,9 @@ def _key(
     if task.reads_markers:
         key["markers"] = _digest(_markers_of(context, study))
     if task.uses_training_rows:
-        key["training"] = _digest([(file.name, file.stat().st_size) for file in training_files(context.data)])
+        key["training"] = _digest([(file.name, context.content_of(file)) for file in training_files(context.data)])
     if context.gene_sets is not None:
-        key["gene_sets"] = hashlib.sha256(context.gene_sets.read_bytes()).hexdigest()
+        key["gene_sets"] = context.content_of(context.gene_sets)
     return key
 
 
@@ -209,13 +213,6 @@ def _read_run(file: Path) -> dict[str, Any] | None:
         return json.loads(file.read_text()) if file.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is damaged: remove it and repeat the command.") from error
-
-
-def _write(file: Path, content: str) -> None:
-    try:
-        atomic_write(file, content.encode())
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {reason_of(error)}.") from error
 
 
 def _sorted_by_task(task: Task, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -254,12 +251,12 @@ def table(task: Task, runs: Sequence[Mapping[str, Any]], studies: Mapping[str, S
     lines.append("|" + " --- |" * (2 + len(varied) + len(names)))
     for row, seeds in rows.items():
         values = [_mean(name, seeds) for name in names]
-        lines.append("| " + " | ".join([*map(str, row), *values]) + " |")
+        lines.append("| " + " | ".join(map(markdown_cell, [*map(str, row), *values])) + " |")
     lines.append("")
     for name in dict.fromkeys(run["study"] for run in runs):
         study = studies[name]
         trained = "The shipped checkpoint was trained on it." if study.in_training else "It was not used for training."
-        lines.append(f"- **{name}**: {study.what} {study.citation}. {trained}")
+        lines.append(one_line(f"- **{name}**: {study.what} {study.citation}. {trained}"))
     return "\n".join(lines) + "\n"
 
 

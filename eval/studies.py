@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pandas as pd
 import pooch
 import yaml
 
+from modeling_langcell.io.atomic import folder_beside
+from modeling_langcell.io.content import content_hash
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.io.labels import is_known
@@ -109,14 +110,14 @@ class Study:
             file = data / self.path
             if not file.is_file():
                 raise InputError(f"{self.name}: no file {file}; name the folder that has {self.path} with --data.")
-            if (found := _sha256(file, file.stat().st_mtime_ns)) != self.sha256:
+            if (found := content_hash(file)) != self.sha256:
                 raise InputError(
                     f"{self.name}: {file} is not the file that was registered: its SHA-256 is {found}, not "
                     f"{self.sha256}. Get the file again, or correct the entry."
                 )
             return file
         file = Path(os.environ.get("LANGCELL_DATA_CACHE") or pooch.os_cache("langcell")) / f"{self.sha256}.h5ad"
-        if not file.is_file() or _sha256(file, file.stat().st_mtime_ns) != self.sha256:
+        if not file.is_file() or content_hash(file) != self.sha256:
             if not download:
                 raise InputError(f"{self.name} is not on this machine: --download fetches it from {self.url}.")
             self._fetch(file)
@@ -124,9 +125,12 @@ class Study:
 
     def _fetch(self, file: Path) -> None:
         try:
-            pooch.retrieve(
-                self.url, f"sha256:{self.sha256}", file.name, path=file.parent, progressbar=sys.stderr.isatty()
-            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with folder_beside(file) as folder:
+                fetched = pooch.retrieve(
+                    self.url, f"sha256:{self.sha256}", file.name, path=folder, progressbar=sys.stderr.isatty()
+                )
+                Path(fetched).replace(file)
         except OSError as error:  # This includes the errors of requests.
             raise InputError(f"{self.name}: {self.url} cannot be fetched to {file.parent}: {error}") from error
         except ValueError as error:
@@ -146,12 +150,6 @@ def _concatenate(studies: Mapping[str, ad.AnnData], extractor: LangCellFeatureEx
         counts, _ = extractor.read_counts(adata)
         parts[name] = ad.AnnData(counts[:, 2:-1], adata.obs, genes)  # Without <pad>, <mask> and <cls>.
     return ad.concat(parts, label=PART)
-
-
-@cache
-def _sha256(file: Path, changed: int) -> str:
-    """Returns a file's SHA-256; `changed`, the time of its last change, keeps the cache from going stale."""
-    return pooch.file_hash(str(file), alg="sha256")
 
 
 def read_studies(*extra: Path) -> dict[str, Study]:

@@ -2,8 +2,9 @@
 """Tasks, the runs that measure them, their results, and the scores that several tasks share."""
 
 import copy
-import tempfile
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from modeling_langcell.annotation.calibration import LabelledScores
 from modeling_langcell.eval.baselines import baselines
 from modeling_langcell.eval.studies import Study, read_studies
 from modeling_langcell.eval.training_rows import Rows, read_rows, training_files
+from modeling_langcell.io.atomic import temporary_folder
+from modeling_langcell.io.content import content_hash
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.ontology import find_term
 
@@ -113,6 +116,7 @@ class EvaluationContext:
     _cells: dict[str, ad.AnnData] = field(default_factory=dict)
     _scores: dict[str, LabelledScores] = field(default_factory=dict)
     _untrained: dict[int, LangCellAnnotator] = field(default_factory=dict)
+    _content: dict[Path, str] = field(default_factory=dict)
 
     @cached_property
     def annotator(self) -> LangCellAnnotator:
@@ -132,8 +136,12 @@ class EvaluationContext:
         return annotator
 
     @cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory(prefix="langcell-")
+    def _scratch(self) -> Path:
+        """A folder that is kept as long as this context."""
+        opened = ExitStack()
+        folder = opened.enter_context(temporary_folder())
+        weakref.finalize(self, opened.close)
+        return folder
 
     def untrained(self, seed: int) -> LangCellAnnotator:
         """Returns a model of the same geometry with random weights, which reads no markers: it knows nothing at all."""
@@ -150,11 +158,17 @@ class EvaluationContext:
 
     def untrained_folder(self, seed: int) -> str:
         """Saves the model of `untrained` as a checkpoint, which is kept as long as this context."""
-        folder = Path(self._scratch.name, str(seed))
+        folder = self._scratch / str(seed)
         if not folder.exists():
             self.untrained(seed).model.save_pretrained(folder)
             self.untrained(seed).processor.save_pretrained(folder)
         return str(folder)
+
+    def content_of(self, file: Path) -> str:
+        """Returns the hash of a file's content; each file is read once."""
+        if file not in self._content:
+            self._content[file] = content_hash(file)
+        return self._content[file]
 
     @property
     def extractor(self) -> Any:

@@ -5,6 +5,7 @@ from .annotation.annotator import LangCellAnnotator as LangCellAnnotator
 from .annotation.calibrate import calibrate as calibrate
 from .annotation.explain import explain as explain
 from .annotation.large_files import annotate_file as annotate_file
+from .annotation.large_files import embed_file as embed_file
 from .annotation.search import search as search
 from .conversion.published import convert as convert
 from .corpus.build import make_corpus as make_corpus

@@ -5,6 +5,7 @@ files that the page names, and prints what the page shows. The guide builds with
 """
 
 import doctest
+import gzip
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -218,6 +220,32 @@ def pre_train_your_own(session):
         assert "model.safetensors" in hub.repositories["YOU/langcell-mine"]
     annotated = ad.read_h5ad("annotated.h5ad")
     assert set(annotated.obs["langcell_cell_type"]) <= {"B cell", "monocyte", "natural killer cell"}
+
+
+@page("another-organism.md")
+def another_organism(session):
+    """The names of zebrafish are made up: each human gene of some cells gets an id, and its symbol in lower case."""
+    cells = session.cells(BLOOD)
+    has_id = cells.var["ensembl_id"].astype(str).str.startswith("ENSG")
+    cells = cells[::4, np.flatnonzero(has_id)[:6000]][:200].copy()
+    human, symbols = cells.var["ensembl_id"].astype(str), cells.var["symbol"].astype(str)
+    ids = [f"ENSDARG{number:011d}" for number in range(cells.n_vars)]
+    cells.var = pd.DataFrame({"symbol": symbols.str.lower().to_numpy()}, index=ids)
+    cells.write_h5ad("zebrafish.h5ad")
+    cells[::2].write_h5ad("held-out.h5ad")
+    rows = zip(human, symbols, ids, symbols.str.lower(), strict=True)
+    lines = [f"{gene}\t{symbol}\t{other}\t{name}\tortholog_one2one" for gene, symbol, other, name in rows]
+    header = "Gene stable ID\tGene name\tZebrafish gene stable ID\tZebrafish gene name\tZebrafish homology type"
+    Path("human_to_zebrafish.tsv").write_text("\n".join([header, *lines]) + "\n")
+    pairs = zip(ids, symbols.str.lower(), strict=True)
+    lines = [f"7955\t{symbol}\t-\tZFIN:1|Ensembl:{gene}\t{symbol} protein" for gene, symbol in pairs]
+    with gzip.open("Danio_rerio.gene_info.gz", "wt") as table:
+        table.write("\n".join(["#tax_id\tSymbol\tSynonyms\tdbXrefs\tdescription", *lines]) + "\n")
+    yield
+    for name in ("zebrafish", "held-out"):
+        run = ad.read_h5ad(f"{name}_langcell.h5ad").uns["langcell"]
+        assert run["input"]["organism"] == "zebrafish"
+        assert run["input"]["genes_by_ensembl_id"] > 1500
 
 
 @contextmanager

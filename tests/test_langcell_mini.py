@@ -4,6 +4,8 @@
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
@@ -109,3 +111,28 @@ def test_cells_that_express_a_gene_are_found(annotator, blood, gene):
     hits = annotator.search(blood, f"cells that express {gene}", top_k=8)
     (column,) = (blood.var["symbol"] == gene).to_numpy().nonzero()
     assert (blood.X[hits["row"].to_numpy()][:, column].toarray() > 0).all()
+
+
+def mouse_names(annotator, symbols, form: str) -> list[str]:
+    """Returns names of the mouse orthologs in a form; symbols in the spelling of mouse for genes without one."""
+    vocabulary = annotator.processor.feature_extractor.gene_vocabulary
+    pairs = zip(vocabulary["names"], vocabulary["orthologs"]["mouse"], strict=True)
+    orthologs = {names.split("|")[0]: ortholog.split("|") for names, ortholog in pairs if "|" in ortholog}
+    named = {symbol: form.format(id=gene, symbol=name) for symbol, (gene, name) in orthologs.items()}
+    return [named.get(symbol, symbol.capitalize()) for symbol in symbols]
+
+
+@pytest.mark.parametrize("form", ["{symbol}", "{id}", "{id}.4", "{symbol}_{id}", "mm10_{symbol}", "mm10---{id}"])
+@pytest.mark.parametrize(
+    "study",
+    ["mouse_brain_zeisel_subset", "mouse_lung_zilionis_cluey", "mouse_gut_haber_scdesign", "mouse_marrow_tapseq"],
+)
+def test_mouse_cells_are_those_of_their_human_names(annotator, shared, study, form):
+    cells = ad.read_h5ad(shared / "data/more/cells" / f"{study}.h5ad", backed="r")
+    counts, symbols = cells.X[:20], cells.var["symbol"].astype(str).tolist()
+    human = annotator.embed(ad.AnnData(counts, var=pd.DataFrame(index=symbols)))
+    written = pd.DataFrame(index=mouse_names(annotator, symbols, form))
+    mouse = annotator.embed(ad.AnnData(counts, var=written))
+    np.testing.assert_allclose(mouse.obsm["X_langcell"], human.obsm["X_langcell"], atol=1e-5)
+    assert mouse.uns["langcell"]["input"]["organism"] == "mouse"
+    cells.file.close()

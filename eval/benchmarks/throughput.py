@@ -73,12 +73,11 @@ from modeling_langcell.eval.benchmarks.training_rate import (
     measure,
 )
 from modeling_langcell.eval.record import write_record
-from modeling_langcell.io.atomic import atomic_write
 from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.ranking import RankedCells
 from modeling_langcell.ontology import get_term, usual_in
-from modeling_langcell.report.plots import render
+from modeling_langcell.report.plots import write_figure
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -348,7 +347,7 @@ def annotate(
     typer.echo(f"Largest difference from the naive scores, by candidates: {figures['largest_difference']}")
     write_record(json_file, {"seed": seed, **figures})
     if figure_file is not None:
-        atomic_write(figure_file, render(annotation_rate.draw(figures), 110))
+        write_figure(annotation_rate.draw(figures), figure_file, 110)
 
 
 @app.command()

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import typer
 
 from modeling_langcell.eval.record import write_record
+from modeling_langcell.report.plots import write_figure
 
 #: Measures that are drawn, if a run has them.
 MEASURES = {
@@ -53,7 +54,7 @@ def main(
         for key in (key for key in MEASURES if key in run["curves"]):
             typer.echo(f"{name}: {MEASURES[key]} from {run['curves'][key][0]:.3f} to {run['curves'][key][-1]:.3f}")
     if figure is not None:
-        draw(runs).savefig(figure, dpi=110)
+        write_figure(draw(runs), figure, 110)
     write_record(json_file, {"runs": runs})
 
 

@@ -1,7 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 from .clusters import count_clusters as count_clusters
+from .clusters import require_clusters as require_clusters
 from .explain import explain_annotated as explain_annotated
 from .metrics import agreement as agreement
+from .metrics import compare as compare
 from .metrics import describe_agreement as describe_agreement
 from .quality import InputQuality as InputQuality
 from .quality import examine as examine

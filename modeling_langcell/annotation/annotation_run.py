@@ -43,6 +43,10 @@ class AnnotatedCells:
     scores: np.ndarray
     predictions: Predictions
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays by name; the scores are `(labels, cells)`, the order in which they are merged."""
+        return {"embeds": self.embeds, "scores": np.ascontiguousarray(self.scores.T), **vars(self.predictions)}
+
 
 class AnnotationRun:
     """

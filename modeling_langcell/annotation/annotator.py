@@ -2,6 +2,7 @@
 """Annotates, embeds, searches and explains the cells of an AnnData."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..io.colours import colours
 from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.progress import progress_bar
 from ..model.errors import InputError
-from ..model.zero_shot import Shortlist, read_cells
+from ..model.zero_shot import Shortlist
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .device import find_device
@@ -207,15 +208,14 @@ class LangCellAnnotator(Predictor):
             InputError: A view of a file, or cells that cannot be read.
         """
         _require_writable(adata)
-        embeds = np.full((adata.n_obs, self.width), np.nan, dtype=np.float32)
+        embeds = np.empty((adata.n_obs, self.width), dtype=np.float32)
         chunks, matched_counts = self.chunks(adata, **cell_options), []
         with progress_bar() as progress:
             task = progress.add_task("Cells", total=adata.n_obs)
             for number, ranked in enumerate(chunks):
+                rows = chunks.rows(number)
+                embeds[rows.start : rows.stop] = self.embed_ranked(ranked, partial(progress.advance, task))
                 matched_counts.append(ranked.matched_counts)
-                for rows, found in read_cells(ranked, self.embed_packed, self.budget, self.device):
-                    embeds[chunks.rows(number).start + rows] = found.cpu().numpy()
-                    progress.advance(task, len(rows))
         _make_actual(adata)
         delete_predictions(adata.obs)
         adata.obsm.pop(PROBABILITIES, None)

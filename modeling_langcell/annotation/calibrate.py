@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoProcessor
 
 from ..checkpoint.builtin import resolve_checkpoint
 from ..checkpoint.repository import fetch
-from ..io.atomic import atomic_folder, require_new_folder
+from ..io.atomic import atomic_folder
 from ..io.h5ad import open_cells
 from ..io.labels import rank_cells, read_labels
+from ..io.outputs import require_new_folder
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import DescriptionScorer, MarkerEvidence, read_cells

@@ -11,28 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..io.atomic import atomic_write, require_writable_file, reserve
+from ..io.atomic import atomic_write, complete_name, reserve
+from ..io.launch import POLL_SECONDS, Launch
+from ..io.outputs import require_writable_file
 from ..model.errors import InputError, reason_of
 from ..model.ranking import RankedChunks
-from .annotation_run import AnnotatedCells
 from .predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the files of other processes.
-POLL_SECONDS = 0.5
-
 _PLAN, _MERGED, _SMOOTHED = "plan.json", "annotated.h5ad", "smoothed.float32"
 #: The names of all files that this module writes into a store's folder; it deletes no others.
-_STORE_FILE = re.compile(
-    r"\.?(plan\.json|annotated\.h5ad|smoothed\.float32|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32})(\.[0-9a-f]{32})?"
-)
+_STORE_FILE = re.compile(r"plan\.json|annotated\.h5ad|smoothed\.float32|\d{8}\.safetensors|seen-\d+-[0-9a-f]{32}")
 
 
 class ChunkStore:
@@ -44,18 +39,19 @@ class ChunkStore:
     does not delete the folder before all others have seen it.
 
     Args:
-        output: The output file, which does not exist yet or will be replaced.
+        launch: The processes that share the chunks, and the output file, which does not exist yet or will be replaced.
         plan: Everything that decides the results, in types that JSON accepts.
         chunks: The chunks of the input.
-        rank: Number of this process.
-        processes: Number of processes that share the chunks.
+        accepted: Another plan, whose finished chunks are those of this one, too.
     """
 
-    def __init__(self, output: Path, plan: dict[str, Any], chunks: RankedChunks, rank: int, processes: int):
-        self.output, self.folder = output, output.absolute().parent / f".{output.name}.unfinished"
-        self.plan = json.loads(json.dumps(plan, default=str))
-        self.chunks, self.rank, self.processes = chunks, rank, processes
-        self._own = range(rank, len(chunks), processes)
+    def __init__(
+        self, launch: Launch, plan: dict[str, Any], chunks: RankedChunks, accepted: dict[str, Any] | None = None
+    ):
+        self.launch, self.output, self.rank = launch, launch.output, launch.rank
+        self.folder = self.output.absolute().parent / f".{self.output.name}.unfinished"
+        self.plan, self._accepted = (json.loads(json.dumps(one, default=str)) for one in (plan, accepted))
+        self.chunks, self._own = chunks, range(self.rank, len(chunks), launch.processes)
         #: Chunks that are known to be stored. The first process looks for all chunks, the others for their own.
         self._stored: set[int] = set()
         #: `(labels, cells)` scores that replace those of the chunks; None where they are not smoothed.
@@ -68,31 +64,21 @@ class ChunkStore:
 
     def open(self) -> None:
         """
-        Makes the folder, or opens that of an interrupted run. The first process deletes the files of another plan; the
-        others wait for it.
+        Makes the folder, or opens that of an interrupted run. The first process deletes the files of another plan. All
+        processes wait until they know of each other.
 
         Raises:
-            InputError: The folder holds files that no annotation wrote, or cannot be written to.
+            InputError: The folder holds files that no annotation wrote, or cannot be written to; or the processes do
+                different things, or one of them does not begin.
         """
         with self.writing():
             require_writable_file(self.output)
         if self.rank == 0:
             with self.writing():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                found = self._files()
-                if self._run_id() is None:
-                    if found:
-                        logger.warning(
-                            "%s belongs to a different annotation: deleting it and starting again.", self.folder
-                        )
-                    (self.folder / _PLAN).unlink(missing_ok=True)  # Deleted first, so that no process takes a chunk.
-                    for path in found:
-                        path.unlink(missing_ok=True)
-                self.run_id = uuid4().hex
-                self.merged.unlink(missing_ok=True)
-                self._write_file(self.folder / _PLAN, json.dumps({"run": self.run_id, "plan": self.plan}).encode())
-        while self._run_id() is None:
-            time.sleep(POLL_SECONDS)
+                self._claim_folder()
+            self.launch.wait_for_all()
+        else:
+            self._find_folder()
         for number in self._own:
             path = self._path(number)
             if not path.exists():
@@ -102,6 +88,40 @@ class ChunkStore:
             else:
                 logger.warning("%s is damaged: annotating its cells again.", path)
                 path.unlink(missing_ok=True)
+
+    def _claim_folder(self) -> None:
+        """Writes the plan of this run, and deletes files of another plan and what a killed run left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = self._files()
+        _, plan = self._read_plan()
+        kept = [self.folder / _PLAN, *map(self._path, range(len(self.chunks)))]
+        if plan is None or plan not in (self.plan, self._accepted):
+            if found:
+                logger.warning("%s belongs to a different annotation: deleting it and starting again.", self.folder)
+            kept = []
+            (self.folder / _PLAN).unlink(missing_ok=True)  # Deleted first, so that no process takes a chunk.
+        for path in found:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+        self.run_id = self.launch.id
+        atomic_write(self.folder / _PLAN, json.dumps({"run": self.run_id, "plan": self.plan}).encode())
+
+    def _find_folder(self) -> None:
+        """Waits for the plan of the first process, and shows it that this process has seen the run."""
+        while True:
+            all_there, first = self.launch.are_all_there(), self.launch.first
+            run_id, plan = self._read_plan()
+            if all_there and first is not None and run_id == first.id:
+                break
+            time.sleep(POLL_SECONDS)
+        if plan != self.plan:
+            raise InputError(
+                f"This process does not write the same as the first one, {first}: give all processes the same command, "
+                "the same input and the same checkpoint."
+            )
+        self.run_id = run_id
+        with self.writing():
+            (self.folder / f"seen-{self.rank}-{run_id}").touch()
 
     def count_cells(self) -> int:
         """Looks for new chunks and returns the number of cells in all stored ones."""
@@ -115,33 +135,25 @@ class ChunkStore:
         """Returns the numbers of the chunks that this process has yet to annotate."""
         return [number for number in self._own if number not in self._stored]
 
-    def write(self, number: int, annotated: AnnotatedCells) -> None:
+    def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """
-        Stores a chunk.
+        Stores the arrays of a chunk by name.
 
         Raises:
             InputError: Another run took over the folder, or the file cannot be written.
         """
-        arrays = {
-            "embeds": annotated.embeds,
-            "scores": np.ascontiguousarray(annotated.scores.T),  # Stored by label, the order in which they are merged.
-            **vars(annotated.predictions),
-        }
-        if self._run_id() is None:
-            raise InputError(
-                f"{self.folder} was deleted, or taken over by another run: write {self.output} with one run at a time."
-            )
+        self._require_own_run()
         with self.writing():
-            self._write_file(self._path(number), save(arrays, {"checksum": _checksum(arrays)}))
+            atomic_write(self._path(number), save(arrays, {"checksum": _checksum(arrays)}))
 
     def predictions(self) -> Predictions:
         """Reads the predictions of all chunks."""
         return Predictions.concatenate(map(self._read_predictions, range(len(self.chunks))))
 
-    def embeds(self, number: int) -> np.ndarray:
-        """Reads the `(cells, width)` embeddings of a chunk."""
+    def array(self, number: int, name: str) -> np.ndarray:
+        """Reads an array of a chunk."""
         with safe_open(self._path(number), framework="numpy") as file:
-            return file.get_tensor("embeds")
+            return file.get_tensor(name)
 
     def scores(self, number: int, labels: slice = slice(None)) -> np.ndarray:
         """Reads the `(labels, cells)` scores of a chunk for some labels; smoothed ones, if there are any."""
@@ -179,32 +191,40 @@ class ChunkStore:
         """
         Waits, in the first process, until all chunks are stored and all other processes have seen the run. Yields the
         number of stored cells while it waits.
+
+        Raises:
+            InputError: Another process has ended.
         """
+        others = range(1, self.launch.processes)
         while True:
             cells = self.count_cells()
-            seen = all((self.folder / f"seen-{rank}-{self.run_id}").exists() for rank in range(1, self.processes))
+            seen = all((self.folder / f"seen-{rank}-{self.run_id}").exists() for rank in others)
             if len(self._stored) == len(self.chunks) and seen:
                 return
             yield cells
+            self.launch.are_all_there()
             time.sleep(POLL_SECONDS)
 
     def wait_for_first(self) -> None:
         """
-        Waits, in a process other than the first, until the first process has deleted the folder, and shows that this
-        process has seen the run. If the first process is late, the run may be an earlier one with the same plan.
+        Waits, in a process other than the first, until the first process has deleted the folder.
+
+        Raises:
+            InputError: The first process has ended before.
         """
-        seen = None
-        while (run_id := self._run_id()) is not None:
-            if run_id != seen:
-                with self.writing():
-                    (self.folder / f"seen-{self.rank}-{run_id}").touch()
-                seen = run_id
+        while (self.folder / _PLAN).exists():
+            self._require_own_run()
+            try:
+                self.launch.are_all_there()
+            except InputError:
+                if (self.folder / _PLAN).exists():  # Otherwise it has just finished.
+                    raise
             time.sleep(POLL_SECONDS)
 
     def close_after_error(self) -> None:
         """Deletes a folder without chunks, unless other processes work there."""
         with suppress(InputError, OSError):
-            if self.processes == 1 and not any(path.suffix == ".safetensors" for path in self._files()):
+            if self.launch.is_alone and not any(path.suffix == ".safetensors" for path in self._files()):
                 self.delete()
 
     def delete(self) -> None:
@@ -231,13 +251,6 @@ class ChunkStore:
             kept = f" The finished part is kept in {self.folder}: the same command continues it." if has_chunks else ""
             raise InputError(f"{self.output} cannot be written: {reason_of(error)}.{kept}") from error
 
-    def _write_file(self, path: Path, content: bytes) -> None:
-        try:
-            atomic_write(path, content)
-        finally:
-            for temporary in self.folder.glob(f".{path.name}.*"):  # A full disk or a killed run leaves these.
-                temporary.unlink()
-
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08}.safetensors"
 
@@ -250,17 +263,23 @@ class ChunkStore:
         """
         found = list(self.folder.iterdir())
         for path in found:
-            if not _STORE_FILE.fullmatch(path.name) or not path.is_file():
+            if not _STORE_FILE.fullmatch(complete_name(path) or path.name) or not path.is_file():
                 raise InputError(f"{self.folder} holds {path.name}, which no annotation wrote: move it elsewhere.")
         return found
 
-    def _run_id(self) -> str | None:
-        """Reads the id of the run that wrote this plan; None where there is no plan, or a different one."""
+    def _read_plan(self) -> tuple[str | None, Any]:
+        """Reads the id of the run that wrote the plan, and the plan; None where there is none."""
         try:
             found = json.loads((self.folder / _PLAN).read_bytes())
-            return found["run"] if found["plan"] == self.plan else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return str(found["run"]), found["plan"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None, None
+
+    def _require_own_run(self) -> None:
+        if self._read_plan()[0] != self.run_id:
+            raise InputError(
+                f"{self.folder} was deleted, or taken over by another run: write {self.output} with one run at a time."
+            )
 
     def _read_predictions(self, number: int) -> Predictions:
         with safe_open(self._path(number), framework="numpy") as file:
@@ -282,4 +301,4 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
     return f"{value:08x}"
 
 
-__all__ = ["POLL_SECONDS", "ChunkStore"]
+__all__ = ["ChunkStore"]

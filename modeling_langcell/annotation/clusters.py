@@ -16,6 +16,7 @@ from ..io.columns import (
     CLUSTER_LABEL,
     CLUSTER_MIXED,
     CLUSTER_SECOND,
+    require_own_column,
 )
 from ..model.errors import InputError
 from ..ontology import ancestors, id_of
@@ -123,8 +124,9 @@ def require_clusters(obs: pd.DataFrame, cluster_key: str) -> None:
     Checks that a column holds clusters.
 
     Raises:
-        InputError: `obs` has no such column, or the column holds no cluster.
+        InputError: `obs` has no such column, the column holds no cluster, or the annotation writes it itself.
     """
+    require_own_column(cluster_key)
     if cluster_key not in obs:
         raise InputError(f"No column {cluster_key!r} in obs; columns here: {sorted(map(str, obs.columns))}.")
     if obs[cluster_key].isna().all():

@@ -1,9 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Annotates a file of any size: in memory that does not grow with the file, in one process or several, resuming where it
-was interrupted.
+Annotates or embeds the cells of a file of any size: in memory that does not grow with the file, in one process or
+several, resuming where it was interrupted.
 
-Annotated chunks of cells are files in a folder next to the output, until all of them are done and become the output.
+Finished chunks of cells are files in a folder next to the output, until all of them are done and become the output.
 Several processes share that folder and nothing else.
 """
 
@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,24 @@ import pandas as pd
 from ..checkpoint.fingerprint import fingerprint, weights_of_base
 from ..io.atomic import reserve
 from ..io.colours import colours
-from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
-from ..io.containers import as_h5ad
+from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PREFIX, PROBABILITIES, RUN, probability_columns
+from ..io.containers import as_h5ad, container_files
+from ..io.content import content_hash
+from ..io.file_kinds import CELLS, require_replaceable
 from ..io.h5ad import open_cells, open_lightly
+from ..io.launch import Launch, launched_processes
+from ..io.outputs import require_apart
 from ..io.progress import progress_bar
 from ..io.strings import writing_missing_text
-from ..model.errors import InputError
+from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import RankedChunks
 from ..model.modeling_langcell import LangCellModel
+from ..model.ranking import RankedCells
 from ..model.zero_shot import Shortlist
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .chunk_store import ChunkStore
+from .predictions import delete_predictions
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -75,7 +83,8 @@ def annotate_file(
 
     Several processes, as started by `accelerate launch` or `torchrun` (which sets `RANK` and `WORLD_SIZE`), share the
     chunks. They need to see the same files, and do not communicate in any other way. The first process writes the
-    output when all others are done. The result does not depend on the number of processes.
+    output when all others are done. The result does not depend on the number of processes. Each holds a lock beside
+    the output while it lives, so that no process waits for one that has died or never began.
 
     Args:
         annotator: The annotator; each process has its own.
@@ -89,17 +98,14 @@ def annotate_file(
         The output; None in every process except the first.
 
     Raises:
-        InputError: Same as for `LangCellAnnotator.annotate`; or the input cannot be read or changes meanwhile, or the
-            output cannot be written, for example because the disk is full. Finished chunks are kept.
+        InputError: Same as for `LangCellAnnotator.annotate`; or the input cannot be read or changes meanwhile; another
+            run writes the same output; a process ends early or does not begin; or the output cannot be written, for
+            example because the disk is full. Finished chunks are kept.
     """
-    cells, output = Path(cells), Path(output)
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    copy = output.parent / f".{output.name}.input-{rank}.h5ad"
-    with as_h5ad(cells, copy) as file, open_lightly(file) as adata:
-        state = _state_of(cells)
+    with _reading(cells, output) as source:
         run = AnnotationRun(
             annotator,
-            adata,
+            source.adata,
             cell_options,
             labels,
             alpha=alpha,
@@ -115,12 +121,7 @@ def annotate_file(
             accept_text=accept_text,
         )
         chunks = run.chunks
-        if rank >= len(chunks):
-            logger.info("Process %d has nothing to do: there are %d chunks of cells.", rank, len(chunks))
-            return None
-        plan = {
-            "input": {**state, "cells": adata.n_obs},
-            "model": _model_hashes(annotator),
+        plan = _plan(annotator, source, chunks, cell_options) | {
             "error_rate": error_rate,
             "cluster_key": run.cluster_key,
             "smooth": run.smooths,
@@ -129,54 +130,168 @@ def annotate_file(
             "settings": run.scorer.settings | run.rule.settings,
             "calibration": run.scorer.calibration,
             "check": check,
-            "cells": _default_options(annotator.processor.feature_extractor.chunks) | cell_options,
-            "chunk": chunks.chunk_size,
-            "record": annotator.run_record(chunks, np.ones(1)),
         }
-        store = ChunkStore(output, plan, chunks, rank, min(processes, len(chunks)))
-        try:
-            store.open()
-            done = store.count_cells()
-            if done and rank == 0:
-                logger.info("Resuming: %d of %d cells are annotated.", done, chunks.n_cells)
-                resumed(done)
-            _annotate_chunks(run, store, done)
-        except BaseException:
-            store.close_after_error()
-            raise
-        if rank > 0:
-            store.wait_for_first()
-            return None
-        if _state_of(cells) != state:
-            raise InputError(f"{cells} was changed while it was annotated: annotate it again.")
-        predictions = store.predictions()
-        if run.smooths:
-            store.smooth(len(run.rule.labels), lambda smoothed: run.smooth(store.scores_of_all, smoothed))
-            predictions = run.revise(predictions, (store.scores(number).T for number in range(len(chunks))))
-        obs = adata.obs.copy()
-        run.write_obs(obs, predictions, (store.scores(number).T for number in range(len(chunks))))
-        _merge(file, obs, run.record(predictions), run, store)
-        store.delete()
-    return output
+
+        def finish(store: ChunkStore) -> None:
+            predictions = store.predictions()
+            if run.smooths:
+                store.smooth(len(run.rule.labels), lambda smoothed: run.smooth(store.scores_of_all, smoothed))
+                predictions = run.revise(predictions, (store.scores(number).T for number in range(len(chunks))))
+            obs = source.adata.obs.copy()
+            run.write_obs(obs, predictions, (store.scores(number).T for number in range(len(chunks))))
+            _merge(source.file, obs, run.record(predictions), chunks, store, run.rule.labels)
+
+        return _by_chunks(
+            source, chunks, plan, lambda *chunk: run.annotate(*chunk).arrays(), finish, resumed, verb="annotated"
+        )
 
 
-def _state_of(cells: Path) -> dict[str, int]:
-    """Returns what changes when a file, or any file of a folder, is written again."""
-    files = [one.stat() for one in (cells.rglob("*") if cells.is_dir() else [cells]) if one.is_file()]
-    return {"bytes": sum(one.st_size for one in files), "mtime_ns": max((one.st_mtime_ns for one in files), default=0)}
+def embed_file(
+    annotator: Predictor,
+    cells: str | Path,
+    output: str | Path,
+    *,
+    resumed: Callable[[int], Any] = lambda done: None,
+    **cell_options: Any,
+) -> Path | None:
+    """
+    Embeds the cells of a file as `LangCellAnnotator.embed` does, a chunk at a time, and writes the result. Arguments,
+    resumption, several processes, result and errors are the same as for `annotate_file`.
+    """
+    with _reading(cells, output) as source:
+        chunks = annotator.chunks(source.adata, **cell_options)
+
+        def embed(number: int, ranked: RankedCells, advance: Callable[[int], Any]) -> dict[str, np.ndarray]:
+            return {"embeds": annotator.embed_ranked(ranked, advance), "matched_counts": ranked.matched_counts}
+
+        def finish(store: ChunkStore) -> None:
+            matched = np.concatenate([store.array(number, "matched_counts") for number in range(len(chunks))])
+            obs = source.adata.obs.copy()
+            delete_predictions(obs)
+            _merge(source.file, obs, annotator.run_record(chunks, matched), chunks, store)
+
+        plan = _plan(annotator, source, chunks, cell_options)
+        return _by_chunks(source, chunks, plan, embed, finish, resumed, verb="embedded")
 
 
-def _annotate_chunks(run: AnnotationRun, store: ChunkStore, done: int) -> None:
-    """Annotates the missing chunks of this process; the first process then waits for those of the others."""
+@dataclass(frozen=True)
+class _Source:
+    """
+    Cells that are read, and where the result goes.
+
+    Args:
+        cells: The input.
+        content: The hash of its content.
+        launch: The processes that read it, and the output file.
+        file: An `.h5ad` file of the cells: the input, or a copy of it.
+        adata: The cells.
+    """
+
+    cells: Path
+    content: str
+    launch: Launch
+    file: Path
+    adata: ad.AnnData
+
+
+@contextmanager
+def _reading(cells: str | Path, output: str | Path) -> Iterator[_Source]:
+    cells, output = Path(cells), Path(output)
+    require_apart([("output", output)], [("cells", cells)], allowed=[("output", "cells")])
+    require_replaceable(output, CELLS)
+    rank, processes = launched_processes()
+    with Launch(output, rank, processes) as launch:
+        content = _content_of(cells)  # Before the file is opened: what replaces it later is found out at the end.
+        with as_h5ad(cells, output) as file, open_lightly(file) as adata:
+            yield _Source(cells, content, launch, file, adata)
+
+
+def _plan(annotator: Predictor, source: _Source, chunks: RankedChunks, cell_options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what decides the results of every run: the input, how it is read, and the checkpoint."""
+    return {
+        "input": {"sha256": source.content, "cells": source.adata.n_obs},
+        "model": _model_hashes(annotator),
+        "cells": _default_options(annotator.processor.feature_extractor.chunks) | cell_options,
+        "chunk": chunks.chunk_size,
+        "record": _without_options(annotator.run_record(chunks, np.ones(1))),
+    }
+
+
+def _by_chunks(
+    source: _Source,
+    chunks: RankedChunks,
+    plan: dict[str, Any],
+    read: Callable[[int, RankedCells, Callable[[int], Any]], dict[str, np.ndarray]],
+    finish: Callable[[ChunkStore], None],
+    resumed: Callable[[int], Any],
+    verb: str,
+) -> Path | None:
+    """
+    Reads the chunks that are not stored yet, and finishes the output when all are there.
+
+    Args:
+        source: The cells.
+        chunks: Their chunks.
+        plan: Everything that decides the results.
+        read: Returns the arrays of a chunk by name, and says how many of its cells are done.
+        finish: Writes the output.
+        resumed: Called with the number of cells that an earlier call finished.
+        verb: What is done to the cells, for messages.
+
+    Returns:
+        The output; None in every process except the first.
+    """
+    # What was finished has no cell without known genes, where such cells are an error: it stays when they are none.
+    stricter = plan | {"cells": plan["cells"] | {"empty_cells": "error"}}
+    store = ChunkStore(source.launch, plan, chunks, stricter)
+    try:
+        store.open()
+        done = store.count_cells()
+        if done and store.rank == 0:
+            logger.info("Resuming: %d of %d cells are %s.", done, chunks.n_cells, verb)
+            resumed(done)
+        _read_chunks(chunks, store, done, read)
+    except BaseException:
+        store.close_after_error()
+        raise
+    if store.rank > 0:
+        store.wait_for_first()
+        return None
+    if _content_of(source.cells) != source.content:
+        raise InputError(f"{source.cells} was changed while its cells were {verb}: run the command again.")
+    finish(store)
+    store.delete()
+    return store.output
+
+
+def _read_chunks(
+    chunks: RankedChunks,
+    store: ChunkStore,
+    done: int,
+    read: Callable[[int, RankedCells, Callable[[int], Any]], dict[str, np.ndarray]],
+) -> None:
+    """Reads the missing chunks of this process; the first process then waits for those of the others."""
     with progress_bar() as progress:
         progress.disable |= store.rank > 0
-        task = progress.add_task("Cells", total=run.chunks.n_cells, completed=done)
-        for number, ranked in run.chunks.ahead(store.missing()):
-            store.write(number, run.annotate(number, ranked, lambda n: progress.advance(task, n)))
+        task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
+        for number, ranked in chunks.ahead(store.missing()):
+
+            def advance(cells: int) -> None:
+                progress.advance(task, cells)
+                store.launch.look()
+
+            store.write(number, read(number, ranked, advance))
             progress.update(task, completed=store.count_cells())
         if store.rank == 0:
             for stored in store.wait_for_others():
                 progress.update(task, completed=stored)
+
+
+def _content_of(cells: Path) -> str:
+    try:
+        return content_hash(cells, container_files(cells))
+    except OSError as error:
+        raise InputError(f"{cells} cannot be read: {reason_of(error)}.") from error
 
 
 def _model_hashes(annotator: Predictor) -> list[str]:
@@ -202,28 +317,45 @@ def _default_options(function: Callable) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in given if parameter.default is not parameter.empty}
 
 
-def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: AnnotationRun, store: ChunkStore) -> None:
-    """Writes the output: a copy of the input with `obs`, the record of the run, and the stored chunks."""
-    columns = probability_columns(run.rule.labels)
+def _without_options(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of a run without the option that its plan has beside it."""
+    return record | {"input": {name: fact for name, fact in record["input"].items() if name != "empty_cells"}}
+
+
+def _merge(
+    cells: Path,
+    obs: pd.DataFrame,
+    record: dict[str, Any],
+    chunks: RankedChunks,
+    store: ChunkStore,
+    labels: Sequence[str] = (),
+) -> None:
+    """
+    Writes the output: a copy of the input with `obs`, the record of the run, and the stored chunks: embeddings, and
+    scores if there are labels.
+    """
+    columns = probability_columns(labels)
     # More column names than this do not fit into an attribute in the format of HDF5 before 1.10.
     formats = ("v110", "latest") if len(columns) > 4000 else None
     with store.writing():
         try:
             shutil.copyfile(cells, store.merged)
             # Space for the chunks, for what anndata writes again, and for HDF5's own description of each column.
-            texts = obs.memory_usage(deep=True).sum() + 4 * sum(
-                len(text) for texts in run.scorer.descriptions.values() for text in texts
-            )
+            texts = obs.memory_usage(deep=True).sum() + 4 * sum(map(len, record.get("descriptions", ())))
             reserve(store.merged, store.size() + 2 * int(texts) + 4096 * (len(columns) + 256))
             with h5py.File(store.merged, "r+", libver=formats) as file, writing_missing_text():
-                ad.io.write_elem(file, "obs", obs)
+                _write_obs(file, obs)
                 for name in ("obsm", "uns"):
                     if not isinstance(file.get(name), h5py.Group):  # Old files have an array here, or nothing.
                         ad.io.write_elem(file, name, dict(getattr(open_cells(cells), name)))
+                for earlier in (file["obsm"], EMBEDDING), (file["obsm"], PROBABILITIES), (file["uns"], COLOURS):
+                    _delete(*earlier)
                 ad.io.write_elem(file["uns"], RUN, record)
-                ad.io.write_elem(file["uns"], COLOURS, np.array(colours(len(obs[CELL_TYPE].cat.categories)), dtype=str))
-                _write_embeds(file["obsm"], run.chunks, store)
-                _write_probabilities(file["obsm"], obs.index, columns, run.chunks, store)
+                _write_embeds(file["obsm"], chunks, store)
+                if labels:
+                    of_labels = np.array(colours(len(obs[CELL_TYPE].cat.categories)), dtype=str)
+                    ad.io.write_elem(file["uns"], COLOURS, of_labels)
+                    _write_probabilities(file["obsm"], obs.index, columns, chunks, store)
             with open(store.merged, "rb") as written:
                 os.fsync(written.fileno())
             store.merged.replace(store.output)
@@ -231,12 +363,33 @@ def _merge(cells: Path, obs: pd.DataFrame, record: dict[str, Any], run: Annotati
             store.merged.unlink(missing_ok=True)
 
 
+def _write_obs(file: h5py.File, obs: pd.DataFrame) -> None:
+    """
+    Writes the columns of a run in place of those of an earlier one. The others stay as they are in the file: not every
+    column that anndata reads can be written by it.
+    """
+    group = file["obs"]
+    if not isinstance(group, h5py.Group) or group.attrs.get("encoding-version") != "0.2.0":  # before anndata 0.8
+        ad.io.write_elem(file, "obs", obs)
+        return
+    for name in [name for name in group if name.startswith(PREFIX)]:
+        del group[name]
+    for name in [name for name in obs if str(name).startswith(PREFIX)]:
+        column = obs[name]
+        values = column.array if pd.api.types.is_extension_array_dtype(column.dtype) else column.to_numpy()
+        ad.io.write_elem(group, name, values)
+    group.attrs["column-order"] = [str(name) for name in obs]
+
+
+def _delete(group: h5py.Group, name: str) -> None:
+    if name in group:
+        del group[name]
+
+
 def _write_embeds(obsm: h5py.Group, chunks: RankedChunks, store: ChunkStore) -> None:
-    if EMBEDDING in obsm:
-        del obsm[EMBEDDING]
     dataset = None
     for number in range(len(chunks)):
-        embeds = store.embeds(number)
+        embeds = store.array(number, "embeds")
         if dataset is None:
             dataset = _mark_array(obsm.create_dataset(EMBEDDING, (chunks.n_cells, embeds.shape[1]), embeds.dtype))
         rows = chunks.rows(number)
@@ -270,4 +423,4 @@ def _mark_array(dataset: h5py.Dataset) -> h5py.Dataset:
     return dataset
 
 
-__all__ = ["annotate_file"]
+__all__ = ["annotate_file", "embed_file"]

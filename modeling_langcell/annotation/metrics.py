@@ -47,7 +47,7 @@ def compare(adata: ad.AnnData, reference: str) -> Comparison:
         reference: Column of `obs` with the known labels.
 
     Raises:
-        InputError: There is no such column, it is the annotation itself, or no known type is a candidate.
+        InputError: There is no such column; or it is the annotation itself, has no labels, or none that is a candidate.
     """
     if reference not in adata.obs:
         raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
@@ -55,6 +55,8 @@ def compare(adata: ad.AnnData, reference: str) -> Comparison:
         raise InputError(f"obs[{CELL_TYPE!r}] is the annotation itself: name the column with the known labels.")
     candidates = candidate_labels(adata)
     both = adata.obs.loc[is_known(adata.obs[reference]), [reference, CELL_TYPE]].dropna().astype(str)
+    if both.empty:
+        raise InputError(f"obs[{reference!r}] has no labels.")
     candidate_of = {_meaning(label): label for label in reversed(candidates)}
     meanings = {label: _meaning(label) for label in {*both[reference], *candidates}}
     names = {label: candidate_of.get(meaning, _name(meaning)) for label, meaning in meanings.items()}

@@ -75,7 +75,7 @@ def principal_components(chunks: RankedChunks) -> np.ndarray:
     ]
     with dask.config.set(scheduler="synchronous"):  # HDF5 reads one block at a time.
         cells = ad.AnnData(da.concatenate(blocks))
-        if chunks.counts != "log1p":
+        if chunks.kind.counts != "log1p":
             sc.pp.normalize_total(cells, target_sum=1e4)
             sc.pp.log1p(cells)
         if len(known) > _GENES:

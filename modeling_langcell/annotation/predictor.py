@@ -2,7 +2,8 @@
 """A checkpoint on a device: it ranks and embeds cells, embeds texts, and scores cells against labels."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,13 +15,14 @@ import torch.nn.functional as F
 from ..checkpoint.adaptation_record import Adaptation
 from ..checkpoint.builtin import display_name
 from ..model.errors import InputError
-from ..model.feature_extraction_langcell import RankedChunks
+from ..model.feature_extraction_langcell import RankedChunks, require_cell_options
 from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
 from ..model.packed_langcell import PackedSequences
 from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import Description
+from ..model.ranking import RankedCells
 from ..model.token_budget import TokenBudget
-from ..model.zero_shot import DescriptionScorer, Shortlist
+from ..model.zero_shot import DescriptionScorer, Shortlist, read_cells
 from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in, without_repeats
 from .device import find_device
 from .open_set import OpenSetScorer, OtherTypes
@@ -62,7 +64,11 @@ class Predictor:
     def chunks(self, adata: ad.AnnData, **cell_options: Any) -> RankedChunks:
         """
         Ranks the cells, a chunk at a time. Arguments and errors are the same as for `LangCellFeatureExtractor.chunks`.
+
+        Raises:
+            TypeError: There is no such option.
         """
+        require_cell_options(cell_options)
         return self.processor.feature_extractor.chunks(adata, chunk_size=CHUNK_SIZE, **cell_options)
 
     @property
@@ -92,6 +98,19 @@ class Predictor:
         if isinstance(self.model, LangCellModel):
             return self.model.project_cells(pooled).float()
         return F.normalize(pooled.float(), dim=-1)
+
+    def embed_ranked(self, ranked: RankedCells, advance: Callable[[int], Any]) -> np.ndarray:
+        """
+        Embeds ranked cells. `advance` is called with the number of cells of each batch.
+
+        Returns:
+            `(cells, width)` float32, L2-normalised; NaN for cells without known genes.
+        """
+        embeds = np.full((len(ranked), self.width), np.nan, dtype=np.float32)
+        for rows, found in read_cells(ranked, self.embed_packed, self.budget, self.device):
+            embeds[rows] = found.cpu().numpy()
+            advance(len(rows))
+        return embeds
 
     def descriptions_of(self, labels: Labels, **options: Any) -> dict[str, Description]:
         """
@@ -205,9 +224,12 @@ class Predictor:
         match = chunks.match
         facts = {
             "array": chunks.label,
-            "counts": chunks.counts,
+            "counts": chunks.kind.counts,
+            **({} if chunks.kind.base == math.e else {"log_base": chunks.kind.base}),
             "empty_cells": chunks.empty_cells,
             **({} if chunks.gene_column is None else {"gene_column": chunks.gene_column}),
+            **({} if chunks.organism is None else {"chosen_organism": chunks.organism}),
+            "organism": match.organism,
             **({"no_genes": chunks.n_others} if chunks.n_others else {}),
             "genes": len(match.token_ids),
             "genes_by_ensembl_id": match.by_ensembl_id,

@@ -1,27 +1,31 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Checks of the cells that were annotated: depth, known genes, values, ambient RNA and novelty."""
 
+import re
 from dataclasses import dataclass
-from typing import Any
 
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
 from ..io.columns import ANSWER, CELL_TYPE, RUN
+from ..model.count_values import LARGEST_LOGARITHM, recognise
 from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
-from .records import PANEL, known_genes, unlike_every_candidate
+from ..model.gene_matching import GeneMatch
+from .records import PANEL, cell_options, known_genes, unlike_every_candidate
 from .tissues import BLOOD
 
 _BLOCKS, _BLOCK = 16, 256  # Up to 16 blocks of 256 cells, spread evenly, are examined.
 
 _FEW_GENES = 200  # A cell with fewer genes is shallow.
 _SHALLOW = 0.1  # Share of shallow cells above which there is a caution.
+_LOST = 0.001  # Share of the counts from which an unknown gene is named.
+_NAMED = 5  # Number of unknown genes that are named.
+_MITOCHONDRIAL = re.compile(r"(?:^|[^A-Z0-9])MT-", re.IGNORECASE)
 _MATCHED = 0.7  # Share of the median cell's counts in known genes below which there is a caution.
 _AMBIENT = 0.1  # Share of ambient RNA from which there is a caution.
 _SAME_TOTALS = 0.1  # Relative spread of the cells' totals below which they were normalised; real cells spread more.
-_LARGEST_LOGARITHM = 16  # Values below this are probably logarithms.
 _UNUSUAL = 0.2  # Share of cells of unusual novelty above which there is a caution.
 
 # Limits of the estimate of ambient RNA.
@@ -53,12 +57,7 @@ class InputQuality:
     cautions: tuple[Remedy, ...]
 
 
-def examine(
-    extractor: LangCellFeatureExtractor,
-    cells: ad.AnnData,
-    annotated: ad.AnnData,
-    **cell_options: Any,
-) -> InputQuality:
+def examine(extractor: LangCellFeatureExtractor, cells: ad.AnnData, annotated: ad.AnnData) -> InputQuality:
     """
     Examines up to 4,096 of the cells that were annotated.
 
@@ -66,23 +65,23 @@ def examine(
         extractor: The checkpoint's feature extractor.
         cells: The cells, in memory or backed.
         annotated: Their annotation, as `LangCellAnnotator.annotate` or `read_annotation` returns it.
-        cell_options: `layer`, `use_raw` and `gene_column`, the same as for the annotation.
     """
-    source, _ = extractor.open(cells, **cell_options)
+    run, obs = annotated.uns[RUN], annotated.obs
+    source, match = extractor.open(cells, **cell_options(run))
     starts = range(0, len(source), max(_BLOCK, -(-len(source) // _BLOCKS)))
     blocks = [range(start, min(start + _BLOCK, len(source))) for start in starts]
     rows = np.concatenate(blocks)
     values = sp.vstack([source.rows(block.start, block.stop) for block in blocks], format="csr")
     values.eliminate_zeros()  # Stored zeros are not counts.
 
-    run, obs = annotated.uns[RUN], annotated.obs
-    kind = str(run["input"]["counts"])
+    kind = source.kind.counts
     genes = values.getnnz(axis=1)
     totals = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
     labels = obs[CELL_TYPE].cat.codes.to_numpy()[rows]
     ambient = ambient_share(values, labels) if kind == "raw" else None
     cautions = [
-        *_gene_cautions(genes, known_genes(run), float(run["input"]["matched_counts"])),
+        *_gene_cautions(genes, known_genes(run), float(run["input"]["matched_counts"]), match.organism),
+        *_lost_genes(values, match),
         *_value_cautions(values, totals, kind),
         *_ambient_cautions(ambient),
         *_novelty_cautions(annotated),
@@ -92,7 +91,7 @@ def examine(
     return InputQuality(len(rows), float(np.median(genes)), counts, ambient, tuple(cautions))
 
 
-def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float) -> list[Remedy]:
+def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float, organism: str) -> list[Remedy]:
     found = []
     if (shallow := float((genes < _FEW_GENES).mean())) > _SHALLOW:
         found.append(
@@ -112,10 +111,31 @@ def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float) -> list
         found.append(
             Remedy(
                 f"Unmatched genes: the known ones have only {matched_counts:.0%} of the median cell's counts. Check "
-                "that the names are human Ensembl ids or gene symbols, all of one kind."
+                f"that the names are {organism} Ensembl ids or gene symbols, all of one kind."
             )
         )
     return found
+
+
+def _lost_genes(values: sp.csr_matrix, match: GeneMatch) -> list[Remedy]:
+    """
+    Returns a caution that names the genes with many counts that are not known. Mitochondrial ones are left out: NCBI
+    has no Ensembl ids for them, and they tell the state of a cell rather than its type.
+    """
+    by_gene = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
+    shares = np.where(match.token_ids < 0, by_gene, 0) / max(by_gene.sum(), 1)
+    many = np.argsort(-shares, kind="stable")[: (shares >= _LOST).sum()].tolist()
+    lost = [gene for gene in many if not any(map(_MITOCHONDRIAL.search, match.names_of(gene)))]
+    if not lost:
+        return []
+    named = ", ".join(f"{' / '.join(match.names_of(gene))} ({shares[gene]:.1%})" for gene in lost[:_NAMED])
+    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+    return [
+        Remedy(
+            f"Unknown genes with many of the counts: {named}{more}. If other names of them are known, put these in a "
+            "column of var."
+        )
+    ]
 
 
 def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> list[Remedy]:
@@ -131,11 +151,11 @@ def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> lis
                 "the original counts."
             )
         ]
-    if kind == "normalized" and largest < _LARGEST_LOGARITHM:
+    if kind in ("corrected", "normalized") and largest < LARGEST_LOGARITHM and recognise(values) is None:
         return [
             Remedy(
-                f"Probably logarithms: no value is above {largest:.1f}, though the values were declared as normalised "
-                "counts. If they are logarithms, say so: {option}.",
+                f"Probably logarithms: no value is above {largest:.1f}, though they were declared as {kind} counts. If "
+                "they are logarithms, say so: {option}.",
                 "counts",
                 "log1p",
             )

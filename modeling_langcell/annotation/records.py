@@ -52,6 +52,8 @@ def cell_options(run: Mapping[str, Any]) -> dict[str, Any]:
         options["layer"] = literal_eval(array.removeprefix("layers[").removesuffix("]"))
     if "gene_column" in facts:
         options["gene_column"] = str(facts["gene_column"])
+    if "chosen_organism" in facts:
+        options["organism"] = str(facts["chosen_organism"])
     return options
 
 
@@ -124,10 +126,12 @@ def describe_input(adata: ad.AnnData) -> str:
     found = {how: facts[f"genes_by_{how}"] for how in ("ensembl_id", "symbol", "synonym")}
     ways = ", ".join(f"{number:,} by {how.replace('_', ' ')}" for how, number in found.items() if number)
     others = f"; {facts['no_genes']:,} other rows of var (antibodies, peaks) left out" if "no_genes" in facts else ""
+    base = f" to the base {facts['log_base']:g}" if "log_base" in facts else ""
+    organism = f"{facts['organism']} " if "organism" in facts else ""  # Runs of earlier versions do not say it.
     return (
-        f"{adata.n_obs:,} cells; {facts['array']} read as {facts['counts']} values; {sum(found.values()):,} of "
-        f"{facts['genes']:,} genes known ({ways}), with {facts['matched_counts']:.0%} of the median cell's counts"
-        f"{others}."
+        f"{adata.n_obs:,} cells; {facts['array']} read as {facts['counts']} values{base}; {sum(found.values()):,} of "
+        f"{facts['genes']:,} {organism}genes known ({ways}), with {facts['matched_counts']:.0%} of the median cell's "
+        f"counts{others}."
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from ..io.columns import EMBEDDING, RUN
 from ..model.errors import InputError
 from ..model.marker_genes import NamedGenes
-from ..model.prompts import as_description
+from ..model.prompts import as_description, require_text
 from ..model.zero_shot import MarkerEvidence
 from ..ontology import Labels, human_terms, id_of
 from .predictor import Predictor
@@ -120,8 +120,7 @@ def search(
             ontology has no such `CL:` id; or genes count and the cells cannot be read.
     """
     _require_positive(top_k)
-    if not text.strip():
-        raise InputError("Say what to search for: the text is empty.")
+    require_text(text, "The text to search for")
     embeds = _embeds_of(annotator, adata)
     is_term = text.startswith("CL:") or id_of(text) is not None
     given = annotator.descriptions_of([text])[text] if is_term else text

@@ -3,7 +3,6 @@
 
 import filecmp
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx
 
+from ..io.atomic import temporary_folder
 from ..model.errors import InputError
 
 T = TypeVar("T")
@@ -224,7 +224,7 @@ def _compare(files: dict[str, Path], pushed: Pushed) -> None:
     Raises:
         InputError: The files differ.
     """
-    with tempfile.TemporaryDirectory(prefix="langcell-") as empty:
+    with temporary_folder() as empty:
         pull = partial(snapshot_download, pushed.repo_id, revision=pushed.commit, cache_dir=empty)
         pulled = Path(_persist(pull))
         there = {path.relative_to(pulled).as_posix(): path for path in pulled.rglob("*") if path.is_file()}

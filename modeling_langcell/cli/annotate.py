@@ -14,16 +14,16 @@ import typer
 
 import modeling_langcell as langcell
 
-from .. import annotation, io, report
-from ..checkpoint.builtin import MINI
-from ..io.atomic import require_apart
-from ..io.columns import RUN
+from .. import annotation, io, ontology, report
+from ..io.columns import RUN, require_own_column
+from ..io.file_kinds import CELLS, FIGURE, PAGE
 from ..model.errors import InputError
-from .labels import Candidates, labels_file, read_candidates
+from .labels import Candidates, read_candidates
 from .options import (
     CELLS_HELP,
     AcceptText,
     Adapter,
+    BatchTokens,
     Counts,
     Device,
     Dtype,
@@ -35,16 +35,17 @@ from .options import (
     MarkerWeight,
     NoMarkers,
     OntologyRoot,
+    OptionalModel,
+    Organism,
     Revision,
     Tissue,
     UseRaw,
     cell_options,
-    checkpoint_files,
     existing_cells,
-    figure_file,
-    may_replace,
+    loading_options,
 )
-from .outputs import write_figure
+from .paths import Reads, Writes
+from .terminal import say, say_resumed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,18 +70,32 @@ def parse_shortlist(text: str) -> int | Literal["auto"] | None:
     raise typer.BadParameter(f"{text!r} is not a number of candidates, 'auto' or 'all'.")
 
 
-InputOrExample = Annotated[Path | None, typer.Argument(metavar="INPUT", help=CELLS_HELP, callback=existing_cells)]
-Example = Annotated[bool, typer.Option("--example", help="Annotate the 700 blood cells that scanpy ships.")]
-OptionalModel = Annotated[
-    str | None, typer.Option(help="Checkpoint: a folder or a Hub id.", show_default=f"{MINI}, or the adapter's")
+def annotated_file(out: Path | str | None, values: Mapping[str, Any]) -> list[Path]:
+    """Returns the file that an annotation writes: by default it lies next to the input, and the example has none."""
+    if out is not None:
+        return [Path(out)]
+    if values["cells"] is None:
+        return []
+    cells = Path(values["cells"])
+    cells = cells if cells.name else cells.absolute()  # "." has a name, too.
+    return [cells.with_name(f"{cells.stem}_langcell.h5ad")]
+
+
+InputOrExample = Annotated[
+    Path | None, typer.Argument(metavar="INPUT", help=CELLS_HELP, callback=existing_cells), Reads()
 ]
-Out = Annotated[Path | None, typer.Option(help="The annotated .h5ad file.", show_default="INPUT_langcell.h5ad")]
-Report = Annotated[Path | None, typer.Option(help="HTML report of the results.")]
+Example = Annotated[bool, typer.Option("--example", help="Annotate the 700 blood cells that scanpy ships.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The annotated .h5ad file.", show_default="INPUT_langcell.h5ad"),
+    Writes(annotated_file, CELLS, may_be="cells"),
+]
+Report = Annotated[Path | None, typer.Option(help="HTML report of the results."), Writes(kind=PAGE)]
 ReportGenes = Annotated[
     int, typer.Option(help="Number of cells per label whose driving genes the report shows; 0 for none.", min=0)
 ]
 ResultFigure = Annotated[
-    Path | None, typer.Option(help="Figure of the results: .png, .pdf or .svg.", callback=figure_file)
+    Path | None, typer.Option(help="Figure of the results: .png, .pdf or .svg."), Writes(kind=FIGURE)
 ]
 Reference = Annotated[str | None, typer.Option(help="Column of obs with known labels to compare the results with.")]
 Alpha = Annotated[
@@ -125,10 +140,6 @@ Smooth = Annotated[
         help="Average each cell's scores with those of its neighbours in gene expression, from 500 cells on.",
     ),
 ]
-BatchTokens = Annotated[
-    int | None,
-    typer.Option(help="Number of genes, over all cells, in a batch.", show_default="what fits in memory", min=1),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as one line of JSON.")]
 
 
@@ -170,8 +181,7 @@ class AnnotateOptions:
     def with_defaults(self) -> "AnnotateOptions":
         """Returns the options with the output next to the input, or with everything that the example needs."""
         if self.cells is not None:
-            cells = self.cells if self.cells.name else self.cells.absolute()  # "." has a name, too.
-            return replace(self, out=self.out or cells.with_name(f"{cells.stem}_langcell.h5ad"))
+            return replace(self, out=annotated_file(self.out, {"cells": self.cells})[0])
         known = io.example.LABEL_COLUMN if self.loading["adapter"] is None else None  # An adapter has its own labels.
         return replace(self, reference=self.reference or known, reading={**self.reading, **io.example.CELL_OPTIONS})
 
@@ -225,7 +235,8 @@ def annotate(
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
-    counts: Counts = "raw",
+    organism: Organism = None,
+    counts: Counts = "auto",
     empty_cells: EmptyCells = "error",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -241,10 +252,8 @@ def annotate(
     """
     if example == (cells is not None):
         raise InputError("Give either an INPUT or --example.")
-    model = MINI if model is None and adapter is None else model
-    loading: dict[str, Any] = {"checkpoint": model, "adapter": adapter, "revision": revision}
-    loading |= {"device": device, "dtype": dtype, "batch_tokens": batch_tokens}
-    reading = cell_options(layer, use_raw, gene_column, counts) | {"empty_cells": empty_cells}
+    loading = loading_options(model, adapter, revision, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    reading = cell_options(layer, use_raw, gene_column, organism, counts) | {"empty_cells": empty_cells}
     scoring = {"alpha": alpha, "shortlist": shortlist, "check": check_shortlist}
     scoring |= {"error_rate": error_rate, "marker_weight": marker_weight}
     scoring |= {"cluster_key": cluster_key, "cluster": cluster, "smooth": smooth}
@@ -257,7 +266,8 @@ def annotate(
 def run_annotation(options: AnnotateOptions) -> None:
     """Carries out `langcell annotate`: checks, annotates, examines the input, writes, and prints."""
     candidates = read_candidates(options.labels, options.ontology_root, options.markers)
-    check_paths(options)
+    if candidates is None and options.scoring["tissue"] is not None:
+        ontology.usual_in(options.scoring["tissue"])
     check_cells(options)
     annotator = langcell.LangCellAnnotator.from_pretrained(**options.loading)
     if annotator.adaptation is None and options.cells is None and options.scoring["tissue"] is None:
@@ -265,36 +275,17 @@ def run_annotation(options: AnnotateOptions) -> None:
     result = annotate_cells(annotator, options, candidates)
     if result is None:
         return  # The first of several processes reports for all.
+    options, not_compared = check_reference(options, result.adata)
     with options.open_cells() as cells:
-        quality = examine_input(annotator, options, cells, result.adata)
+        quality = annotation.examine(annotator.processor.feature_extractor, cells, result.adata)
         genes = explain_labels(annotator, options, cells, result.adata)
     written = {} if result.file is None else {"annotated": result.file}
     written |= write_pages(options, result.adata, quality, genes)
-    facts = summarize(options, result)
+    facts = summarize(options, result) | ({} if not_compared is None else {"not_compared": not_compared})
     if options.as_json:
         print_json(written, facts, quality)
     else:
         print_text(options, result.adata, written, facts, quality)
-
-
-def check_paths(options: AnnotateOptions) -> None:
-    """
-    Checks that no output overwrites an input or another output.
-
-    Raises:
-        InputError: An output would be written over an input, or over another output.
-    """
-    require_apart(
-        [("--out", options.out), ("--report", options.report), ("--figure", options.figure)],
-        [
-            ("INPUT", options.cells),
-            ("--labels", labels_file(options.labels)),
-            ("--markers", options.markers),
-            *checkpoint_files("--model", options.loading["checkpoint"]),
-            *checkpoint_files("--adapter", options.loading["adapter"]),
-        ],
-        allowed=may_replace(options.cells),
-    )
 
 
 def check_cells(options: AnnotateOptions) -> None:
@@ -302,12 +293,31 @@ def check_cells(options: AnnotateOptions) -> None:
     Checks that the input can be read.
 
     Raises:
-        InputError: The input cannot be read, or does not have the named column of known labels.
+        InputError: The input cannot be read, or does not have the named columns of known labels and of clusters.
     """
+    cluster_key = options.scoring["cluster_key"]
     with options.open_cells() as cells:
-        if options.reference is not None and options.reference not in cells.obs:
-            columns = sorted(map(str, cells.obs.columns))
-            raise InputError(f"No column {options.reference!r} in obs; columns here: {columns}.")
+        if options.reference is not None:
+            require_own_column(options.reference)
+            if options.reference not in cells.obs:
+                columns = sorted(map(str, cells.obs.columns))
+                raise InputError(f"No column {options.reference!r} in obs; columns here: {columns}.")
+        if cluster_key is not None:
+            annotation.require_clusters(cells.obs, cluster_key)
+
+
+def check_reference(options: AnnotateOptions, annotated: "AnnData") -> tuple[AnnotateOptions, str | None]:
+    """
+    Returns the options without a reference that the annotation cannot be compared with, and the reason. A useless
+    comparison must not cost the results.
+    """
+    if options.reference is None:
+        return options, None
+    try:
+        annotation.compare(annotated, options.reference)
+    except InputError as error:
+        return replace(options, reference=None), f"Not compared with {options.reference}. {error}"
+    return options, None
 
 
 def annotate_cells(
@@ -320,18 +330,18 @@ def annotate_cells(
     assert options.out is not None
     done_before = 0
 
-    def report_resumed(done: int) -> None:
+    def note_resumed(done: int) -> None:
         nonlocal done_before
         done_before = done
         if not options.as_json:
-            typer.echo(f"Resuming: {done:,} cells are already done.")
+            say_resumed(done)
 
     file = langcell.annotate_file(
         annotator,
         options.cells,
         options.out,
         candidates,
-        resumed=report_resumed,
+        resumed=note_resumed,
         **options.reading,
         **options.scoring,
     )
@@ -339,14 +349,6 @@ def annotate_cells(
         return None
     pages = options.report is not None or options.figure is not None
     return AnnotationResult(io.read_annotation(file, embeds=pages), done_before, file)
-
-
-def examine_input(
-    annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, cells: "AnnData", annotated: "AnnData"
-) -> "annotation.InputQuality":
-    """Looks for reasons to be careful with the results."""
-    location = {name: options.reading[name] for name in ("layer", "use_raw", "gene_column")}
-    return annotation.examine(annotator.processor.feature_extractor, cells, annotated, **location)
 
 
 def explain_labels(
@@ -370,7 +372,7 @@ def write_pages(
         return {}
     written, layout = {}, report.lay_out(annotated)
     if options.figure is not None:
-        written["figure"] = write_figure(report.draw(annotated, layout, options.reference), options.figure)
+        written["figure"] = report.write_figure(report.draw(annotated, layout, options.reference), options.figure)
     if options.report is not None:
         written["report"] = langcell.write_report(
             annotated,
@@ -422,7 +424,7 @@ def print_json(written: Mapping[str, Path], facts: Mapping[str, Any], quality: "
     files = {name: str(path) for name, path in written.items()}
     cautions = [str(caution) for caution in quality.cautions]
     # Numbers read from a file are NumPy's.
-    typer.echo(json.dumps({**files, **facts, "cautions": cautions}, default=lambda number: number.item()))
+    say(json.dumps({**files, **facts, "cautions": cautions}, default=lambda number: number.item()))
 
 
 def print_text(
@@ -434,30 +436,32 @@ def print_text(
 ) -> None:
     """Prints the results for people."""
     if options.cells is None:
-        typer.echo("700 blood cells of Zheng et al. 2017; .raw holds log1p values of 765 genes, read as such.")
-    typer.echo(annotation.describe_input(annotated))
+        say("700 blood cells of Zheng et al. 2017; .raw holds log1p values of 765 genes, read as such.")
+    say(annotation.describe_input(annotated))
     if facts["shortlist"] is not None:
-        typer.echo(shortlist_sentences(facts["shortlist"]))
+        say(shortlist_sentences(facts["shortlist"]))
     for label, cells in facts["labels"].items():
         if cells:
-            typer.echo(f"{cells:>8,}  {label}")
+            say(f"{cells:>8,}  {label}")
     if facts["answers"] is not None:
-        typer.echo(f"Answers {annotation.describe_error_rate(annotated.uns[RUN])}:")
+        say(f"Answers {annotation.describe_error_rate(annotated.uns[RUN])}:")
         for answer in facts["answers"]["cells"]:
-            typer.echo(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
+            say(f"{answer['cells']:>8,}  {answer['answer']}" + (f" ({answer['id']})" if answer["id"] else ""))
         if facts["unknown"]:
-            typer.echo(f"Unknown cells: {annotation.describe_unknown(facts['unknown'])}.")
+            say(f"Unknown cells: {annotation.describe_unknown(facts['unknown'])}.")
     if facts["clusters"] is not None:
-        typer.echo(f"By {annotated.uns[RUN]['cluster_key']}:")
+        say(f"By {annotated.uns[RUN]['cluster_key']}:")
         for cluster, found in facts["clusters"].items():
-            typer.echo(f"{found['cells']:>8,}  {cluster}: {cluster_words(found)}")
+            say(f"{found['cells']:>8,}  {cluster}: {cluster_words(found)}")
     if options.reference is not None:
         for sentence in annotation.describe_agreement(facts["agreement"], options.reference):
-            typer.echo(sentence)
+            say(sentence)
+    if "not_compared" in facts:
+        say(facts["not_compared"])
     for caution in quality.cautions:
-        typer.echo(f"Caution: {caution.on_command_line()}")
+        say(f"Caution: {caution.on_command_line()}")
     for name, path in written.items():
-        typer.echo(f"{name.capitalize()}: {path}")
+        say(f"{name.capitalize()}: {path}")
 
 
 def cluster_words(found: Mapping[str, Any]) -> str:

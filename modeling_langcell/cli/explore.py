@@ -10,14 +10,17 @@ import modeling_langcell as langcell
 
 from .. import annotation, checkpoint, io, ontology, report
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
-from ..io.atomic import require_apart
 from ..io.columns import EMBEDDING
+from ..io.file_kinds import CELLS, FIGURE, TABLE
 from ..model.errors import InputError
+from ..model.prompts import require_text
 from ..ontology import Candidate
-from .labels import labels_file, read_candidates, read_labels
+from .labels import read_candidates, read_labels
 from .options import (
     CELLS_HELP,
     AcceptText,
+    Adapter,
+    BatchTokens,
     Counts,
     Device,
     Dtype,
@@ -30,15 +33,16 @@ from .options import (
     Model,
     NoMarkers,
     OntologyRoot,
+    OptionalModel,
+    Organism,
     Revision,
     UseRaw,
     cell_options,
-    checkpoint_files,
     existing_cells,
-    figure_file,
-    may_replace,
+    loading_options,
 )
-from .outputs import write_figure, write_table
+from .paths import Reads, Writes
+from .terminal import say, say_resumed
 
 app = typer.Typer()
 
@@ -48,28 +52,36 @@ app = typer.Typer()
 @app.command()
 def embed(
     cells: Input,
-    out: Annotated[Path, typer.Option(help="The .h5ad file with the embeddings in obsm['X_langcell'].")],
-    model: Model = MINI,
+    out: Annotated[
+        Path,
+        typer.Option(help="The .h5ad file with the embeddings in obsm['X_langcell']."),
+        Writes(kind=CELLS, may_be="cells"),
+    ],
+    model: OptionalModel = None,
+    adapter: Adapter = None,
     revision: Revision = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
-    counts: Counts = "raw",
+    organism: Organism = None,
+    counts: Counts = "auto",
     empty_cells: EmptyCells = "error",
     device: Device = None,
     dtype: Dtype = "float32",
+    batch_tokens: BatchTokens = None,
 ) -> None:
-    """Embed each cell in the space that cells and texts share."""
-    require_apart(
-        [("--out", out)],
-        [("INPUT", cells), *checkpoint_files("--model", model)],
-        allowed=may_replace(cells),
-    )
-    adata = io.open_cells(cells)
-    annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, dtype=dtype, revision=revision)
-    adata = annotator.embed(adata, empty_cells=empty_cells, **cell_options(layer, use_raw, gene_column, counts))
-    typer.echo(annotation.describe_input(adata))
-    typer.echo(f"Embedded: {io.write_annotated(adata, out)}")
+    """
+    Embed each cell in the space that cells and texts share.
+
+    The same command resumes a run that was killed. Under 'accelerate launch' several processes share one file.
+    """
+    loading = loading_options(model, adapter, revision, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    annotator = langcell.LangCellAnnotator.from_pretrained(**loading)
+    reading = cell_options(layer, use_raw, gene_column, organism, counts) | {"empty_cells": empty_cells}
+    file = langcell.embed_file(annotator, cells, out, resumed=say_resumed, **reading)
+    if file is not None:  # The first of several processes reports for all.
+        say(annotation.describe_input(io.read_annotation(file)))
+        say(f"Embedded: {file}")
 
 
 # ---------------------------------------------------------------------- describe
@@ -81,11 +93,12 @@ def describe(
         list[str] | None, typer.Argument(metavar="[LABEL]...", help="Names, synonyms or ids of cell types.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--labels", help="A .json, .tsv, .csv, .gmt or .txt file of labels.")
+        Path | None, typer.Option("--labels", help="A .json, .tsv, .csv, .gmt or .txt file of labels."), Reads()
     ] = None,
     cells: Annotated[
         Path | None,
         typer.Option(help="Cells: show which genes they did not measure, too.", callback=existing_cells),
+        Reads(),
     ] = None,
     no_markers: NoMarkers = False,
     accept_text: AcceptText = False,
@@ -97,16 +110,18 @@ def describe(
     if (file is None) == (not labels):
         raise InputError("Give either labels or a file (--labels), not both.")
     asked = read_labels(file) if file is not None else labels or []
+    ontology.given_descriptions(asked)
     processor = checkpoint.load_processor(model, revision=revision)
     measured = None
     if cells is not None:
-        _, match = processor.feature_extractor.open(io.open_cells(cells), gene_column=gene_column)
+        # Raw counts are not checked until they are read: here the genes alone matter.
+        _, match = processor.feature_extractor.open(io.open_cells(cells), gene_column=gene_column, counts="raw")
         measured = set(match.token_ids.tolist())
     name = display_name(resolve_checkpoint(model))
     options = {"with_markers": not no_markers, "accept_text": accept_text}
     for number, candidate in enumerate(ontology.candidates(asked, processor.prompt_templates, **options)):
         if number > 0:
-            typer.echo()
+            say()
         print_candidate(candidate, processor, name, measured)
 
 
@@ -115,30 +130,30 @@ def print_candidate(candidate: Candidate, processor: Any, model: str, measured: 
     Prints a candidate with its term, its texts, and its genes. Marks texts that the model cuts, genes that it does not
     know, and those that a matrix did not measure; `measured` has the ids of those that it did.
     """
-    typer.echo(candidate.label)
+    say(candidate.label)
     if candidate.term is not None:
-        typer.echo(f"  means  {candidate.term.name} ({candidate.term.id})")
+        say(f"  means  {candidate.term.name} ({candidate.term.id})")
         if candidate.term.synonyms:
-            typer.echo(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
+            say(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
     tokenizer = processor.tokenizer
     for text in candidate.texts:
-        typer.echo(f"  text   {text.text}")
-        typer.echo(f"  from   {text.origin}")
+        say(f"  text   {text.text}")
+        say(f"  from   {text.origin}")
         if text.template:
-            typer.echo(f"  as     {text.template}")
+            say(f"  as     {text.template}")
         pieces, longest = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
         if pieces > longest:
-            typer.echo(f"  cut    after {longest} of its {pieces} word pieces, the most that {model} reads")
+            say(f"  cut    after {longest} of its {pieces} word pieces, the most that {model} reads")
     genes, named = processor.feature_extractor.genes, processor.find_genes(candidate.description)
     for title, ids in (("genes", named.present), ("absent", named.absent)):
         if ids:
-            typer.echo(f"  {title:<6} {', '.join(map(genes.symbol_of, ids))}")
+            say(f"  {title:<6} {', '.join(map(genes.symbol_of, ids))}")
     if named.present or named.absent:
-        typer.echo(f"  from   {candidate.markers_from}")
+        say(f"  from   {candidate.markers_from}")
     if named.unknown:
-        typer.echo(f"  not known to {model}: {', '.join(named.unknown)}")
+        say(f"  not known to {model}: {', '.join(named.unknown)}")
     if measured is not None and (missing := [i for i in (*named.present, *named.absent) if i not in measured]):
-        typer.echo(f"  not measured: {', '.join(map(genes.symbol_of, missing))}")
+        say(f"  not measured: {', '.join(map(genes.symbol_of, missing))}")
 
 
 # ---------------------------------------------------------------------- labels
@@ -150,7 +165,9 @@ def list_labels(
         list[str] | None,
         typer.Option(help="Uberon name or id of a tissue. May be repeated.", show_default="all of the catalogue"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Table as .tsv.", show_default="printed only")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Table as .tsv.", show_default="printed only"), Writes(kind=TABLE)
+    ] = None,
 ) -> None:
     """List the cell types of the catalogue, which are the candidates where none is named, with their markers."""
     rows = [
@@ -164,10 +181,9 @@ def list_labels(
         for one in ontology.usual_in(tissue or [])
     ]
     for row in rows:
-        typer.echo(f"{row['id']}  {row['short_name']:<24}  {row['label']}: {row['markers']}")
+        say(f"{row['id']}  {row['short_name']:<24}  {row['label']}: {row['markers']}")
     if out is not None:
-        lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
-        typer.echo(f"Labels: {write_table(chr(10).join(lines) + chr(10), out)}")
+        say(f"Labels: {io.write_table(rows, out)}")
 
 
 # ---------------------------------------------------------------------- search
@@ -182,36 +198,42 @@ def search(
             help=CELLS_HELP + " It may have the embeddings of this checkpoint.",
             callback=existing_cells,
         ),
+        Reads(),
     ],
     text: Annotated[
         str, typer.Argument(help="Description of the cells in your own words, or a Cell Ontology name or id.")
     ],
     top: Annotated[int, typer.Option(help="Number of cells to find.", min=1)] = 20,
     marker_weight: MarkerWeight = None,
-    out: Annotated[Path | None, typer.Option(help="Table of the cells as .tsv.", show_default="printed only")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Table of the cells as .tsv.", show_default="printed only"), Writes(kind=TABLE)
+    ] = None,
     model: Model = MINI,
     revision: Revision = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
-    counts: Counts = "raw",
+    organism: Organism = None,
+    counts: Counts = "auto",
     device: Device = None,
 ) -> None:
     """
     Find the cells that a text describes best, the best first, with their similarity to the text and, if genes that it
     names count, the evidence for them and the share of them that the cell expresses.
     """
-    require_apart([("--out", out)], [("INPUT", cells), *checkpoint_files("--model", model)])
+    require_text(text, "The text to search for")
     adata = io.open_cells(cells)
     annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
     if EMBEDDING not in adata.obsm:
-        adata = annotator.embed(adata, empty_cells="mark", **cell_options(layer, use_raw, gene_column, counts))
+        adata = annotator.embed(
+            adata, empty_cells="mark", **cell_options(layer, use_raw, gene_column, organism, counts)
+        )
     found = annotator.search(adata, text, top, marker_weight=marker_weight)
     numbers = found.drop(columns="row")
     for cell, values in zip(found.index, numbers.to_numpy(), strict=True):
-        typer.echo("".join(f"{value:>8.3f}" for value in values) + f"  {cell}")
+        say("".join(f"{value:>8.3f}" for value in values) + f"  {cell}")
     if out is not None:
-        typer.echo(f"Cells: {write_table(found.to_csv(sep=chr(9)), out)}")
+        say(f"Cells: {io.write_table(found, out, index=True)}")
 
 
 # ---------------------------------------------------------------------- explain
@@ -222,12 +244,13 @@ ExplainMethod = Literal["gradient", "attention"]
 @app.command()
 def explain(
     cells: Input,
-    out: Annotated[Path, typer.Option(help="Table of the genes of each label as .tsv.")],
+    out: Annotated[Path, typer.Option(help="Table of the genes of each label as .tsv."), Writes(kind=TABLE)],
     labels: Labels = None,
     ontology_root: OntologyRoot = None,
     figure: Annotated[
         Path | None,
-        typer.Option(help="Figure of the first genes of each label: .png, .pdf or .svg.", callback=figure_file),
+        typer.Option(help="Figure of the first genes of each label: .png, .pdf or .svg."),
+        Writes(kind=FIGURE),
     ] = None,
     method: Annotated[
         ExplainMethod, typer.Option(help="Explain the similarity by its gradient, or the matching by its attention.")
@@ -239,7 +262,8 @@ def explain(
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
-    counts: Counts = "raw",
+    organism: Organism = None,
+    counts: Counts = "auto",
     device: Device = None,
 ) -> None:
     """
@@ -247,10 +271,6 @@ def explain(
     (1 for the first, 0 for genes that are not expressed) the genes stand that describe a label.
     """
     candidates = read_candidates(labels, ontology_root)
-    require_apart(
-        [("--out", out), ("--figure", figure)],
-        [("INPUT", cells), ("--labels", labels_file(labels)), *checkpoint_files("--model", model)],
-    )
     adata = io.open_cells(cells)
     annotator = langcell.LangCellAnnotator.from_pretrained(model, device=device, revision=revision)
     found = annotator.explain(
@@ -258,16 +278,16 @@ def explain(
         candidates,
         method=method,
         cells_per_label=cells_per_label,
-        **cell_options(layer, use_raw, gene_column, counts),
+        **cell_options(layer, use_raw, gene_column, organism, counts),
     )
     for label, genes in found.groupby("label", sort=False):
-        typer.echo(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
+        say(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
         for kind, title in (("marker", "markers"), ("absent", "absent")):
             if places := [_place(gene) for gene in genes[genes["named"] == kind].itertuples()]:
-                typer.echo(f"  {title}: {', '.join(places)}")
-    typer.echo(f"Genes: {write_table(found.to_csv(sep=chr(9), index=False), out)}")
+                say(f"  {title}: {', '.join(places)}")
+    say(f"Genes: {io.write_table(found, out)}")
     if figure is not None:
-        typer.echo(f"Figure: {write_figure(report.draw_genes(found, top), figure)}")
+        say(f"Figure: {report.write_figure(report.draw_genes(found, top), figure)}")
 
 
 def _place(gene: Any) -> str:

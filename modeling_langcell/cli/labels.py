@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..io.printable import plain_text
 from ..model.errors import InputError, reason_of
-from ..ontology import descendants
+from ..ontology import descendants, given_descriptions
 
 #: Labels; or labels with their descriptions, in any form that `as_description` reads.
 Candidates = list[str] | dict[str, Any]
@@ -73,13 +74,16 @@ def labels_file(labels: str | None) -> Path | None:
 
 
 def _split(labels: str) -> list[str]:
+    """Returns the labels of a text that names several."""
     # Names in the ontology contain commas ("CD8-positive, alpha-beta T cell"), so ';' is the separator if there is one.
-    return [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
+    found = [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
+    given_descriptions(found)
+    return found
 
 
 def read_labels(path: Path) -> Candidates:
     """
-    Reads labels from a file:
+    Reads labels from a file, and checks them as those that are given in Python are checked:
 
     - `.json`: a list of labels, or an object that maps labels to descriptions: a text, a list of texts, or an object
       with `description`, `markers` and `absent`;
@@ -92,6 +96,14 @@ def read_labels(path: Path) -> Candidates:
     Raises:
         InputError: The file cannot be read, or holds something else.
     """
+    found = _read_labels(path)
+    if not found:
+        raise InputError(f"{path} holds no labels.")
+    given_descriptions(found)
+    return found
+
+
+def _read_labels(path: Path) -> Candidates:
     suffix = path.suffix.lower()
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -102,7 +114,7 @@ def read_labels(path: Path) -> Candidates:
         if suffix == ".gmt":
             return _read_gmt([line for line in text.splitlines() if line.strip()], path)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
-        rows = [[cell.strip() for cell in row] for row in reader]
+        rows = [[plain_text(cell.strip()) for cell in row] for row in reader]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
     rows = [row for row in rows if any(row)]
@@ -165,7 +177,7 @@ def _add(found: dict[str, Any], label: str, given: dict[str, Any], path: Path) -
 
 
 def _load_json(text: str, path: Path) -> Any:
-    """Reads JSON, and refuses repeated labels and characters that no file can hold."""
+    """Reads JSON, and refuses repeated labels."""
 
     def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]
@@ -174,11 +186,7 @@ def _load_json(text: str, path: Path) -> Any:
         return dict(pairs)
 
     # A label is not a number, and float reads numbers of any length.
-    found = json.loads(text, object_pairs_hook=refuse_repeated, parse_int=float)
-    content = json.dumps(found, ensure_ascii=False)
-    if "\\u0000" in content or (not content.isascii() and re.search("[\ud800-\udfff]", content)):
-        raise InputError(f"{path} holds a character that is not text (zero, or half of a surrogate pair): remove it.")
-    return found
+    return json.loads(text, object_pairs_hook=refuse_repeated, parse_int=float)
 
 
 def read_descriptions(path: Path) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The `langcell` command: finds its subcommands, and ends with one message where the input cannot be used."""
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -14,7 +12,11 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from .. import __version__
+from ..io.printable import one_line
+from ..io.stopping import Stopped, stopping
 from ..model.errors import InputError, reason_of
+from .paths import check_paths_of
+from .terminal import logging_to_stderr, printable_logs, printable_usage_errors, say, say_error
 
 #: Modules with subcommands, in the order of the help. They import heavy packages only when they use them. The
 #: evaluation is named here rather than imported, because the package does not depend on it.
@@ -25,39 +27,48 @@ _MODULES = (
     "modeling_langcell.eval.command",
     "modeling_langcell.cli.hub",
 )
+#: Commands that continue where an earlier run with the same output stopped.
+_RESUMED = ("annotate", "embed", "corpus", "evaluate")
 
 
 class Commands(TyperGroup):
     """
     The subcommands. An `InputError`, or a refusal of the file system (no space, no permission, a name that is too
-    long), ends them with one line on stderr and exit code 2.
+    long), ends them with one line on stderr and exit code 2; Ctrl-C, SIGTERM and SIGHUP with one line and the exit code
+    of the signal.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         for module in _MODULES:
-            self.commands.update(get_group(import_module(module).app).commands)
+            for name, command in get_group(import_module(module).app).commands.items():
+                check_paths_of(command)
+                self.commands[name] = command
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the options of `langcell`, of which `--verbose` may also follow the subcommand."""
         options = args[: args.index("--")] if "--" in args else args
         if "--verbose" in options:
             args = ["--verbose", *(arg for arg in options if arg != "--verbose"), *args[len(options) :]]
-        return super().parse_args(ctx, args)
+        with printable_usage_errors():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with printable_usage_errors(), stopping():
+                return super().invoke(ctx)
+        except Stopped as stopped:
+            is_resumed = ctx.invoked_subcommand in _RESUMED
+            then = "it continues with what is finished" if is_resumed else "it begins again"
+            say(f"{stopped}. No half-written file is left. Run the same command again: {then}.", err=True)
+            raise typer.Exit(stopped.exit_code) from None
         except InputError as error:
             message = error.on_command_line()
         except OSError as error:
             if error.strerror is None or isinstance(error, BrokenPipeError):
                 raise
             message = f"{error.filename or 'A file'} cannot be read or written: {reason_of(error)}."
-        typer.secho("Error:", fg="red", bold=True, nl=False, err=True)
-        typer.echo(
-            f" {message.encode('utf-8', 'backslashreplace').decode()}", err=True
-        )  # File names may hold any byte.
+        say_error(message)
         raise typer.Exit(2)
 
 
@@ -72,7 +83,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"langcell {__version__}")
+        say(f"langcell {__version__}")
         raise typer.Exit
 
 
@@ -88,25 +99,16 @@ def before_any_command(
 ) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers and huggingface_hub read it.
+    context.with_resource(printable_logs())
     if verbose:
         context.with_resource(logging_to_stderr())
 
 
-@contextmanager
-def logging_to_stderr() -> Iterator[None]:
-    """Prints the package's log on stderr, from INFO on."""
-    logger, handler = logging.getLogger("modeling_langcell"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
 def main() -> None:
-    """Runs the `langcell` command."""
-    app()
+    """Runs the `langcell` command. A fault of the program ends it with a traceback, in printable characters."""
+    try:
+        app()
+    except Exception:
+        for line in traceback.format_exc().splitlines():
+            print(one_line(line), file=sys.stderr)
+        sys.exit(1)

@@ -6,17 +6,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..checkpoint.builtin import resolve_checkpoint
+from ..checkpoint.builtin import MINI
 from ..model.errors import InputError
+from .labels import labels_file
+from .paths import Reads, local_checkpoint
 
-#: Suffixes of the files that a checkpoint or an adapter is loaded from. Its folder may hold pages and tables as well.
-_CHECKPOINT_FILES = (".json", ".safetensors", ".bin", ".txt", ".py")
 #: What an input of cells may be.
 CELLS_HELP = "Cells: an .h5ad, .loom or .h5mu file, a zarr store, or Cell Ranger's .h5 file or folder with matrix.mtx."
-_FIGURES = (".png", ".pdf", ".svg")
 
 # These are copied from the package, which takes seconds to import; a test compares the two.
-CountsChoice = Literal["raw", "normalized", "log1p"]
+CountsChoice = Literal["auto", "raw", "corrected", "normalized", "log1p"]
 EmptyCellsChoice = Literal["error", "mark"]
 DtypeChoice = Literal["float32", "bfloat16", "float16"]
 
@@ -29,7 +28,7 @@ def existing_file(path: Path | None) -> Path | None:
         InputError: There is no such file.
     """
     if path is not None and not path.is_file():
-        raise InputError(f"No file {path}.")
+        raise InputError(f"{path} is a folder: give a file." if path.is_dir() else f"No file {path}.")
     return path
 
 
@@ -52,50 +51,50 @@ def all_existing_cells(paths: list[Path]) -> list[Path]:
     return paths
 
 
-def may_replace(cells: Path | None) -> list[tuple[str, str]]:
-    """Returns the output that may replace its input, for `require_apart`: a copy of an `.h5ad` file with more in it."""
-    return [] if cells is None or cells.suffix != ".h5ad" else [("--out", "INPUT")]
+def loading_options(model: str | None, adapter: str | None, revision: str | None, **more: Any) -> dict[str, Any]:
+    """Returns how a checkpoint is loaded, perhaps with an adapter: arguments of `LangCellAnnotator.from_pretrained`."""
+    checkpoint = MINI if model is None and adapter is None else model
+    return {"checkpoint": checkpoint, "adapter": adapter, "revision": revision, **more}
 
 
-def figure_file(path: Path | None) -> Path | None:
-    """
-    Returns the path of a figure.
-
-    Raises:
-        InputError: No figure can be written in the format of this suffix.
-    """
-    if path is not None and path.suffix not in _FIGURES:
-        raise InputError(f"The figure {path} must end in .png, .pdf or .svg.")
-    return path
-
-
-def checkpoint_files(option: str, checkpoint: str | None) -> list[tuple[str, Path]]:
-    """
-    Lists the files that a checkpoint or an adapter in a local folder is loaded from, each with the option that names
-    the folder, for `require_apart`.
-    """
-    if checkpoint is None or not (folder := Path(resolve_checkpoint(checkpoint))).is_dir():
-        return []
-    return [(option, path) for path in sorted(folder.iterdir()) if path.suffix in _CHECKPOINT_FILES]
-
-
-def cell_options(layer: str | None, use_raw: bool, gene_column: str | None, counts: CountsChoice) -> dict[str, Any]:
+def cell_options(
+    layer: str | None, use_raw: bool, gene_column: str | None, organism: str | None, counts: CountsChoice
+) -> dict[str, Any]:
     """Returns the options that say how cells are read, as arguments of the package's functions."""
-    return {"layer": layer, "use_raw": use_raw, "gene_column": gene_column, "counts": counts}
+    return {
+        "layer": layer,
+        "use_raw": use_raw,
+        "gene_column": gene_column,
+        "organism": organism,
+        "counts": counts,
+    }
 
 
 Input = Annotated[
     Path,
     typer.Argument(metavar="INPUT", help=CELLS_HELP, callback=existing_cells),
+    Reads(),
 ]
-Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id."), Reads(local_checkpoint)]
+OptionalModel = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint: a folder or a Hub id.", show_default=f"{MINI}, or the adapter's"),
+    Reads(local_checkpoint),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
-Adapter = Annotated[str | None, typer.Option(help="Adapter from 'langcell adapt': a folder or a Hub id.")]
+Adapter = Annotated[
+    str | None, typer.Option(help="Adapter from 'langcell adapt': a folder or a Hub id."), Reads(local_checkpoint)
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(help="Number of genes, over all cells, in a batch.", show_default="what fits in memory", min=1),
+]
 Labels = Annotated[
     str | None,
     typer.Option(
         help="Candidates: 'B cell;T cell' (separated by ';' or ','), or a .json, .tsv, .csv, .gmt or .txt file."
     ),
+    Reads(lambda labels, _: filter(None, [labels_file(labels)])),
 ]
 OntologyRoot = Annotated[str | None, typer.Option(help="Candidates: this Cell Ontology term and all terms below it.")]
 Markers = Annotated[
@@ -104,6 +103,7 @@ Markers = Annotated[
         help="Genes of the candidates: a .gmt file, or .json, .tsv or .csv with the columns label, markers and absent.",
         callback=existing_file,
     ),
+    Reads(),
 ]
 NoMarkers = Annotated[
     bool, typer.Option("--no-markers", help="Leave out the genes that the catalogue of cell types has for candidates.")
@@ -132,7 +132,20 @@ GeneColumn = Annotated[
     str | None,
     typer.Option(help="Column of var with the names of the genes.", show_default="the index and the usual columns"),
 ]
-Counts = Annotated[CountsChoice, typer.Option(help="Kind of values: raw counts, normalised counts, or their log1p.")]
+Organism = Annotated[
+    str | None,
+    typer.Option(
+        help="Organism whose genes are read, such as mouse, through their human orthologs.",
+        show_default="the one that has most of the genes",
+    ),
+]
+Counts = Annotated[
+    CountsChoice,
+    typer.Option(
+        help="Kind of values: raw counts, corrected ones (SoupX), ones scaled by cell, or log1p of these; auto: told "
+        "from the values, in the first of X, raw and a layer of counts that has counts.",
+    ),
+]
 EmptyCells = Annotated[
     EmptyCellsChoice,
     typer.Option(help="Treatment of cells without known genes: stop with an error, or leave them without a label."),

@@ -12,7 +12,7 @@ import modeling_langcell as langcell
 from .. import checkpoint, io
 from .. import corpus as corpora
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
-from ..io.atomic import require_new_folder
+from ..io.launch import sole_writer
 from ..model.errors import InputError
 from .extras import needs_extra
 from .labels import read_descriptions
@@ -24,12 +24,15 @@ from .options import (
     Layer,
     MarkerWeight,
     Model,
+    Organism,
     UseRaw,
     all_existing_cells,
     cell_options,
     existing_cells,
     existing_file,
 )
+from .paths import Reads, WritesFolder, existing, local_checkpoint
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..adaptation.adapt import Adapted
@@ -49,13 +52,28 @@ Unlabelled = Literal["error", "skip"]
 @app.command()
 def corpus(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help=".h5ad files, folders of them, or SOMA experiments.")
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Files of cells, such as .h5ad, folders of them, or SOMA experiments."),
+        Reads(existing),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the corpus; a build that was interrupted there is resumed.")],
-    gene_info: Annotated[Path, typer.Option(help="NCBI's gene_info(.gz) table of the genes to look for.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the corpus; a build that was interrupted there is resumed."),
+        WritesFolder(new=False),
+    ],
+    gene_info: Annotated[Path, typer.Option(help="NCBI's gene_info(.gz) table of the genes to look for."), Reads()],
+    orthologs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Table of Ensembl BioMart with the orthologs of these genes in another organism, such as mouse, whose "
+            "cells can then be read. May be repeated.",
+        ),
+        Reads(),
+    ] = None,
     vocabulary: Annotated[
         str | None,
         typer.Option(help="Corpus, checkpoint, or folder of Geneformer's dictionaries whose genes are used."),
+        Reads(local_checkpoint),
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="Condition on obs that selects cells, such as \"tissue == 'blood'\".")
@@ -67,6 +85,7 @@ def corpus(
             "model card says of them.",
             callback=existing_file,
         ),
+        Reads(),
     ] = None,
     on_unfit: Annotated[
         OnUnfit, typer.Option(help="Treatment of sources that cannot be used: stop with an error, or leave them out.")
@@ -87,26 +106,28 @@ def corpus(
     with needs_extra("train"):
         settings = corpora.CorpusSettings(
             gene_info=str(gene_info),
+            orthologs=tuple(map(str, orthologs or ())),
             vocabulary=vocabulary,
             max_genes=max_genes,
             min_cells=min_cells,
             chunk_cells=chunk_cells,
         )
-    made = langcell.make_corpus(
-        corpora.find_sources(inputs, where, None if sources is None else corpora.read_source_table(sources)),
-        out,
-        settings,
-        on_unfit=on_unfit,
-        processes=num_proc,
-        scheduler=scheduler,
-    )
+    with sole_writer(out):
+        made = langcell.make_corpus(
+            corpora.find_sources(inputs, where, None if sources is None else corpora.read_source_table(sources)),
+            out,
+            settings,
+            on_unfit=on_unfit,
+            processes=num_proc,
+            scheduler=scheduler,
+        )
     for name, fault in made.manifest["unfit"].items():
-        typer.echo(f"Left out {name}: {fault}")
+        say(f"Left out {name}: {fault}")
     left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
     reasons = "".join(f"; {number:,} left out ({reason})" for reason, number in sorted(left_out.items()))
     n_studies = len({study for _, study in made.panels})
-    typer.echo(f"{len(made):,} cells of {n_studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
-    typer.echo(f"Corpus: {out}")
+    say(f"{len(made):,} cells of {n_studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
+    say(f"Corpus: {out}")
 
 
 # ---------------------------------------------------------------------- adapt
@@ -115,9 +136,12 @@ def corpus(
 LabelledInput = Annotated[
     Path,
     typer.Argument(metavar="INPUT", help="Cells with known labels. " + CELLS_HELP, callback=existing_cells),
+    Reads(),
 ]
 LabelKey = Annotated[str, typer.Option(help="Column of obs with the labels; or, for --head classes, a table of obsm.")]
-AdaptedFolder = Annotated[Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.")]
+AdaptedFolder = Annotated[
+    Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full."), WritesFolder()
+]
 Shots = Annotated[int | None, typer.Option(help="Number of cells per label to learn from.", show_default="all")]
 HeadOption = Annotated[
     Head,
@@ -134,6 +158,7 @@ Descriptions = Annotated[
     typer.Option(
         help="Descriptions of the labels, and genes that mark them: .json, .tsv, .csv or .gmt, as for annotate."
     ),
+    Reads(),
 ]
 Epochs = Annotated[int, typer.Option(help="Number of passes over the cells.")]
 LearningRate = Annotated[
@@ -183,11 +208,11 @@ def adapt(
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
-    counts: Counts = "raw",
+    organism: Organism = None,
+    counts: Counts = "auto",
     device: Device = None,
 ) -> None:
     """Adapt a checkpoint to cells whose labels are known, few or many."""
-    require_new_folder(out)
     descriptions = None if labels is None else read_descriptions(labels)
     with needs_extra("adapt"):
         config = langcell.AdaptationConfig(
@@ -206,19 +231,20 @@ def adapt(
         )
     if push_to is not None:
         require_pushable(model, push_to)
-    adapted = langcell.adapt(
-        model,
-        io.open_cells(cells),
-        label_key,
-        shots=shots,
-        descriptions=descriptions,
-        config=config,
-        unlabelled=unlabelled,
-        device=device,
-        **cell_options(layer, use_raw, gene_column, counts),
-    )
-    print_adapted(adapted, held_out > 0)
-    typer.echo(f"Adapted: {adapted.save(out)}")
+    with sole_writer(out):
+        adapted = langcell.adapt(
+            model,
+            io.open_cells(cells),
+            label_key,
+            shots=shots,
+            descriptions=descriptions,
+            config=config,
+            unlabelled=unlabelled,
+            device=device,
+            **cell_options(layer, use_raw, gene_column, organism, counts),
+        )
+        print_adapted(adapted, held_out > 0)
+        say(f"Adapted: {adapted.save(out)}")
     if push_to is not None:
         push_adapted(out, push_to)
 
@@ -226,10 +252,10 @@ def adapt(
 def print_adapted(adapted: "Adapted", held_out: bool) -> None:
     """Prints the number of cells of each label, and how the loss fell if there was training."""
     for label, number in adapted.adaptation.cells.items():
-        typer.echo(f"{number:>8,}  {label}")
+        say(f"{number:>8,}  {label}")
     if adapted.losses:
         reached = min(adapted.losses) if held_out else adapted.losses[-1]
-        typer.echo(
+        say(
             f"Trained {adapted.trained_share:.1%} of the parameters; loss of the "
             f"{'held-out' if held_out else 'training'} cells {adapted.losses[0]:.3f} to {reached:.3f}"
         )
@@ -260,7 +286,7 @@ def push_adapted(folder: Path, repo_id: str) -> None:
     except InputError as error:
         message = f"The adapted checkpoint is in {folder}; 'langcell publish' pushes it. {error.message}"
         raise InputError(message, *error.remedies) from error
-    typer.echo(f"Pushed: {pushed.url}")
+    say(f"Pushed: {pushed.url}")
 
 
 # ---------------------------------------------------------------------- calibrate
@@ -275,8 +301,9 @@ def calibrate(
             help="Cells whose types are known, one input per study. " + CELLS_HELP,
             callback=all_existing_cells,
         ),
+        Reads(),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; it must not exist."), WritesFolder()],
     label_key: Annotated[str, typer.Option(help="Column of obs with the types, named as in the Cell Ontology.")],
     model: Model = MINI,
     marker_weight: Annotated[
@@ -294,35 +321,38 @@ def calibrate(
             help="A file that the checkpoint was trained on, with a checkpoint of the same training without that file, "
             "which scores it; repeatable.",
         ),
+        Reads(lambda pairs, _: [path for pair in pairs or () for path in pair.split("=", 1) if Path(path).exists()]),
     ] = None,
     layer: Layer = None,
     use_raw: UseRaw = False,
     gene_column: GeneColumn = None,
-    counts: Counts = "raw",
+    organism: Organism = None,
+    counts: Counts = "auto",
     device: Device = None,
 ) -> None:
     """
     Calibrate a checkpoint on cells of known types: fit the weight of marker genes, and make its probabilities show how
     often it is right.
     """
-    found = langcell.calibrate(
-        model,
-        cells,
-        out,
-        label_key=label_key,
-        marker_weight=marker_weight,
-        cross_fitted=dict(map(_cross_fit, cross_fit or ())),
-        device=device,
-        **cell_options(layer, use_raw, gene_column, counts),
-    )
+    with sole_writer(out):
+        found = langcell.calibrate(
+            model,
+            cells,
+            out,
+            label_key=label_key,
+            marker_weight=marker_weight,
+            cross_fitted=dict(map(_cross_fit, cross_fit or ())),
+            device=device,
+            **cell_options(layer, use_raw, gene_column, organism, counts),
+        )
     for name, number in found.fitted["cells"].items():
-        typer.echo(f"{number:>8,}  {name}")
+        say(f"{number:>8,}  {name}")
     before, after = found.fitted["error_before"], found.fitted["error_after"]
-    typer.echo(f"Marker weight {found.marker_weight:g}")
-    typer.echo(f"Temperature {found.temperature:.2f}; expected calibration error {before:.3f} to {after:.3f}")
+    say(f"Marker weight {found.marker_weight:g}")
+    say(f"Temperature {found.temperature:.2f}; expected calibration error {before:.3f} to {after:.3f}")
     for rate, threshold in found.thresholds.items():
-        typer.echo(f"At most {float(rate):.0%} wrong answers: those with a probability of {threshold:g} or more")
-    typer.echo(f"Calibrated: {out}")
+        say(f"At most {float(rate):.0%} wrong answers: those with a probability of {threshold:g} or more")
+    say(f"Calibrated: {out}")
 
 
 def _cross_fit(pair: str) -> tuple[Path, str]:

@@ -7,7 +7,6 @@ of the first token.
 """
 
 import copy
-import csv
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,9 @@ from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, PROCESSOR_NA
 from ..checkpoint.builtin import display_name, resolve_checkpoint
 from ..checkpoint.files import require_no_code
 from ..checkpoint.repository import fetch
-from ..io.atomic import atomic_folder, atomic_write, require_new_folder
+from ..io.atomic import atomic_folder, atomic_write
+from ..io.outputs import require_new_folder
+from ..io.tables import write_table
 from ..model.configuration_langcell import LangCellCellConfig
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
@@ -311,11 +312,9 @@ def _write_genes(extractor: LangCellFeatureExtractor, path: Path) -> None:
     vocabulary = extractor.gene_vocabulary
     columns = (vocabulary[column] for column in ("ensembl_ids", "medians", "names"))
     genes = [(gene, "" if median is None else median, names) for gene, median, names in zip(*columns, strict=True)]
-    rows = [("<pad>", "", ""), ("<mask>", "", ""), *genes, ("<cls>", "", "")]
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(("token_id", "token", "median", "names"))
-        table.writerows((token_id, *row) for token_id, row in enumerate(rows))
+    tokens = [("<pad>", "", ""), ("<mask>", "", ""), *genes, ("<cls>", "", "")]
+    names = ("token_id", "token", "median", "names")
+    write_table([dict(zip(names, (token_id, *row), strict=True)) for token_id, row in enumerate(tokens)], path)
 
 
 _LOADING_CODE = {

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 from transformers.activations import ACT2FN
 
-from ..io.atomic import atomic_folder, require_new_folder
+from ..io.atomic import atomic_folder
+from ..io.outputs import require_new_folder
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor

@@ -28,10 +28,11 @@ from ..model.gene_matching import GeneVocabulary
 from .corpus import Corpus, require_shards
 from .folder import FORMAT, MANIFEST, PLAN, BuildFolder, to_json
 from .genes import MedianSketch, merge_gene_vocabulary, read_gene_info
+from .orthologs import read_orthologs, with_orthologs
 from .parallel import WorkerPool
 from .places import PlaceSums, merge_usual_places
 from .sources import Source
-from .tasks import Chunk, HashedFile, UnfitSource, encode_chunk, inspect_source, sketch_chunk, to_arrow
+from .tasks import Chunk, GeneTables, HashedFile, UnfitSource, encode_chunk, inspect_source, sketch_chunk, to_arrow
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class CorpusSettings:
 
     Args:
         gene_info: NCBI `gene_info` table of the genes to look for.
+        orthologs: Tables of Ensembl BioMart with orthologs of these genes in other organisms, whose cells can then be
+            read, too: see `read_orthologs`.
         vocabulary: A corpus, a checkpoint, or a folder of Geneformer's three dictionaries to take genes and medians
             from; by default they are computed from this corpus.
         max_genes: Number of genes kept per cell, including `<cls>`.
@@ -55,6 +58,7 @@ class CorpusSettings:
 
     gene_info: str
     vocabulary: str | None = None
+    orthologs: tuple[str, ...] = ()
     max_genes: int = 2048
     min_cells: int = 10
     chunk_cells: int = 4096
@@ -113,9 +117,9 @@ class CorpusBuilder:
         workers: WorkerPool,
     ):
         if not sources:
-            raise InputError("No sources: give .h5ad files, folders of them, or SOMA experiments.")
+            raise InputError("No sources: give files of cells, such as .h5ad, folders of them, or SOMA experiments.")
         self.output, self.settings, self.on_unfit, self.workers = output, settings, on_unfit, workers
-        self.gene_info = HashedFile.at(settings.gene_info)
+        self.tables = GeneTables(HashedFile.at(settings.gene_info), tuple(map(HashedFile.at, settings.orthologs)))
         self.vocabulary = None if settings.vocabulary is None else _read_vocabulary(settings.vocabulary)
         self.sources: list[Source] = list(sources)
         self.inspected: dict[str, dict[str, Any]] = {}
@@ -123,7 +127,7 @@ class CorpusBuilder:
 
     def inspect_sources(self) -> None:
         """Opens every source: counts its cells, computes its checksum, and looks for known genes."""
-        found = self.workers.map("Sources", inspect_source, [(source, self.gene_info) for source in self.sources])
+        found = self.workers.map("Sources", inspect_source, [(source, self.tables) for source in self.sources])
         self.inspected = {source.name: facts for source, facts in self._usable(self.sources, found)}
         if not any(facts["asked_for"] for facts in self.inspected.values()):
             raise InputError("No cell is selected: the sources are empty, or none of their cells meets the condition.")
@@ -137,7 +141,7 @@ class CorpusBuilder:
         """
         plan = {
             "format": FORMAT,
-            "settings": asdict(self.settings),
+            "settings": asdict(self.settings) | {"orthologs": [*self.settings.orthologs]},
             "checksums": self._checksums(),
             "sources": self.inspected,
             "unfit": self.unfit,
@@ -154,11 +158,11 @@ class CorpusBuilder:
             return
         if vocabulary is None:
             chunks = self._chunks()
-            tasks = [(chunk, self.gene_info, self.folder.sketch(chunk.name)) for chunk in chunks]
+            tasks = [(chunk, self.tables, self.folder.sketch(chunk.name)) for chunk in chunks]
             _log_existing("sketches", [path for *_, path in tasks])
             results = self.workers.map("Medians", sketch_chunk, tasks)
             sketches = (path for _, path in self._usable([chunk.source for chunk in chunks], results))
-            genes = read_gene_info(self.gene_info.path)
+            genes = read_gene_info(self.tables.gene_info.path)
             vocabulary = merge_gene_vocabulary(map(MedianSketch.load, sketches), genes, self.settings.min_cells)
             if not vocabulary["ensembl_ids"]:
                 self.folder.remove_corpus()
@@ -166,7 +170,8 @@ class CorpusBuilder:
                 raise InputError(
                     f"No gene is counted in {least} cells of primary data: lower min_cells, or add sources."
                 )
-        atomic_write(self.folder.genes, to_json(vocabulary))
+        orthologs = [read_orthologs(table.path) for table in self.tables.orthologs]
+        atomic_write(self.folder.genes, to_json(with_orthologs(vocabulary, orthologs)))
         atomic_write(self.folder.unfit_sources, to_json(self.unfit))
 
     def write_shards(self) -> None:
@@ -236,7 +241,7 @@ class CorpusBuilder:
             )
         manifest = {
             "format": FORMAT,
-            "settings": asdict(self.settings) | {"gene_info": Path(self.settings.gene_info).name},
+            "settings": asdict(self.settings) | self._names_of_tables(),
             "checksums": self._checksums(),
             "cells": sum(shard["cells"] for shard in self.shards),
             "genes": len(json.loads(self.folder.genes.read_text())["ensembl_ids"]),
@@ -252,10 +257,16 @@ class CorpusBuilder:
         """Removes the files that only the build needed."""
         self.folder.remove_working_files()
 
-    def _checksums(self) -> dict[str, str | None]:
+    def _names_of_tables(self) -> dict[str, Any]:
+        """Returns the names of the tables of genes without their folders, which differ from machine to machine."""
+        orthologs = [Path(path).name for path in self.settings.orthologs]
+        return {"gene_info": Path(self.settings.gene_info).name, "orthologs": orthologs}
+
+    def _checksums(self) -> dict[str, Any]:
         """Returns the checksums of the files that the settings name besides the sources."""
         vocabulary = None if self.vocabulary is None else hashlib.sha256(to_json(self.vocabulary)).hexdigest()
-        return {"gene_info": self.gene_info.sha256, "vocabulary": vocabulary}
+        orthologs = [table.sha256 for table in self.tables.orthologs]
+        return {"gene_info": self.tables.gene_info.sha256, "orthologs": orthologs, "vocabulary": vocabulary}
 
     def _chunks(self) -> list[Chunk]:
         size = self.settings.chunk_cells

@@ -7,8 +7,9 @@ import io
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,19 +17,25 @@ import scipy.sparse as sp
 from ..io.atomic import atomic_write
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from .orthologs import Orthologs, with_orthologs
 
 TARGET_COUNTS = 10_000
+#: Names of the organisms that NCBI numbers.
+_TAXA = {"9606": "human", "10090": "mouse", "10116": "rat", "7955": "zebrafish", "9823": "pig", "9544": "macaque"}
 _FIRST_GENE = 2  # Ids 0 and 1 are <pad> and <mask>.
 
 
 @dataclass(frozen=True)
 class Gene:
-    """A gene of NCBI's `gene_info`: its names, and the full name that its embedding can be initialized from."""
+    """
+    A gene of NCBI's `gene_info`: its names, the full name that its embedding can be initialized from, and its organism.
+    """
 
     ensembl_id: str
     symbol: str
     synonyms: tuple[str, ...]
     full_name: str
+    organism: str = "human"
 
     @property
     def names(self) -> str:
@@ -41,7 +48,8 @@ def read_gene_info(path: str | Path) -> list[Gene]:
     Reads the genes of an NCBI `gene_info(.gz)` table that have an Ensembl id, each id once, in the order of their ids.
 
     Raises:
-        InputError: The file is missing or damaged, or lacks NCBI's columns.
+        InputError: The file is missing or damaged, lacks NCBI's columns, or has no gene with an Ensembl id or those of
+            several organisms.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,22 +64,33 @@ def read_gene_info(path: str | Path) -> list[Gene]:
                 )
             for row in table:
                 synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
-                for ensembl_id in re.findall(r"Ensembl:(ENSG\d+)", row["dbXrefs"]):
-                    genes.setdefault(ensembl_id, Gene(ensembl_id, row["Symbol"], synonyms, row["description"]))
+                taxon = row.get("#tax_id", "9606")
+                organism = _TAXA.get(taxon, f"NCBI taxon {taxon}")
+                for ensembl_id in re.findall(r"Ensembl:(ENS[A-Z]*G\d+)", row["dbXrefs"]):
+                    gene = Gene(ensembl_id, row["Symbol"], synonyms, row["description"], organism)
+                    if (first := genes.setdefault(ensembl_id, gene)) is not gene:  # One Ensembl gene, two of NCBI's.
+                        genes[ensembl_id] = replace(first, synonyms=(*first.synonyms, gene.symbol))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise InputError(f"{path} is not a complete gene_info table: {reason_of(error)}. Download it again.") from error
+    if len(organisms := {gene.organism for gene in genes.values()}) != 1:
+        found = f"of {' and '.join(sorted(organisms)[:5])}" if organisms else "none with an Ensembl id"
+        raise InputError(f"{path} must have the genes of one organism; here: {found}.")
     return [genes[ensembl_id] for ensembl_id in sorted(genes)]
 
 
-def all_genes_extractor(genes: Sequence[Gene]) -> LangCellFeatureExtractor:
+def all_genes_extractor(genes: Sequence[Gene], orthologs: Sequence[Orthologs] = ()) -> LangCellFeatureExtractor:
     """Returns an extractor that knows all the genes but no medians yet, for a corpus's first pass over the counts."""
-    return LangCellFeatureExtractor(
-        {
-            "ensembl_ids": [gene.ensembl_id for gene in genes],
-            "medians": [1.0] * len(genes),
-            "names": [gene.names for gene in genes],
-        }
-    )
+    return LangCellFeatureExtractor(with_orthologs(_vocabulary(genes, [1.0] * len(genes)), orthologs))
+
+
+def _vocabulary(genes: Sequence[Gene], medians: Sequence[float]) -> dict[str, Any]:
+    """Returns some genes as `LangCellFeatureExtractor(gene_vocabulary=...)` takes them."""
+    organism = genes[0].organism if genes else "human"
+    return ({} if organism == "human" else {"organism": organism}) | {
+        "ensembl_ids": [gene.ensembl_id for gene in genes],
+        "medians": [*medians],
+        "names": [gene.names for gene in genes],
+    }
 
 
 @dataclass(frozen=True)
@@ -123,7 +142,7 @@ class MedianSketch:
             return cls(arrays["bins"], arrays["values"])
 
 
-def merge_gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene], min_cells: int) -> dict[str, list]:
+def merge_gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene], min_cells: int) -> dict[str, Any]:
     """
     Merges sketches into the genes that are counted in at least `min_cells` cells and their medians, as
     `LangCellFeatureExtractor(gene_vocabulary=...)` takes them. Memory depends on the number of genes, not on the number
@@ -140,11 +159,7 @@ def merge_gene_vocabulary(sketches: Iterable[MedianSketch], genes: Sequence[Gene
             middle_two = np.searchsorted(cumulative, [(cumulative[-1] + 1) // 2, cumulative[-1] // 2 + 1])
             chosen.append(gene)
             medians.append(float(f"{middle[middle_two].mean():.6g}"))
-    return {
-        "ensembl_ids": [gene.ensembl_id for gene in chosen],
-        "medians": medians,
-        "names": [gene.names for gene in chosen],
-    }
+    return _vocabulary(chosen, medians)
 
 
 __all__ = ["Gene", "MedianSketch", "all_genes_extractor", "merge_gene_vocabulary", "read_gene_info"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Running tasks in this process, in several processes of this machine, or on the workers of a Dask cluster."""
 
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -39,12 +40,14 @@ class WorkerPool:
             threads = max(1, torch.get_num_threads() // self.processes)
             self._pool = self._open.enter_context(
                 ProcessPoolExecutor(
-                    self.processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+                    self.processes, get_context("spawn"), initializer=_begin_worker, initargs=(threads,)
                 )
             )
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is not None and self.scheduler is None and self.processes > 1:
+            self._pool.shutdown(cancel_futures=True)  # After an error nobody wants the tasks that have not begun.
         self._open.close()
 
     def map(self, title: str, function: Callable, tasks: Sequence[tuple]) -> list[Any]:
@@ -61,6 +64,12 @@ class WorkerPool:
             results = (function(*task) for task in tasks)
         with progress_bar() as progress:
             return list(progress.track(results, len(tasks), description=title))
+
+
+def _begin_worker(threads: int) -> None:
+    """Sets up a process that works; Ctrl-C, which reaches it too, is for the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
 
 
 def _dask_client(scheduler: str) -> Any:

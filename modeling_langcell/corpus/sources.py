@@ -1,12 +1,12 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The sources of a corpus's cells: `.h5ad` files and TileDB-SOMA experiments, read in slices of cells."""
+"""The sources of a corpus's cells: files of cells and TileDB-SOMA experiments, read in slices of cells."""
 
 import csv
 import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
+from ..io.containers import find_reader
 from ..io.h5ad import open_cells
+from ..model.count_sources import find_counts
 from ..model.errors import InputError, reason_of
 
 #: The aspects of a cell that a description can mention, and CELLxGENE's column of `obs` for each.
@@ -44,7 +45,7 @@ _TRUTH = {
 _STUDY, _PRIMARY, _PROFILE = "dataset_id", "is_primary_data", "profile"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY, _PROFILE)
 #: Largest length of a source's name, in bytes. File names begin with it, and file systems allow 255.
-_MAX_NAME_BYTES = 200
+_MAX_NAME_BYTES = 195
 
 
 class ToldOfSource(NamedTuple):
@@ -162,10 +163,11 @@ def _truth_column(obs: pd.DataFrame, column: str, default: bool) -> np.ndarray:
     return values.to_numpy(dtype=bool)
 
 
-class H5adFile(Source):
+class CellsFile(Source):
     """
-    An `.h5ad` file, read from disk in slices. The counts are those in `raw` where it holds whole numbers, as in
-    CELLxGENE's files with normalised values in `X`; otherwise `X` must hold them.
+    An `.h5ad` file, read from disk in slices, or another container that `open_cells` takes. The counts are those of X,
+    raw or a layer called counts, the first that holds whole numbers: CELLxGENE's files have normalised values in X and
+    counts in raw.
     """
 
     @cached_property
@@ -202,26 +204,26 @@ class H5adFile(Source):
     @cached_property
     def _counts(self) -> tuple[Any, pd.DataFrame]:
         """Matrix of the counts, and its genes."""
-        raw = self._adata.raw
-        if raw is not None and _holds_whole_numbers(raw.X[:64]):
-            return raw.X, raw.var
-        return self._adata.X, self._adata.var
+        where = find_counts(self._adata)
+        if "use_raw" in where:
+            return self._adata.raw.X, self._adata.raw.var
+        return self._adata.layers[where["layer"]] if "layer" in where else self._adata.X, self._adata.var
 
     def origin(self) -> dict[str, str]:
         found = {name: self._adata.uns.get(name) for name in ORIGIN}
         return {name.replace("license", "licence"): text for name, text in found.items() if isinstance(text, str)}
 
     def checksum(self) -> str:
+        path = Path(self.location)
+        parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
         digest = hashlib.sha256()
-        with open(self.location, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        for part in parts:
+            if part != path:
+                digest.update(os.fsencode(part.relative_to(path)))
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
         return digest.hexdigest()
-
-
-def _holds_whole_numbers(matrix: Any) -> bool:
-    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
-    return bool((values == np.rint(values)).all())
 
 
 class SomaExperiment(Source):
@@ -275,7 +277,7 @@ def find_sources(
     inputs: Iterable[str], where: str | None = None, told: Mapping[str, ToldOfSource] | None = None
 ) -> list[Source]:
     """
-    Finds the sources among `.h5ad` files, folders of them, and SOMA experiments (folders or URIs), ordered by name.
+    Finds the sources among files of cells, folders of them, and SOMA experiments (folders or URIs), ordered by name.
 
     Args:
         inputs: Paths and URIs.
@@ -289,13 +291,13 @@ def find_sources(
     found: list[Source] = []
     for location in inputs:
         path = Path(location)
-        files: Sequence[Path] = sorted(path.glob("*.h5ad")) if path.is_dir() else [path]
         if "://" in location or (path.is_dir() and (path / "__group").exists()):
             found.append(SomaExperiment(location, where))
-        elif not files or not path.exists():
-            raise InputError(f"{location} is not an .h5ad file, a folder of them, or a SOMA experiment.")
-        else:
-            found += [H5adFile(str(file), where) for file in files]
+            continue
+        files = _files_in(path) if path.is_dir() and find_reader(path) is None else [path]
+        if not files or not path.exists():
+            raise InputError(f"{location} is no file of cells, such as .h5ad, a folder of them, or a SOMA experiment.")
+        found += [CellsFile(str(file), where) for file in files]
     for source in found:
         if len(os.fsencode(source.name)) > _MAX_NAME_BYTES or not _is_utf8(source.name):
             raise InputError(
@@ -313,6 +315,10 @@ def find_sources(
                 f"{source.location} and {following.location} have the same name {source.name!r}: rename one."
             )
     return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix == ".h5ad" or find_reader(path) is not None]
 
 
 def read_source_table(path: Path) -> dict[str, ToldOfSource]:
@@ -348,7 +354,7 @@ def _is_utf8(name: str) -> bool:
 __all__ = [
     "ASPECTS",
     "UNKNOWN",
-    "H5adFile",
+    "CellsFile",
     "SomaExperiment",
     "Source",
     "ToldOfSource",

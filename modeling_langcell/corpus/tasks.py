@@ -27,6 +27,7 @@ from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.gene_matching import GeneVocabulary
 from .genes import MedianSketch, all_genes_extractor, read_gene_info
+from .orthologs import read_orthologs
 from .places import PlaceSums
 from .profiles import draw_cells
 from .sources import ASPECTS, Source, cell_facts
@@ -73,6 +74,14 @@ class HashedFile:
 
 
 @dataclass(frozen=True)
+class GeneTables:
+    """The tables that name genes: NCBI's `gene_info`, and orthologs in other organisms."""
+
+    gene_info: HashedFile
+    orthologs: tuple[HashedFile, ...] = ()
+
+
+@dataclass(frozen=True)
 class UnfitSource:
     """The result of a task whose source cannot be used, with the reason."""
 
@@ -103,22 +112,22 @@ def _naming(source: Source) -> Iterator[None]:
 
 
 @_returning_faults
-def inspect_source(source: Source, gene_info: HashedFile) -> dict[str, Any]:
+def inspect_source(source: Source, tables: GeneTables) -> dict[str, Any]:
     """Opens a source and reads its first selected cell; returns the manifest's entry for the source."""
     selected = len(source.rows)
     if selected:
         with _naming(source):
-            _all_genes_extractor(gene_info).read_counts(source.read(source.rows[:1]))
+            _all_genes_extractor(tables).read_counts(source.read(source.rows[:1]))
     facts = {"sha256": source.checksum(), "cells": source.n_cells, "asked_for": selected, "study": source.study}
     about = source.about()
     return facts | ({"about": about} if about else {})
 
 
 @_returning_faults
-def sketch_chunk(chunk: Chunk, gene_info: HashedFile, path: Path) -> Path:
+def sketch_chunk(chunk: Chunk, tables: GeneTables, path: Path) -> Path:
     """Writes the sketch of the gene values of a chunk's primary cells; returns its path."""
     if not path.exists():
-        extractor = _all_genes_extractor(gene_info)
+        extractor = _all_genes_extractor(tables)
         adata, facts = chunk.read()
         with _naming(chunk.source):
             counts, totals = extractor.read_counts(adata)
@@ -140,9 +149,9 @@ def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, pl
         adata, facts = chunk.read()
         is_profile = facts["profile"].to_numpy()
         with _naming(chunk.source):
-            ranked = extractor.rank(adata, empty_cells="mark")
+            ranked = extractor.rank(adata, counts="raw", empty_cells="mark")
             counts = extractor.read_counts(adata)[0] if is_profile.any() else None
-            measured = extractor.open(adata)[1].token_ids
+            measured = extractor.open(adata, counts="raw")[1].token_ids
         reasons = np.select([~facts["primary"], ranked.without_genes], ["not primary data", "no known gene"], "")
         kept = np.flatnonzero(reasons == "")
         id_type = pa.uint16() if len(extractor) <= 2**16 else pa.uint32()
@@ -167,7 +176,8 @@ def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, pl
             drawn, rows = draw_cells(
                 counts[:, GeneVocabulary.first_gene_id : -1], is_profile & (reasons == ""), chunk.number
             )
-            ranked = extractor.rank(drawn, gene_ids=extractor.gene_vocabulary["ensembl_ids"], empty_cells="mark")
+            names = extractor.gene_vocabulary["ensembl_ids"]
+            ranked = extractor.rank(drawn, gene_ids=names, counts="raw", empty_cells="mark")
             groups = groups[rows]
         PlaceSums.from_cells(ranked, groups, measured[measured >= 0], len(extractor)).save(places)
         atomic_write(path, to_arrow(table))  # The shard comes last: where it exists, so do the sums.
@@ -205,8 +215,10 @@ def to_arrow(table: pa.Table) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _all_genes_extractor(gene_info: HashedFile) -> LangCellFeatureExtractor:
-    return all_genes_extractor(read_gene_info(gene_info.path))
+def _all_genes_extractor(tables: GeneTables) -> LangCellFeatureExtractor:
+    return all_genes_extractor(
+        read_gene_info(tables.gene_info.path), [read_orthologs(table.path) for table in tables.orthologs]
+    )
 
 
 @lru_cache(maxsize=1)
@@ -216,4 +228,13 @@ def _ranking_extractor(genes: HashedFile) -> LangCellFeatureExtractor:
     return LangCellFeatureExtractor(vocabulary, max_length=len(vocabulary["ensembl_ids"]) + 1)
 
 
-__all__ = ["Chunk", "HashedFile", "UnfitSource", "encode_chunk", "inspect_source", "sketch_chunk", "to_arrow"]
+__all__ = [
+    "Chunk",
+    "GeneTables",
+    "HashedFile",
+    "UnfitSource",
+    "encode_chunk",
+    "inspect_source",
+    "sketch_chunk",
+    "to_arrow",
+]

@@ -1,43 +1,33 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Atomic writes: files and folders appear complete or not at all, and never replace an input."""
+"""Atomic writes: files and folders appear complete or not at all."""
 
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from errno import EEXIST, EISDIR, ENOTDIR
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from ..model.errors import InputError, reason_of
+from .outputs import require_new_folder, require_writable_file
+from .owners import Lock, taking_over
 
-#: The name that `atomic_file` gives to a file until it is complete.
-_INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
+#: The name of what is not complete yet, and of the lock that its writer holds beside it.
+_INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.lock)?", re.DOTALL)
+_LOCK = ".lock"
+#: Errors of a full disk, which do not always name the file.
+_FULL = (ENOSPC, EDQUOT, EFBIG)
 
 
 def complete_name(path: Path) -> str | None:
-    """Returns the final name of an incomplete file of `atomic_file`; None for any other file."""
+    """Returns the final name of an incomplete file, or of its lock; None for any other file."""
     found = _INCOMPLETE.fullmatch(path.name)
     return found[1] if found else None
-
-
-def require_writable_file(path: str | Path) -> None:
-    """
-    Checks that a file can be written to a path: there is nothing at the path, or a file that can be replaced.
-
-    Raises:
-        OSError: The path is a folder or a device, a parent is a file, or the name is invalid.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(EISDIR, "it is a folder", str(path))
-    if path.exists() and not path.is_file():
-        raise FileExistsError(EEXIST, "it is not a regular file, and is not replaced", str(path))
-    if not (parent := _nearest_parent(path)).is_dir():
-        raise NotADirectoryError(ENOTDIR, f"{parent} is a file, not a folder", str(path))
 
 
 def reserve(path: Path, size: int) -> None:
@@ -50,67 +40,135 @@ def reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size + size)
 
 
-def require_apart(
-    outputs: Iterable[tuple[str, Path | None]],
-    inputs: Iterable[tuple[str, Path | None]],
-    *,
-    allowed: Collection[tuple[str, str]] = (),
-) -> None:
-    """
-    Checks that no output would overwrite an input or another output. Relative names, symbolic links and hard links are
-    resolved; an output need not exist yet.
-
-    Args:
-        outputs: The user's name for each file that is to be written, and its path; `None` for a file that is not
-            wanted.
-        inputs: The same for each file that is read.
-        allowed: Pairs of an output's and an input's name that may be the same file.
-
-    Raises:
-        InputError: Two paths are the same file and must not be.
-    """
-    others = [(name, path) for name, path in inputs if path is not None]
-    for name, path in outputs:
-        if path is None:
-            continue
-        for other, other_path in others:
-            if (name, other) not in allowed and _is_same(path, other_path):
-                raise InputError(
-                    f"{name} {path} is the same file as {other} ({other_path}), which it would overwrite: choose "
-                    "another path for one of them."
-                )
-        others.append((name, path))
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    if os.path.realpath(one) == os.path.realpath(other):
-        return True
-    try:
-        return os.path.samefile(one, other)  # Hard links, and names on a file system that ignores case.
-    except OSError:
-        return False  # One of them does not exist yet.
-
-
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     Yields a temporary path for a file, which is renamed to `path` at the end, so that readers see all of it or nothing,
-    even after the machine crashes. Makes its folder if needed, and leaves nothing behind if writing fails.
+    even after the machine crashes. Makes its folder if needed, and leaves nothing behind if writing fails; what a
+    killed process left, the next one that writes the same file removes.
 
     Raises:
         OSError: The file cannot be written there.
     """
     path = Path(path)
     require_writable_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
+        with making_parents(path), temporary_file(path) as temporary:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        if error.strerror is not None and (error.filename is None or complete_name(Path(error.filename)) == path.name):
+            error.filename, error.filename2 = str(path), None  # The user knows the file by this name.
+        raise
+
+
+@contextmanager
+def temporary_file(place: Path) -> Iterator[Path]:
+    """
+    Yields a path in the folder of `place` for a file that is deleted at the end, or at the next use of the same place
+    if this process is killed.
+    """
+    with _temporary(place, Path.is_file) as temporary:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """
+    Yields an empty folder among the machine's temporary files that is deleted at the end, or at the next use if this
+    process is killed.
+
+    Raises:
+        InputError: The folder cannot be written to, for example because the disk is full.
+    """
+    place = Path(tempfile.gettempdir()).absolute() / "langcell"
+    try:
+        with folder_beside(place) as temporary:
+            yield temporary
+    except OSError as error:
+        if not _is_about(error, place) or (error.filename is None and error.errno not in _FULL):
+            raise
+        raise InputError(
+            f"The folder for temporary files, {place.parent}, cannot be written: {reason_of(error)}. Free space there, "
+            "or name another folder in the environment variable TMPDIR."
+        ) from error
+
+
+@contextmanager
+def folder_beside(place: Path) -> Iterator[Path]:
+    """
+    Yields an empty folder beside a place that is deleted at the end, or at the next use of the same place if this
+    process is killed.
+    """
+    with _temporary(place, Path.is_dir) as temporary:
+        temporary.mkdir(0o700)
+        yield temporary
+
+
+def _is_about(error: Exception, place: Path) -> bool:
+    """Returns true if an error is about a place, or what is written in its stead, and not about another file."""
+    # shutil names the source of a copy first, even if it is the copy that cannot be written.
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    if named is None:
+        return True
+    at = Path(os.fsdecode(named)).absolute()
+    return place.is_relative_to(at) or f".{place.name}." in str(at)
+
+
+@contextmanager
+def _temporary(place: Path, is_own_kind: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields a path beside a place that this process alone uses, which a lock shows to the others."""
+    _remove_leftovers(place, is_own_kind)
+    temporary = place.with_name(f".{place.name}.{uuid4().hex}")
+    with Lock(temporary.with_name(temporary.name + _LOCK)):
+        try:
+            yield temporary
+        finally:
+            with suppress(OSError):
+                _remove(temporary)
+
+
+def _remove_leftovers(place: Path, is_own_kind: Callable[[Path], bool]) -> None:
+    """Removes what dead processes left beside a place."""
+    with suppress(OSError):
+        names = {name.removesuffix(_LOCK) for name in os.listdir(place.parent) if name.startswith(f".{place.name}.")}
+        for leftover in (place.with_name(name) for name in names if complete_name(Path(name)) == place.name):
+            is_foreign = leftover.is_symlink() or (leftover.exists() and not is_own_kind(leftover))
+            with suppress(OSError), taking_over(leftover.with_name(leftover.name + _LOCK)) as is_dead:
+                if is_dead and not is_foreign:
+                    _remove(leftover)
+
+
+def remove_leftovers(place: Path) -> None:
+    """Removes what killed processes left of a file or a folder that they had not finished."""
+    _remove_leftovers(place, _has_lock)
+
+
+def _has_lock(path: Path) -> bool:
+    return path.with_name(path.name + _LOCK).exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_parents(path: Path) -> Iterator[None]:
+    """Makes the folders above a path, and removes those that it made, if they are empty, after an error."""
+    made = [parent for parent in path.absolute().parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def atomic_write(path: str | Path, content: bytes) -> None:
@@ -124,31 +182,11 @@ def atomic_write(path: str | Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def require_new_folder(output: str | Path) -> Path:
-    """
-    Checks that a folder can be made at a path.
-
-    Raises:
-        InputError: The path already exists, or nothing can be written there.
-    """
-    output = Path(output)
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise InputError(f"{output} already exists: choose a new folder.")
-    parent = _nearest_parent(output)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{output} cannot be written: {parent} is not a folder with write access.")
-    return output
-
-
-def _nearest_parent(path: Path) -> Path:
-    """Returns the nearest of a path's parents that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
-
-
 @contextmanager
 def atomic_folder(output: str | Path) -> Iterator[Path]:
     """
-    Yields a temporary folder to fill, which is renamed to `output` at the end, or deleted after an error.
+    Yields a temporary folder to fill, which is renamed to `output` at the end, or deleted after an error. What a killed
+    process left, the next one that makes the same folder removes.
 
     Raises:
         InputError: `output` already exists, or cannot be written.
@@ -156,20 +194,16 @@ def atomic_folder(output: str | Path) -> Iterator[Path]:
     output = require_new_folder(output)
     place = output.absolute()
     try:
-        # The nearest parent that exists is used, so that renaming stays on one file system and is atomic.
-        with tempfile.TemporaryDirectory(dir=_nearest_parent(output), prefix=f".{place.name}-") as temporary:
-            folder = Path(temporary) / place.name
+        with making_parents(place), folder_beside(place) as temporary:
+            folder = temporary / place.name
             folder.mkdir()
             yield folder
-            output.parent.mkdir(parents=True, exist_ok=True)
-            if output.is_dir():
-                output.rmdir()  # It is empty.
-            folder.rename(output)
+            if place.is_dir():
+                place.rmdir()  # It is empty.
+            folder.rename(place)
     except (OSError, SafetensorError) as error:
-        if (named := getattr(error, "filename", None)) is not None:
-            at = Path(os.fsdecode(named)).absolute()
-            if not place.is_relative_to(at) and f".{place.name}-" not in str(at):
-                raise  # The error is about another file, such as one that was read.
+        if not _is_about(error, place):
+            raise
         raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
 
 
@@ -178,8 +212,10 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "complete_name",
-    "require_apart",
-    "require_new_folder",
-    "require_writable_file",
+    "folder_beside",
+    "making_parents",
+    "remove_leftovers",
     "reserve",
+    "temporary_file",
+    "temporary_folder",
 ]

@@ -3,6 +3,9 @@
 
 from collections.abc import Iterable
 
+from ..model.errors import InputError
+
+PREFIX = "langcell_"  # What the names of all columns begin with.
 CELL_TYPE, SCORE, NOVELTY = "langcell_cell_type", "langcell_score", "langcell_novelty"
 CELL_TYPE_ID, COLOURS = "langcell_cell_type_id", "langcell_cell_type_colors"  # scanpy looks for colours by this name.
 SECOND, MARGIN = "langcell_second", "langcell_margin"
@@ -16,6 +19,17 @@ CLUSTER_ANSWER, CLUSTER_ANSWER_ID = "langcell_cluster_answer", "langcell_cluster
 CLUSTER_AGREEMENT, CLUSTER_MIXED = "langcell_cluster_agreement", "langcell_cluster_mixed"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
 RUN = "langcell"
+
+
+def require_own_column(name: str) -> None:
+    """
+    Checks that a column is the user's, and not one that an annotation replaces. Clusters of an earlier one may be read.
+
+    Raises:
+        InputError: An annotation writes the column.
+    """
+    if name.startswith(PREFIX) and name != CLUSTER:
+        raise InputError(f"The annotation replaces {name!r} with its own results: name another column, or rename it.")
 
 
 def probability_columns(labels: Iterable[str]) -> list[str]:
@@ -41,6 +55,7 @@ __all__ = [
     "FIT",
     "MARGIN",
     "NOVELTY",
+    "PREFIX",
     "PROBABILITIES",
     "PROVEN",
     "RUN",
@@ -48,4 +63,5 @@ __all__ = [
     "SECOND",
     "UNKNOWN_BECAUSE",
     "probability_columns",
+    "require_own_column",
 ]

@@ -1,12 +1,15 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Containers of cells other than `.h5ad`: zarr stores, what Cell Ranger writes, loom, MuData. They are read into memory.
+Containers of cells other than `.h5ad`: zarr stores, what Cell Ranger writes, loom, MuData. They are read into memory,
+or copied into an `.h5ad` file: zarr, Cell Ranger's `.h5` and loom a block at a time.
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -14,8 +17,10 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
+import zarr
 
 from ..model.errors import InputError, reason_of
+from .atomic import reserve, temporary_file
 from .strings import writing_missing_text
 
 logger = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ _CONVERSIONS = {
     },
 }
 _LOOM_BLOCK = 1024  # Cells of a loom file, whose matrix is dense, that are read at once.
+_BLOCK = 2**24  # Values of an array that are copied at once.
 
 
 def require_container(path: Path) -> None:
@@ -74,6 +80,16 @@ def find_reader(path: Path) -> Callable[[Path], ad.AnnData] | None:
         return _reader_of_hdf5(path) if is_hdf5(path) else None
     except Exception:  # It is damaged, or in use: what reads it next says so.
         return None
+
+
+def container_files(path: Path) -> list[Path]:
+    """Returns the files that hold the cells of a container: the path itself, or what is in it or belongs to it."""
+    if _is_matrix_market(path) or (path.is_dir() and find_reader(path) is _read_matrix_market):
+        matrix, prefix = _matrix_and_prefix(path)
+        names = ("barcodes.tsv", "features.tsv", "genes.tsv")
+        beside = [matrix.with_name(f"{prefix}{name}{end}") for name in names for end in ("", ".gz")]
+        return [matrix, *filter(Path.is_file, beside)]
+    return [one for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
 
 
 def _reader_of_hdf5(path: Path) -> Callable[[Path], ad.AnnData] | None:
@@ -122,41 +138,73 @@ def read_container(path: Path) -> ad.AnnData:
     reader = find_reader(path)
     if reader is None:
         raise InputError(_refusal(path))
-    try:
+    with _naming(path):
         if is_hdf5(path):
             require_self_contained(path)
         adata = reader(path)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} cannot be read: {reason_of(error)}. Use an intact copy.") from error
     logger.info("%s is read into memory: %d cells x %d genes.", path, *adata.shape)
     return adata
 
 
 @contextmanager
-def as_h5ad(path: Path, copy: Path) -> Iterator[Path]:
+def as_h5ad(path: Path, output: Path) -> Iterator[Path]:
     """
-    Yields an `.h5ad` file with the cells of a container: the path itself if it is one, or else `copy`, which is deleted
-    afterwards.
+    Yields an `.h5ad` file with the cells of a container: the path itself if it is one, or else a copy beside `output`,
+    which is deleted afterwards.
 
     Raises:
         InputError: Same as for `read_container`, or the copy cannot be written.
     """
-    if find_reader(path) is None:
+    reader = find_reader(path)
+    if reader is None:
         yield path
         return
-    adata = read_container(path)
-    try:
-        try:
-            with writing_missing_text():
-                adata.write_h5ad(copy)
-        except (OSError, RuntimeError) as error:  # HDF5 raises both.
-            raise InputError(f"{copy} cannot be written: {reason_of(error)}.") from error
-        del adata
+    with temporary_file(output.absolute()) as copy:
+        _write_copy(path, reader, copy, output)
         yield copy
-    finally:
-        copy.unlink(missing_ok=True)
+
+
+def _write_copy(path: Path, reader: Callable[[Path], ad.AnnData], copy: Path, output: Path) -> None:
+    """
+    Writes the cells of a container into an `.h5ad` file, a copy beside the output; of a large one, a block at a time.
+
+    Raises:
+        InputError: The container cannot be read, or the copy cannot be written.
+    """
+    copiers: dict[Callable, Callable[[Path, h5py.File], None]]
+    copiers = {_read_zarr: _copy_zarr, _read_10x: _copy_10x, _read_loom: _copy_loom}
+    copier = copiers.get(reader)
+    adata = read_container(path) if copier is None else None
+    with _naming(path):
+        if is_hdf5(path):
+            require_self_contained(path)
+    parts = [one.stat().st_size for one in container_files(path)]
+    try:
+        # HDF5 may crash on a full disk, so that one is found out before.
+        copy.touch()
+        reserve(copy, sum(parts) if adata is None else sys.getsizeof(adata))
+        with writing_missing_text(), h5py.File(copy, "w") as file:
+            if copier is None:
+                ad.io.write_elem(file, "/", adata)
+            else:
+                copier(path, file)
+            if not isinstance(file.get("raw"), h5py.Group | None):
+                del file["raw"]  # A null that stands for None; anndata cannot open it from disk.
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # What cannot be read has been named: this is about the copy.
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns any error of reading a damaged container into an InputError that names it."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}. Use an intact copy.") from error
 
 
 def _refusal(path: Path) -> str:
@@ -177,8 +225,101 @@ def _read_zarr(path: Path) -> ad.AnnData:
     return ad.read_zarr(path)
 
 
+def _copy_zarr(path: Path, file: h5py.File) -> None:
+    """Copies arrays and sparse matrices, which zarr and HDF5 hold in the same layout, in blocks, and the rest whole."""
+    with _naming(path):
+        group = zarr.open_group(str(path), mode="r")
+        is_old = "encoding-type" not in group.attrs  # anndata before 0.7
+        adata = _read_zarr(path) if is_old else None
+    if is_old:
+        ad.io.write_elem(file, "/", adata)
+        return
+    file.attrs.update(group.attrs)
+    for name in group:
+        _copy_element(path, group, name, file)
+
+
+def _copy_element(path: Path, parent: Any, name: str, group: h5py.Group) -> None:
+    with _naming(path):
+        element = parent[name]
+        kind = element.attrs.get("encoding-type")
+    if kind == "array" and element.ndim > 0:
+        _copy_array(path, element, group, name)
+    elif kind in ("csr_matrix", "csc_matrix", "raw") or (kind == "dict" and name != "uns"):
+        copied = group.create_group(name)
+        copied.attrs.update(element.attrs)
+        for part in element:
+            if kind in ("raw", "dict"):
+                _copy_element(path, element, part, copied)
+            else:
+                _copy_array(path, element[part], copied, part)
+    else:
+        with _naming(path):
+            value = ad.io.read_elem(element)
+        ad.io.write_elem(group, name, value)
+
+
+def _copy_array(path: Path, array: Any, group: h5py.Group, name: str) -> None:
+    copied = group.create_dataset(name, array.shape, array.dtype)
+    copied.attrs.update(array.attrs)
+    rows = max(1, _BLOCK // max(1, int(np.prod(array.shape[1:]))))
+    for start in range(0, array.shape[0], rows):
+        with _naming(path):
+            block = array[start : start + rows]
+        copied[start : start + rows] = block
+
+
 def _read_10x(path: Path) -> ad.AnnData:
-    return sc.read_10x_h5(path, gex_only=False)
+    with h5py.File(path) as file:
+        matrix = _matrix_of_10x(file)
+        parts = (matrix[name][:] for name in ("data", "indices", "indptr"))
+        return ad.AnnData(sp.csr_matrix(tuple(parts), shape=_shape_of_10x(matrix)), **_tables_of_10x(matrix))
+
+
+def _copy_10x(path: Path, file: h5py.File) -> None:
+    with h5py.File(path) as source:
+        with _naming(path):
+            matrix = _matrix_of_10x(source)
+            adata, shape = ad.AnnData(**_tables_of_10x(matrix)), np.array(_shape_of_10x(matrix))
+            parts = {name: matrix[name] for name in ("data", "indices", "indptr")}
+        ad.io.write_elem(file, "/", adata)
+        counts = file.create_group("X")
+        counts.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+        for name, part in parts.items():
+            _copy_array(path, part, counts, name)
+
+
+def _matrix_of_10x(file: h5py.File) -> h5py.Group:
+    """
+    Returns the matrix of Cell Ranger's file: genes by cells in columns, which are cells by genes in rows.
+
+    Raises:
+        InputError: There are several, as before Cell Ranger 3 for cells of two organisms.
+    """
+    names = [name for name in file if isinstance(file[name], h5py.Group)]
+    if len(names) > 1:
+        raise InputError(
+            f"{file.filename} has the matrices {', '.join(names)}: write one of them into a file of its own, as in "
+            f"scanpy.read_10x_h5('{file.filename}', genome='{names[0]}').write_h5ad('cells.h5ad')."
+        )
+    return file[names[0]]
+
+
+def _shape_of_10x(matrix: h5py.Group) -> tuple[int, int]:
+    genes, cells = map(int, matrix["shape"][:])
+    return cells, genes
+
+
+def _tables_of_10x(matrix: h5py.Group) -> dict[str, pd.DataFrame]:
+    """Returns `obs` and `var`, whose columns are called as scanpy calls them."""
+    if "features" in matrix:
+        known = {"id": "gene_ids", "name": "gene_symbols", "feature_type": "feature_types", "genome": "genome"}
+        columns = {column: matrix["features"][name] for name, column in known.items() if name in matrix["features"]}
+    else:  # Before Cell Ranger 3.
+        columns = {"gene_ids": matrix["genes"], "gene_symbols": matrix["gene_names"]}
+    var = pd.DataFrame({column: values.asstr()[:] for column, values in columns.items()})
+    var.index = pd.Index(var.pop("gene_symbols").to_numpy())
+    return {"obs": pd.DataFrame(index=matrix["barcodes"].asstr()[:]), "var": var}
 
 
 def _is_matrix_market(path: Path) -> bool:
@@ -191,9 +332,14 @@ def _matrices(folder: Path) -> list[Path]:
 
 def _read_matrix_market(path: Path) -> ad.AnnData:
     """Reads Cell Ranger's folder, or the files of one sample, whose names begin alike (`GSM123_matrix.mtx.gz`)."""
-    matrix = path if path.is_file() else _matrices(path)[0]
-    prefix = matrix.name[: matrix.name.index("matrix.mtx")]
+    matrix, prefix = _matrix_and_prefix(path)
     return sc.read_10x_mtx(matrix.parent, var_names="gene_ids", gex_only=False, prefix=prefix or None)
+
+
+def _matrix_and_prefix(path: Path) -> tuple[Path, str]:
+    """Returns the matrix of a folder or a sample, and how the names of its files begin."""
+    matrix = path if path.is_file() else _matrices(path)[0]
+    return matrix, matrix.name[: matrix.name.index("matrix.mtx")]
 
 
 def _read_mudata(path: Path) -> ad.AnnData:
@@ -212,12 +358,50 @@ def _read_mudata(path: Path) -> ad.AnnData:
 def _read_loom(path: Path) -> ad.AnnData:
     """Reads a loom file: a dense matrix of genes by cells, further layers of the same shape, and their attributes."""
     with h5py.File(path) as file:
-        obs, var = (_loom_table(file[name]) for name in ("col_attrs", "row_attrs"))
-        for table, usual in ((obs, ("CellID", "obs_names")), (var, ("Gene", "var_names", "Accession"))):
-            if (names := next((one for one in usual if one in table), None)) is not None:
-                table.index = pd.Index(table[names].astype(str), name=None)
-        layers = {name: _loom_matrix(layer) for name, layer in file.get("layers", {}).items()}
-        return ad.AnnData(_loom_matrix(file["matrix"]), obs=obs, var=var, layers=layers)
+        matrices = {
+            name: sp.vstack([_loom_rows(matrix, rows) for rows in _loom_blocks(matrix)], format="csr")
+            for name, matrix in _loom_matrices(file)
+        }
+        return ad.AnnData(matrices.pop("X"), layers=matrices, **_loom_tables(file))
+
+
+def _copy_loom(path: Path, file: h5py.File) -> None:
+    with h5py.File(path) as source:
+        with _naming(path):
+            adata, matrices = ad.AnnData(**_loom_tables(source)), dict(_loom_matrices(source))
+        ad.io.write_elem(file, "/", adata)
+        for name, matrix in matrices.items():
+            group = file if name == "X" else file["layers"]
+            for rows in _loom_blocks(matrix):
+                with _naming(path):
+                    block = _loom_rows(matrix, rows)
+                if rows.start == 0:
+                    ad.io.write_elem(group, name, block)
+                else:
+                    ad.io.sparse_dataset(group[name]).append(block)
+
+
+def _loom_matrices(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    yield "X", file["matrix"]
+    yield from file.get("layers", {}).items()
+
+
+def _loom_blocks(matrix: h5py.Dataset) -> list[slice]:
+    """Returns the cells of a matrix of genes by cells, some at a time; one empty block if there are none."""
+    return [slice(start, start + _LOOM_BLOCK) for start in range(0, max(1, matrix.shape[1]), _LOOM_BLOCK)]
+
+
+def _loom_rows(matrix: h5py.Dataset, cells: slice) -> sp.csr_matrix:
+    return sp.csr_matrix(np.asarray(matrix[:, cells]).T)
+
+
+def _loom_tables(file: h5py.File) -> dict[str, pd.DataFrame]:
+    """Returns `obs` and `var`, with their usual names as their indices."""
+    tables = {"obs": _loom_table(file["col_attrs"]), "var": _loom_table(file["row_attrs"])}
+    for name, usual in (("obs", ("CellID", "obs_names")), ("var", ("Gene", "var_names", "Accession"))):
+        if (names := next((one for one in usual if one in tables[name]), None)) is not None:
+            tables[name].index = pd.Index(tables[name][names].astype(str).to_numpy())
+    return tables
 
 
 def _loom_table(attributes: h5py.Group) -> pd.DataFrame:
@@ -229,10 +413,12 @@ def _loom_table(attributes: h5py.Group) -> pd.DataFrame:
     return table
 
 
-def _loom_matrix(matrix: h5py.Dataset) -> sp.csr_matrix:
-    starts = range(0, matrix.shape[1], _LOOM_BLOCK)
-    blocks = [sp.csr_matrix(np.asarray(matrix[:, start : start + _LOOM_BLOCK]).T) for start in starts]
-    return sp.vstack(blocks, format="csr")
-
-
-__all__ = ["as_h5ad", "find_reader", "is_hdf5", "read_container", "require_container", "require_self_contained"]
+__all__ = [
+    "as_h5ad",
+    "container_files",
+    "find_reader",
+    "is_hdf5",
+    "read_container",
+    "require_container",
+    "require_self_contained",
+]

@@ -15,6 +15,7 @@ from ..model.errors import InputError, reason_of
 from .atomic import atomic_file
 from .columns import EMBEDDING, RUN
 from .containers import find_reader, read_container, require_container, require_self_contained
+from .file_kinds import CELLS, require_replaceable
 from .strings import writing_missing_text
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def reading_h5ad(path: str | Path) -> Iterator[Path]:
         require_container(path)
         require_self_contained(path)
         yield path
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         if "unable to lock file" in str(error):
@@ -67,9 +68,10 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
     the matrix is never loaded into memory.
 
     Raises:
-        InputError: The folder cannot be written to, or the disk is full.
+        InputError: The folder cannot be written to, the disk is full, or a column holds what `.h5ad` cannot.
     """
     output = Path(output)
+    require_replaceable(output, CELLS)
     try:
         with atomic_file(output) as temporary, writing_missing_text():
             if adata.isbacked:
@@ -79,9 +81,24 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
                         ad.io.write_elem(file, group, element)
             else:
                 adata.write_h5ad(temporary)
-    except (OSError, RuntimeError) as error:  # HDF5 raises both.
-        raise InputError(f"{output} cannot be written: {reason_of(error)}.") from error
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # anndata and h5py raise many kinds of errors.
+        what = next(_unwritable(adata), None)
+        advice = "" if what is None else f" It is about {what}: rename it, or make it numbers or text."
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.{advice}") from error
     return output
+
+
+def _unwritable(adata: ad.AnnData) -> Iterator[str]:
+    """Yields the columns that cannot be written to `.h5ad`."""
+    with h5py.File("probe", "w", driver="core", backing_store=False) as probe, writing_missing_text():
+        for table in ("obs", "var"):
+            for number, name in enumerate(getattr(adata, table)):
+                try:
+                    ad.io.write_elem(probe, f"{table}{number}", getattr(adata, table)[[name]])
+                except Exception:
+                    yield f"{table}[{name!r}]"
 
 
 def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:

@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from ..model.errors import InputError, Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from ..model.prompts import check_labels
 from ..model.ranking import RankedCells
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,10 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
         raise InputError(
             f"No column {label_key!r} in obs, nor table in obsm; columns: {sorted(map(str, adata.obs.columns))}."
         )
+    try:
+        check_labels(map(str, names))
+    except InputError as error:
+        raise InputError(f"{label_key!r}: {error}") from error
     if len(names) < 2:
         raise InputError(f"{label_key!r} holds {len(names)} label{'' if len(names) else 's'}: at least two are needed.")
     return Labels(tuple(map(str, names)), np.flatnonzero(known), truth)

@@ -11,7 +11,7 @@ def progress_bar() -> Progress:
     """Returns a progress bar with counts and remaining time, disabled if the output is not a terminal."""
     disabled = not sys.stdout.isatty()
     console = Console(quiet=disabled)  # Some versions of rich end even a disabled bar with an empty line.
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=disabled)
 
 

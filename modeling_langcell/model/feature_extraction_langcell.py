@@ -2,22 +2,23 @@
 """The feature extractor: reads counts, matches genes, and encodes cells as ranked gene ids (LangCell, section 3.1)."""
 
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .count_matrix import CountMatrix, check_values, open_anndata, open_matrix
+from .count_matrix import CountMatrix
+from .count_sources import open_anndata, open_matrix
+from .count_values import Counts, check_values
 from .errors import InputError, Remedy
 from .gene_matching import GeneMatch, GeneVocabulary, UsualPlaces
 from .ranking import RankedCells, RankedChunks
 
 logger = logging.getLogger(__name__)
-
-_GENOME_PREFIX = re.compile(r"^(hg19|hg38|GRCh37|GRCh38)_+")
 
 
 class LangCellFeatureExtractor(FeatureExtractionMixin):
@@ -29,7 +30,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
     Args:
         gene_vocabulary: The genes in the order of their ids, as three lists of one length: `ensembl_ids`; `medians`,
             the non-zero medians (`None` for a gene that is never used); `names`, symbol and synonyms joined by `|`.
-            Ids are `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last.
+            Ids are `<pad>` 0, `<mask>` 1, genes from 2 on, `<cls>` last. Optional: `organism`, human by default; and
+            `orthologs`, by the name of another organism, whose cells can then be read: a list of the Ensembl id and the
+            symbol of each gene's one-to-one ortholog, joined by `|`, or `""`.
         max_length: Longest sequence, including `<cls>`.
         min_matched_genes: Smallest share of a matrix's genes that must be known; below it the input is refused.
         gene_places: What is usual for each gene, in the order of `gene_vocabulary`: lists `means` and `spreads` of its
@@ -55,7 +58,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(
         self,
-        gene_vocabulary: dict[str, list],
+        gene_vocabulary: dict[str, Any],
         max_length: int = 2048,
         min_matched_genes: float = 0.1,
         gene_places: dict[str, list] | None = None,
@@ -91,9 +94,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
 
     # ------------------------------------------------------------------ genes
 
-    def match_genes(self, *columns: Sequence[str]) -> GeneMatch:
+    def match_genes(self, *columns: Sequence[str], organism: str | None = None) -> GeneMatch:
         """Finds the genes of a matrix in the vocabulary: see `GeneVocabulary.match`."""
-        return self._genes.match(*columns)
+        return self._genes.match(*columns, organism=organism)
 
     def by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
         """Returns the positive counts of known genes, `(cells, vocabulary)`, with duplicated genes summed."""
@@ -119,7 +122,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         layer: str | None = None,
         use_raw: bool = False,
         gene_column: str | None = None,
-        counts: Literal["raw", "normalized", "log1p"] = "raw",
+        organism: str | None = None,
+        counts: Counts = "auto",
         empty_cells: Literal["error", "mark"] = "error",
         max_length: int | None = None,
         padding: bool | Literal["longest", "max_length", "do_not_pad"] = True,
@@ -135,9 +139,14 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             use_raw: Read `.raw` of the AnnData in place of `X`.
             gene_column: The column of `var` that names the genes. By default its index and the usual columns
                 (`ensembl_id`, `gene_ids`, `feature_name`, `symbol` and the like) are all considered.
-            counts: Kind of the values: `"raw"` counts; `"normalized"`, scaled by one factor per cell (CPM, for
-                example); `"log1p"`, the logarithm of such values. All three give the same ranks, since a value that
-                is a whole multiple of its cell's smallest one, up to float32's rounding, is taken as exactly that.
+            organism: The organism whose genes are read: the checkpoint's own, or one whose orthologs it knows, such as
+                mouse. By default the one that knows the most of the genes.
+            counts: Kind of the values: `"raw"` counts; `"corrected"` ones, such as those of SoupX and DecontX;
+                `"normalized"`, scaled by one factor per cell (CPM, for example); `"log1p"`, the logarithm of such
+                values, whose base is told from the values or `uns["log1p"]`. Raw, normalised and logarithms give the
+                same ranks, since a value that is a whole multiple of its cell's smallest one, up to float32's
+                rounding, is taken as exactly that. By default (`"auto"`) the kind is told from the values and, if no
+                array is named, the first of X, raw and a layer called counts is read that holds counts.
             empty_cells: Treatment of a cell without any known gene: `"error"` refuses the input, `"mark"` keeps only
                 `<cls>`.
             max_length: Longest sequence, including `<cls>`; the extractor's own by default.
@@ -159,6 +168,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             layer=layer,
             use_raw=use_raw,
             gene_column=gene_column,
+            organism=organism,
             counts=counts,
             empty_cells=empty_cells,
             max_length=max_length,
@@ -194,7 +204,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         layer: str | None = None,
         use_raw: bool = False,
         gene_column: str | None = None,
-        counts: Literal["raw", "normalized", "log1p"] = "raw",
+        organism: str | None = None,
+        counts: Counts = "auto",
         empty_cells: Literal["error", "mark"] = "error",
         max_length: int | None = None,
         places_of: Sequence[int] = (),
@@ -204,11 +215,9 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         are ids of genes whose places in each cell's whole ranking are wanted. The other arguments are those of a call.
 
         Raises:
-            InputError: Arguments that do not fit, no cells, no genes, too few known genes. Errors in the values are
-                raised when their chunk is read.
+            InputError: Arguments that do not fit, no cells, no genes, too few known genes. Errors in the values of
+                later cells are raised when their chunk is read.
         """
-        if counts not in ("raw", "normalized", "log1p"):
-            raise InputError(f"counts={counts!r} is not one of 'raw', 'normalized' and 'log1p'.")
         if empty_cells not in ("error", "mark"):
             raise InputError(f"empty_cells={empty_cells!r} is not one of 'error' and 'mark'.")
         if chunk_size < 1:
@@ -216,16 +225,24 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         limit = self.max_length if max_length is None else max_length
         if limit < 2:
             raise InputError(f"max_length={limit} leaves no room for genes: it counts <cls> too.")
-        source, match = self.open(cells, gene_ids=gene_ids, layer=layer, use_raw=use_raw, gene_column=gene_column)
+        source, match = self.open(
+            cells,
+            gene_ids=gene_ids,
+            layer=layer,
+            use_raw=use_raw,
+            gene_column=gene_column,
+            organism=organism,
+            counts=counts,
+        )
         return RankedChunks(
             source,
             self._genes,
             match,
             chunk_size=chunk_size,
-            counts=counts,
             empty_cells=empty_cells,
             max_length=limit,
             gene_column=gene_column,
+            organism=organism,
             places_of=places_of,
         )
 
@@ -237,42 +254,67 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         layer: str | None = None,
         use_raw: bool = False,
         gene_column: str | None = None,
+        organism: str | None = None,
+        counts: Counts = "auto",
     ) -> tuple[CountMatrix, GeneMatch]:
         """
-        Opens the array that is read, and matches its genes to the vocabulary. Arguments are those of a call.
+        Opens the array that is read, tells the kind of its values from the first cells, and matches its genes to the
+        vocabulary. Arguments are those of a call.
 
         Raises:
-            InputError: No such layer, column or raw; no cells or no genes; fewer than `min_matched_genes` known.
+            InputError: No such layer, column, raw or organism; no cells or no genes; fewer than `min_matched_genes`
+                known; genes of several organisms, or of one that is not known; values of another kind than `counts`.
         """
         if hasattr(cells, "var_names"):
             if gene_ids is not None:
                 raise InputError("gene_ids is for a matrix; for an AnnData, give their column of var with gene_column.")
-            source, names = open_anndata(cells, layer, use_raw, gene_column)
+            source, names = open_anndata(cells, layer, use_raw, gene_column, counts)
         else:
             if layer is not None or use_raw or gene_column is not None:
                 raise InputError("layer, use_raw and gene_column are for an AnnData; a matrix takes only gene_ids.")
-            source, names = open_matrix(cells, gene_ids)
+            source, names = open_matrix(cells, gene_ids, counts)
         n_cells, n_genes = len(source), source.n_genes
         if n_cells == 0 or n_genes == 0:
             raise InputError(f"{source.label} is empty: {n_cells} cells x {n_genes} genes.")
-        columns = [[_GENOME_PREFIX.sub("", str(name)) for name in column] for column in names.values()]
-        match = self.match_genes(*columns)
+        columns = [list(map(str, column)) for column in names.values()]
+        match = self.match_genes(*columns, organism=organism)
+        if organism is None:
+            self._require_one_organism(match, source.label)
         if match.fraction < self.min_matched_genes:
             examples = ", ".join(repr(name) for name in columns[0][:3])
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
                 f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} are required). Names in "
-                f"{', '.join(names)}: {examples}, ... Human Ensembl ids or gene symbols are expected.",
+                f"{', '.join(names)}: {examples}, ... Ensembl ids or gene symbols of "
+                f"{' or '.join(self._genes.organisms if organism is None else [organism])} are expected.",
                 Remedy("Give their column of var with {option}.", "gene_column"),
             )
         logger.info(
-            "%s: %d of %d genes are known (%d by Ensembl id, %d by symbol, %d by synonym); the others are skipped.",
-            *(source.label, (match.token_ids >= 0).sum(), n_genes),
+            "%s: %d of %d %s genes are known (%d by Ensembl id, %d by symbol, %d by synonym); others are skipped.",
+            *(source.label, (match.token_ids >= 0).sum(), n_genes, match.organism),
             *(match.by_ensembl_id, match.by_symbol, match.by_synonym),
         )
         if match.has_duplicates:
             logger.info("%s: some genes have several columns, whose counts are summed.", source.label)
         return source, match
+
+    def _require_one_organism(self, match: GeneMatch, label: str) -> None:
+        """
+        Raises:
+            InputError: Many of the genes are those of a second organism, or their ids of one that is not known.
+        """
+        n_genes, own, known = len(match.token_ids), self._genes.organisms[0], " and ".join(self._genes.organisms)
+        for other, number in match.only_elsewhere.items():
+            if min(match.fraction, number / n_genes) >= self.min_matched_genes:
+                raise InputError(
+                    f"{label} has genes of {match.organism} and of {other}. Keep the cells of one of them.",
+                    Remedy("Then read its genes alone: pass {option}, for example.", "organism", match.organism),
+                )
+        if match.foreign_ids is not None:
+            raise InputError(
+                f"{label} has Ensembl ids of another organism, {match.foreign_ids}...: those of {known} are known.",
+                Remedy(f"If its genes have the symbols of {own} genes, pass {{option}}.", "organism", own),
+            )
 
     def read_counts(self, cells: Any, **where: Any) -> tuple[sp.csr_matrix, np.ndarray]:
         """
@@ -286,12 +328,34 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             InputError: Same as for `open`, or the values are not raw counts.
         """
         try:
-            source, match = self.open(cells, **where)
+            source, match = self.open(cells, counts="raw", **where)
             counts = source.rows(0, len(source))
-            check_values(counts, "raw", source, 0)
+            check_values(counts, source.kind, source, 0)
         except InputError as error:
             raise error.without("counts") from None
         return self._genes.sum_by_gene(counts, match), np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
-__all__ = ["LangCellFeatureExtractor"]
+#: Arguments that say how the cells of an AnnData are read.
+_CELL_OPTIONS = [
+    name
+    for name in signature(LangCellFeatureExtractor.chunks).parameters
+    if name not in ("self", "cells", "chunk_size", "gene_ids")
+]
+
+
+def require_cell_options(names: Iterable[str]) -> None:
+    """
+    Checks names of arguments that say how the cells of an AnnData are read.
+
+    Raises:
+        TypeError: There is no such argument; the message names the closest.
+    """
+    for name in names:
+        if name not in _CELL_OPTIONS:
+            close = get_close_matches(name, _CELL_OPTIONS, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"cells are read by {', '.join(_CELL_OPTIONS)}."
+            raise TypeError(f"There is no argument {name!r}: {hint}")
+
+
+__all__ = ["LangCellFeatureExtractor", "require_cell_options"]

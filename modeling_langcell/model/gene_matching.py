@@ -1,17 +1,17 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The genes that a model knows, how the genes of a matrix are matched to them, and their usual places in a cell."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from .errors import InputError
-
-_ENSEMBL_ID = re.compile(r"^(ENS[A-Z]*G\d+)(\.\d+)?$")
+from .gene_names import GeneName, capitalised, mangled, without_repetition
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,24 @@ class GeneMatch:
     Args:
         token_ids: `(genes,)` id of each gene, -1 for unknown ones.
         by_ensembl_id, by_symbol, by_synonym: Number of genes that were matched by each kind of name.
+        organism: The organism whose names of genes were read.
+        columns: `(genes,)` columns of their names, for messages.
+        only_elsewhere: Numbers of genes that only another organism has, by its name.
+        foreign_ids: Beginning of most of the genes' Ensembl ids, if no known organism has such; otherwise None.
     """
 
     token_ids: np.ndarray
     by_ensembl_id: int
     by_symbol: int
     by_synonym: int
+    organism: str
+    columns: Sequence[Sequence[str]]
+    only_elsewhere: Mapping[str, int]
+    foreign_ids: str | None
+
+    def names_of(self, gene: int) -> list[str]:
+        """Returns the different names of a gene of the matrix."""
+        return list(dict.fromkeys(name for column in self.columns if (name := str(column[gene]))))
 
     @property
     def fraction(self) -> float:
@@ -41,16 +53,63 @@ class GeneMatch:
         return len(np.unique(known)) < len(known)
 
 
+@dataclass(frozen=True)
+class _Names:
+    """
+    What the genes are called in one organism.
+
+    Args:
+        ensembl_ids, symbols: Their ids by Ensembl id and by symbol.
+        find_synonyms: Returns their ids by unambiguous synonym; called when it is first needed.
+    """
+
+    ensembl_ids: dict[str, int]
+    symbols: dict[str, int]
+    find_synonyms: Callable[[], dict[str, int]]
+
+    @cached_property
+    def synonyms(self) -> dict[str, int]:
+        """Ids by unambiguous synonym."""
+        return self.find_synonyms()
+
+    @cached_property
+    def spellings(self) -> dict[str, int]:
+        """Ids by mangled names; a symbol comes before a synonym, and what two genes share is left out."""
+        return _unambiguous((self.symbols, self.synonyms), mangled)
+
+    @cached_property
+    def kinds(self) -> set[str]:
+        """Beginnings of the Ensembl ids: `ENSG` in human."""
+        return {_kind(ensembl_id) for ensembl_id in self.ensembl_ids}
+
+    def knows(self, name: str) -> bool:
+        """Returns true for a symbol or a synonym, mangled or not."""
+        return name in self.symbols or name in self.synonyms or mangled(name) in self.spellings
+
+    def share_of(self, rows: Sequence[Sequence[GeneName]]) -> float:
+        """Returns the share of a matrix's genes that have an Ensembl id or a symbol of this organism."""
+        found = (
+            any(name.ensembl_id in self.ensembl_ids or not self.symbols.keys().isdisjoint(name.symbols) for name in row)
+            for row in rows
+        )
+        return sum(found) / len(rows)
+
+
+_FOREIGN = 0.05  # Share of genes from which another organism is considered.
+
+
 class GeneVocabulary:
     """
     Token ids, medians and names of the genes that a model knows.
 
     Args:
-        columns: `ensembl_ids`, `medians` and `names`, as `LangCellFeatureExtractor` takes them.
+        columns: `ensembl_ids`, `medians` and `names`, and perhaps `organism` and `orthologs`, as
+            `LangCellFeatureExtractor` takes them.
 
     Attributes:
         pad_token_id, mask_token_id, cls_token_id: Ids of `<pad>` (0), `<mask>` (1) and `<cls>`, which is the last.
         median_of_id: `(cls_token_id,)` median of each id; NaN for special ids and for genes that are never used.
+        organisms: The organisms whose genes can be read, that of the model first.
 
     Raises:
         InputError: The columns are missing, of different lengths, or of the wrong types.
@@ -58,85 +117,151 @@ class GeneVocabulary:
 
     pad_token_id, mask_token_id, first_gene_id = 0, 1, 2
 
-    def __init__(self, columns: dict[str, list]):
+    def __init__(self, columns: dict[str, Any]):
         ensembl_ids, medians, names = _checked_columns(columns)
         token_ids = range(self.first_gene_id, self.first_gene_id + len(ensembl_ids))
         self.cls_token_id = token_ids.stop
         self.median_of_id = np.concatenate([[np.nan] * self.first_gene_id, medians])
-        self._id_of_ensembl_id = dict(zip(ensembl_ids, token_ids, strict=True))
-        self._id_of_symbol: dict[str, int] = {}
-        id_of_synonym: dict[str, int] = {}
-        for token_id, joined in zip(token_ids, names, strict=True):
-            symbol, *synonyms = joined.split("|")
-            token_id = self._id_of_symbol.setdefault(symbol, token_id)
-            for synonym in synonyms:
-                # A synonym that two genes share identifies neither.
-                id_of_synonym[synonym] = token_id if id_of_synonym.get(synonym, token_id) == token_id else -1
-        self._id_of_symbol.pop("", None)
-        own = {token_id: symbol for symbol, token_id in self._id_of_symbol.items()}
+        symbols, synonyms = _by_name(token_ids, names)
+        self._names = _Names(dict(zip(ensembl_ids, token_ids, strict=True)), symbols, lambda: synonyms)
+        own = {token_id: symbol for symbol, token_id in self._names.symbols.items()}
         self._symbols = [own.get(token_id, i) for token_id, i in zip(token_ids, ensembl_ids, strict=True)]
-        self._id_of_synonym = {name: token_id for name, token_id in id_of_synonym.items() if name and token_id >= 0}
+        self._names_in = {_organism(columns): self._names}
+        for organism, joined in _checked_orthologs(columns, len(ensembl_ids)).items():
+            self._names_in[organism] = self._orthologs(token_ids, joined)
+
+    def _orthologs(self, token_ids: range, joined: Sequence[str]) -> _Names:
+        """
+        Returns the names of another organism: `id|symbol` of each gene's one ortholog, or nothing. Nearly all of a gene
+        with several orthologs, or none in the table, have the same letters in both organisms if they are one family:
+        the gene of that name is a synonym.
+        """
+        ids: dict[str, int] = {}
+        symbols: dict[str, int] = {}
+        for token_id, names in zip(token_ids, joined, strict=True):
+            # Where two genes have one ortholog, the first has its names, as with symbols of the model's own organism.
+            for table, name in zip((ids, symbols), names.split("|", 1) if names else [], strict=False):
+                table.setdefault(name, token_id)
+        own = self._names
+        return _Names(ids, symbols, lambda: _unambiguous((own.symbols, own.synonyms), capitalised))
 
     def __len__(self) -> int:
         """Number of ids, including special ones: the cell tower's `vocab_size`."""
         return self.cls_token_id + 1
 
+    @property
+    def organisms(self) -> list[str]:
+        """The organisms whose genes can be read, that of the model first."""
+        return list(self._names_in)
+
     def id_of(self, name: str, any_case: bool = False) -> int | None:
         """
         Returns the id of a gene with a median, by its Ensembl id, symbol or unambiguous synonym; None if there is none.
         """
-        for table in (self._id_of_ensembl_id, self._id_of_symbol, self._id_of_synonym):
-            if (found := table.get(name)) is not None and not np.isnan(self.median_of_id[found]):
+        for table in (self._names.ensembl_ids, self._names.symbols, self._names.synonyms):
+            if (found := table.get(name)) is not None and self._is_used(found):
                 return found
         return self._id_of_folded.get(name.casefold()) if any_case else None
 
     @cached_property
     def _id_of_folded(self) -> dict[str, int]:
         """Ids by names without case; a symbol comes before a synonym, and what two genes share is left out."""
-        folded: dict[str, int] = {}
-        for table in (self._id_of_symbol, self._id_of_synonym):
-            ids: dict[str, set[int]] = {}
-            for name, token_id in table.items():
-                if not np.isnan(self.median_of_id[token_id]):
-                    ids.setdefault(name.casefold(), set()).add(token_id)
-            for name, of_name in ids.items():
-                folded.setdefault(name, next(iter(of_name)) if len(of_name) == 1 else -1)
-        return {name: token_id for name, token_id in folded.items() if token_id >= 0}
+        tables = (self._names.symbols, self._names.synonyms)
+        return _unambiguous(
+            [{name: found for name, found in table.items() if self._is_used(found)} for table in tables], str.casefold
+        )
+
+    def _is_used(self, token_id: int) -> bool:
+        return not np.isnan(self.median_of_id[token_id])
 
     def symbol_of(self, token_id: int) -> str:
         """Returns the symbol of a gene, or its Ensembl id where it has no symbol or that of another gene."""
         return self._symbols[token_id - self.first_gene_id]
 
-    def match(self, *columns: Sequence[str]) -> GeneMatch:
+    def match(self, *columns: Sequence[str], organism: str | None = None) -> GeneMatch:
         """
-        Finds the genes of a matrix in the vocabulary.
+        Finds the genes of a matrix in the vocabulary, wherever their names stand: `GRCh38_CD3E`, `ENSG00000198851.10`
+        and `ENSG00000198851|CD3E` are one gene.
 
-        A gene that has an Ensembl id in any column is matched by that id alone, without its version. The others are
-        matched by symbol, or else by a synonym of a gene that no other gene of the matrix is matched to.
+        A gene is found by an Ensembl id in any column, or by its symbol if it has no Ensembl id. These genes are
+        certain, and several of them that are one are summed. The others are found, if no certain gene is the same, by a
+        symbol beside an Ensembl id that is unknown, by a synonym, or by a name that R or Seurat changed.
 
         Args:
             columns: One or more `(genes,)` columns of names, the most trusted first.
+            organism: One of `organisms`; by default the one that knows the most of these genes.
+
+        Raises:
+            InputError: No such organism.
         """
-        token_ids = np.full(len(columns[0]), -1, dtype=np.int32)
-        matched_by = np.full(len(columns[0]), "", dtype="U7")
-        others = []
-        for gene, names in enumerate(zip(*columns, strict=True)):
-            ensembl_ids = [found[1] for found in map(_ENSEMBL_ID.match, names) if found][:1]
-            token_id, how = _first_known(self._id_of_ensembl_id, ensembl_ids or names), "ensembl"
+        if organism is not None and organism not in self._names_in:
+            known = " and ".join(self.organisms)
+            raise InputError(f"This checkpoint reads the genes of {known}, not of {organism!r}.")
+        rows, own = self._read(columns), self.organisms[0]
+        found = {
+            name: self._find(names, rows)
+            for name, names in self._names_in.items()
+            if organism == name or (organism is None and (name == own or names.share_of(rows) > _FOREIGN))
+        }
+        best = max(found, key=lambda name: (found[name][0] >= 0).sum())
+        token_ids, matched_by = found[best]
+        return GeneMatch(
+            token_ids,
+            by_ensembl_id=int((matched_by == "ensembl").sum()),
+            by_symbol=int((matched_by == "symbol").sum()),
+            by_synonym=int((matched_by == "synonym").sum()),
+            organism=best,
+            columns=columns,
+            only_elsewhere={
+                name: int(((ids >= 0) & (token_ids < 0)).sum()) for name, (ids, _) in found.items() if name != best
+            },
+            foreign_ids=self._foreign_ids(rows),
+        )
+
+    def _foreign_ids(self, rows: Sequence[Sequence[GeneName]]) -> str | None:
+        """Returns the beginning of the Ensembl ids of most genes, if those of no known organism begin so."""
+        ids = (next((name.ensembl_id for name in row if name.ensembl_id), None) for row in rows)
+        kinds = Counter(_kind(ensembl_id) for ensembl_id in ids if ensembl_id is not None)
+        most, number = kinds.most_common(1)[0] if kinds else ("", 0)
+        known = {kind for names in self._names_in.values() for kind in names.kinds}
+        return most if 2 * number > len(rows) and most not in known else None
+
+    def _read(self, columns: Sequence[Sequence[str]]) -> list[tuple[GeneName, ...]]:
+        def is_known(name: str) -> bool:
+            return any(names.knows(name) for names in self._names_in.values())
+
+        read = (map(GeneName.read, without_repetition(column, is_known)) for column in columns)
+        return list(zip(*read, strict=True))
+
+    def _find(self, names: _Names, rows: Sequence[Sequence[GeneName]]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `(genes,)` ids, -1 for unknown genes, and kinds of names by which they were found."""
+        token_ids = np.full(len(rows), -1, dtype=np.int32)
+        matched_by = np.full(len(rows), "", dtype="U7")
+        others: list[tuple[int, list[str]]] = []
+        for gene, row in enumerate(rows):
+            ensembl_ids = [name.ensembl_id for name in row if name.ensembl_id]
+            symbols = [symbol for name in row for symbol in name.symbols]
+            token_id, how = _first_known(names.ensembl_ids, ensembl_ids or symbols), "ensembl"
             if token_id < 0 and not ensembl_ids:
-                token_id, how = _first_known(self._id_of_symbol, names), "symbol"
-                if token_id < 0:
-                    others.append((gene, names))
+                token_id, how = _first_known(names.symbols, symbols), "symbol"
             if token_id >= 0:
                 token_ids[gene], matched_by[gene] = token_id, how
-        claimed = set(token_ids.tolist())
-        for gene, names in others:
-            token_id = _first_known(self._id_of_synonym, names)
-            if token_id not in claimed:
-                token_ids[gene], matched_by[gene] = token_id, "synonym"
+            else:
+                others.append((gene, symbols))
+        for how, table in (("symbol", names.symbols), ("synonym", names.synonyms), ("symbol", names.spellings)):
+            # Genes of one step are summed, so that the order of the matrix's columns does not matter.
+            claimed, left = set(token_ids.tolist()), []
+            for gene, symbols in others:
+                spelt = symbols if table is not names.spellings else list(map(mangled, symbols))
+                token_id = _first_known(table, spelt)
+                if token_id >= 0 and token_id not in claimed:
+                    token_ids[gene], matched_by[gene] = token_id, how
+                else:
+                    left.append((gene, symbols))
+            others = left
         unused = (token_ids >= 0) & np.isnan(self.median_of_id[token_ids])
         token_ids[unused], matched_by[unused] = -1, ""
-        return GeneMatch(token_ids, *(int((matched_by == how).sum()) for how in ("ensembl", "symbol", "synonym")))
+        return token_ids, matched_by
 
     def sum_by_gene(self, counts: sp.csr_matrix, match: GeneMatch) -> sp.csr_matrix:
         """Returns the positive counts of known genes, `(cells, vocabulary)`, with duplicated genes summed."""
@@ -149,7 +274,7 @@ class GeneVocabulary:
         return by_gene
 
 
-def _checked_columns(columns: dict[str, list]) -> tuple[list[str], np.ndarray, list[str]]:
+def _checked_columns(columns: dict[str, Any]) -> tuple[list[str], np.ndarray, list[str]]:
     """Returns Ensembl ids, medians (float64, NaN for None) and names."""
     if not isinstance(columns, dict):
         raise InputError("gene_vocabulary is not a mapping of ensembl_ids, medians and names to lists.")
@@ -164,6 +289,56 @@ def _checked_columns(columns: dict[str, list]) -> tuple[list[str], np.ndarray, l
     if not (np.isnan(numbers) | (np.isfinite(numbers) & (numbers > 0))).all():
         raise InputError("gene_vocabulary: medians must be finite and positive, or None.")
     return ensembl_ids, numbers, names
+
+
+def _organism(columns: dict[str, Any]) -> str:
+    """Returns the organism of a model, which is human where nothing else is said."""
+    organism = columns.get("organism", "human")
+    if not isinstance(organism, str) or not organism:
+        raise InputError("gene_vocabulary: organism must be a name.")
+    return organism
+
+
+def _checked_orthologs(columns: dict[str, Any], n_genes: int) -> dict[str, list[str]]:
+    """Returns the names of the genes in other organisms."""
+    orthologs = columns.get("orthologs", {})
+    if not isinstance(orthologs, dict) or not all(
+        isinstance(names, list) and len(names) == n_genes and all(isinstance(name, str) for name in names)
+        for names in orthologs.values()
+    ):
+        raise InputError("gene_vocabulary: orthologs must be lists of strings by organism, as long as ensembl_ids.")
+    return orthologs
+
+
+def _by_name(token_ids: Sequence[int], names: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns ids by symbol, and by synonym, of names joined by `|`. The first gene of a symbol has it."""
+    symbols: dict[str, int] = {}
+    synonyms: dict[str, int] = {}
+    for token_id, joined in zip(token_ids, names, strict=True):
+        symbol, *others = joined.split("|")
+        token_id = symbols.setdefault(symbol, token_id)
+        for synonym in others:
+            # A synonym that two genes share identifies neither.
+            synonyms[synonym] = token_id if synonyms.get(synonym, token_id) == token_id else -1
+    symbols.pop("", None)
+    return symbols, {name: token_id for name, token_id in synonyms.items() if name and token_id >= 0}
+
+
+def _unambiguous(tables: Sequence[Mapping[str, int]], spell: Callable[[str], str]) -> dict[str, int]:
+    """Returns ids by another spelling of names; an earlier table comes first, and what two genes share is left out."""
+    spelt: dict[str, int] = {}
+    for table in tables:
+        ids: dict[str, set[int]] = {}
+        for name, token_id in table.items():
+            ids.setdefault(spell(name), set()).add(token_id)
+        for name, of_name in ids.items():
+            spelt.setdefault(name, next(iter(of_name)) if len(of_name) == 1 else -1)
+    return {name: token_id for name, token_id in spelt.items() if token_id >= 0}
+
+
+def _kind(ensembl_id: str) -> str:
+    """Returns the beginning of an Ensembl id, which tells the organism."""
+    return ensembl_id.rstrip("0123456789")
 
 
 def _first_known(table: dict[str, int], names: Sequence[str]) -> int:

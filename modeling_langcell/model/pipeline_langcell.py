@@ -12,7 +12,8 @@ from transformers import Pipeline
 
 from .configuration_langcell import PIPELINE_TASK
 from .errors import InputError
-from .prompts import Description, as_description, fill_templates
+from .feature_extraction_langcell import require_cell_options
+from .prompts import Description, as_description, check_labels, fill_templates
 from .zero_shot import DescriptionScorer, read_cells
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,15 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
     - `shortlist`: number of candidates most similar to a cell that the matching reads, the same as for
       `DescriptionScorer`;
     - `top_k`: number of candidates to return for a cell, all by default;
-    - `layer`, `use_raw`, `gene_column`, `counts`, `empty_cells`: the same as for `LangCellFeatureExtractor`.
+    - `layer`, `use_raw`, `gene_column`, `organism`, `counts`, `empty_cells`: the same as for
+      `LangCellFeatureExtractor`.
 
     Returns a list of `{"label": ..., "score": ...}` for every cell, the best first; an empty one for a cell without
     known genes (`empty_cells="mark"`).
 
     Raises:
         InputError: No candidates, one given twice, an alpha outside 0 to 1, or cells that cannot be read.
+        TypeError: There is no such argument.
 
     Example:
 
@@ -78,6 +81,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         top_k=None,
         **cells,
     ):
+        require_cell_options(cells)
         if candidate_labels is not None and not isinstance(candidate_labels, (str, Mapping)):
             candidate_labels = list(candidate_labels)
         if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
@@ -131,11 +135,8 @@ def _describe(
     if template is not None and (not isinstance(template, str) or "{}" not in template):
         raise InputError(f"hypothesis_template {template!r} has no {{}} for the label.")
     described: dict[str, Description] = {}
+    check_labels(candidates)
     for label in candidates:
-        if not isinstance(label, str):
-            raise InputError(f"Labels must be texts, not {label!r}.")
-        if label in described:
-            raise InputError(f"The label {label!r} was given twice.")
         own = as_description(label, candidates[label]) if isinstance(candidates, Mapping) else Description()
         if own.texts:
             texts = own.texts

@@ -1,6 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Prompts: the texts that describe a cell type, made from prompt templates."""
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -16,6 +18,82 @@ PROMPT_TEMPLATES = ("cell type: {name}. {definition}",)
 NAME_ALONE = "cell type: {name}."
 #: Largest number of synonyms of a cell type that fill a template; 99 of 100 types have no more.
 SYNONYMS = 8
+#: Most characters of a label, a name or a gene, and of a text that describes one; the ontology's are far shorter.
+LONGEST_NAME, LONGEST_TEXT = 1_000, 20_000
+#: Null characters, and halves of surrogate pairs: no file can hold them.
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+#: Names that tables in `.h5ad` files cannot have.
+_RESERVED = (".", "_index")
+
+
+def require_text(text: Any, what: str, longest: int = LONGEST_TEXT) -> str:
+    """
+    Returns a text that a person gave, checked: there is something to read in it, and files can hold it.
+
+    Args:
+        text: The text.
+        what: What it is, for messages: `The label`.
+        longest: The most characters that it may have.
+
+    Raises:
+        InputError: It is not a text, too long, holds a character that is not text, or shows nothing.
+
+    ```python
+    >>> from modeling_langcell.model.prompts import require_text
+    >>> require_text("B cell", "The label")
+    'B cell'
+
+    ```"""
+    if not isinstance(text, str):
+        raise InputError(f"{what} must be a text, not {text!r}.")
+    if len(text) > longest:
+        raise InputError(f"{what} {text[:40]!r}... has {len(text):,} characters: give at most {longest:,}.")
+    if _NOT_TEXT.search(text):
+        raise InputError(f"{what} {text!r} holds a character that is not text (zero, or half of a pair): remove it.")
+    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in text):
+        raise InputError(f"{what} is {text!r}: the text is empty, or nothing in it can be seen.")
+    return text
+
+
+def check_labels(labels: Iterable[Any]) -> None:
+    """
+    Checks that labels are texts, and that each will have a column of its own in the tables of results.
+
+    Raises:
+        InputError: A label is not a text that can be shown and stored, or is given twice; or two labels differ only in
+            what people and files do not tell apart.
+
+    ```python
+    >>> from modeling_langcell.model.prompts import check_labels
+    >>> check_labels(["T cell", "B cell", "b  cell"])
+    Traceback (most recent call last):
+    ...
+    modeling_langcell.model.errors.InputError: A table cannot have a column for each of 'B cell' and 'b  cell': ...
+
+    ```"""
+    first: dict[str, str] = {}
+    for label in labels:
+        if not isinstance(label, str):
+            raise InputError(f"Labels must be texts, not {label!r}.")
+        require_text(label, "The label", LONGEST_NAME)
+        if label in _RESERVED:
+            raise InputError(f"A table cannot have a column {label!r}: give the label another name.")
+        other = first.get(spelling := _spelling(label))
+        if other == label:
+            raise InputError(f"The label {label!r} was given twice.")
+        if other is not None:
+            raise InputError(
+                f"A table cannot have a column for each of {other!r} and {label!r}: they differ only in case, blanks, "
+                "slashes, invisible characters or the way in which letters are written. Rename one, or leave it out."
+            )
+        first[spelling] = label
+
+
+def _spelling(label: str) -> str:
+    """Returns a label without the differences that people do not see and that file systems and tables do not keep."""
+    text = unicodedata.normalize("NFKC", label).replace("/", "|")
+    seen = (letter for letter in text if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(seen).split()).casefold()
 
 
 class Text(NamedTuple):
@@ -74,12 +152,12 @@ def as_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
     Returns a label's description, given as one text or several, as a tuple without repeated texts.
 
     Raises:
-        InputError: No text, or an empty one.
+        InputError: No text, or one that `require_text` refuses.
     """
     found = (texts,) if isinstance(texts, str) else tuple(texts) if isinstance(texts, Sequence) else ()
     if not found or not all(isinstance(text, str) and text for text in found):
         raise InputError(f"Descriptions must be texts, or lists of texts; that of {label!r} is {texts!r}.")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(require_text(text, f"The description of {label!r}") for text in found))
 
 
 @dataclass(frozen=True)
@@ -124,7 +202,8 @@ def as_description(label: str, given: Any) -> Description:
         names = given.get(key) or ()
         if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
             raise InputError(f"{key} of {label!r} must be a list of genes such as ['INS', 'IAPP'], not {names!r}.")
-        genes[key] = tuple(dict.fromkeys(name.strip() for name in names))
+        checked = (require_text(name, f"A gene in {key} of {label!r}", LONGEST_NAME).strip() for name in names)
+        genes[key] = tuple(dict.fromkeys(checked))
     text = given.get("description") or ""
     has_lists = "markers" in given or "absent" in given
     return Description(
@@ -156,11 +235,14 @@ def check_templates(prompt_templates: Sequence[str]) -> tuple[str, ...]:
         if not parts or any(field not in FIELDS or spec or conversion for field, spec, conversion in parts):
             known = ", ".join(f"{{{field}}}" for field in FIELDS)
             raise InputError(f"The prompt template {template!r} must have one or more of {known}, and no other braces.")
+        require_text(template, "The prompt template")
     return tuple(prompt_templates)
 
 
 __all__ = [
     "FIELDS",
+    "LONGEST_NAME",
+    "LONGEST_TEXT",
     "NAME_ALONE",
     "PROMPT_TEMPLATES",
     "SYNONYMS",
@@ -168,6 +250,8 @@ __all__ = [
     "Text",
     "as_description",
     "as_texts",
+    "check_labels",
     "check_templates",
     "fill_templates",
+    "require_text",
 ]

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from .count_matrix import LARGEST_VALUE, CountMatrix, check_values, slice_rows
+from .count_matrix import CountMatrix, slice_rows
+from .count_values import LARGEST_VALUE, check_values
 from .errors import InputError, Remedy
 from .gene_matching import GeneMatch, GeneVocabulary
 
@@ -100,9 +101,9 @@ class RankedChunks(Sequence[RankedCells]):
         match: The genes of the input that are known.
         n_cells: Number of cells of the input.
         chunk_size: Number of cells of every chunk but the last, which has the rest.
-        counts: Kind of the values: `"raw"`, `"normalized"` or `"log1p"`.
+        kind: Kind of the values, with the base of logarithms.
         empty_cells: Treatment of cells without any known gene: `"error"` or `"mark"`.
-        gene_column: The column of `var` that names the genes, if one was given.
+        gene_column, organism: The column of `var` that names the genes, and their organism, if they were given.
         n_others: Number of rows of `var` that are no genes.
     """
 
@@ -113,15 +114,16 @@ class RankedChunks(Sequence[RankedCells]):
         match: GeneMatch,
         *,
         chunk_size: int,
-        counts: str,
         empty_cells: str,
         max_length: int,
         gene_column: str | None,
+        organism: str | None,
         places_of: Sequence[int] = (),
     ):
         self.label, self.match, self.n_cells, self.chunk_size = source.label, match, len(source), chunk_size
         self.n_others = source.n_others
-        self.counts, self.empty_cells, self.gene_column, self._max_length = counts, empty_cells, gene_column, max_length
+        self.kind, self.empty_cells, self._max_length = source.kind, empty_cells, max_length
+        self.gene_column, self.organism = gene_column, organism
         self._source, self._genes = source, genes
         self._watch(places_of)
 
@@ -168,7 +170,7 @@ class RankedChunks(Sequence[RankedCells]):
 
         Raises:
             IndexError: No such chunk.
-            InputError: Values that are not of the kind that `counts` names; a cell without known genes.
+            InputError: Values that are not of `kind`; a cell without known genes.
         """
         rows = self.rows(chunk)
         blocks = range(rows.start, rows.stop, _BLOCK)
@@ -191,8 +193,8 @@ class RankedChunks(Sequence[RankedCells]):
 
     def values(self, chunk: int) -> sp.csr_matrix:
         """
-        Reads the `(cells, columns)` values of one chunk as they are, of the kind that `counts` names. Column `i` is the
-        gene `match.token_ids[i]`.
+        Reads the `(cells, columns)` values of one chunk as they are, of `kind`. Column `i` is the gene
+        `match.token_ids[i]`.
         """
         rows = self.rows(chunk)
         return self._source.rows(rows.start, rows.stop)
@@ -211,14 +213,13 @@ class RankedChunks(Sequence[RankedCells]):
 
     def _rank(self, start: int, stop: int) -> list[RankedCells]:
         block = self._source.rows(start, stop)
-        check_values(block, self.counts, self._source, start)
+        check_values(block, self.kind, self._source, start)
         groups = range(0, stop - start, _GROUP)
         return [self._rank_group(slice_rows(block, group, group + _GROUP)) for group in groups]
 
     def _rank_group(self, counts: sp.csr_matrix) -> RankedCells:
-        if self.counts != "raw":
-            values = np.expm1(counts.data, dtype=np.float64) if self.counts == "log1p" else counts.data
-            counts.data = _as_multiples(values, counts.indptr)
+        if self.kind.counts != "raw":
+            counts.data = _as_multiples(self.kind.undo(counts.data), counts.indptr)
         ranker, totals = self._ranker_of_columns, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
         if self.match.has_duplicates or not counts.has_canonical_format or not counts.data.all():
             ranker, counts = self._ranker_of_genes, self._genes.sum_by_gene(counts, self.match)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..model.errors import InputError
+from ..model.prompts import LONGEST_NAME, require_text
 from .terms import ancestors, get_term, ids_by_name
 
 #: The table. `eval/experiments/marker_support.py` writes the support of its markers.
@@ -120,6 +121,7 @@ def find_tissue(name: str) -> str:
     Raises:
         InputError: There is no such tissue.
     """
+    require_text(name, "The name of a tissue", LONGEST_NAME)
     if name.startswith("UBERON:"):
         return get_term(name).id
     names = ids_by_name("UBERON")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..model.errors import InputError
-from ..model.prompts import PROMPT_TEMPLATES, Description, Text, as_description, fill_templates
+from ..model.prompts import PROMPT_TEMPLATES, Description, Text, as_description, check_labels, fill_templates
 from .catalogue import cell_type
 from .names import as_id, find_term, id_of, unknown_names
 from .terms import Term, get_term
@@ -71,7 +71,7 @@ def candidates(
         Candidates in the order of the labels.
 
     Raises:
-        InputError: No labels, a label given twice, or labels that no ontology knows and that have no description; the
+        InputError: Those of `given_descriptions`; or labels that no ontology knows and that have no description; the
             message names all of them.
 
     ```python
@@ -81,19 +81,7 @@ def candidates(
     [('natural killer cell', 'name in the Cell Ontology, ...'), ('a NK cell', "synonym 'NK cell' in the Cell ...")]
 
     ```"""
-    if isinstance(labels, str):
-        raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
-    pairs = labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels]
-    given: dict[str, Description] = {}
-    for label, description in pairs:
-        if not isinstance(label, str):
-            raise InputError(f"Labels must be texts, not {label!r}.")
-        if label in given:
-            raise InputError(f"The label {label!r} was given twice.")
-        own = label.startswith(DESCRIPTION_PREFIX) and description == ""
-        given[label] = as_description(label, label if own else description)
-    if not given:
-        raise InputError("No candidate labels were given.")
+    given = given_descriptions(labels)
     unknown = [label for label, own in given.items() if not own.texts and id_of(label) is None]
     for label in filter(as_id, unknown):
         find_term(label)  # It says whether the id is deprecated, and what replaces it.
@@ -102,6 +90,27 @@ def candidates(
     if unknown:
         logger.warning("The Cell Ontology does not know %s: read as texts.", ", ".join(map(repr, unknown)))
     return [_describe(label, own, prompt_templates, with_markers) for label, own in given.items()]
+
+
+def given_descriptions(labels: Labels) -> dict[str, Description]:
+    """
+    Returns what each label is described by; an empty description where it is to be looked up. All labels and texts of
+    people come through here, from Python as well as from files, before anything is done with them.
+
+    Raises:
+        InputError: No labels, or labels or descriptions that are not as they should be (`check_labels`,
+            `as_description`).
+    """
+    if isinstance(labels, str):
+        raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
+    pairs = list(labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels])
+    check_labels(label for label, _ in pairs)
+    if not pairs:
+        raise InputError("No candidate labels were given.")
+    return {
+        label: as_description(label, label if label.startswith(DESCRIPTION_PREFIX) and given == "" else given)
+        for label, given in pairs
+    }
 
 
 def without_repeats(labels: Labels) -> Labels:
@@ -113,11 +122,12 @@ def without_repeats(labels: Labels) -> Labels:
         return labels
     described = dict(labels) if isinstance(labels, Mapping) else None
     names = list(labels)
+    check_labels(names)
     first: dict[str, str] = {}
     kept = []
     for name in names:
         has_own = described is not None and bool(described[name])
-        term = None if has_own or not isinstance(name, str) else id_of(name)
+        term = None if has_own else id_of(name)
         if term is None or first.setdefault(term, name) == name:
             kept.append(name)
         else:
@@ -165,4 +175,13 @@ def describe(labels: Labels) -> dict[str, str]:
     return {label: texts[0] for label, texts in texts_of(labels).items()}
 
 
-__all__ = ["Candidate", "Labels", "candidates", "describe", "descriptions_of", "texts_of", "without_repeats"]
+__all__ = [
+    "Candidate",
+    "Labels",
+    "candidates",
+    "describe",
+    "descriptions_of",
+    "given_descriptions",
+    "texts_of",
+    "without_repeats",
+]

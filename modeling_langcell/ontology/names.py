@@ -9,6 +9,7 @@ from functools import cache
 from rapidfuzz import fuzz, process
 
 from ..model.errors import InputError
+from ..model.prompts import LONGEST_NAME, require_text
 from .catalogue import cell_type, cell_types
 from .terms import Term, all_terms, below, get_term, ids_by_name, is_term, of_other_species
 
@@ -148,6 +149,7 @@ def find_term(label: str) -> Term:
     ('CL:0000236', 'regulatory T cell', 'CL:0000624')
 
     ```"""
+    require_text(label, "The name of a cell type", LONGEST_NAME)
     if (term_id := as_id(label)) is not None:
         return get_term(term_id)
     if (term_id := id_of(label)) is None:

@@ -4,15 +4,20 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from ..checkpoint.files import TRAINING
+from ..checkpoint.files import CARD, TRAINING
+from ..corpus.folder import GENES, MANIFEST, PANELS, PLACES
 from ..io.atomic import atomic_write, complete_name
-from ..model.errors import InputError
+from ..io.content import content_hash
+from ..model.errors import InputError, reason_of
 from ..model.modeling_langcell import LangCellForPreTraining, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from .config import PretrainingConfig
@@ -21,6 +26,8 @@ LOSSES, HELD_OUT = "losses.jsonl", "held_out.jsonl"
 _RUN, _CHECKPOINTS = "run.json", "checkpoints"
 #: Settings that may change when a run is resumed: the trained weights do not depend on them.
 _FREE_TO_CHANGE = {"output", "workers", "checkpoint_every", "push_to"}
+#: Settings that name files or folders to read, or repositories on the Hub.
+_INPUTS = ("corpus", "held_out", "start", "text_tower", "cell_tower", "gene_names_from")
 
 
 class RunFolder:
@@ -57,22 +64,36 @@ class RunFolder:
             )
         return trained
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """
+        Turns write errors into a message that says how to continue.
+
+        Raises:
+            InputError: The disk is full, the folder is not writable, or the like.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"output: {self.path} cannot be written: {reason_of(error)}. The same command continues from the last "
+                "checkpoint."
+            ) from error
+
     def claim(self) -> None:
         """
         Writes the run's settings, so that no other run uses the folder.
 
         Raises:
-            InputError: The folder cannot be written.
+            OSError: The folder cannot be written.
         """
         if not self._run.exists():
-            try:
-                atomic_write(self._run, json.dumps(self._settings(), indent=1).encode())
-            except OSError as error:
-                raise InputError(f"output: {self.path} cannot be written: {error}") from error
+            atomic_write(self._run, json.dumps(self._settings(), indent=1).encode())
 
     def _settings(self) -> dict[str, Any]:
-        """Returns the settings that must be the same when the run is resumed."""
-        return {name: value for name, value in asdict(self.config).items() if name not in _FREE_TO_CHANGE}
+        """Returns the settings that must be the same when the run is resumed; inputs count by their content."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in _FREE_TO_CHANGE}
+        return settings | {name: _content_of(settings[name]) for name in _INPUTS}
 
     def log(self, name: str, step: int, values: dict[str, float]) -> None:
         """Appends a line to a log, and makes sure that it is on disk: no checkpoint may be newer than the logs."""
@@ -131,6 +152,18 @@ class RunFolder:
     def finish(self) -> None:
         """Marks the run as finished."""
         self._run.unlink()
+
+
+def _content_of(source: str | None) -> str | None:
+    """Returns the hash of a file, of a corpus or of a checkpoint's folder; the name of anything else."""
+    path = Path(source or "")
+    if source is None or not path.exists():
+        return source
+    if (path / MANIFEST).is_file():  # It has the checksums of the shards, which are too large to read here.
+        return content_hash(path, [path / name for name in (MANIFEST, GENES, PANELS, PLACES)])
+    if path.is_dir():
+        return content_hash(path, [one for one in path.iterdir() if one.name != CARD and not one.name.startswith(".")])
+    return content_hash(path)
 
 
 def _without_folder(value: Any) -> Any:

@@ -46,9 +46,16 @@ class TrainingCheckpoints:
             seconds: Duration of the run so far, which `resume` returns.
         """
         incomplete, complete = self.folder / f".step-{step:08}", self.folder / f"step-{step:08}"
+        try:
+            self._save(step, seconds, incomplete, complete)
+        except BaseException:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(incomplete, ignore_errors=True)
+            raise
+
+    def _save(self, step: int, seconds: float, incomplete: Path, complete: Path) -> None:
         is_main = self.accelerator.is_main_process
         if is_main:
-            shutil.rmtree(incomplete, ignore_errors=True)  # A run that was killed here leaves it.
             incomplete.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(incomplete))
@@ -70,8 +77,9 @@ class TrainingCheckpoints:
 
     def resume(self) -> tuple[int, float]:
         """Loads the newest checkpoint; returns its step and the run's seconds until then, 0 if there is none."""
-        for path in sorted(self.folder.glob(".step-*")):
-            logger.warning("The checkpoint %s is incomplete and is not read.", path)
+        for path in sorted(self.folder.glob(".step-*")) if self.accelerator.is_main_process else ():
+            logger.warning("The checkpoint %s is incomplete: deleting it.", path)
+            shutil.rmtree(path)
         checkpoints = complete_checkpoints(self.folder)
         if not checkpoints:
             return 0, 0.0

@@ -17,10 +17,15 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
 
+from ..checkpoint.builtin import resolve_checkpoint
 from ..checkpoint.files import CARD
 from ..checkpoint.repository import require_write_access
 from ..corpus.corpus import Corpus
+from ..io.launch import Launch, launched_processes
+from ..io.outputs import require_apart
+from ..io.printable import one_line
 from ..io.progress import progress_bar
+from ..io.stopping import SIGNALS
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellForPreTraining
 from ..publishing.cards import write_card
@@ -39,7 +44,17 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(Exception):
-    """Raised when the run was told to stop, after it saved a checkpoint to resume from."""
+    """
+    Raised when the run was told to stop, after it saved a checkpoint to resume from.
+
+    Args:
+        message: The step that was reached.
+        exit_code: The exit code of a process that the signal ended.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def pretrain(config: PretrainingConfig) -> Path:
@@ -56,9 +71,25 @@ def pretrain(config: PretrainingConfig) -> Path:
 
     Raises:
         InputError: The corpus is missing or has no labels, a checkpoint to start from cannot be used, the folder holds
-            a different run, the repository cannot be pushed to, or the loss is no longer a number.
-        TrainingStopped: The process received SIGTERM.
+            a different run or cannot be written, another process writes it, a process ends early or does not begin,
+            the repository cannot be pushed to, or the loss is no longer a number.
+        TrainingStopped: The process received SIGINT, SIGTERM or SIGHUP.
     """
+    _require_apart(config)
+    rank, processes = launched_processes()
+    with Launch(config.output, rank, processes) as launch:
+        launch.wait_for_all()  # Otherwise the processes would wait for a missing one much longer.
+        folder = RunFolder(config)
+        with folder.writing():
+            try:
+                _pretrain(config, folder)
+            except RuntimeError:  # A process does not answer.
+                launch.require_others()
+                raise
+    return folder.path
+
+
+def _pretrain(config: PretrainingConfig, folder: RunFolder) -> None:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # Otherwise each process without a GPU would train alone.
         mixed_precision=config.precision,
@@ -66,7 +97,6 @@ def pretrain(config: PretrainingConfig) -> Path:
         log_with="tensorboard",
         project_dir=config.output,
     )
-    folder = RunFolder(config)
     try:
         if folder.is_trained():
             logger.info("%s already holds the trained model.", folder.path)
@@ -82,7 +112,6 @@ def pretrain(config: PretrainingConfig) -> Path:
             _finish(folder)
     finally:
         accelerator.end_training()
-    return folder.path
 
 
 class PretrainingRun:
@@ -156,7 +185,7 @@ class PretrainingRun:
         Takes the remaining steps.
 
         Raises:
-            TrainingStopped: A process received SIGTERM.
+            TrainingStopped: A process received SIGINT, SIGTERM or SIGHUP.
         """
         config = self.config
         self.model.train()
@@ -164,8 +193,8 @@ class PretrainingRun:
             self.accelerator.unwrap_model(self.model).text_model.eval()
         numbers = range(self.steps_done * config.accumulation, config.steps * config.accumulation)
         loader = DataLoader(self.batches, batch_size=None, sampler=numbers, num_workers=config.workers)
-        with _deferred_sigterm() as sigterm_received, self._progress_bar() as show:
-            batches = iter(loader)  # Started here so that its processes ignore SIGTERM too.
+        with _deferred_signals() as received, self._progress_bar() as show:
+            batches = iter(loader)  # Started here so that its processes ignore them too.
             for step in range(self.steps_done + 1, config.steps + 1):
                 started = time.monotonic()
                 losses, cells, genes = self._train_step(step, batches)
@@ -173,11 +202,12 @@ class PretrainingRun:
                 self._log(LOSSES, step, losses | {"cells": cells, "genes": genes})
                 if step % config.evaluate_every == 0 or step == config.steps:
                     self._evaluate(step)
-                stop = self._in_any_process(sigterm_received())
+                stop = self._in_any_process(bool(received))
                 if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
                     self.checkpoints.save(step, self._seconds)
                 if stop and step < config.steps:
-                    raise TrainingStopped(f"Stopped after step {step} of {config.steps}; the same command resumes.")
+                    said = f"Stopped after step {step} of {config.steps}; the same command resumes."
+                    raise TrainingStopped(said, 128 + (received or [signal.SIGTERM])[0])
 
     def _train_step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int, int]:
         """
@@ -314,6 +344,19 @@ class PretrainingRun:
             yield show
 
 
+def _require_apart(config: PretrainingConfig) -> None:
+    """
+    Checks that the output is apart from all that is read.
+
+    Raises:
+        InputError: It is the same folder as one that is read, lies in one, or holds one.
+    """
+    read = ("corpus", "held_out", "text_tower", "cell_tower", "start", "gene_names_from")
+    named = [(name, getattr(config, name)) for name in read]
+    local = [(name, Path(resolve_checkpoint(path))) for name, path in named if path is not None]
+    require_apart([("output", Path(config.output))], [(name, path) for name, path in local if path.exists()])
+
+
 def _require_repository(name: str) -> None:
     """
     Checks before the training, not days later, that the checkpoint can be pushed.
@@ -334,7 +377,7 @@ def _finish(folder: RunFolder) -> None:
         try:
             write_card(folder.path)
         except InputError as error:  # A damaged record of an earlier run; the checkpoint itself is fine.
-            print(f"No card was written: {error}", file=sys.stderr)
+            print(one_line(f"No card was written: {error}"), file=sys.stderr)
     if folder.config.push_to is not None:
         try:
             publish(folder.path, folder.config.push_to)
@@ -344,14 +387,16 @@ def _finish(folder: RunFolder) -> None:
 
 
 @contextmanager
-def _deferred_sigterm() -> Iterator[Callable[[], bool]]:
-    """Defers SIGTERM, so that the run stops between steps; yields a function that returns true once it was received."""
+def _deferred_signals() -> Iterator[list[int]]:
+    """Defers the signals that end a process, so that the run stops between steps; yields those that have come."""
     received: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in wanted}
     try:
-        yield lambda: bool(received)
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 __all__ = ["PretrainingRun", "TrainingStopped", "pretrain"]

@@ -22,7 +22,10 @@ from ..checkpoint.adaptation_record import PEFT_CONFIG, Adaptation
 from ..checkpoint.builtin import MODEL_CARDS
 from ..checkpoint.files import CARD, EVALUATION, PROSE, explaining_entries
 from ..checkpoint.folder import CheckpointFolder
-from ..io.atomic import atomic_write
+from ..io import file_kinds
+from ..io.file_kinds import require_replaceable
+from ..io.printable import markdown_cell
+from ..io.replace import write_result
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
 from .evaluation import as_table, in_words, own_rows, summarize, to_json
@@ -69,7 +72,7 @@ class Prose:
     )
     limits: str = (
         "The scores rank the candidates that are named. They are not calibrated, and one candidate always scores "
-        "highest, even when none fits. Counts must be raw, or declared as normalised."
+        "highest, even when none fits."
     )
     failure_modes: str = "No failure modes were recorded. Try it first on cells whose types you know."
     training_data: str = "No record of the training came with the checkpoint."
@@ -127,6 +130,7 @@ def write_card(folder: str | Path, results: str | Path | None = None, about: str
             file is wrong.
     """
     opened = CheckpointFolder(Path(folder))
+    require_replaceable(opened.path / CARD, file_kinds.CARD)
     if opened.adaptation is not None and not (results is None and about is None):
         raise InputError(f"{folder} was adapted: its card holds only its own record, neither results nor other texts.")
     prose = Prose.of(opened) if about is None else Prose.read(about)
@@ -135,18 +139,10 @@ def write_card(folder: str | Path, results: str | Path | None = None, about: str
         raise InputError(f"The results in {results} belong to a different model from {folder}: evaluate this one.")
     card = render(opened, prose, evaluation)
     if about is not None:
-        _write(opened.path / PROSE, Path(about).read_text(encoding="utf-8"))
+        write_result(opened.path / PROSE, Path(about).read_bytes(), file_kinds.PROSE)
     if evaluation is not None:
-        _write(opened.path / EVALUATION, to_json(evaluation))
-    _write(opened.path / CARD, card)
-    return opened.path / CARD
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        atomic_write(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
+        write_result(opened.path / EVALUATION, to_json(evaluation), file_kinds.JSON)
+    return write_result(opened.path / CARD, card, file_kinds.CARD)
 
 
 def render(
@@ -189,21 +185,23 @@ def _render_checkpoint(folder: CheckpointFolder, prose: Prose, evaluation: Mappi
     card = ModelCard.from_template(
         metadata(_title(name), evaluation, prose),
         template_str=(MODEL_CARDS / "template.md").read_text(encoding="utf-8"),
-        title=_title(name),
-        name=name,
         weights=(folder.path / SAFE_WEIGHTS_NAME).is_file(),
         joint=joint,
         config=config,
         cell=config.cell_config if joint else config,
         text=config.text_config if joint else None,
-        calibration=config.calibration if joint else None,
         parameters=folder.parameters,
-        corpus=_corpus(training),
-        runs=[_run(run) for run in training],
-        tasks=[as_table(task, shown_names) for task in evaluation.get("tasks", [])],
-        studies=list(studies.values()),
-        any_in_training=any(study["in_training"] for study in studies.values()),
-        versions=_versions(made_with),
+        **_in_cells(
+            title=_title(name),
+            name=_in_quotes(name),
+            calibration=config.calibration if joint else None,
+            corpus=_corpus(training),
+            runs=[_run(run) for run in training],
+            tasks=[as_table(task, shown_names) for task in evaluation.get("tasks", [])],
+            studies=list(studies.values()),
+            any_in_training=any(study["in_training"] for study in studies.values()),
+            versions=_versions(made_with),
+        ),
         **{key: text for key, text in asdict(prose).items() if key != "metadata"},
     )
     return _tidy(str(card))
@@ -213,9 +211,9 @@ def _render_adaptation(folder: CheckpointFolder, adaptation: Adaptation, name: s
     peft, whole = (folder.path / PEFT_CONFIG).is_file(), (folder.path / CONFIG_NAME).is_file()
     labels = [
         {
-            "name": _table_cell(label),
+            "name": label,
             "cells": adaptation.cells.get(label, 0),
-            "description": _table_cell(description),
+            "description": description,
             "markers": ", ".join(described.markers or ()),
             "absent": ", ".join(described.absent),
         }
@@ -230,19 +228,21 @@ def _render_adaptation(folder: CheckpointFolder, adaptation: Adaptation, name: s
             tags=["langcell", "single-cell", adaptation.head],
         ),
         template_str=(MODEL_CARDS / "adapter.md").read_text(encoding="utf-8"),
-        title=_title(name),
-        name=name,
         kind="LoRA adapter" if peft else "checkpoint" if whole else "set of prototypes",
-        base=base,
         head=adaptation.head,
         how=_HEADS[adaptation.head],
         multilabel=adaptation.multilabel,
         peft=peft,
         whole=whole,
-        labels=labels,
         marker_weight=adaptation.marker_weight,
-        settings={key: value for key, value in adaptation.settings.items() if value is not None},
-        versions=_versions(adaptation.versions),
+        **_in_cells(
+            title=_title(name),
+            name=_in_quotes(name),
+            base=_in_quotes(base),
+            labels=labels,
+            settings={key: value for key, value in adaptation.settings.items() if value is not None},
+            versions=_versions(adaptation.versions),
+        ),
     )
     return _tidy(str(card))
 
@@ -290,8 +290,8 @@ def _corpus(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         {
             "name": source["name"],
             "kept": source["kept"],
-            "origin": _table_cell(_joined(source, "title", "citation", "source") or "not stated in the file"),
-            "licence": _table_cell(_joined(source, "licence") or "not stated in the file"),
+            "origin": _joined(source, "title", "citation", "source") or "not stated in the file",
+            "licence": _joined(source, "licence") or "not stated in the file",
         }
         for source in recorded[-1]["sources"]
     ]
@@ -325,9 +325,22 @@ def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
-def _table_cell(text: str) -> str:
-    """Returns a text without characters that would end its cell of a table."""
-    return " ".join(text.replace("|", "/").split())
+def _in_cells(**values: Any) -> dict[str, Any]:
+    """Returns values with all texts in them, which come from the files of a checkpoint, as cells of a table."""
+    return {name: _in_cell(value) for name, value in values.items()}
+
+
+def _in_cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return markdown_cell(value)
+    if isinstance(value, Mapping):
+        return {_in_cell(name): _in_cell(one) for name, one in value.items()}
+    return [_in_cell(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _in_quotes(name: str) -> str:
+    """Returns a name as it stands between the quotes of code."""
+    return name.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _tidy(text: str) -> str:

@@ -7,7 +7,6 @@ import pickletools
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -24,6 +23,7 @@ from ..annotation.annotator import LangCellAnnotator
 from ..checkpoint.files import CARD, EVALUATION, PROCESSOR, PROSE
 from ..checkpoint.folder import CheckpointFolder
 from ..checkpoint.loading import require_same_vocabularies
+from ..io.atomic import temporary_folder
 from ..io.columns import PROBABILITIES
 from ..model.errors import InputError
 from . import probe
@@ -296,21 +296,27 @@ def _loading_faults(folder: CheckpointFolder) -> Iterator[str]:
     except Exception as error:  # torch and transformers raise errors of every kind for weights that do not fit.
         yield f"it does not load: {_first_line(error)}"
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         output = Path(temporary, "found.safetensors")
         environment = os.environ | {
-            "HF_HOME": temporary,
+            "HF_HOME": str(temporary),
             "HF_MODULES_CACHE": f"{temporary}/modules",
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
-            [sys.executable, "-I", probe.__file__, str(folder.path.resolve()), str(output)],
-            cwd=temporary,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        # The process ends with this one, however this one ends: nobody holds the other end of its stdin any more.
+        stdin, held = os.pipe()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", probe.__file__, str(folder.path.resolve()), str(output)],
+                cwd=temporary,
+                env=environment,
+                stdin=stdin,
+                capture_output=True,
+                text=True,
+            )
+        finally:
+            os.close(stdin)
+            os.close(held)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
             yield f"it does not load without this package: {lines[-1]}"

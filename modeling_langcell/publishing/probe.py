@@ -6,7 +6,9 @@ the folder with transformers alone, as if this package were not installed.
     python -I probe.py FOLDER OUTPUT.safetensors
 """
 
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,14 @@ class _NotInstalled:
             raise ModuleNotFoundError(f"No module named {name!r}")
 
 
+def _end_with_the_caller() -> None:
+    """Ends this process when the one that started it, which holds the other end of stdin, has ended."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     sys.meta_path.insert(0, _NotInstalled())
     from safetensors.torch import save_file
 

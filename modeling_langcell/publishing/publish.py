@@ -6,7 +6,6 @@ Publishes a folder on the Hub: checks it, renders its card, pushes both in one c
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from ..checkpoint.builtin import MINI
 from ..checkpoint.files import ADAPTATION, CARD, read_json
 from ..checkpoint.folder import CheckpointFolder, Kind
 from ..checkpoint.repository import push
+from ..io.atomic import temporary_folder
 from ..model.errors import InputError
 from .cards import render
 from .checks import check, leaks, names_in, names_to_publish, refusal
@@ -128,10 +128,11 @@ def _staged(folder: CheckpointFolder, repo_id: str, base: str) -> Iterator[Path]
     Copies the files as they are to be in the repository: regular files, the name of the base there, and the card.
 
     Raises:
-        InputError: A file holds a path of this machine or a password.
+        InputError: A file holds a path of this machine or a password; or the copies cannot be written.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary, folder.name)
+    with temporary_folder() as temporary:
+        staged = temporary / folder.name
+        staged.mkdir()
         for name in names_to_publish(folder.path):
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)

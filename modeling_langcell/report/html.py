@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..io.atomic import atomic_write
-from ..model.errors import InputError, reason_of
+from ..io.file_kinds import PAGE
+from ..io.replace import write_result
 
 
 @cache
@@ -39,14 +39,9 @@ def write_page(path: str | Path, template: str, **content: Any) -> Path:
         The path.
 
     Raises:
-        InputError: The page cannot be written.
+        InputError: The page cannot be written, or would replace a file that is no page.
     """
-    path = Path(path)
-    try:
-        atomic_write(path, _templates().get_template(template).render(content).encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {reason_of(error)}.") from error
-    return path
+    return write_result(path, _templates().get_template(template).render(content), PAGE)
 
 
 def inline_image(png: bytes, alt: str) -> Markup:

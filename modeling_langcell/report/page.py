@@ -297,6 +297,7 @@ def _python_code(run: Mapping[str, Any]) -> str:
     array, defaults = str(read["array"]), {"counts": "raw", "empty_cells": "error", "gene_column": None}
     options += ["use_raw=True"] if array == "raw.X" else []
     options += [f"layer={array.removeprefix('layers[').removesuffix(']')}"] if array.startswith("layers[") else []
+    options += [f"organism={str(read['chosen_organism'])!r}"] if "chosen_organism" in read else []
     options += [f"{name}={str(read[name])!r}" for name, usual in defaults.items() if read.get(name, usual) != usual]
     return (
         "import anndata as ad\nfrom modeling_langcell import LangCellAnnotator\n\n"

@@ -4,20 +4,27 @@
 import io
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from ..annotation.metrics import Comparison, compare
 from ..annotation.records import label_colours
 from ..io.columns import CELL_TYPE, EMBEDDING
+from ..io.file_kinds import FIGURE, require_replaceable
+from ..io.printable import one_line
+from ..io.replace import write_result
 from ..model.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+#: Names may hold what matplotlib reads as mathematics, which it does when text is made as well as when it is drawn.
+_NAMES_AS_THEY_ARE = rc_context({"text.parse_math": False})
 _SEED = 0
 _MOST_CELLS = 20_000  # Most cells on a map; a random sample of this size is drawn from more cells.
 
@@ -62,6 +69,7 @@ def lay_out(adata: ad.AnnData) -> Layout:
     return Layout(rows, space.obsm["X_umap"])
 
 
+@_NAMES_AS_THEY_ARE
 def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Figure:
     """
     Draws the cells, coloured by label, next to the shares of the labels or, with a reference column, the confusion
@@ -86,6 +94,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     return figure
 
 
+@_NAMES_AS_THEY_ARE
 def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     """Draws the genes that contribute most to each label's matches; `explained` is a table from `explain`."""
     labels = explained["label"].unique()
@@ -95,7 +104,7 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, label in zip(panels, labels, strict=False):
         most = explained[explained["label"] == label].head(genes)[::-1]
-        axes.barh(most["gene"], most["contribution"], color="C0")
+        axes.barh(most["gene"].map(_shorten), most["contribution"], color="C0")
         cells = most["cells"].iloc[0]
         axes.set_title(f"{_shorten(label, 36)} ({cells} {'cell' if cells == 1 else 'cells'})", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -119,19 +128,34 @@ def _draw_confusion(figure, axes, compared: Comparison, reference: str) -> None:
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=colour)
     accuracy = accuracy_score(truth[rows], predicted[rows])
-    axes.set(title=f"{reference} (cells) and annotation: accuracy {accuracy:.2f}", xlabel="annotation")
+    axes.set(title=f"{_shorten(reference)} (cells) and annotation: accuracy {accuracy:.2f}", xlabel="annotation")
     figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
 
 
 def _shorten(label: str, length: int = 60) -> str:
+    label = one_line(label)
     return label if len(label) <= length else label[: length - 1] + "…"
 
 
-def render(figure: Figure, dpi: int = 130) -> bytes:
-    """Renders a figure as PNG."""
+@_NAMES_AS_THEY_ARE
+def render(figure: Figure, dpi: int = 130, file_format: str = "png") -> bytes:
+    """Renders a figure, as PNG by default."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, format=file_format, dpi=dpi)
     return buffer.getvalue()
 
 
-__all__ = ["Layout", "draw", "draw_genes", "lay_out", "render"]
+def write_figure(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
+    """
+    Writes a figure in the format of the path's suffix, whole or not at all, and returns the path.
+
+    Raises:
+        InputError: The suffix is none of `.png`, `.pdf` and `.svg`, the file cannot be written, or it would replace one
+            that is no figure.
+    """
+    path = Path(path)
+    require_replaceable(path, FIGURE)
+    return write_result(path, render(figure, dpi, path.suffix[1:].lower()), FIGURE)
+
+
+__all__ = ["Layout", "draw", "draw_genes", "lay_out", "render", "write_figure"]

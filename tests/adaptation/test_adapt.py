@@ -248,6 +248,17 @@ class TestAdapt:
         said = annotator.annotate(swapped.copy(), **CELL_OPTIONS).obsm["langcell_probabilities"] > 0.5
         assert (said.to_numpy() == swapped.obsm["pathways"].to_numpy()).mean() > 0.9
 
+    def test_the_command_embeds_with_an_adapter(self, labelled, tiny_checkpoint, tmp_path):
+        adapt(tiny_checkpoint, labelled, "type", config=AdaptationConfig(epochs=1)).save(tmp_path / "adapter")
+        expected = LangCellAnnotator.from_pretrained(adapter=tmp_path / "adapter").embed(labelled.copy())
+        labelled.write_h5ad(tmp_path / "cells.h5ad")
+        command = ["embed", tmp_path / "cells.h5ad", "--adapter", tmp_path / "adapter", "--out", tmp_path / "out.h5ad"]
+        assert CliRunner().invoke(app, list(map(str, command))).exit_code == 0
+        found = ad.read_h5ad(tmp_path / "out.h5ad")
+        np.testing.assert_allclose(found.obsm["X_langcell"], expected.obsm["X_langcell"], atol=1e-5)
+        plain = LangCellAnnotator.from_pretrained(tiny_checkpoint).embed(labelled.copy())
+        assert np.abs(plain.obsm["X_langcell"] - expected.obsm["X_langcell"]).max() > 1e-3
+
     def test_own_descriptions_are_used_and_saved(self, labelled, tiny_checkpoint, tmp_path):
         cells = labelled.copy()
         cells.obs["mine"] = cells.obs["type"].astype(str).replace({"B cell": "cluster 7"})

@@ -128,6 +128,16 @@ class TestCandidatesWithoutACell:
             assert best_labels(annotated).value_counts().to_dict() == dict.fromkeys(LABELS, 0)
 
 
+def test_a_misspelt_argument_is_named_with_the_closest(annotator, cells):
+    for call in (annotator.annotate, annotator.embed):
+        with pytest.raises(TypeError, match=r"^There is no argument 'gene_colum': did you mean 'gene_column'\?$"):
+            call(cells, gene_colum="symbol")
+    with pytest.raises(
+        TypeError, match=r"^There is no argument 'zzz': cells are read by layer, use_raw, gene_column, "
+    ):
+        annotator.embed(cells, zzz=1)
+
+
 def test_the_record_repeats_the_run(annotator, cells, tiny_checkpoint):
     annotator.annotate(cells, LABELS, alpha=0.3)
     run = cells.uns["langcell"]
@@ -138,7 +148,7 @@ def test_the_record_repeats_the_run(annotator, cells, tiny_checkpoint):
     assert run["checkpoint"] == str(tiny_checkpoint)
     assert run["input"]["array"] == "X"
     assert {"modeling-langcell", "torch", "transformers"} <= set(run["versions"])
-    assert "40 of 40 genes known (40 by ensembl id)" in describe_input(cells)
+    assert "40 of 40 human genes known (40 by ensembl id)" in describe_input(cells)
 
 
 def test_scores_equal_the_published_procedure_pair_by_pair(annotator, cells):

@@ -4,6 +4,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -22,10 +23,11 @@ from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequenceClassification
 from modeling_langcell.annotation.annotation_run import AnnotationRun
-from modeling_langcell.annotation.large_files import annotate_file
+from modeling_langcell.annotation.large_files import annotate_file, embed_file
 from modeling_langcell.checkpoint.fingerprint import fingerprint
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, write_annotated
+from modeling_langcell.io.strings import writing_missing_text
 from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
 from tests.support.tiny import GENES, SYMBOLS, tiny_config
@@ -76,7 +78,8 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", CHUNK)
-    monkeypatch.setattr("modeling_langcell.annotation.chunk_store.POLL_SECONDS", 0.05)
+    for module in ("annotation.chunk_store", "io.launch"):
+        monkeypatch.setattr(f"modeling_langcell.{module}.POLL_SECONDS", 0.05)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
@@ -169,6 +172,55 @@ def interrupt(annotator, cells_file, output, monkeypatch, after: int = 3, labels
     assert not output.exists()
 
 
+# ---------------------------------------------------------------------- embeddings
+
+
+def embedded_in_memory(annotator, cells_file, output):
+    return write_annotated(annotator.embed(open_cells(cells_file)), output)
+
+
+def test_embeddings_equal_those_in_memory(annotator, cells_file, tmp_path):
+    expected = embedded_in_memory(annotator, cells_file, tmp_path / "expected.h5ad")
+    assert embed_file(annotator, cells_file, tmp_path / "o.h5ad") == tmp_path / "o.h5ad"
+    assert_same_file(tmp_path / "o.h5ad", expected)
+
+
+def test_embeddings_replace_an_annotation(annotator, cells_file, tmp_path):
+    expected = embedded_in_memory(annotator, cells_file, tmp_path / "expected.h5ad")
+    annotate_file(annotator, cells_file, cells_file, LABELS, **OPTIONS)
+    embed_file(annotator, cells_file, cells_file)
+    found, theirs = ad.read_h5ad(cells_file), ad.read_h5ad(expected)
+    pd.testing.assert_frame_equal(found.obs, theirs.obs)
+    assert found.obsm.keys() == theirs.obsm.keys()
+    np.testing.assert_array_equal(found.obsm["X_langcell"], theirs.obsm["X_langcell"])
+    assert found.uns.keys() == theirs.uns.keys()
+
+
+def test_interrupted_embedding_is_resumed(annotator, cells_file, tmp_path, monkeypatch):
+    expected = embedded_in_memory(annotator, cells_file, tmp_path / "expected.h5ad")
+    embed, output, done = type(annotator).embed_ranked, tmp_path / "o.h5ad", []
+
+    def interrupted(self, ranked, advance):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(len(ranked))
+        return embed(self, ranked, advance)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(annotator), "embed_ranked", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed_file(annotator, cells_file, output)
+    assert len(chunk_files(output)) == 3
+    resumed = []
+    embed_file(annotator, cells_file, output, resumed=resumed.append)
+    assert resumed == [24]
+    assert_same_file(output, expected)
+    assert not unfinished(output).exists()
+    with counting(monkeypatch) as annotated:  # What was embedded is not taken for annotated.
+        annotate_file(annotator, cells_file, output, LABELS, **OPTIONS)
+    assert sum(annotated) == 44
+
+
 # ---------------------------------------------------------------------- contents of the output
 
 
@@ -230,7 +282,7 @@ def test_layers_stay_on_disk_and_scores_are_not_read(annotator, cells_file, tmp_
     adata.X = adata.X * 0.5
     adata.write_h5ad(cells_file)
     with pytest.raises(InputError, match=r"'dense'.*looks like counts"):
-        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS)
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, counts="raw")
 
 
 def test_the_output_replaces_its_input_and_an_earlier_annotation(annotator, cells_file, expected):
@@ -248,6 +300,46 @@ def test_the_output_replaces_its_input_and_an_earlier_annotation(annotator, cell
     assert "langcell_proven" not in ad.read_h5ad(cells_file).obs, "this run has no shortlist"
 
 
+def test_the_output_neither_lies_in_the_input_nor_replaces_another_kind(annotator, cells, tmp_path):
+    cells.write_zarr(tmp_path / "cells.zarr")
+    (tmp_path / "notes.h5ad").write_text("mine")
+    before = set(tmp_path.rglob("*"))
+    for output, said in (("cells.zarr/out.h5ad", "lies in cells"), ("notes.h5ad", "is not a file of cells")):
+        with pytest.raises(InputError, match=said):
+            annotate_file(annotator, tmp_path / "cells.zarr", tmp_path / output, LABELS)
+        with pytest.raises(InputError, match=said):
+            embed_file(annotator, tmp_path / "cells.zarr", tmp_path / output)
+    assert set(tmp_path.rglob("*")) == before
+    assert (tmp_path / "notes.h5ad").read_text() == "mine"
+
+
+@pytest.mark.parametrize("column", ["a slash", "missing text", "missing numbers", "ordered"])
+def test_columns_of_others_stay_as_they_are_in_the_file(annotator, cells_file, tmp_path, column):
+    """anndata 0.13 reads a slash in a name, and refuses to write it: not after the work."""
+    adata = ad.read_h5ad(cells_file)
+    number = np.arange(adata.n_obs)
+    adata.obs["theirs"] = {
+        "missing text": pd.array(["a", None] * 22, dtype="string"),
+        "missing numbers": pd.array([1, None] * 22, dtype="Int64"),
+        "ordered": pd.Categorical(["b", "a"] * 22, ["b", "a", "c"], ordered=True),
+    }.get(column, number)
+    with writing_missing_text():
+        adata.write_h5ad(cells_file)
+    with h5py.File(cells_file, "r+") as file:
+        if column == "a slash":
+            file.move("obs/theirs", "obs/cell type/major")
+            file["obs"].attrs["column-order"] = [
+                name.replace("theirs", "cell type/major") for name in file["obs"].attrs["column-order"]
+            ]
+        before = ad.io.read_elem(file["obs"])
+    for output in (tmp_path / "o.h5ad", tmp_path / "o.h5ad"):  # The second replaces the first annotation.
+        annotate_file(annotator, cells_file, output, LABELS, **OPTIONS)
+        found = ad.read_h5ad(output).obs
+        pd.testing.assert_frame_equal(found[before.columns], before)
+        assert found["langcell_cell_type"].notna().all()
+        cells_file = output
+
+
 def test_many_columns_are_written_some_at_a_time(annotator, cells_file, tmp_path, monkeypatch):
     labels = {f"type {number}/{number % 7}": f"b cell {number}" for number in range(4200)}
     monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 1000 * 44 * 4)
@@ -263,6 +355,8 @@ def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
     some_cells(cells).write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 100)
     monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 400_000)
+    some_cells().write_h5ad(tmp_path / "few.h5ad")
+    annotate_file(annotator, tmp_path / "few.h5ad", tmp_path / "o.h5ad", labels, alpha=1)  # Imports what it needs.
     tracemalloc.start()
     annotate_file(annotator, tmp_path / "cells.h5ad", tmp_path / "o.h5ad", labels, alpha=1)
     _, most = tracemalloc.get_traced_memory()
@@ -344,7 +438,7 @@ def test_a_changed_run_begins_anew(annotator, cells_file, tmp_path, monkeypatch,
     else:
         options |= {"alpha": 0.4} if change == "alpha" else {}
         options |= {"shortlist": 3} if change == "shortlist" else {"check": 8} if change == "check" else {}
-        options |= {"empty_cells": "mark"} if change == "cells" else {}
+        options |= {"max_length": 30} if change == "cells" else {}
     with counting(monkeypatch) as annotated:
         annotate_file(annotator, cells_file, out, labels, **options)
     assert sum(annotated) == 44
@@ -352,6 +446,44 @@ def test_a_changed_run_begins_anew(annotator, cells_file, tmp_path, monkeypatch,
     np.testing.assert_array_equal(
         ad.read_h5ad(out).obsm["langcell_probabilities"], theirs.obsm["langcell_probabilities"]
     )
+
+
+def write_in_place(path):
+    """Changes a count of a file and neither its size nor its times."""
+    before = path.stat()
+    with h5py.File(path) as file:
+        place, counts = file["X/data"].id.get_chunk_info(0).byte_offset, file["X/data"][:1] + 1
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(counts.tobytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_an_input_of_the_same_size_and_time_begins_anew(annotator, cells_file, tmp_path, monkeypatch):
+    out = tmp_path / "o.h5ad"
+    interrupt(annotator, cells_file, out, monkeypatch)
+    write_in_place(cells_file)
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+    assert sum(annotated) == 44
+    theirs = annotator.annotate(open_cells(cells_file), LABELS, **OPTIONS)
+    assert_same_file(out, write_annotated(theirs, tmp_path / "theirs.h5ad"))
+
+
+@pytest.mark.parametrize("how", ["touched", "copied", "moved"])
+def test_the_same_content_is_resumed(annotator, cells_file, expected, tmp_path, monkeypatch, how):
+    out = tmp_path / "o.h5ad"
+    interrupt(annotator, cells_file, out, monkeypatch)
+    if how == "touched":
+        os.utime(cells_file, (1, 1))
+    else:
+        cells_file = (shutil.copy if how == "copied" else shutil.move)(cells_file, tmp_path / "other.h5ad")
+    with counting(monkeypatch) as annotated:
+        annotate_file(annotator, cells_file, out, LABELS, **OPTIONS)
+    assert annotated == [8, 8, 4]
+    assert_same_file(out, expected)
 
 
 def test_another_model_begins_anew(annotator, cells_file, tmp_path, monkeypatch, tiny_checkpoint):
@@ -428,17 +560,38 @@ def test_bad_cells_in_a_later_chunk_keep_the_finished_chunks(annotator, tmp_path
         adata.X[bad, 0] = 0.5
         adata.write_h5ad(path)
         with pytest.raises(InputError, match=f"cell{bad}"):
-            annotate_file(annotator, path, out, LABELS)
+            annotate_file(annotator, path, out, LABELS, counts="raw")
         assert len(chunk_files(out)) == kept
         assert not out.exists()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_finished_chunks_stay_when_an_empty_cell_is_accepted(annotator, tmp_path, monkeypatch):
+    path, out = tmp_path / "cells.h5ad", tmp_path / "o.h5ad"
+    adata = some_cells()
+    adata.X = sp.csr_matrix(adata.X.toarray() * (np.arange(44) != 21)[:, None])
+    adata.write_h5ad(path)
+    with pytest.raises(InputError, match=r"cell21'\. .* pass empty_cells='mark'") as error:
+        annotate_file(annotator, path, out, LABELS, **OPTIONS)
+    assert len(chunk_files(out)) == 2
+    told: list[int] = []
+    advice = {remedy.option: remedy.value for remedy in error.value.remedies}
+    annotate_file(annotator, path, out, LABELS, resumed=told.append, **OPTIONS, **advice)
+    assert told == [2 * CHUNK]
+    whole = annotator.annotate(ad.read_h5ad(path), LABELS, **OPTIONS, **advice)
+    assert_same_file(out, write_annotated(whole, tmp_path / "whole.h5ad"))
+    out.unlink()
+    # A run that accepts no empty cell does not take over chunks that may have some.
+    interrupt(annotator, path, out, monkeypatch, **advice)
+    with pytest.raises(InputError, match="cell21"):
+        annotate_file(annotator, path, out, LABELS, **OPTIONS)
 
 
 def test_an_input_that_changes_meanwhile_is_an_error(annotator, cells_file, tmp_path, monkeypatch):
     annotate = AnnotationRun.annotate
 
     def meanwhile(self, *arguments):
-        os.utime(cells_file)
+        write_in_place(cells_file)
         return annotate(self, *arguments)
 
     monkeypatch.setattr(AnnotationRun, "annotate", meanwhile)
@@ -557,15 +710,16 @@ class Command:
     """`langcell annotate` in one or several processes."""
 
     def __init__(
-        self, tmp_path, checkpoint, cells, *, pause=0.0, launcher=(), module=False, largest=None, **environment
-    ):
+        self, tmp_path, checkpoint, cells, *, pause=0.0, launcher=(), module=False, largest=None, output=None,
+        **environment,
+    ):  # fmt: skip
         self.log = tmp_path / "log"
         self.log.touch()
         driver = tmp_path / "driver.py"
         driver.write_text(DRIVER)
         labels = tmp_path / "labels.json"
         labels.write_text(json.dumps(LABELS))
-        self.output = tmp_path / "o.h5ad"
+        self.output = output or tmp_path / "o.h5ad"
         self.arguments = ["annotate", cells, "--model", checkpoint, "--labels", labels, "--out", self.output, "--json"]
         self.arguments += ["--alpha", 0.3, "--shortlist", 2, "--check-shortlist", 7, "--device", "cpu"]
         self.arguments = list(map(str, self.arguments))
@@ -615,6 +769,27 @@ def test_a_killed_command_is_resumed(tiny_checkpoint, cells_file, expected, tmp_
     assert json.loads(resumed.stdout)["cells_done_before"] == CHUNK * done
     assert_same_file(killed.output, expected)
     assert not unfinished(killed.output).exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_command_keeps_its_chunks_and_says_how_to_continue(
+    tiny_checkpoint, cells_file, expected, tmp_path, number
+):
+    stopped = Command(tmp_path, tiny_checkpoint, cells_file, pause=0.15)
+    stopped.wait_for(lambda: len(chunk_files(stopped.output)) == 2)
+    os.kill(stopped.process.pid, number)
+    code, said, errors = stopped.wait()
+    assert (code, said, errors.count("\n")) == (128 + number, "", 1)
+    assert errors.startswith("Stopped by ")
+    assert "Run the same command again: it continues with what is finished." in errors
+    assert not stopped.output.exists()
+    assert len(chunk_files(stopped.output)) >= 2
+    assert list(tmp_path.glob(".*")) == [unfinished(stopped.output)]
+    assert {path.suffix for path in unfinished(stopped.output).iterdir()} == {".json", ".safetensors"}
+    assert Command(tmp_path, tiny_checkpoint, cells_file).result()["cells_done_before"] >= 2 * CHUNK
+    assert_same_file(stopped.output, expected)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_full_disk_is_a_one_line_error_with_exit_code_2(tiny_checkpoint, cells_file, tmp_path):
@@ -682,11 +857,76 @@ def test_processes_that_start_apart_do_not_wait_forever(annotator, tiny_checkpoi
     assert not unfinished(cells).exists()
 
 
-def test_processes_without_a_chunk_return_at_once(annotator, cells_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "6")
-    monkeypatch.setenv("WORLD_SIZE", "9")
-    assert annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, **OPTIONS) is None
+@pytest.mark.e2e
+def test_a_second_command_is_refused_while_the_first_lives(tiny_checkpoint, cells_file, expected, tmp_path):
+    first = Command(tmp_path, tiny_checkpoint, cells_file, pause=0.3)
+    first.wait_for(lambda: chunk_files(first.output))
+    code, said, errors = Command(tmp_path, tiny_checkpoint, cells_file).wait()
+    assert (code, said, errors.count("\n")) == (2, "", 1)
+    assert f"o.h5ad is being written by process {first.process.pid} on " in errors
+    assert first.wait()[0] == 0
+    assert_same_file(first.output, expected)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, r"process 0 of 2 .* process 1 has not begun .* unset RANK WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, r"process 1 of 2 .* process 0 has not begun"),
+        ({"RANK": "6", "WORLD_SIZE": "9"}, r"process 6 of 9 .* process 0 has not begun"),
+        ({"RANK": "1"}, r"process 1 \(RANK\) of 1 \(WORLD_SIZE\).*unset RANK WORLD_SIZE"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1', not a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number.*unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "0"}, r"process 0 \(RANK\) of 0"),
+    ],
+)
+def test_what_a_launch_left_in_the_environment_is_not_waited_for(
+    annotator, cells_file, tmp_path, monkeypatch, variables, says
+):
+    monkeypatch.setattr("modeling_langcell.io.launch.JOIN_SECONDS", 0.3)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for write in (annotate_file, embed_file):
+        options = {"labels": LABELS} if write is annotate_file else {}
+        with pytest.raises(InputError, match=says):
+            write(annotator, cells_file, tmp_path / "new" / "o.h5ad", **options)
     assert list(tmp_path.iterdir()) == [cells_file]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("dies", ["the first", "the second"])
+def test_the_death_of_a_process_is_said_by_the_others(tiny_checkpoint, cells_file, expected, tmp_path, dies):
+    """They were started without a launcher, which would end them."""
+    pair = []
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+        pair.append(
+            Command(tmp_path / rank, tiny_checkpoint, cells_file, pause=0.3, output=tmp_path / "o.h5ad",
+                    RANK=rank, WORLD_SIZE="2")
+        )  # fmt: skip
+    pair[0].wait_for(lambda: all(process.annotated() for process in pair))
+    killed, other = pair if dies == "the first" else reversed(pair)
+    killed.process.kill()
+    code, said, errors = other.wait()
+    assert (code, said, errors.count("\n")) == (2, "", 1)
+    assert f"Process {pair.index(killed)} of 2" in errors
+    assert "Run the same command again" in errors
+    assert not killed.output.exists()
+    (tmp_path / "last").mkdir()
+    last = Command(tmp_path / "last", tiny_checkpoint, cells_file, output=tmp_path / "o.h5ad").result()
+    assert last["cells_done_before"] >= CHUNK
+    assert_same_file(killed.output, expected)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_processes_that_write_different_things_are_told(annotator, tiny_checkpoint, cells_file, tmp_path, monkeypatch):
+    first = Command(tmp_path, tiny_checkpoint, cells_file, RANK="0", WORLD_SIZE="2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"does not write the same as the first one, process \d+ on"):
+        annotate_file(annotator, cells_file, tmp_path / "o.h5ad", LABELS, alpha=1)
+    assert "Process 1 of 2 (RANK=1) has ended" in first.wait()[2]
 
 
 @pytest.mark.parametrize("change", ["genes", "weight", "usual places"])

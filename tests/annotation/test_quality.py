@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from modeling_langcell import LangCellAnnotator
+from modeling_langcell import InputError, LangCellAnnotator
 from modeling_langcell.annotation.quality import ambient_share, examine
 from modeling_langcell.annotation.records import describe_error_rate
 from tests.support.paths import REPOSITORY
@@ -26,8 +26,7 @@ def blood(shared):
 
 def cautions(annotator, cells, **options) -> str:
     annotated = annotator.annotate(cells.copy(), LABELS, empty_cells="mark", **options)
-    options.pop("counts", None)
-    return " ".join(map(str, examine(annotator.processor.feature_extractor, cells, annotated, **options).cautions))
+    return " ".join(map(str, examine(annotator.processor.feature_extractor, cells, annotated).cautions))
 
 
 def with_ambient(cells: ad.AnnData, share: float) -> sp.csr_matrix:
@@ -95,6 +94,20 @@ def test_unmatched_genes_give_a_caution(annotator, blood):
     assert "Unmatched genes: the known ones have only " in cautions(annotator, renamed)
 
 
+def test_an_unknown_gene_with_many_counts_is_named(annotator, blood):
+    """SOD2 has an id since Ensembl 108 that NCBI's table does not know."""
+    by_new_ids = blood.copy()
+    by_new_ids.var_names = [
+        ensembl_id if ensembl_id.startswith("ENSG") else symbol
+        for symbol, ensembl_id in zip(blood.var["symbol"], blood.var["ensembl_id"], strict=True)
+    ]
+    by_new_ids.var = by_new_ids.var[[]]
+    assert "Unknown genes with many of the counts: ENSG00000291237 (0.2%). If other" in cautions(annotator, by_new_ids)
+    by_new_ids.var_names = ["MT-CO1" if "291237" in name else name for name in by_new_ids.var_names]
+    assert "Unknown genes" not in cautions(annotator, by_new_ids), "mitochondrial genes are never known"
+    assert "Unknown genes" not in cautions(annotator, blood), "there its symbol is known"
+
+
 def test_values_that_are_not_counts_give_a_caution(annotator, blood):
     scaled = blood.copy()
     totals = np.asarray(blood.X.sum(axis=1)).ravel()
@@ -105,9 +118,13 @@ def test_values_that_are_not_counts_give_a_caution(annotator, blood):
     rounded.X.data = np.rint(rounded.X.data)
     binary = blood.copy()
     binary.X.data = np.ones_like(binary.X.data)
+    with pytest.raises(InputError, match=r"^The values of X are logarithms: pass counts='log1p'\.$"):
+        cautions(annotator, logarithms, counts="normalized")
+    uncertain = logarithms.copy()
+    uncertain.X = sp.csr_matrix(sp.diags(np.linspace(0.7, 1, uncertain.n_obs)) @ uncertain.X)
     caution = "If they are logarithms, say so: counts='log1p'."
-    assert caution in cautions(annotator, logarithms, counts="normalized")
-    assert "Probably logarithms" in cautions(annotator, logarithms, counts="normalized")
+    assert caution in cautions(annotator, uncertain, counts="normalized")
+    assert "Probably logarithms" in cautions(annotator, uncertain, counts="corrected")
     assert "Probably normalised and rounded" in cautions(annotator, rounded)
     assert "Probably no counts" in cautions(annotator, binary)
     assert "Probably" not in cautions(annotator, scaled, counts="normalized")

@@ -10,6 +10,7 @@ import shutil
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from modeling_langcell import LangCellProcessor
@@ -127,7 +128,7 @@ def test_embed(run, cells_file, tiny_checkpoint, tmp_path):
         ({"--reference": "absent"}, "No column 'absent'"),
         ({"--alpha": "7"}, "alpha=7.0"),
         ({"--figure": "f.nonsense"}, "figure"),
-        ({"--out": "."}, "is a folder"),
+        ({"--out": "."}, "--out . holds INPUT"),
         ({"--out": "cells.h5ad/o.h5ad"}, "cannot be written"),
     ],
 )
@@ -156,9 +157,9 @@ def test_an_input_and_the_example_together_are_refused(run, cells_file):
 @pytest.mark.parametrize(
     ("damage", "options", "advice"),
     [
-        ("counts in a layer", [], "pass --layer 'my counts'."),
-        ("counts in raw", [], "raw.X looks like counts: pass --use-raw."),
-        ("logarithms", [], "pass --counts log1p"),
+        ("counts in a layer", ["--counts", "raw"], "pass --layer 'my counts'."),
+        ("counts in raw", ["--counts", "raw"], "raw.X looks like counts: pass --use-raw."),
+        ("logarithms", ["--counts", "raw"], "pass --counts log1p"),
         ("unknown genes", [], "Give their column of var with --gene-column."),
         ("an empty cell", [], "To keep them unannotated, pass --empty-cells mark."),
         (None, ["--use-raw"], "leave out --use-raw"),
@@ -182,7 +183,47 @@ def test_advice_names_options(run, cells, tiny_checkpoint, tmp_path, damage, opt
     assert advice in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("author", "reason"),
+    [
+        ("cluster 7", "None of the labels in obs['author'] is a candidate. The labels: cluster 7."),
+        (7, "None of the labels in obs['author'] is a candidate. The labels: 7."),
+        ("Unassigned", "obs['author'] has no labels."),
+        (None, "obs['author'] has no labels."),
+    ],
+)
+def test_a_reference_that_cannot_be_compared_costs_the_comparison_alone(
+    run, cells, tiny_checkpoint, tmp_path, author, reason
+):
+    cells.obs["author"] = pd.Categorical([author] * cells.n_obs)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    asked = ["annotate", tmp_path / "cells.h5ad", "--model", tiny_checkpoint, "--labels", LABELS]
+    asked += ["--reference", "author", "--report", tmp_path / "report.html", "--figure", tmp_path / "figure.png"]
+    result = run(*asked)
+    assert result.exit_code == 0, result.output
+    assert f"Not compared with author. {reason}" in result.stdout
+    assert all((tmp_path / name).exists() for name in ("cells_langcell.h5ad", "report.html", "figure.png"))
+    facts = json.loads(run(*asked, "--json").stdout)
+    assert facts["agreement"] is None
+    assert facts["not_compared"].startswith("Not compared with author. ")
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report.docx", "report", "report.html.gz"])
+def test_a_report_in_another_format_is_refused(run, cells_file, tiny_checkpoint, tmp_path, name):
+    report = tmp_path / name
+    result = run("annotate", cells_file, "--model", tiny_checkpoint, "--labels", LABELS, "--report", report)
+    assert result.exit_code == 2
+    assert f"--report {report} must end in .html or .htm" in result.stderr
+    assert not report.exists()
+
+
 class TestDescribe:
+    def test_values_that_cannot_be_read_do_not_matter(self, run, cells, tiny_checkpoint, tmp_path):
+        cells.X.data -= 3  # Negative values.
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        result = run("describe", "NK cell", "--model", tiny_checkpoint, "--cells", tmp_path / "cells.h5ad")
+        assert result.exit_code == 0, result.output
+
     def test_says_text_and_origin(self, run, tiny_checkpoint):
         result = run("describe", "NK cell", "CL:0000236", "--model", tiny_checkpoint)
         assert result.exit_code == 0, result.output
@@ -292,3 +333,36 @@ class _Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+class TestNamesAreCheckedBeforeTheCheckpoint:
+    @pytest.fixture(autouse=True)
+    def _no_checkpoint(self, monkeypatch):
+        monkeypatch.setattr(
+            "modeling_langcell.annotation.annotator.load_checkpoint", lambda *_, **__: pytest.fail("work")
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--labels", "B cell;b cell"], "they differ only in case"),
+            (["--labels", "B cell;\N{ZERO WIDTH SPACE}"], "nothing in it can be seen"),
+            (["--labels", f"B cell;{'T' * 2_000}"], "has 2,000 characters: give at most 1,000"),
+            (["--labels", LABELS, "--cluster-key", "langcell_cell_type"], "The annotation replaces"),
+            (["--labels", LABELS, "--cluster-key", " "], "No column ' ' in obs"),
+            (["--labels", LABELS, "--reference", "langcell_answer"], "The annotation replaces"),
+            (["--tissue", " "], "the text is empty"),
+            (["--tissue", "lunge"], "no tissue 'lunge'"),
+            (["--ontology-root", "\N{ZERO WIDTH SPACE}"], "The name of a cell type is"),
+        ],
+    )
+    def test_annotate(self, run, cells_file, options, said):
+        result = run("annotate", cells_file, *options)
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+        assert list(cells_file.parent.iterdir()) == [cells_file]
+
+    def test_search(self, run, cells_file):
+        result = run("search", cells_file, "\N{ZERO WIDTH SPACE}")
+        assert result.exit_code == 2, result.output
+        assert "the text is empty" in result.stderr

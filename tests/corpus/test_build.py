@@ -181,7 +181,7 @@ class TestContent:
         "plan.json",
         f".plan.json.{SUFFIX}",
         f".first-000000.arrow.{SUFFIX}",
-        "x" * 200,
+        "x" * 195,
     ],
 )
 def test_unusual_names_of_sources(studies, tmp_path, gene_info, name):
@@ -193,6 +193,30 @@ def test_unusual_names_of_sources(studies, tmp_path, gene_info, name):
     assert not (corpus.folder / "unfinished").exists()
     alone = build(studies / f"{name}.h5ad", tmp_path / "alone", gene_info)
     assert len(alone.cells) == 29
+
+
+@pytest.mark.parametrize("where", ["layer", "raw"])
+def test_counts_are_found_in_a_layer_and_in_raw(studies, tmp_path, gene_info, where):
+    expected = build(studies, tmp_path / "expected", gene_info)
+    for file in studies.glob("*.h5ad"):
+        adata = ad.read_h5ad(file)
+        if where == "layer":
+            adata.layers["counts"] = adata.X.copy()
+        else:
+            adata.raw = adata.copy()
+        adata.X = adata.X * 0.37
+        adata.write_h5ad(file)
+    found = build(studies, tmp_path / "found", gene_info)
+    assert [cell["token_ids"] for cell in found.cells] == [cell["token_ids"] for cell in expected.cells]
+
+
+def test_logarithms_after_the_first_cells_are_refused_with_a_given_vocabulary(studies, tmp_path, gene_info):
+    build(studies, tmp_path / "genes", gene_info)
+    adata = ad.read_h5ad(studies / "first.h5ad")
+    adata.X = sp.vstack([adata.X[:16], adata.X[16:].log1p()]).tocsr()
+    adata.write_h5ad(studies / "first.h5ad")
+    with pytest.raises(InputError, match="not whole, so not raw counts"):
+        build(studies, tmp_path / "corpus", gene_info, vocabulary=str(tmp_path / "genes"))
 
 
 class TestUnfitSources:
@@ -207,7 +231,7 @@ class TestUnfitSources:
         return studies
 
     def test_they_are_refused_before_anything_is_written(self, spoilt, tmp_path, gene_info):
-        with pytest.raises(InputError, match=r"(?s)logs.h5ad.*log-transformed.*torn.h5ad"):
+        with pytest.raises(InputError, match=r"(?s)logs.h5ad.*not raw counts.*torn.h5ad"):
             build(spoilt, tmp_path / "corpus", gene_info)
         assert not (tmp_path / "corpus").exists()
 

@@ -19,6 +19,30 @@ def test_other_tables_are_refused(tmp_path):
         read_gene_info(tmp_path / "absent")
 
 
+def table_of(path, rows):
+    header = "#tax_id\tSymbol\tSynonyms\tdbXrefs\tdescription"
+    path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n")
+    return path
+
+
+def test_an_ensembl_id_of_two_genes_has_both_symbols(tmp_path):
+    rows = [("9606", symbol, "-", "Ensembl:ENSG01", symbol) for symbol in ("ASPRV1", "PCBP1-AS1")]
+    (gene,) = read_gene_info(table_of(tmp_path / "table.tsv", rows))
+    assert gene.names == "ASPRV1|PCBP1-AS1"
+
+
+def test_the_organism_is_that_of_the_table(tmp_path):
+    fish = ("7955", "cd4-1", "-", "ZFIN:1|Ensembl:ENSDARG01", "cd4-1")
+    genes = read_gene_info(table_of(tmp_path / "table.tsv", [fish]))
+    assert [(gene.ensembl_id, gene.organism) for gene in genes] == [("ENSDARG01", "zebrafish")]
+    assert all_genes_extractor(genes).genes.organisms == ["zebrafish"]
+    human = ("9606", "CD4", "-", "Ensembl:ENSG01", "CD4")
+    with pytest.raises(InputError, match="the genes of one organism; here: of human and zebrafish"):
+        read_gene_info(table_of(tmp_path / "both.tsv", [fish, human]))
+    with pytest.raises(InputError, match="here: none with an Ensembl id"):
+        read_gene_info(table_of(tmp_path / "none.tsv", [("9606", "CD4", "-", "-", "CD4")]))
+
+
 def test_medians_are_within_the_stated_error(gene_info):
     rng = np.random.default_rng(1)
     counts = sp.csr_matrix(rng.poisson(np.linspace(0.1, 30, len(GENES)), (501, len(GENES))).astype(float))

@@ -6,12 +6,13 @@ import pickle
 import shutil
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.corpus.sources import H5adFile, ToldOfSource, cell_facts, find_sources
+from modeling_langcell.corpus.sources import CellsFile, ToldOfSource, cell_facts, find_sources
 from tests.corpus.conftest import build, same_folders
 from tests.support.paths import REPOSITORY
 
@@ -32,9 +33,9 @@ class TestFindSources:
         assert [source.name for source in find_sources(["."])] == ["atlas"]
 
     def test_missing_sources(self, tmp_path):
-        with pytest.raises(InputError, match=r"is not an \.h5ad file, a folder of them"):
+        with pytest.raises(InputError, match=r"is no file of cells, such as \.h5ad, a folder of them"):
             find_sources([str(tmp_path)])
-        with pytest.raises(InputError, match=r"is not an \.h5ad file, a folder of them"):
+        with pytest.raises(InputError, match=r"is no file of cells, such as \.h5ad, a folder of them"):
             find_sources([str(tmp_path / "absent.h5ad")])
 
     def test_two_sources_of_the_same_name(self, studies, tmp_path):
@@ -50,13 +51,28 @@ class TestFindSources:
             find_sources([str(studies)], told={"third": ToldOfSource("the atlas")})
 
 
+def test_other_containers_give_the_corpus_of_their_h5ad_files(studies, tmp_path, gene_info):
+    build(studies, tmp_path / "expected", gene_info)
+    others = tmp_path / "others"
+    others.mkdir()
+    ad.read_h5ad(studies / "first.h5ad").write_zarr(others / "first.zarr")
+    with h5py.File(others / "second.h5mu", "w") as file:
+        ad.io.write_elem(file.create_group("mod"), "rna", ad.read_h5ad(studies / "second.h5ad"))
+    (others / "notes.txt").write_text("no cells")
+    build(others, tmp_path / "found", gene_info)
+    assert same_folders(tmp_path / "expected" / "shards", tmp_path / "found" / "shards")
+    checksum = CellsFile(str(others / "first.zarr")).checksum()
+    (others / "first.zarr" / "more").write_text("changed")
+    assert CellsFile(str(others / "first.zarr")).checksum() != checksum
+
+
 def test_h5ad_files_are_read_in_slices(studies):
-    source = H5adFile(str(studies / "first.h5ad"))
+    source = CellsFile(str(studies / "first.h5ad"))
     part = source.read(np.array([3, 4, 7]))
     assert part.obs_names.tolist() == ["first3", "first4", "first7"]
     assert (part.X != ad.read_h5ad(studies / "first.h5ad")[[3, 4, 7]].X).nnz == 0
-    assert source.checksum() == H5adFile(str(studies / "first.h5ad")).checksum()
-    assert source.checksum() != H5adFile(str(studies / "second.h5ad")).checksum()
+    assert source.checksum() == CellsFile(str(studies / "first.h5ad")).checksum()
+    assert source.checksum() != CellsFile(str(studies / "second.h5ad")).checksum()
 
 
 def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 """Evaluation: each run is measured once, the table of results, and the tasks on real cells."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellForMaskedLM, LangCellModel
 from modeling_langcell.cli.main import app
-from modeling_langcell.eval.run import TASKS, evaluate, find_task
+from modeling_langcell.eval.run import TASKS, _key, evaluate, find_task
 from modeling_langcell.eval.studies import read_studies
 from modeling_langcell.eval.task import (
     LANGCELL,
@@ -262,12 +263,9 @@ class TestTheCommand:
         [
             ("studies.yaml", "--studies"),
             ("sets.gmt", "--gene-sets"),
-            ("data/validation/cells.h5ad", "--data"),
-            ("out/zero-shot.json", "--out"),
-            ("figures/zero-shot-scores.png", "--figures"),
         ],
     )
-    def test_a_page_is_written_over_nothing_else(self, report, other, tmp_path, monkeypatch):
+    def test_a_page_is_written_over_nothing_that_is_read(self, report, other, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for path in map(Path, ("studies.yaml", "sets.gmt", "data/validation/cells.h5ad")):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,6 +276,27 @@ class TestTheCommand:
         assert done.exit_code == 2, done.output
         assert f"--report {report} is the same file as {other} ({report})" in " ".join(done.stderr.split())
         assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"mine"}
+
+    @pytest.mark.parametrize(
+        ("outputs", "said"),
+        [
+            (["--report", "data/validation/page.html"], "lies in --data"),
+            (["--out", "data/train"], "is the same file as --data"),
+            (["--report", "out/zero-shot.json"], "must end in .html"),
+            (["--out", "more", "--studies", "more/studies.yaml"], "holds --studies"),
+            (["--out", "notes"], "zero-shot.md exists and is not a page of scores"),
+        ],
+    )
+    def test_folders_of_outputs_are_apart_from_what_is_read(self, outputs, said, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for path in map(Path, ("more/studies.yaml", "data/validation/cells", "data/train/a", "notes/zero-shot.md")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        outputs = outputs if "--out" in outputs else [*outputs, "--out", "out"]
+        done = CliRunner().invoke(app, ["evaluate", "zero-shot", "--data", "data", *outputs])
+        assert done.exit_code == 2, done.output
+        assert said in " ".join(done.stderr.split())
+        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
     def test_it_writes_table_and_figures(self, context, monkeypatch, tmp_path):
         few(context, monkeypatch, {"B cell": 20, "CD14-positive monocyte": 20, "dendritic cell": 20})
@@ -381,3 +400,17 @@ def test_novel_types_on_a_study_of_the_users_own(context, monkeypatch):
     monkeypatch.setattr(Run, "truth", np.full(len(run.truth), "B cell"))
     with pytest.raises(InputError, match="pbmc68k_reduced has one type only"):
         find_task("novel-types").measure(run)
+
+
+def test_runs_know_the_training_rows_by_their_content(tmp_path):
+    """A file of the same name, size and time is another training."""
+    rows = tmp_path / "train" / "rows.h5ad"
+    rows.parent.mkdir()
+    task = replace(find_task("zero-shot"), reads_markers=False)
+    study = read_studies()["pbmc68k_reduced"]
+    keys = []
+    for content in (b"one", b"two", b"two"):
+        rows.write_bytes(content)
+        os.utime(rows, (len(keys), len(keys)) if content == b"two" else (1, 1))
+        keys.append(_key(task, EvaluationContext("model", None, tmp_path), "", study, "langcell", {}, 0))
+    assert keys[0]["training"] != keys[1]["training"] == keys[2]["training"]

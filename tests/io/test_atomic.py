@@ -1,67 +1,20 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Atomic writes: complete or absent, never over an input."""
+"""Atomic writes: complete or absent."""
 
 import os
+import signal
 
 import pytest
 from safetensors import SafetensorError
 
 from modeling_langcell import InputError
 from modeling_langcell.io.atomic import (
+    atomic_file,
     atomic_folder,
     atomic_write,
-    require_apart,
-    require_new_folder,
-    require_writable_file,
+    temporary_folder,
 )
-
-
-@pytest.fixture
-def cells(tmp_path, monkeypatch):
-    """A file in a folder beside the working directory."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    path = tmp_path / "data" / "cells.h5ad"
-    path.touch()
-    return path
-
-
-@pytest.mark.parametrize(
-    "kind", ["the same name", "a relative name", "a symbolic link", "a folder's link", "a hard link"]
-)
-def test_an_output_may_not_be_an_input_under_any_name(cells, tmp_path, kind):
-    other = tmp_path / "other"
-    if kind == "the same name":
-        other = cells
-    elif kind == "a relative name":
-        other = type(cells)(os.path.relpath(cells))
-    elif kind == "a symbolic link":
-        other.symlink_to(cells)
-    elif kind == "a folder's link":
-        other.symlink_to(cells.parent)
-        other /= cells.name
-    else:
-        os.link(cells, other)
-    with pytest.raises(
-        InputError, match=r"^--out .* is the same file as INPUT.h5ad .*: choose another path for one of them"
-    ):
-        require_apart([("--out", other)], [("INPUT.h5ad", cells)])
-
-
-def test_outputs_that_do_not_exist_yet_must_differ(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "new.html")
-    with pytest.raises(InputError, match=r"--figure .* is the same file as --report"):
-        require_apart([("--report", tmp_path / "new.html"), ("--figure", tmp_path / "link")], [])
-    require_apart([("--report", tmp_path / "new.html"), ("--figure", tmp_path / "newer.html")], [])
-
-
-def test_allowed_pairs_and_missing_paths_are_ignored(cells):
-    require_apart([("--out", None), ("--report", None)], [("INPUT.h5ad", cells), ("--labels", None)])
-    inputs, allowed = [("INPUT.h5ad", cells)], [("--out", "INPUT.h5ad")]
-    require_apart([("--out", cells)], inputs, allowed=allowed)
-    with pytest.raises(InputError, match=r"--report .* is the same file as INPUT.h5ad"):
-        require_apart([("--out", cells), ("--report", cells)], inputs, allowed=allowed)
+from tests.support.commands import start_python
 
 
 class TestAtomicWrite:
@@ -84,15 +37,6 @@ class TestAtomicWrite:
             atomic_write(path, b"another")
         assert path.read_bytes() == b"one"
         assert list(tmp_path.iterdir()) == [path]
-
-    def test_only_regular_files_are_replaced(self, cells):
-        for place, error in (
-            (cells.parent, IsADirectoryError),
-            (cells / "below", NotADirectoryError),
-            ("/dev/null", FileExistsError),
-        ):
-            with pytest.raises(error):
-                require_writable_file(place)
 
 
 class TestAtomicFolder:
@@ -127,12 +71,118 @@ class TestAtomicFolder:
                 fill(error)
         assert not list(tmp_path.iterdir())
 
-    def test_an_empty_folder_is_replaced_and_a_full_one_refused(self, cells, tmp_path):
+    def test_an_empty_folder_is_replaced(self, tmp_path):
+        (tmp_path / "here").mkdir()
         with atomic_folder(tmp_path / "here") as folder:
             (folder / "file").touch()
         assert (tmp_path / "here" / "file").exists()
-        for taken in (cells, cells.parent):
-            with pytest.raises(InputError, match="already exists: choose a new folder"):
-                require_new_folder(taken)
-        with pytest.raises(InputError, match="is not a folder with write access"):
-            require_new_folder(cells / "below")
+
+
+def test_a_copy_that_cannot_be_written_is_not_said_of_its_source(tmp_path):
+    """shutil names both, and the source first."""
+
+    def fill(folder_of, fault):
+        with pytest.raises(fault), atomic_folder(tmp_path / "out") as folder:
+            raise OSError(27, "File too large", str(tmp_path / "source"), None, folder_of(folder))
+
+    fill(lambda folder: str(folder / "copy"), InputError)
+    fill(lambda folder: str(tmp_path / "elsewhere"), OSError)
+    assert not list(tmp_path.iterdir())
+
+
+#: Begins to write and says so.
+WRITER = """
+import sys, time
+from modeling_langcell.io import atomic
+with getattr(atomic, sys.argv[1])(sys.argv[2]) as path:
+    (path / "part" if path.is_dir() else path).write_text("half")
+    print("half", flush=True)
+    time.sleep(600)
+"""
+
+
+def half_written(kind, output, **environment):
+    writer = start_python("-c", WRITER, kind, output, env={**os.environ, **environment})
+    writer.stdout.readline()
+    return writer
+
+
+def write(kind, output):
+    if kind == "atomic_file":
+        atomic_write(output, b"whole")
+    else:
+        with atomic_folder(output) as folder:
+            (folder / "file").touch()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_folder"])
+class TestLeftovers:
+    def test_what_a_killed_process_left_goes_with_the_next(self, kind, tmp_path):
+        output = tmp_path / "new" / "output"
+        killed = half_written(kind, output)
+        killed.kill()
+        killed.wait()
+        assert len(list(output.parent.iterdir())) == 2, "the half and the lock"
+        write(kind, output)
+        assert list(output.parent.iterdir()) == [output]
+
+    def test_what_a_living_process_writes_stays(self, kind, tmp_path):
+        output = tmp_path / "output"
+        living = half_written(kind, output)
+        before = sorted(tmp_path.iterdir())
+        write(kind, output)
+        assert sorted(tmp_path.iterdir()) == sorted([*before, output])
+        os.kill(living.pid, signal.SIGINT)
+        assert living.wait() != 0
+        assert list(tmp_path.iterdir()) == [output]
+
+    def test_files_of_the_user_stay(self, kind, tmp_path):
+        output, mine = tmp_path / "output", tmp_path / "mine"
+        mine.write_text("mine")
+        users = [f".output.{'0' * 31}", f".output.{'g' * 32}", f".output.{'A' * 32}", f".other.{'0' * 32}", ".output"]
+        for name in users:
+            (tmp_path / name).write_text("mine")
+        (tmp_path / f".output.{'1' * 32}").symlink_to(mine)
+        other_kind = tmp_path / f".output.{'2' * 32}"
+        if kind == "atomic_file":
+            other_kind.mkdir()
+        else:
+            other_kind.write_text("mine")
+        before = sorted(tmp_path.iterdir())
+        write(kind, output)
+        assert sorted(tmp_path.iterdir()) == sorted([*before, output])
+        assert mine.read_text() == "mine"
+
+
+@pytest.mark.e2e
+def test_temporary_folders_of_killed_processes_go_with_the_next(tmp_path, monkeypatch):
+    code = """
+import time
+from modeling_langcell.io.atomic import temporary_folder
+with temporary_folder() as folder:
+    (folder / "copy").write_text("a")
+    print("half", flush=True)
+    time.sleep(600)
+"""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    started = [start_python("-c", code, env={**os.environ, "TMPDIR": str(tmp_path)}) for _ in range(2)]
+    for one in started:
+        one.stdout.readline()
+    killed, living = started
+    killed.kill()
+    killed.wait()
+    with temporary_folder() as folder:
+        assert folder.parent == tmp_path
+        assert len(list(tmp_path.glob(".*"))) == 4, "two folders and their locks"
+    living.kill()
+    living.wait()
+    with temporary_folder():
+        pass
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_folders_that_were_made_for_a_file_go_after_an_error(tmp_path):
+    with pytest.raises(KeyError), atomic_file(tmp_path / "new" / "deep" / "file"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []

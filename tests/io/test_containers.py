@@ -2,9 +2,12 @@
 """Containers of cells: real cells, written in every format that people have, are the same cells."""
 
 import gzip
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
+import tracemalloc
 
 import anndata as ad
 import h5py
@@ -137,6 +140,60 @@ def test_the_same_cells_get_the_same_embeddings(write, annotator, cells, expecte
         assert lightly.shape == cells.shape
 
 
+def test_a_zarr_store_is_copied_with_all_that_it_holds(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_langcell.io.containers._BLOCK", 1000)
+    adata = cells.copy()
+    adata.raw = adata
+    adata.layers["logs"], adata.layers["by column"] = np.log1p(adata.X.toarray()), adata.X.tocsc()
+    adata.obsm["X_pca"], adata.obsm["table"] = np.arange(120.0).reshape(60, 2), adata.obs.copy()
+    adata.obsp["distances"] = sp.eye(60, format="csr")
+    adata.obs["maybe"] = pd.array([True, None, *[False] * 58], dtype="boolean")
+    adata.uns = {"log1p": {"base": None}, "text": "words", "number": 3, "names": np.array(["a", "b"])}
+    path = write_zarr(adata, tmp_path)
+    with as_h5ad(path, tmp_path / "copy.h5ad") as copy:
+        found = ad.read_h5ad(copy)
+    expected = ad.read_zarr(path)
+    for part in ("obs", "var"):
+        pd.testing.assert_frame_equal(getattr(found, part), getattr(expected, part))
+    for name in ("X", "raw"):
+        one, other = (adata.raw.X if name == "raw" else adata.X for adata in (found, expected))
+        np.testing.assert_array_equal(one.toarray(), other.toarray())
+    assert {*found.layers} - {None} == {"logs", "by column"}
+    np.testing.assert_array_equal(found.layers["logs"], expected.layers["logs"])
+    assert found.layers["by column"].format == "csc"
+    np.testing.assert_array_equal(found.obsm["X_pca"], expected.obsm["X_pca"])
+    assert (found.obsp["distances"] != expected.obsp["distances"]).nnz == 0
+    assert {**found.uns, "names": [*found.uns["names"]]} == {**expected.uns, "names": ["a", "b"]}
+
+
+@pytest.mark.parametrize("write", [write_zarr, write_10x, write_10x_of_two, write_loom])
+def test_large_containers_are_copied_in_blocks(write, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_langcell.io.containers._BLOCK", 2**15)
+    monkeypatch.setattr("modeling_langcell.io.containers._LOOM_BLOCK", 16)
+    many = cells[np.tile(np.arange(60), 60), :1500].copy()
+    many.obs_names_make_unique()
+    path = write(many, tmp_path)
+    tracemalloc.start()
+    with as_h5ad(path, tmp_path / "copy.h5ad") as copy:
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        np.testing.assert_array_equal(ad.read_h5ad(copy).X.toarray(), many.X.toarray())
+    assert most < (many.X.data.nbytes + many.X.indices.nbytes) / 2, f"{most / 2**20:.0f} MB at once"
+
+
+def test_matrices_of_two_organisms_are_refused_with_what_reads_one(cells, tmp_path):
+    path = write_10x_of_two(cells, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.copy("GRCh38", "mm10")
+    with pytest.raises(
+        InputError, match="has the matrices GRCh38, mm10: write one of them into a file of its own"
+    ) as said:
+        open_cells(path)
+    advice = re.search(r"as in (scanpy\S+ genome='GRCh38'\)\.write_h5ad\('cells.h5ad'\))", str(said.value))[1]
+    run_python("-c", f"import scanpy; {advice}", cwd=tmp_path)
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "cells.h5ad").X.toarray(), cells.X.toarray())
+
+
 def test_an_h5ad_file_is_not_copied(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     with as_h5ad(tmp_path / "cells.h5ad", tmp_path / "copy.h5ad") as file:
@@ -153,7 +210,7 @@ def test_a_container_that_changes_meanwhile_is_refused(annotator, cells, tmp_pat
         return score(*arguments, **options)
 
     monkeypatch.setattr(DescriptionScorer, "__call__", and_change)
-    with pytest.raises(InputError, match="was changed while it was annotated"):
+    with pytest.raises(InputError, match="was changed while its cells were annotated"):
         annotate_file(annotator, path, tmp_path / "annotated.h5ad", LABELS)
     assert not (tmp_path / "annotated.h5ad").exists()
 
@@ -227,6 +284,53 @@ def test_a_damaged_container_is_named(cells, tmp_path):
         del file["matrix/indptr"]
     with pytest.raises(InputError, match=r"filtered_feature_bc_matrix.h5 cannot be read: .* Use an intact copy"):
         open_cells(path)
+
+
+def damage_zarr(cells, folder):
+    path = write_zarr(cells, folder)
+    for chunk in (path / "X" / "data").glob("[0-9c]*"):
+        for file in [chunk] if chunk.is_file() else [one for one in chunk.rglob("*") if one.is_file()]:
+            file.write_bytes(b"no numbers")
+    return path
+
+
+def damage_10x(cells, folder):
+    path = write_10x(cells, folder)
+    with h5py.File(path, "r+") as file:
+        counts = file["matrix/data"][:]
+        del file["matrix/data"]
+        data = file["matrix"].create_dataset("data", data=counts, chunks=(1000,), compression="gzip")
+        stored = data.id.get_chunk_info(3)
+    with path.open("r+b") as file:
+        file.seek(stored.byte_offset)
+        file.write(b"no numbers")
+    return path
+
+
+@pytest.mark.parametrize("damage", [damage_zarr, damage_10x])
+def test_damage_is_found_while_it_is_copied_and_is_not_said_of_the_copy(damage, cells, tmp_path):
+    path = damage(cells, tmp_path)
+    said = pytest.raises(InputError, match=f"{path.name} cannot be read: .* Use an intact copy")
+    with said, as_h5ad(path, tmp_path / "copy.h5ad"):
+        pass
+    assert not (tmp_path / "copy.h5ad").exists()
+
+
+@pytest.mark.parametrize("write", [write_zarr, write_10x, write_loom, write_matrix_market])
+def test_a_full_disk_is_said_of_the_copy(write, cells, tmp_path):
+    path = write(cells, tmp_path)
+    code = f"""
+        from pathlib import Path
+        from modeling_langcell.io.containers import as_h5ad
+        try:
+            with as_h5ad(Path({str(path)!r}), Path("copy.h5ad")):
+                pass
+        except ValueError as error:
+            print(type(error).__name__, error)
+    """
+    ran = run_python("-c", textwrap.dedent(code), cwd=tmp_path, largest=20_000)
+    assert "InputError copy.h5ad cannot be written: " in ran.stdout, ran.stderr
+    assert not (tmp_path / "copy.h5ad").exists()
 
 
 def test_a_container_that_refers_to_another_file_is_refused(cells, tmp_path):

@@ -136,7 +136,7 @@ class TestWriteAnnotated:
         """
         ran = run_python("-c", textwrap.dedent(code), cwd=tmp_path, largest=2000)
         assert "InputError new/out.h5ad cannot be written: " in ran.stdout, ran.stderr
-        assert not list((tmp_path / "new").iterdir())
+        assert not (tmp_path / "new").exists()
 
     def test_nothing_is_left_after_an_error(self, cells, tmp_path, monkeypatch):
         def fail(*_, **__):
@@ -146,6 +146,25 @@ class TestWriteAnnotated:
         with pytest.raises(InputError, match=r"out\.h5ad cannot be written: No space left on device"):
             write_annotated(cells, tmp_path / "out.h5ad")
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda n: [[row] for row in range(n)],
+        lambda n: ["text", *range(n - 1)],
+        lambda n: pd.period_range("2026-01", periods=n, freq="M"),
+        lambda n: pd.date_range("2026-01-01", periods=n, tz="UTC"),
+        lambda n: pd.to_timedelta(range(n), unit="s"),
+    ],
+)
+def test_a_column_that_cannot_be_written_is_named(cells, tmp_path, values):
+    cells.obs["odd"] = values(cells.n_obs)
+    with pytest.raises(InputError, match=r"out\.h5ad cannot be written: .* It is about obs\['odd'\]: rename"):
+        write_annotated(cells, tmp_path / "out.h5ad")
+    assert not list(tmp_path.iterdir())
+    cells.obs["odd"] = cells.obs["odd"].astype(str)  # The advice works.
+    assert write_annotated(cells, tmp_path / "out.h5ad").exists()
 
 
 @pytest.mark.parametrize("strings", ["obs", "index"])

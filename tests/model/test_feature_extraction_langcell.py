@@ -20,6 +20,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor
 from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.conversion.published import read_gene_vocabulary
 from modeling_langcell.model import ranking
+from modeling_langcell.model.count_values import RAW
 from modeling_langcell.model.errors import reason_of
 from modeling_langcell.model.ranking import RankedCells
 
@@ -263,7 +264,7 @@ def test_blocks_and_threads_never_matter(small_blocks, extractor, cells, expecte
 
 def test_a_fault_is_raised_when_its_chunk_is_reached(small_blocks, extractor, counts, genes, expected):
     counts[6:, 0] = -2  # The third block and all after it; the first of them is named.
-    chunks = extractor.stream(counts, gene_ids=genes, chunk_size=4)
+    chunks = extractor.stream(counts, gene_ids=genes, chunk_size=4, counts="raw")
     assert sequences(next(chunks)) == expected[:4]
     with pytest.raises(InputError, match="in cell 6"):
         next(chunks)
@@ -281,7 +282,7 @@ def test_no_more_rows_than_a_block_are_read_at_a_time(
             self.slices.append(rows)
             return counts[rows]
 
-    chunks = extractor.stream(Recorder(), gene_ids=genes, chunk_size=chunk_size)
+    chunks = extractor.stream(Recorder(), gene_ids=genes, chunk_size=chunk_size, counts="raw")
     assert not Recorder.slices
     assert sequences(RankedCells.concatenate(list(chunks))) == expected
     assert [rows.stop - rows.start for rows in sorted(Recorder.slices, key=lambda rows: rows.start)] == read
@@ -321,7 +322,7 @@ def test_attributes_of_chunks(extractor, counts, genes):
     adata = adata_of(np.ones_like(counts), genes, layers={"counts": counts})
     chunks = extractor.chunks(adata, chunk_size=5, layer="counts", max_length=4)
     assert isinstance(chunks, Sequence)
-    assert (chunks.label, chunks.n_cells, chunks.chunk_size, chunks.counts) == ("layers['counts']", 12, 5, "raw")
+    assert (chunks.label, chunks.n_cells, chunks.chunk_size, chunks.kind) == ("layers['counts']", 12, 5, RAW)
     assert chunks.match.token_ids.tolist() == list(range(2, 42))
     assert [chunks.rows(chunk) for chunk in range(3)] == [range(5), range(5, 10), range(10, 12)]
     assert [len(chunk) for chunk in chunks] == [5, 5, 2]
@@ -344,7 +345,7 @@ def test_the_next_chunk_is_read_ahead(extractor, counts, genes):
             self.reached[rows.start].set()
             return counts[rows]
 
-    chunks = extractor.chunks(Recorder(), gene_ids=genes, chunk_size=4).ahead([2, 0, 1])
+    chunks = extractor.chunks(Recorder(), gene_ids=genes, chunk_size=4, counts="raw").ahead([2, 0, 1])
     number, ranked = next(chunks)
     assert (number, len(ranked)) == (2, 4)
     assert Recorder.reached[0].wait(30), "it is read before it is asked for"
@@ -361,7 +362,7 @@ def test_a_chunk_reads_only_its_own_rows(small_blocks, extractor, counts, genes,
             self.read += range(*rows.indices(len(counts)))
             return counts[rows]
 
-    chunks = extractor.chunks(Recorder(), gene_ids=genes, chunk_size=5)
+    chunks = extractor.chunks(Recorder(), gene_ids=genes, chunk_size=5, counts="raw")
     assert sequences(chunks[1]) == expected[5:10]
     assert sorted(Recorder.read) == list(range(5, 10))
 
@@ -370,13 +371,13 @@ def test_a_fault_in_a_chunk_names_the_cell_of_the_whole_file(small_blocks, extra
     counts[7, 3], counts[10] = -2, 0
     adata_of(sp.csr_matrix(counts), genes).write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    chunks = extractor.chunks(backed, chunk_size=3)
+    chunks = extractor.chunks(backed, chunk_size=3, counts="raw")
     assert len(chunks[0]) == 3
     with pytest.raises(InputError, match=r"^1 cell\(s\) of X have no counts in known genes: 'cell10'\. "):
         chunks[3]
     with pytest.raises(InputError, match=r"^X holds negative values \(-2.0 in cell 'cell7'\)"):
         chunks[2]
-    marked = extractor.chunks(backed, chunk_size=3, empty_cells="mark")[3]
+    marked = extractor.chunks(backed, chunk_size=3, empty_cells="mark", counts="raw")[3]
     assert marked.without_genes.tolist() == [False, True, False]
     backed.file.close()
 
@@ -541,8 +542,8 @@ def test_nameless_genes_have_no_name_in_common():
 
 def test_an_ensembl_id_in_any_column_decides(names):
     match = names.match_genes(["CD3E", "LYZ", "NKG7", "T3E"], ["ENSG04.1", "ENSG99", "", "ENSG03"])
-    assert match.token_ids.tolist() == [5, -1, 4, 4]
-    assert (match.by_ensembl_id, match.by_symbol, match.by_synonym) == (2, 1, 0)
+    assert match.token_ids.tolist() == [5, 3, 4, 4]
+    assert (match.by_ensembl_id, match.by_symbol, match.by_synonym) == (2, 2, 0)
     assert match.has_duplicates
 
 
@@ -666,7 +667,7 @@ def test_chosen_cells_are_padded_alone(extractor, cells, expected):
         (-1, r"X holds negative values \(-1.0 in cell 'cell3'\). Scaled data cannot be ranked: go back to the counts."),
         (np.nan, r"X holds values that are not finite \(nan in cell 'cell3'\). Go back to the counts, or remove .*"),
         (np.inf, r"X holds values that are not finite \(inf in cell 'cell3'\). Go back to the counts, or remove .*"),
-        (0.5, r"X holds values that are not whole, so not raw counts \(0.5 in cell 'cell3'\). .* counts='log1p'."),
+        (0.5, r"X holds values that are not whole, so not raw counts \(0.5 in cell 'cell3'\). .*counts='log1p'."),
     ],
 )
 @pytest.mark.parametrize("chunk_size", [2, 100])
@@ -687,7 +688,7 @@ def test_one_wrong_value_is_named(extractor, counts, genes, value, message, chun
         ({"ambiguous": 0.1, "spliced": 0.7, "unspliced": 0.2}, r"layers\['spliced'\] looks like counts: .*"),
         ({"a_mask": "mask", "counts": 1}, r"layers\['counts'\] looks like counts: pass layer='counts'\."),
         ({"all": 3, "Raw_Counts": 1}, r"layers\['Raw_Counts'\] looks like counts: .*"),
-        ({"a_mask": "mask", "scaled": "scaled"}, "If so, pass counts='log1p'\\."),
+        ({"a_mask": "mask", "scaled": "scaled"}, "For logarithms, pass counts='log1p'\\."),
     ],
 )
 def test_of_several_arrays_the_most_likely_is_advised(extractor, counts, genes, layers, advice):
@@ -696,7 +697,7 @@ def test_of_several_arrays_the_most_likely_is_advised(extractor, counts, genes, 
     stored = {name: made[how] if how in made else np.rint(how * 10 * counts) for name, how in layers.items()}
     adata = adata_of(np.log1p(counts) + 0.1, genes, layers=stored)
     with pytest.raises(InputError, match=f"{advice}$") as error:
-        extractor.rank(adata)
+        extractor.rank(adata, counts="raw")
     for remedy in error.value.remedies[-1:]:
         if remedy.option == "layer":
             assert len(extractor.rank(adata, layer=remedy.value)) == len(adata)
@@ -711,7 +712,7 @@ def test_logarithms_in_raw_are_advised_with_their_kind(extractor, counts, genes,
     with pytest.raises(
         InputError, match=r"raw\.X looks log-transformed: if so, pass use_raw=True, counts='log1p'\.$"
     ) as error:
-        extractor.rank(adata)
+        extractor.rank(adata, counts="raw")
     assert "pass --use-raw --counts log1p." in error.value.on_command_line()
     found, expected = extractor.rank(adata, use_raw=True, counts="log1p"), extractor.rank(adata_of(counts, genes))
     assert [row.tolist() for row in found] == [row.tolist() for row in expected]
@@ -724,14 +725,14 @@ def test_an_array_is_not_suggested_for_itself(extractor, counts, genes):
     counts = np.tile(counts, (10, 1))
     counts[80, 3] = 0.5  # What lies before it does look like counts.
     adata = adata_of(counts, genes, layers={"names": np.full(counts.shape, "a", dtype=object)})
-    with pytest.raises(InputError, match=r"\(0.5 in cell 'cell80'\).* If so, pass counts='log1p'.$"):
+    with pytest.raises(InputError, match=r"\(0.5 in cell 'cell80'\).* pass counts='log1p'.$"):
         extractor(adata)
 
 
 def test_normalized_values_get_their_own_hint(extractor, counts, genes):
-    message = "not whole.* Pass counts='normalized' if every cell was scaled by one factor.$"
+    message = "not whole.* For counts scaled by cell, pass counts='normalized'.$"
     with pytest.raises(InputError, match=message):
-        extractor(adata_of(counts / counts.sum(axis=1, keepdims=True) * 1e6, genes))
+        extractor(adata_of(counts / counts.sum(axis=1, keepdims=True) * 1e6, genes), counts="raw")
 
 
 @pytest.mark.parametrize("wrong", ["logs", "scaled"])
@@ -761,7 +762,7 @@ def test_the_array_that_does_hold_counts_is_named(
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     for given_adata in (adata, adata[2:], backed, backed[2:]):
         with pytest.raises(InputError) as caught:
-            extractor(given_adata, **read)
+            extractor(given_adata, **read, counts="raw")
         message = str(caught.value)
         assert message.startswith(f"{label} holds ")
         assert message.endswith(advice or ("counts='log1p'." if wrong == "logs" else "go back to the counts."))
@@ -772,7 +773,7 @@ def test_the_array_that_does_hold_counts_is_named(
 def test_values_that_are_not_logarithms(extractor, counts, genes):
     with pytest.raises(InputError, match=r"X holds only whole numbers, so not logarithms .* Pass counts='raw'"):
         extractor(adata_of(counts.clip(max=20), genes), counts="log1p")
-    with pytest.raises(InputError, match=r"X holds values too large for logarithms .* Pass counts='normalized'"):
+    with pytest.raises(InputError, match=r"X holds values too large for logarithms .* Pass counts='corrected'"):
         extractor(adata_of(counts * 100.5, genes), counts="log1p")
     with pytest.raises(InputError, match=r"X holds negative values \(-0.5 in cell 'cell0'\)"):
         extractor(adata_of(np.full((1, 40), -0.5), genes), counts="log1p")
@@ -785,7 +786,8 @@ def test_values_that_are_not_numbers(extractor, counts, genes, dtype):
     if dtype is object:
         adata = adata_of(counts.astype(object), genes, layers={"counts": counts})
         with pytest.raises(InputError, match=r"^X holds object values.* pass layer='counts'.$"):
-            extractor(adata)
+            extractor(adata, counts="raw")
+        assert len(extractor.rank(adata)) == len(counts), "the layer is read by itself"
 
 
 def test_a_matrix_names_cells_by_their_number(extractor, counts, genes):
@@ -795,14 +797,14 @@ def test_a_matrix_names_cells_by_their_number(extractor, counts, genes):
 
 
 def test_too_few_known_genes(extractor, counts):
-    mouse = adata_of(counts, [f"Gene{number}" for number in range(40)])
-    mouse.var["ensembl_id"] = [f"ENSMUSG{number:011d}" for number in range(1, 41)]
+    strange = adata_of(counts, [f"Gene{number}" for number in range(40)])
+    strange.var["ensembl_id"] = [f"AT1G{number:05d}" for number in range(1, 41)]
     with pytest.raises(InputError) as caught:
-        extractor(mouse)
+        extractor(strange)
     message = str(caught.value)
     assert message.startswith("0 of the 40 genes of X are known (0.0%; at least 10% are required).")
     assert "Names in the index of var, var['ensembl_id']: 'Gene0', 'Gene1', 'Gene2'" in message
-    assert "Human Ensembl ids or gene symbols are expected. Give their column of var with gene_column." in message
+    assert "Ensembl ids or gene symbols of human are expected. Give their column of var with gene_column." in message
 
 
 def test_the_share_of_known_genes_that_is_enough(gene_vocabulary, counts, genes):
@@ -843,7 +845,7 @@ def test_cells_without_known_genes(extractor, counts, genes, expected):
             {"gene_ids": ["GENE1"] * 40},
             "gene_ids is for a matrix; for an AnnData, give their column of var with gene_col",
         ),
-        ({"counts": "cpm"}, "counts='cpm' is not one of 'raw', 'normalized' and 'log1p'."),
+        ({"counts": "cpm"}, "counts='cpm' is not one of 'auto', 'raw', 'corrected', 'normalized' and 'log1p'."),
         ({"empty_cells": "drop"}, "empty_cells='drop' is not one of 'error' and 'mark'."),
         ({"padding": "left"}, "padding='left' is not one of True, 'longest', 'max_length', False, 'do_not_pad'."),
         ({"padding": False, "return_tensors": "pt"}, "Cells of different lengths do not fit one tensor: pad them, or"),
@@ -883,13 +885,14 @@ def test_an_anndata_without_x(extractor, counts, genes, expected):
     with pytest.raises(
         InputError, match=r"This AnnData has no X: layers\['counts'\] looks like counts: pass layer='counts'\."
     ):
-        extractor(adata)
+        extractor(adata, counts="raw")
+    assert sequences(extractor.rank(adata)) == expected
     only_logarithms = adata_of(counts, genes, layers={"logs": np.log1p(counts)})
     del only_logarithms.X
     with pytest.raises(InputError, match=r"This AnnData has no X: pass layer; layers here: \['logs'\]\."):
         extractor(only_logarithms)
     with pytest.raises(InputError, match="pass layer='counts'"):
-        extractor(adata, layer="logs")
+        extractor(adata, layer="logs", counts="raw")
     assert sequences(extractor.rank(adata, layer="counts")) == expected
 
 
@@ -924,6 +927,25 @@ def test_a_file_whose_matrix_is_damaged(extractor, counts, genes, tmp_path, dama
         with pytest.raises(InputError, match=message if form is sp.csr_matrix else None):
             extractor.rank(backed)
         backed.file.close()
+
+
+def test_columns_that_a_file_says_it_has_and_does_not_hold(extractor, counts, genes, tmp_path):
+    """scipy would convert them from memory beyond the array, and may crash."""
+    adata_of(sp.csc_matrix(counts), genes).write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        file["X"].attrs["shape"] = [12, 41]
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with pytest.raises(InputError, match="its indptr has 41 values, but its shape is 12 x 41"):
+        extractor.rank(backed)
+    backed.file.close()
+
+
+def test_a_matrix_in_memory_without_its_last_row_or_column(extractor, counts, genes):
+    for form in (sp.csr_matrix, sp.csc_matrix):
+        matrix = form(counts)
+        matrix.indptr = matrix.indptr[:-1]
+        with pytest.raises(InputError, match=r"its indptr has \d+ values, but its shape is"):
+            extractor.rank(matrix, gene_ids=genes)
 
 
 def test_a_matrix_in_memory_that_is_damaged(extractor, counts, genes):
@@ -1042,8 +1064,9 @@ def test_the_recorded_ranks(shared, geneformer):
     """Ids recorded from the published inference code; its order among equal values is arbitrary."""
     recorded = json.loads((shared / "reference" / "ranked_cells.json").read_text())["cells"]
     adata = ad.read_h5ad(shared / "data" / "train" / "pbmc_facs_zheng.h5ad")[::97]
-    _, match = geneformer.open(adata)
-    ranked = geneformer.rank(adata, max_length=30_000)
+    _, match = geneformer.open(adata, gene_column="ensembl_id")
+    # The published code knows ids alone; a gene whose id is retired is found by its symbol, too.
+    ranked = geneformer.rank(adata, max_length=30_000, gene_column="ensembl_id")
     assert len(ranked) == len(recorded)
     for cell, ids in enumerate(recorded.values()):
         values = values_of(adata.X[[cell]], match.token_ids, geneformer.gene_vocabulary["medians"])

@@ -113,8 +113,9 @@ class TestInThePackage:
         backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
         named = annotate(backed, candidate_labels=DESCRIPTIONS, layer="counts")
         assert named == annotate(cells, candidate_labels=DESCRIPTIONS, layer="counts")
+        assert named == annotate(cells, candidate_labels=DESCRIPTIONS), "the layer is found"
         with pytest.raises(InputError, match="raw counts"):
-            annotate(cells, candidate_labels=DESCRIPTIONS)
+            annotate(cells, candidate_labels=DESCRIPTIONS, counts="raw")
 
     def test_cells_without_genes(self, annotate, cells):
         cells = cells[[0, 1, 2, 3, 4]].copy()
@@ -151,6 +152,10 @@ class TestInThePackage:
 
 
 class TestSaved:
+    def test_a_misspelt_argument_is_named_with_the_closest(self, annotate, cells):
+        with pytest.raises(TypeError, match=r"^There is no argument 'organsm': did you mean 'organism'\?$"):
+            annotate(cells, candidate_labels=["nk"], organsm="human")
+
     def test_model_processor_and_code_go_together(self, annotate, tiny_checkpoint, cells, tmp_path):
         annotate.save_pretrained(tmp_path / "saved")
         saved, checkpoint = (

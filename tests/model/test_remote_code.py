@@ -249,7 +249,15 @@ class TestWithoutThePackage:
     def test_only_code_of_the_family_travels(self, saved, remote):
         code = {"configuration_langcell.py", "modeling_langcell.py", "objectives.py", "packed_langcell.py"}
         cells = {"feature_extraction_langcell.py", "processing_langcell.py", "pipeline_langcell.py"}
-        cells |= {"count_matrix.py", "gene_matching.py", "marker_genes.py", "ranking.py"}
+        cells |= {
+            "count_matrix.py",
+            "count_sources.py",
+            "count_values.py",
+            "gene_matching.py",
+            "gene_names.py",
+            "marker_genes.py",
+            "ranking.py",
+        }
         cells |= {"token_budget.py", "zero_shot.py", "errors.py", "prompts.py"}
         for root in (saved, remote[0]):
             assert {path.name for path in (root / "joint").glob("*.py")} == code | cells

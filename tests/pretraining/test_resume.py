@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -125,27 +126,74 @@ def test_two_stopped_processes_resume(long_settings, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_stopped_run_ends_with_the_status_of_sigterm(long_settings):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_ends_with_the_status_of_the_signal(long_settings, number):
     training = Training(long_settings)
-    training.signal_at(2, signal.SIGTERM)
-    assert training.wait() == 128 + signal.SIGTERM
+    training.signal_at(2, number)
+    assert training.wait() == 128 + number
+    assert "the same command resumes" in training.said()
     assert "Traceback" not in training.said()
 
 
+@pytest.mark.e2e
+def test_a_second_run_is_refused_while_the_first_lives(long_settings):
+    training = Training(long_settings | {"steps": 4000})
+    training.signal_at(2, 0)
+    second = Training(long_settings)
+    assert second.wait() == 2
+    assert f"is being written by process {training.process.pid} on" in second.said()
+    training.signal_at(2, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_a_launch_left_in_the_environment_is_not_waited_for(settings, monkeypatch, rank):
+    monkeypatch.setattr("modeling_langcell.io.launch.JOIN_SECONDS", 0.2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(InputError, match=r"has not begun within .* unset RANK WORLD_SIZE"):
+        pretrain(PretrainingConfig(**settings))
+    assert not Path(settings["output"]).exists()
+
+
 class TestFolders:
-    def test_an_incomplete_checkpoint_is_not_read(self, settings, caplog):
+    def test_an_incomplete_checkpoint_is_deleted(self, settings, caplog):
         output = Path(settings["output"])
         half = output / "checkpoints" / ".step-00000002"
         half.mkdir(parents=True)
         (half / "model.safetensors").write_bytes(b"half")
         pretrain(PretrainingConfig(**settings))
-        assert f"The checkpoint {half} is incomplete" in caplog.text
+        assert f"The checkpoint {half} is incomplete: deleting it." in caplog.text
         assert [entry["step"] for entry in logged(output)] == [1, 2, 3, 4]
 
     def test_a_finished_run_is_left_alone(self, settings):
         pretrain(PretrainingConfig(**settings))
         with pytest.raises(InputError, match="finished run"):
             pretrain(PretrainingConfig(**settings))
+
+    @pytest.mark.parametrize("change", ["another corpus", "a copy"])
+    def test_inputs_are_known_by_their_content(self, settings, tiny_studies, tmp_path, monkeypatch, change):
+        def die(*_):
+            raise KeyboardInterrupt
+
+        corpus = tmp_path / "corpus"
+        shutil.copytree(settings["corpus"], corpus)
+        settings["corpus"] = str(corpus)
+        with monkeypatch.context() as context:
+            context.setattr("modeling_langcell.pretraining.folder.RunFolder.save_model", die)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(PretrainingConfig(**settings))
+        if change == "a copy":
+            settings["corpus"] = str(corpus.rename(tmp_path / "elsewhere"))
+            pretrain(PretrainingConfig(**settings))
+        else:
+            manifest = corpus / "manifest.json"
+            times = manifest.stat()
+            text = manifest.read_text()
+            checksum = json.loads(text)["shards"][0]["sha256"]
+            manifest.write_text(text.replace(checksum, checksum[::-1]))
+            os.utime(manifest, ns=(times.st_atime_ns, times.st_mtime_ns))
+            with pytest.raises(InputError, match=r"different settings \(corpus\)"):
+                pretrain(PretrainingConfig(**settings))
 
     def test_other_settings_are_refused(self, settings, monkeypatch):
         def die(*_):

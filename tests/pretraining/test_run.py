@@ -39,6 +39,22 @@ def test_a_run_of_no_steps_saves_the_initialized_model(settings, tmp_path):
     assert losses[0] == losses[1] != ""
 
 
+@pytest.mark.parametrize(
+    ("read", "output", "said"),
+    [
+        ("corpus", "{corpus}", "is the same file as corpus"),
+        ("corpus", "{corpus}/run", "lies in corpus"),
+        ("corpus", "{folder}", "holds corpus"),
+        ("text_tower", "{text_tower}/run", "lies in text_tower"),
+    ],
+)
+def test_the_output_is_apart_from_what_is_read(settings, tiny_studies, read, output, said):
+    before = {path: path.stat().st_mtime_ns for path in tiny_studies.rglob("*")}
+    with pytest.raises(InputError, match=f"^output .* {said}"):
+        pretrain(PretrainingConfig(**settings | {"output": output.format(folder=tiny_studies, **settings)}))
+    assert {path: path.stat().st_mtime_ns for path in tiny_studies.rglob("*")} == before
+
+
 def test_the_average_is_saved(settings, monkeypatch):
     seen = []
     update = AveragedModel.update_parameters

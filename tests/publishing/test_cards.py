@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 
 import anndata as ad
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from modeling_langcell import InputError
 from modeling_langcell.checkpoint.folder import CheckpointFolder
 from modeling_langcell.cli.main import app
+from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.publishing.cards import render, write_card
 from modeling_langcell.publishing.evaluation import summarize
 from tests.support.paths import REPOSITORY
@@ -257,3 +259,20 @@ class TestOddFiles:
         (tmp_path / "odd" / "a.json").write_text('{"task": {}, "model": "x", "cells": []}')
         with pytest.raises(InputError, match="odd"):
             write_card(checkpoint, tmp_path / "odd")
+
+
+def test_texts_of_files_stay_in_their_cells(tiny_checkpoint, tmp_path):
+    """A hostile record adds neither rows nor columns nor lines to a card, nor code to its snippets."""
+    evil = 'x | y\n| forged | row |\x1b[2J\n# forged\n```\n") ; evil("'
+    folder = tmp_path / 'a"b'
+    shutil.copytree(tiny_checkpoint, folder)
+    source = {"name": evil, "kept": 3, "about": {"title": evil, "licence": evil}}
+    run = {"config": asdict(PretrainingConfig(corpus="c", output="o", start=evil)), "versions": {evil: evil}}
+    run["corpus"] = {"cells": 3, "genes": 4, "sources": [source]}
+    (folder / "training.json").write_text(json.dumps({"runs": [run]}))
+    card = write_card(folder).read_text()
+    assert "\x1b" not in card
+    assert not [line for line in card.splitlines() if line.startswith(("| forged", "# forged", '") ;'))]
+    assert 'from_pretrained("a\\"b")' in card
+    (row,) = [line for line in card.splitlines() if line.startswith("| x / y")]
+    assert row.count("|") == 5

@@ -53,3 +53,15 @@ def test_genes_have_a_panel_for_each_label():
     assert len(panels) == 4
     for axes, (_, genes) in zip(panels, explained.groupby("label", sort=False), strict=True):
         assert [text.get_text() for text in axes.get_yticklabels()][::-1] == genes["gene"].head(5).tolist()
+
+
+@pytest.mark.parametrize("name", [r"$\frac{x$", "$_$", "a\x1b[2J\nb", "x" * 500])
+def test_names_are_drawn_as_they_are(cells, tiny_checkpoint, name):
+    """Neither as mathematics, which a name may break, nor with characters that no font has."""
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    adata = annotator.annotate(cells, {f"a{name}": "cell type: a.", f"b{name}": "cell type: b."})
+    adata.obs[f"known{name}"] = [f"a{name}", f"b{name}"] * 6
+    for reference in (None, f"known{name}"):
+        assert render(draw(adata, lay_out(adata), reference), dpi=20).startswith(b"\x89PNG")
+    explained = pd.DataFrame({"label": f"a{name}", "gene": [f"G{name}"], "contribution": [1.0], "cells": 3})
+    assert render(draw_genes(explained), dpi=20).startswith(b"\x89PNG")

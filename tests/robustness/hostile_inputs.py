@@ -97,25 +97,26 @@ class HostileInputs:
 
     # ------------------------------------------------------------------ shared set-up
 
-    def _write_cells(self, folder: Path, change: Callable[[ad.AnnData], Any] = lambda adata: None) -> None:
+    def write_cells(self, folder: Path, change: Callable[[ad.AnnData], Any] = lambda adata: None) -> None:
+        """Writes good cells, or changed ones, as `cells.h5ad`."""
         adata = self.cells.copy()
         adata = changed if isinstance(changed := change(adata), ad.AnnData) else adata
         adata.write_h5ad(folder / "cells.h5ad")
 
-    def _attempt(
+    def attempt(
         self, about: str, what: str, *arguments: str, prepare: Change = lambda folder: None, **facts: Any
     ) -> Attempt:
         """Returns an attempt with good cells, something else that is unusual, and a command."""
 
         def set_up(folder: Path) -> Sequence[str]:
-            self._write_cells(folder)
+            self.write_cells(folder)
             prepare(folder)
             return arguments
 
         return Attempt(about, what, set_up, **facts)
 
     def _annotate(self, about: str, what: str, *options: str, labels: str = LABELS, **facts: Any) -> Attempt:
-        return self._attempt(about, what, *annotate(*options, labels=labels), **facts)
+        return self.attempt(about, what, *annotate(*options, labels=labels), **facts)
 
     # ------------------------------------------------------------------ cells
 
@@ -140,7 +141,7 @@ class HostileInputs:
         )
         yield file("is a link to nothing", lambda path: (path.unlink(), path.symlink_to("nowhere.h5ad")))
         yield file("is a link to itself", lambda path: (path.unlink(), path.symlink_to(path.name)))
-        yield self._attempt("file", "has a name that is too long", *annotate(cells="a" * 300 + ".h5ad"))
+        yield self.attempt("file", "has a name that is too long", *annotate(cells="a" * 300 + ".h5ad"))
         hdf5: list[tuple[str, Callable[[h5py.File], Any]]] = [
             ("has no X", lambda file: file.__delitem__("X")),
             ("has no obs", lambda file: file.__delitem__("obs")),
@@ -188,19 +189,20 @@ class HostileInputs:
             ("contain NaN", value(np.nan)),
             ("contain infinity", value(np.inf)),
             ("contain a negative number", value(-1)),
-            ("are fractions", replaced(lambda x: x * 0.37)),
-            ("are tiny fractions", replaced(lambda x: x.astype(np.float64) * 1e-300)),
             ("are complex", replaced(lambda x: x.toarray().astype(np.complex64))),
             ("are all 0", replaced(lambda x: x * 0)),
             ("have no cells", lambda adata: adata[:0].copy()),
             ("have no genes", lambda adata: adata[:, :0].copy()),
             ("have genes without names", called(lambda gene: "")),
             ("have numbers for gene names", called(str)),
-            ("have mouse genes", called("ENSMUSG{:011d}".format)),
+            ("have rat genes", called("ENSRNOG{:011d}".format)),
             ("have one name for all genes", called(lambda gene: "ENSG00000000000")),
         ]
         accepted: list[tuple[str, Callable[[ad.AnnData], Any]]] = [
             ("are huge", value(1e30, np.float64)),
+            ("are fractions", replaced(lambda x: x * 0.37)),
+            ("are tiny fractions", replaced(lambda x: x.astype(np.float64) * 1e-300)),
+            ("have mouse genes", called("ENSMUSG{:011d}".format)),
             ("are stored by genes (CSC)", replaced(sp.csc_matrix)),
             ("are dense 64-bit integers", replaced(lambda x: x.toarray().astype(np.int64))),
             ("are booleans", replaced(lambda x: x.toarray() > 0)),
@@ -217,7 +219,7 @@ class HostileInputs:
                 yield Attempt(
                     "counts",
                     what,
-                    lambda folder, change=change: (self._write_cells(folder, change), annotate())[1],
+                    lambda folder, change=change: (self.write_cells(folder, change), annotate())[1],
                     valid,
                 )
 
@@ -249,7 +251,7 @@ class HostileInputs:
         for what, option in options.items():
             yield self._annotate("option", what, *option.split())
         yield self._annotate("option", "labels and a root together", "--ontology-root", "CL:0000542")
-        yield self._attempt(
+        yield self.attempt(
             "option",
             "a root that is not a term",
             "annotate",
@@ -296,7 +298,7 @@ class HostileInputs:
         yield self._annotate(
             "labels", "a folder", labels="types.json", prepare=lambda folder: (folder / "types.json").mkdir()
         )
-        yield self._attempt(
+        yield self.attempt(
             "labels",
             "for describe are numbers",
             "describe",
@@ -304,9 +306,9 @@ class HostileInputs:
             "types.json",
             prepare=lambda folder: (folder / "types.json").write_text("[1]"),
         )
-        yield self._attempt("labels", "for describe are missing", "describe")
-        yield self._attempt("labels", "for explain are unknown", *explain("--labels", "flurble"))
-        yield self._attempt(
+        yield self.attempt("labels", "for describe are missing", "describe")
+        yield self.attempt("labels", "for explain are unknown", *explain("--labels", "flurble"))
+        yield self.attempt(
             "labels",
             "for explain are not text",
             *explain("--labels", "types.tsv"),
@@ -317,7 +319,7 @@ class HostileInputs:
 
     def _outputs(self) -> Iterator[Attempt]:
         def output(what: str, *arguments: str, prepare: Change = lambda folder: None, **facts: Any) -> Attempt:
-            return self._attempt("output", what, *arguments, prepare=prepare, **facts)
+            return self.attempt("output", what, *arguments, prepare=prepare, **facts)
 
         def in_the_way(folder: Path) -> None:
             (folder / "there").mkdir()
@@ -339,9 +341,9 @@ class HostileInputs:
             yield output(f"for {name} is in a read-only place", *begin, "--out", "/proc/out")
             yield output(f"for {name} is a device", *begin, "--out", "/dev/full")
         done = (".out.h5ad.unfinished", ".out.h5ad.unfinished/00000000.safetensors", ".out.h5ad.unfinished/plan.json")
-        for name, kept in (("annotate", done), ("embed", ())):
+        for name in ("annotate", "embed"):
             yield output(
-                f"for {name} is on a full disk", *commands[name], "--out", "out.h5ad", max_file_bytes=FULL, kept=kept
+                f"for {name} is on a full disk", *commands[name], "--out", "out.h5ad", max_file_bytes=FULL, kept=done
             )
         folders: dict[str, Sequence[str]] = {
             "calibrate": ["calibrate", "cells.h5ad", "--label-key", "cell_type"],
@@ -363,16 +365,8 @@ class HostileInputs:
         yield output("has a foreign file among its parts", *annotate(), prepare=unfinished("mine", ""))
         outside = unfinished("plan.json", '{"run": "../../x", "plan": {}}')
         yield output("has an unfinished plan that points outside its folder", *annotate(), prepare=outside, valid=True)
-        yield output(
-            "for the report is in a read-only place",
-            *annotate("--report", "/proc/report.html"),
-            kept=("out.h5ad",),
-        )
-        yield output(
-            "for the figure is in a read-only place",
-            *annotate("--figure", "/proc/figure.png"),
-            kept=("out.h5ad",),
-        )
+        yield output("for the report is in a read-only place", *annotate("--report", "/proc/report.html"))
+        yield output("for the figure is in a read-only place", *annotate("--figure", "/proc/figure.png"))
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -438,8 +432,8 @@ class HostileInputs:
         yield model("has a processor for longer texts", _json(settings, model_max_length=10**6))
         yield self._annotate("checkpoint", "is a missing path outside the folder", "--model", "../../nowhere")
         yield self._annotate("checkpoint", "has a name that is too long", "--model", "a" * 300)
-        yield self._attempt("checkpoint", "for describe does not exist", "describe", "B cell", "--model", "nowhere")
-        yield self._attempt(
+        yield self.attempt("checkpoint", "for describe does not exist", "describe", "B cell", "--model", "nowhere")
+        yield self.attempt(
             "checkpoint",
             "for export is empty",
             "export",
@@ -462,7 +456,7 @@ class HostileInputs:
                 also(folder / "adapter")
 
             arguments = ["annotate", "cells.h5ad", "--adapter", "adapter", "--out", "out.h5ad"]
-            return self._attempt("adapter", what, *arguments, prepare=prepare)
+            return self.attempt("adapter", what, *arguments, prepare=prepare)
 
         def with_weights(folder: Path) -> None:
             config = {"peft_type": "LORA", "base_model_name_or_path": "../../x", "target_modules": ["query"]}
@@ -536,10 +530,10 @@ class HostileInputs:
         def both(what: str, prepare: Change = lambda folder: None, key: str = "cell_type") -> Iterator[Attempt]:
             for command in ("calibrate", "adapt"):
                 arguments = [command, "cells.h5ad", "--label-key", key, "--out", "made"]
-                yield self._attempt(f"labelled cells ({command})", what, *arguments, prepare=prepare)
+                yield self.attempt(f"labelled cells ({command})", what, *arguments, prepare=prepare)
 
         def types(of: Callable[[ad.AnnData], Any]) -> Change:
-            return lambda folder: self._write_cells(folder, lambda adata: adata.obs.__setitem__("cell_type", of(adata)))
+            return lambda folder: self.write_cells(folder, lambda adata: adata.obs.__setitem__("cell_type", of(adata)))
 
         def file(change: Change) -> Change:
             return lambda folder: change(folder / "cells.h5ad")
@@ -554,9 +548,9 @@ class HostileInputs:
 
         def adapt(what: str, *options: str, prepare: Change = lambda folder: None) -> Attempt:
             arguments = ["adapt", "cells.h5ad", "--label-key", "cell_type", "--out", "made", *options]
-            return self._attempt("adapt", what, *arguments, prepare=prepare)
+            return self.attempt("adapt", what, *arguments, prepare=prepare)
 
-        yield self._attempt(
+        yield self.attempt(
             "calibrate",
             "two files with one name",
             "calibrate",
@@ -571,7 +565,7 @@ class HostileInputs:
                 shutil.copyfile(folder / "cells.h5ad", folder / "more/cells.h5ad"),
             ),
         )
-        yield self._attempt(
+        yield self.attempt(
             "calibrate",
             "types that are not in the ontology",
             "calibrate",
@@ -604,7 +598,7 @@ class HostileInputs:
             return Attempt(
                 "search",
                 what,
-                lambda folder: (self._write_cells(folder, change), ["search", "cells.h5ad", text, *options])[1],
+                lambda folder: (self.write_cells(folder, change), ["search", "cells.h5ad", text, *options])[1],
             )
 
         def embedded(embeds: Any) -> Callable[[ad.AnnData], Any]:
@@ -627,7 +621,7 @@ class HostileInputs:
             "foreign embeddings",
             lambda adata: adata.obsm.__setitem__("X_langcell", np.ones((adata.n_obs, 3))),
         )
-        yield self._attempt(
+        yield self.attempt(
             "embed",
             "a truncated file",
             "embed",
@@ -636,7 +630,7 @@ class HostileInputs:
             "out.h5ad",
             prepare=lambda folder: _halve(folder / "cells.h5ad"),
         )
-        yield self._attempt(
+        yield self.attempt(
             "embed",
             "a negative gene index",
             "embed",
@@ -647,8 +641,8 @@ class HostileInputs:
                 folder / "cells.h5ad", lambda file: _edit(file, "X/indices", lambda old: np.r_[-7, old[1:]])
             ),
         )
-        yield self._attempt("explain", "an unknown method", *explain("--labels", LABELS, "--method", "magic"))
-        yield self._attempt(
+        yield self.attempt("explain", "an unknown method", *explain("--labels", LABELS, "--method", "magic"))
+        yield self.attempt(
             "explain",
             "a truncated file",
             *explain("--labels", LABELS),
@@ -709,7 +703,7 @@ class HostileInputs:
                 prepare(folder)
 
             arguments = ["corpus", "cells.h5ad", "--gene-info", genes, "--out", "corpus", *options]
-            return self._attempt("corpus", what, *arguments, prepare=set_up)
+            return self.attempt("corpus", what, *arguments, prepare=set_up)
 
         yield corpus("a missing source", "nowhere.h5ad")
         yield corpus("a truncated source", prepare=lambda folder: _halve(folder / "cells.h5ad"))
@@ -744,7 +738,7 @@ class HostileInputs:
             what: str, *options: str, task: str = "zero-shot", prepare: Change = lambda folder: None
         ) -> Attempt:
             arguments = ["evaluate", task, "--out", "results", "--data", ".", *options]
-            return self._attempt("evaluate", what, *arguments, prepare=prepare)
+            return self.attempt("evaluate", what, *arguments, prepare=prepare)
 
         def studies(text: str) -> Change:
             return lambda folder: (folder / "studies.yaml").write_text(text)

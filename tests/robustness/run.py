@@ -5,9 +5,11 @@ Runs the command on hostile and unusual inputs, each in a process of its own, an
     python -m tests.robustness.run --json eval/results/robustness.json
 
 A hostile input must end with one message and exit code 2: no traceback, no output, not even a part of one, nothing
-written beside the folder, and no code run that a file holds. An input that is only unusual must work.
+written beside the folder, no file changed or lost that was there, and no code run that a file holds. An input that is
+only unusual must work.
 """
 
+import hashlib
 import os
 import re
 import shlex
@@ -21,8 +23,10 @@ from typing import Annotated, Any
 import typer
 
 from modeling_langcell.eval.record import write_record
-from tests.robustness.hostile_inputs import Attempt, HostileInputs
+from tests.robustness.attempts import all_attempts
+from tests.robustness.hostile_inputs import Attempt
 from tests.support.commands import start_python
+from tests.support.paths import REPOSITORY
 
 _LONGEST = 100  # Letters of an argument that the table shows.
 _SECONDS = 300
@@ -42,12 +46,15 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
         limit.start()
         out, err = process.communicate()
         limit.cancel()
-        left = sorted(_listing(folder) - before)
+        after = _listing(folder)
+        left = sorted(path for path, content in after.items() if before.get(path) != content)
     errors = [line for line in err.splitlines() if line.startswith("Error: ")]
     refused = process.returncode == 2 and (len(errors) == 1 or "Usage: " in err) and left == [*attempt.kept]
+    refused = refused and before.keys() <= after.keys()
     worked = process.returncode == 0 and left == ["out.h5ad"]
     # Paths of this machine mean nothing to readers.
-    message = err.replace(f"{folder}/", "").replace(str(Path.home()), "~") if process.returncode else ""
+    message = err.replace(f"{folder}/", "").replace(f"{REPOSITORY}/", "") if process.returncode else ""
+    message = message.replace(str(Path.home()), "~")
     # A message about an option stands in a frame.
     message = message[message.index("Error: ") :] if errors and message else re.sub("[─│╭╮╰╯]+", " ", message)
     return {
@@ -67,9 +74,15 @@ def _shortened(text: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[: longest - 20]}...{text[-17:]}"
 
 
-def _listing(folder: Path) -> set[str]:
-    """Lists the paths in a folder and beside it."""
-    return {os.path.relpath(path, folder) for path in folder.parent.rglob("*")}
+def _listing(folder: Path) -> dict[str, str]:
+    """Returns the paths in a folder and beside it, with what each holds."""
+    return {os.path.relpath(path, folder): _content(path) for path in folder.parent.rglob("*")}
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {os.readlink(path)}"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def main(
@@ -83,7 +96,7 @@ def main(
 ) -> None:
     """Try all hostile inputs, and exit with 1 if any ends in an unexpected way."""
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    attempts = [one for one in HostileInputs(data, reference).attempts() if only in one.name]
+    attempts = [one for one in all_attempts(data, reference) if only in one.name]
     rows = []
     with ThreadPoolExecutor(jobs) as pool:
         for row in pool.map(try_out, attempts):

@@ -308,6 +308,7 @@ def _run(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"],) * 2)
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # TMPDIR is read anew.
     os.chdir(request["cwd"])
     arguments = request["arguments"]
     isolated = arguments[0] == "-I"

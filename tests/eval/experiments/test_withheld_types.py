@@ -7,7 +7,7 @@ import pandas as pd
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.corpus.profiles import CELLS
-from modeling_langcell.corpus.sources import H5adFile
+from modeling_langcell.corpus.sources import CellsFile
 from modeling_langcell.eval.experiments import withheld_types
 from modeling_langcell.ontology import ancestors, find_term, is_term
 
@@ -24,7 +24,7 @@ def test_the_condition_leaves_out_a_type_and_its_kinds(tmp_path):
     ids = [find_term(name).id for name in names]
     obs = pd.DataFrame({"cell_type_ontology_term_id": [*ids, "unknown"]}, index=[*map(str, range(6))])
     ad.AnnData(np.ones((6, 2), dtype=np.float32), obs=obs).write_h5ad(tmp_path / "cells.h5ad")
-    assert H5adFile(str(tmp_path / "cells.h5ad"), withheld_types.condition()).rows.tolist() == [4, 5]
+    assert CellsFile(str(tmp_path / "cells.h5ad"), withheld_types.condition()).rows.tolist() == [4, 5]
 
 
 def test_a_file_without_such_types_is_passed_over(shared):

@@ -1,0 +1,1 @@
+../../modeling_langcell/model/count_values.py

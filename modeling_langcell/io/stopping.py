@@ -1,0 +1,59 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Signals that tell a run to end, as an exception: so that it cleans up, and its caller says how to continue."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """
+    Raised in the main thread when the process was told to end: by Ctrl-C, `kill`, or the end of its terminal.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that the signal ended, as shells report it."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return "Stopped by Ctrl-C" if self.number == signal.SIGINT else f"Stopped by {signal.Signals(self.number).name}"
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """
+    Turns the signals that tell a process to end into `Stopped`. A second one does not disturb the cleaning up. Signals
+    that are ignored, as SIGHUP is under `nohup`, stay so; in a thread other than the main one nothing changes.
+
+    Raises:
+        Stopped: A signal came.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        for caught in before:
+            signal.signal(caught, signal.SIG_IGN)
+        raise Stopped(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    wanted = [number for number in SIGNALS if is_main and signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["SIGNALS", "Stopped", "stopping"]

@@ -1,0 +1,257 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""Which array of the input is read, X, raw or a layer, and which of its columns are genes."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .count_matrix import CountMatrix, naming_the_array, stored_by_rows
+from .count_values import KINDS, LARGEST_LOGARITHM, RAW, is_whole, noted_base, recognise, require_kind
+from .errors import InputError, Remedy
+
+logger = logging.getLogger(__name__)
+
+#: Columns of `var` that may name the genes, besides its index.
+GENE_COLUMNS = (
+    "ensembl_id",
+    "gene_ids",
+    "gene_id",
+    "feature_id",
+    "ensembl",
+    "Accession",
+    "symbol",
+    "gene_symbol",
+    "gene_symbols",
+    "feature_name",
+    "gene_name",
+    "gene_names",
+    "gene_short_name",
+)
+#: Columns of `var` that may say what is measured in each of its rows, such as "Gene Expression" or "Antibody Capture".
+FEATURE_COLUMNS = ("feature_types", "feature_type", "modality")
+_GENES = {"gene expression", "gene", "genes", "rna", "gex", "mrna"}
+_NO_GENES = re.compile(
+    r"\b(?:antibod(?:y|ies)|adt|hto|hashtags?|crispr|guides?|multiplexing|custom|peaks?|atac|chromatin|antigens?|spike)\b"
+    r"|^prot(?:eins?)?$"
+)
+#: Names of rows that no gene has: regions of chromosomes, and antibodies.
+_NO_GENE_NAME = re.compile(r"^(?:chr\w+|[\dXYM]+)[:-]\d+-\d+$|TotalSeq|_(?:ADT|HTO)$")
+#: Names of layers of counts, in lower case; velocyto's `matrix` holds all that its other layers divide.
+_CALLED_COUNTS = {"counts", "count", "raw", "raw_counts", "rawcounts", "umi", "umis", "umi_counts", "matrix"}
+_SAMPLE = 64  # Number of cells by which an array is judged.
+
+
+@dataclass(frozen=True)
+class _Array:
+    """
+    An array of an AnnData.
+
+    Args:
+        label: Its name in messages.
+        where: The options that name it.
+        read: Returns it; None if it is missing.
+        n_genes: Number of its columns.
+    """
+
+    label: str
+    where: dict[str, Any]
+    read: Callable[[], Any]
+    n_genes: int
+
+    def sample(self) -> sp.csr_matrix | None:
+        """Returns its first cells; None if it is missing, damaged, or does not hold numbers."""
+        with suppress(InputError), naming_the_array(self.label):
+            if self.matrix is not None and self.matrix.dtype.kind in "fiub":
+                return CountMatrix(self.matrix, self.label).rows(0, _SAMPLE)
+        return None
+
+    @cached_property
+    def matrix(self) -> Any:
+        """The array, stored so that its rows are cheap to slice; None if it is missing."""
+        try:
+            found = self.read()
+        except KeyError:  # The file lacks the array, or has a link that leads nowhere.
+            return None
+        return None if found is None else stored_by_rows(found, self.label)
+
+    @property
+    def is_called_counts(self) -> bool:
+        return str(self.where.get("layer")).casefold() in _CALLED_COUNTS
+
+
+def _arrays(adata: Any) -> Iterator[_Array]:
+    """Yields X, raw.X and the layers."""
+    yield _Array("X", {}, lambda: adata.X, adata.n_vars)
+    if adata.raw is not None:
+        yield _Array("raw.X", {"use_raw": True}, lambda: adata.raw.X, len(adata.raw.var))
+    for layer in _layer_names(adata):
+        yield _Array(f"layers[{layer!r}]", {"layer": layer}, partial(adata.layers.__getitem__, layer), adata.n_vars)
+
+
+def find_counts(adata: Any) -> dict[str, Any]:
+    """
+    Finds the array to read where none is named: X, raw or a layer called counts, the first that holds raw counts; or
+    else X or raw, whichever has more genes of the values whose kind is certain; or else X.
+
+    Returns:
+        The options that name it: `use_raw` or `layer`; none for X.
+    """
+    return _find_counts(adata).where
+
+
+def _find_counts(adata: Any) -> _Array:
+    """Returns the array of `find_counts`."""
+    certain: dict[str, _Array] = {}
+    for array in _arrays(adata):
+        if not array.where.get("layer") or array.is_called_counts:
+            sample = array.sample()
+            kind = None if sample is None else recognise(sample, noted_base(adata.uns))
+            if kind == RAW:
+                return array
+            if kind is not None and not array.where.get("layer"):
+                certain[array.label] = array
+    return max(certain.values(), key=lambda array: array.n_genes) if certain else next(_arrays(adata))
+
+
+def open_anndata(
+    adata: Any,
+    layer: str | None,
+    use_raw: bool,
+    gene_column: str | None,
+    counts: str,
+) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
+    """
+    Opens `X`, `raw.X` or a layer.
+
+    Returns:
+        The array, and the columns that may name its genes, by their names in messages and the most trusted first.
+
+    Raises:
+        InputError: No such array or column, an array that is damaged, or values of another kind than `counts`.
+    """
+    if use_raw and layer is not None:
+        raise InputError("Choose one of layer and use_raw.")
+    if use_raw and adata.raw is None:
+        raise InputError("This AnnData has no raw:", Remedy("leave out {option}.", "use_raw"))
+    if layer is not None and layer not in adata.layers:
+        raise InputError(f"No layer {layer!r}; layers here: {_layer_names(adata) or 'none'}.")
+    if counts == "auto" and layer is None and not use_raw:
+        array = _find_counts(adata)
+    else:
+        where = {"use_raw": True} if use_raw else {} if layer is None else {"layer": layer}
+        array = next(one for one in _arrays(adata) if one.where == where)
+    var = adata.raw.var if "use_raw" in array.where else adata.var
+    label, file = array.label, adata.filename if adata.isbacked else None
+    advise = partial(_suggest_counts, adata, label)
+    with naming_the_array(label, file):
+        matrix = array.matrix
+        if matrix is None:
+            if layers := _layer_names(adata):
+                remedy = Remedy(f"pass {{option}}; layers here: {layers}.", "layer")
+            else:
+                remedy = Remedy("put the counts there.")
+            raise InputError(f"{file or 'This AnnData'} has no {label}:", *(advise() or [remedy]))
+        if tuple(matrix.shape) != (adata.n_obs, len(var)):
+            shape = " x ".join(map(str, matrix.shape))
+            raise ValueError(f"its shape is {shape}, but there are names for {adata.n_obs} cells and {len(var)} genes")
+    if gene_column is not None:
+        if gene_column not in var.columns:
+            raise InputError(f"No column {gene_column!r} in var; columns here: {sorted(map(str, var.columns))}.")
+        names = {f"var[{gene_column!r}]": var[gene_column].astype(str)}
+    else:
+        present = [column for column in GENE_COLUMNS if column in var.columns]
+        names = {"the index of var": var.index.astype(str)}
+        names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
+    genes = _find_genes(var, label)
+    columns = None if genes.all() else np.flatnonzero(genes)
+    source = CountMatrix(matrix, label, adata.obs_names, advise, file, columns)
+    source = _with_kind(source, counts, noted_base(adata.uns))
+    return source, names if columns is None else {name: column[genes] for name, column in names.items()}
+
+
+def open_matrix(
+    matrix: Any, gene_ids: Sequence[str] | None, counts: str
+) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
+    """Opens a `(cells, genes)` matrix. The result and errors are the same as for `open_anndata`."""
+    if not hasattr(matrix, "shape") or len(matrix.shape) != 2:
+        raise InputError(f"Cells must be an AnnData or a (cells, genes) matrix, not {type(matrix).__name__}.")
+    if gene_ids is None or len(gene_ids) != matrix.shape[1]:
+        given = "none" if gene_ids is None else f"{len(gene_ids)}"
+        raise InputError(f"A matrix needs gene_ids, one for each of its {matrix.shape[1]} columns ({given} given).")
+    label = "the matrix"
+    with naming_the_array(label):
+        source = CountMatrix(stored_by_rows(matrix, label), label)
+    return _with_kind(source, counts, None), {"gene_ids": gene_ids}
+
+
+def _with_kind(source: CountMatrix, counts: str, noted: float | None) -> CountMatrix:
+    """Returns the array with the kind of its values."""
+    if counts not in KINDS:
+        raise InputError(f"counts={counts!r} is not one of {', '.join(map(repr, KINDS[:-1]))} and {KINDS[-1]!r}.")
+    if counts == "raw":
+        return source  # Every chunk is checked for whole numbers when it is read.
+    return replace(source, kind=require_kind(counts, source.rows(0, _SAMPLE), source, noted))
+
+
+def _find_genes(var: Any, label: str) -> np.ndarray:
+    """
+    Returns `(rows of var,)` booleans: false for antibodies, peaks and the like, by the columns that say so and by names
+    that no gene has.
+
+    Raises:
+        InputError: No row is a gene.
+    """
+    genes = np.array([_NO_GENE_NAME.search(str(name)) is None for name in var.index])
+    for column in FEATURE_COLUMNS:
+        if column in var.columns:
+            kinds = var[column].astype(str).str.casefold().str.replace("_", " ").str.strip()
+            said = kinds.isin(_GENES)
+            # Some write the kind of gene here ("protein_coding"): then only what is no gene is known.
+            genes &= (said if said.any() else ~kinds.str.contains(_NO_GENES)).to_numpy()
+    if len(var) and not genes.any():
+        raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
+    if not genes.all():
+        logger.info("%s: %d rows of var are no genes (antibodies, peaks): they are left out.", label, (~genes).sum())
+    return genes
+
+
+def _layer_names(adata) -> list[str]:
+    return sorted(name for name in adata.layers if name is not None)  # None is X, since anndata 0.13.
+
+
+def _suggest_counts(adata: Any, label: str) -> list[Remedy]:
+    """
+    Finds another array of the AnnData for one that cannot be read: that with counts and, of several, the one whose name
+    says so, or else with the most; or else `raw.X` if it looks like logarithms, as scanpy leaves it.
+    """
+    sample = adata if adata.isbacked else adata[:_SAMPLE]
+    counts: list[tuple[bool, float, Remedy]] = []
+    logarithms = None
+    for array in _arrays(sample):
+        values = None if array.label == label else array.sample()
+        if values is None or not len(values.data) or not np.isfinite(values.data).all() or values.data.min() < 0:
+            continue
+        option, value = next(iter(array.where.items()), ("use_raw" if label == "raw.X" else "layer", None))
+        if is_whole(values.data):
+            # Zeros and ones may be counts of a shallow cell, but are as often a mask.
+            if values.data.max() > 1:
+                advice = "leave out {option}." if value is None else "pass {option}."
+                remedy = Remedy(f"{array.label} looks like counts: {advice}", option, value)
+                counts.append((array.is_called_counts, float(values.data.sum()), remedy))
+        elif array.label == "raw.X" and values.data.max() < LARGEST_LOGARITHM:
+            logarithms = Remedy(
+                "raw.X looks log-transformed: if so, pass {option}.", "use_raw", True, (("counts", "log1p"),)
+            )
+    if counts:
+        return [max(counts, key=lambda found: found[:2])[2]]
+    return [] if logarithms is None else [logarithms]
+
+
+__all__ = ["GENE_COLUMNS", "find_counts", "open_anndata", "open_matrix"]

@@ -1,0 +1,131 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The declared paths of the commands: none can be forgotten, and all are checked before any work."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.main import get_command
+
+from modeling_langcell.cli.main import app
+from modeling_langcell.cli.paths import Reads, Writes, check_paths_of
+from modeling_langcell.io.file_kinds import TABLE
+
+LABELS = "B cell;T cell"
+
+
+class TestDeclarations:
+    def test_every_command_is_checked(self):
+        for name, command in get_command(app).commands.items():
+            assert "check_paths" in command.callback.__code__.co_names, name
+
+    @pytest.mark.parametrize("kind", [Path, Path | None, list[Path], list[Path] | None, tuple[str, Path]])
+    def test_a_path_without_a_declaration_is_an_error(self, kind):
+        undeclared = typer.Typer()
+
+        @undeclared.command()
+        def copy(source: Annotated[kind, typer.Option()]):
+            pass
+
+        with pytest.raises(TypeError, match="'source' is a path: declare that it Reads, Writes or WritesFolder"):
+            check_paths_of(get_command(undeclared))
+
+    def test_a_new_command_is_checked_by_its_annotations_alone(self, tmp_path):
+        new = typer.Typer()
+        (tmp_path / "cells").write_text("mine")
+
+        @new.command()
+        def copy(
+            source: Annotated[Path, typer.Argument(metavar="SOURCE"), Reads()],
+            to: Annotated[Path | None, typer.Option(), Writes(kind=TABLE)] = None,
+        ):
+            pytest.fail("work")
+
+        command = get_command(new)
+        check_paths_of(command)
+        with pytest.raises(ValueError, match=r"--to .*cells is the same file as SOURCE"):
+            command.main([str(tmp_path / "cells"), "--to", str(tmp_path / "cells")], standalone_mode=False)
+
+
+class TestFilesOfAnotherKind:
+    @pytest.fixture
+    def folder(self, cells_file, tmp_path, monkeypatch):
+        """Files of several kinds under names that fit, and no way to load a checkpoint, which is the first work."""
+        (tmp_path / "others.h5ad").write_bytes(cells_file.read_bytes())
+        (tmp_path / "page.html").write_text("<!doctype html><title>mine</title>")
+        (tmp_path / "table.tsv").write_text("gene\tscore\nA\t1\n")
+        (tmp_path / "notes.txt").write_text("mine")
+        for suffix in ("html", "png", "tsv", "h5ad"):
+            (tmp_path / f"notes.{suffix}").write_text("mine")
+            (tmp_path / f"cells.{suffix}").exists() or (tmp_path / f"cells.{suffix}").symlink_to("others.h5ad")
+        monkeypatch.setattr(
+            "modeling_langcell.annotation.annotator.load_checkpoint", lambda *_, **__: pytest.fail("work")
+        )
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("command", "option", "path"),
+        [
+            ("annotate", "--report", "cells.html"),
+            ("annotate", "--report", "notes.html"),
+            ("annotate", "--figure", "cells.png"),
+            ("annotate", "--figure", "notes.png"),
+            ("annotate", "--out", "notes.h5ad"),
+            ("annotate", "--out", "table.tsv"),
+            ("embed", "--out", "page.html"),
+            ("search", "--out", "others.h5ad"),
+            ("search", "--out", "notes.tsv"),
+            ("search", "--out", "notes.txt"),
+            ("explain", "--out", "cells.tsv"),
+            ("explain", "--out", "page.html"),
+            ("explain", "--figure", "notes.png"),
+            ("labels", "--out", "others.h5ad"),
+            ("labels", "--out", "notes.txt"),
+        ],
+    )
+    def test_is_not_replaced(self, run, folder, command, option, path):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        arguments = {"labels": [], "search": ["cells.h5ad", "a B cell"]}.get(command, ["cells.h5ad"])
+        arguments += ["--labels", LABELS] if command in ("annotate", "explain") else []
+        arguments += ["--out", "new.tsv"] if (command, option) == ("explain", "--figure") else []
+        result = run(command, *arguments, option, path)
+        assert result.exit_code == 2, result.output
+        assert f"Error: {option} {path} exists and is not a" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_a_card_does_not_replace_notes(self, run, tiny_checkpoint, tmp_path):
+        (tmp_path / "README.md").write_text("# What I found\n")
+        result = run("card", tmp_path)
+        assert result.exit_code == 2
+        assert "README.md exists and is not a card with metadata" in result.stderr
+        assert (tmp_path / "README.md").read_text() == "# What I found\n"
+
+    def test_a_table_replaces_a_table(self, run, folder):
+        result = run("labels", "--tissue", "pancreas", "--out", "table.tsv")
+        assert result.exit_code == 0, result.output
+        assert (folder / "table.tsv").read_text().startswith("id\tlabel")
+
+
+@pytest.mark.e2e
+def test_paths_are_checked_before_heavy_imports(cells_file, tmp_path):
+    """In a process of its own, because imports are tested."""
+    program = (
+        "import sys\nfrom modeling_langcell.cli import app\n"
+        "try:\n    app()\nfinally:\n    print({'torch', 'transformers', 'anndata', 'pandas'} & set(sys.modules))"
+    )
+    (tmp_path / "cells.html").hardlink_to(cells_file)
+    for options, said in (
+        (["--report", "cells.html"], "is the same file as INPUT"),
+        (["--report", "/proc/page.html"], "--report /proc/page.html cannot be written"),
+        (["--figure", "figure.doc"], "must end in .png, .pdf or .svg"),
+    ):
+        command = [sys.executable, "-c", program, "annotate", "cells.h5ad", "--labels", LABELS, *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stdout == "set()\n"

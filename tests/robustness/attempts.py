@@ -1,0 +1,16 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""All hostile and unusual inputs of the table."""
+
+from pathlib import Path
+
+from tests.robustness import hostile_outputs
+from tests.robustness.hostile_inputs import Attempt, HostileInputs
+
+
+def all_attempts(data: Path, reference: Path) -> list[Attempt]:
+    """Returns all attempts; the arguments are those of `HostileInputs`."""
+    inputs = HostileInputs(data, reference)
+    return [*inputs.attempts(), *hostile_outputs.attempts(inputs)]
+
+
+__all__ = ["all_attempts"]
