@@ -1,5 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The files of each visitor: in a folder that nobody else can find, and that is deleted when the visitor leaves."""
+"""
+The files of each visitor: in a folder that nobody else can find, and that is deleted when the visitor leaves. All of
+them are in one private folder of the server, which the next server deletes if this one is killed.
+"""
 
 import logging
 import re
@@ -11,9 +14,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import Protocol
+
+from modeling_langcell import InputError
+from modeling_langcell.io.owners import Lock, taking_over
 
 log = logging.getLogger("langcell.space")
+
+_PREFIX, _LOCK = "langcell-app-", ".lock"
+
+
+class Job(Protocol):
+    """Work for a visitor that can be ended."""
+
+    def stop(self) -> None:
+        """Ends the work."""
 
 
 @dataclass(eq=False)
@@ -24,14 +41,18 @@ class Visit:
     Args:
         folder: The folder of its files.
         seen: Time of its last use, in seconds.
-        token: A random name by which its files are requested.
-        working: True while an annotation runs.
+        token: A random name by which its results are requested.
+        working: True while its files are written or read.
+        left: True after the visitor has left.
+        job: The work for the visitor that is going on.
     """
 
     folder: Path
     seen: float
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     working: bool = False
+    left: bool = False
+    job: Job | None = None
 
 
 class Visits:
@@ -40,54 +61,100 @@ class Visits:
 
     Args:
         keep: Seconds without use after which files are deleted, even if the page is still open.
-        uploads: The folder where files arrive. Uploads that no event has taken are deleted after the same time.
-        clock: Returns the time in seconds. The age of uploads is compared with it by their time of modification.
+        most: Largest number of pages that have files at the same time.
+        most_bytes: Largest size of all files together.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, keep: float, uploads: Path, clock: Callable[[], float] = time.time):
-        self._root = Path(tempfile.mkdtemp(prefix="langcell-visits-"))  # Only this user can read it.
-        self._keep, self._uploads, self._clock = keep, uploads, clock
+    def __init__(self, keep: float, most: int = 100, most_bytes: int = 2**32, clock: Callable[[], float] = time.time):
+        self.root, self._lock_of_folder = _claim_folder()
+        self.temporary = self.root / "temporary"
+        self.temporary.mkdir()
+        self._keep, self._most, self._most_bytes, self._clock = keep, most, most_bytes, clock
         self._visits: dict[str, Visit] = {}
-        self._uploaded: dict[Path, set[str]] = {}  # Equal content has one path, whichever pages sent it.
+        self._arriving = 0
         self._lock, self._closed = threading.RLock(), threading.Event()
         threading.Thread(target=self._sweep_regularly, daemon=True).start()
 
-    def of(self, session: str) -> Visit:
-        """Returns a page's visit, and starts one if there is none."""
+    def of(self, page: str) -> Visit:
+        """
+        Returns a page's visit, and starts one if there is none.
+
+        Raises:
+            InputError: There are too many visits.
+        """
         with self._lock:
-            if session not in self._visits:
-                self._visits[session] = Visit(Path(tempfile.mkdtemp(dir=self._root)), self._clock())
-            visit = self._visits[session]
+            if page not in self._visits:
+                if len(self._visits) >= self._most:
+                    raise InputError("This app has as many visitors as it takes: try again in some minutes.")
+                self._visits[page] = Visit(Path(tempfile.mkdtemp(dir=self.root)), self._clock())
+            visit = self._visits[page]
             visit.seen = self._clock()
             return visit
 
-    def note(self, page: str, path: Path) -> None:
-        """Notes that a page has uploaded a file."""
-        with self._lock:
-            self._uploaded.setdefault(path, set()).add(page)
+    def renew(self, page: str) -> Visit:
+        """
+        Returns a new visit with an empty folder.
 
-    def take(self, page: str, path: Path) -> bool:
-        """Returns true if a page has uploaded a file that still exists, and forgets it: a page may name a file once."""
+        Raises:
+            InputError: The page's files are in use, or there are too many visits.
+        """
         with self._lock:
-            pages = self._uploaded.get(path, set())
-            uploaded = page in pages
-            pages.discard(page)
-            if not pages:
-                self._uploaded.pop(path, None)
-        return uploaded and path.is_file() and not path.is_symlink()
+            if self.of(page).working:
+                raise InputError("Your cells are being annotated: wait for that, or open another page.")
+            self.end(page)
+            return self.of(page)
 
     @contextmanager
-    def working(self, session: str) -> Iterator[Visit]:
-        """Marks a page's visit as busy. If the page is closed meanwhile, its files are deleted afterwards."""
-        visit = self.of(session)
-        visit.working = True
+    def working(self, page: str, *, new: bool = False) -> Iterator[Visit]:
+        """
+        Marks a page's visit as busy. If the page is closed meanwhile, its files are deleted afterwards.
+
+        Args:
+            page: The page.
+            new: Whether the visit starts anew, with an empty folder.
+
+        Raises:
+            InputError: The page's files are in use, or there are too many visits.
+        """
+        with self._lock:
+            visit = self.renew(page) if new else self.of(page)
+            if visit.working:
+                raise InputError("Your cells are being annotated: wait for that, or open another page.")
+            visit.working = True
         try:
             yield visit
         finally:
             with self._lock:
-                visit.working, visit.seen = False, self._clock()
-                if self._visits.get(session) is not visit:
+                visit.working, visit.job, visit.seen = False, None, self._clock()
+                if visit.left:
                     self._delete(visit)
+
+    @contextmanager
+    def arriving(self, size: int) -> Iterator[None]:
+        """
+        Keeps space for a file that arrives.
+
+        Raises:
+            InputError: All files together would be too large.
+        """
+        with self._lock:
+            if self.size() + self._arriving + size > self._most_bytes:
+                raise InputError("The files of all visitors take as much space as there is: try again in some minutes.")
+            self._arriving += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._arriving -= size
+
+    def size(self) -> int:
+        """Returns the size of all files in bytes."""
+        total = 0
+        for path in self.root.rglob("*"):
+            with suppress(OSError):  # It was deleted meanwhile.
+                total += path.lstat().st_size
+        return total
 
     def find(self, token: str, name: str) -> Path | None:
         """Returns the path of a file by its visit's token; None if no visit has the token or the file."""
@@ -96,39 +163,49 @@ class Visits:
                 if secrets.compare_digest(visit.token.encode(), token.encode()):
                     visit.seen = self._clock()
                     path = visit.folder / Path(name).name
-                    return path if path.is_file() else None
+                    return path if path.is_file() and not path.is_symlink() else None
         return None
 
     def without_paths(self, text: str) -> str:
         """Removes the paths of the server from a message."""
-        return re.sub(re.escape(str(self._root)) + r"/[^/\s]+/", "", text)
+        return re.sub(re.escape(str(self.root)) + r"/[^/\s]+/", "", text)
 
-    def end(self, session: str) -> None:
-        """Deletes all files of a page, at once or as soon as its annotation ends."""
+    def end(self, page: str) -> None:
+        """Ends the work for a page, and deletes all its files, at once or as soon as the work has ended."""
         with self._lock:
-            visit = self._visits.pop(session, None)
-            if visit is not None and not visit.working:
+            visit = self._visits.pop(page, None)
+            if visit is None:
+                return
+            visit.left = True
+            if visit.job is not None:
+                visit.job.stop()
+            if not visit.working:
                 self._delete(visit)
 
     def sweep(self) -> None:
         """Deletes files that were not used for a long time."""
         old = self._clock() - self._keep
         with self._lock:
-            for session, visit in list(self._visits.items()):
+            for page, visit in list(self._visits.items()):
                 if visit.seen < old and not visit.working:
-                    self.end(session)
-        for path in sorted(self._uploads.rglob("*"), reverse=True):  # Files come before their folder.
-            with suppress(OSError):  # The file was taken meanwhile, or the folder is not empty.
-                if path.stat().st_mtime < old:
-                    path.rmdir() if path.is_dir() else path.unlink()
-        with self._lock:
-            self._uploaded = {path: pages for path, pages in self._uploaded.items() if path.exists()}
+                    self.end(page)
+        for path in sorted(self.temporary.rglob("*"), reverse=True):  # Files come before their folder.
+            with suppress(OSError):  # It was deleted meanwhile, or the folder is not empty.
+                if path.lstat().st_mtime < old:
+                    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def close(self) -> None:
-        """Deletes all files."""
+        """Ends all work and deletes all files; the private folder goes last, after what other libraries have there."""
         self._closed.set()
-        shutil.rmtree(self._root, ignore_errors=True)
-        shutil.rmtree(self._uploads, ignore_errors=True)
+        with self._lock:
+            for page in list(self._visits):
+                self.end(page)
+        # Python's own temporary folder for processes is deleted with priority -100.
+        Finalize(None, self._delete_all, exitpriority=-200)
+
+    def _delete_all(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        self._lock_of_folder.release()
 
     def _delete(self, visit: Visit) -> None:
         shutil.rmtree(visit.folder, ignore_errors=True)
@@ -141,4 +218,22 @@ class Visits:
                 log.exception("Some files could not be deleted")
 
 
-__all__ = ["Visit", "Visits"]
+def _claim_folder() -> tuple[Path, Lock]:
+    """
+    Deletes the folders of servers that were killed, and makes one for this server, which only its user can read.
+
+    Returns:
+        The folder, and the lock beside it, which this process holds as long as it lives.
+    """
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{_PREFIX}*{_LOCK}"):
+        with taking_over(left) as is_free:
+            if is_free:
+                shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+    folder = place / f"{_PREFIX}{secrets.token_hex(4)}"
+    lock = Lock(folder.with_suffix(_LOCK))  # It comes first, so that no other server takes the folder for one left.
+    folder.mkdir(mode=0o700)
+    return folder, lock
+
+
+__all__ = ["Job", "Visit", "Visits"]

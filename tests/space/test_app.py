@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import shutil
-import sys
+import signal
+import socket
 import time
 from pathlib import Path
 
@@ -15,15 +16,12 @@ import h5py
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.annotation.records import label_descriptions
 from modeling_langcell.ontology import usual_in
-from tests.support.paths import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "space"))
-from visits import Visits
 
 LONG = 180_000  # Milliseconds: enough to annotate a few cells on a busy machine.
 
@@ -159,6 +157,7 @@ def test_the_example(visit):
     tab.get_by_role("button", name="Take the example").click()
     tab.get_by_text("700 cells x 765 genes.").wait_for()
     assert tab.get_by_label("Array with the counts").input_value() == "raw.X"
+    assert tab.get_by_label("Values in this array").input_value() == "log-transformed counts"
     page = annotate(tab)
     page.get_by_text("700 cells; raw.X read as log1p values").wait_for()
     page.get_by_text("Few genes: only").wait_for()
@@ -174,8 +173,6 @@ def test_a_file_with_values_that_have_no_size(visit, blood, tmp_path):
     tab = visit()
     drop(tab, tmp_path / "logarithms.h5ad")
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
-    tab.get_by_label("Values in this array").click()
-    tab.get_by_role("option", name="log-transformed counts").click()
     annotate(tab).get_by_text("150 cells; X read as log1p values").wait_for()
     with tab.expect_download() as started:
         tab.get_by_role("link", name="Download the annotated .h5ad").click()
@@ -208,7 +205,7 @@ def test_errors_tell_the_visitor_what_to_do(visit, blood, tmp_path):
     assert "write 'label: description'" in said_in_error(tab)
 
 
-def test_files_that_are_too_large(visit, address, tmp_path):
+def test_files_that_are_too_large(visit, tmp_path):
     many = ad.AnnData(np.ones((20_001, 2), dtype=np.float32))
     many.write_h5ad(tmp_path / "many.h5ad")
     tab = visit()
@@ -217,9 +214,9 @@ def test_files_that_are_too_large(visit, address, tmp_path):
 
     with open(tmp_path / "large.h5ad", "wb") as large:
         large.truncate(201 * 2**20)
-    with open(tmp_path / "large.h5ad", "rb") as large:  # Without the page's own check.
-        sent = httpx.post(f"{address}/gradio_api/upload", files={"files": large}, timeout=120)
-    assert sent.status_code == 413
+    tab.reload()
+    drop(tab, tmp_path / "large.h5ad")
+    tab.get_by_text("maximum allowed size").wait_for()
 
 
 def test_a_file_that_refers_to_files_of_the_server(visit, blood, tmp_path):
@@ -232,14 +229,18 @@ def test_a_file_that_refers_to_files_of_the_server(visit, blood, tmp_path):
     assert "refers to another file for obs/leak" in said_in_error(tab)
 
 
-def send(address: str, event: dict, data: list, page: str | None = None) -> str:
+def a_page() -> str:
+    """Returns a name such as a page gives itself."""
+    return secrets.token_hex(32)
+
+
+def send(address: str, event: dict, data: list, page: str) -> str:
     """Sends an event without a browser. Returns its error, or nothing."""
-    session = secrets.token_hex(8)
+    session, headers = secrets.token_hex(8), {"x-langcell-page": page}
     body = {"data": data, "fn_index": event["id"], "session_hash": session}
-    headers = {} if page is None else {"x-langcell-page": page}
     httpx.post(f"{address}/gradio_api/queue/join", json=body, headers=headers, timeout=60).raise_for_status()
     at = f"{address}/gradio_api/queue/data?session_hash={session}"
-    with httpx.stream("GET", at, timeout=60) as answer:
+    with httpx.stream("GET", at, headers=headers, timeout=60) as answer:
         for line in answer.iter_lines():
             message = json.loads(line.removeprefix("data:") or "{}")
             if message.get("msg") == "process_completed":
@@ -248,8 +249,9 @@ def send(address: str, event: dict, data: list, page: str | None = None) -> str:
 
 
 def events(address: str) -> list[dict]:
-    """Returns the events that a page may send, with the ids of their inputs."""
-    return httpx.get(f"{address}/config").json()["dependencies"]
+    """Returns the events that a page may send, with the ids of their inputs, as the page itself states them."""
+    config = re.search(r"window.gradio_config = (.*?);?</script>", httpx.get(address).text, re.DOTALL)
+    return json.loads(config[1])["dependencies"]
 
 
 def file_data(path) -> dict:
@@ -257,61 +259,108 @@ def file_data(path) -> dict:
     return {"path": str(path), "orig_name": "cells.h5ad", "meta": {"_type": "gradio.FileData"}}
 
 
-def upload_event(address: str) -> dict:
-    """Returns the event that follows an upload."""
-    return next(event for event in events(address) if [name for _, name in event["targets"]] == ["upload"])
+def upload(address: str, cells: Path, page: str) -> httpx.Response:
+    headers = {"x-langcell-page": page}
+    return httpx.post(f"{address}/gradio_api/upload", content=cells.read_bytes(), headers=headers, timeout=60)
 
 
-@pytest.mark.parametrize("what", ["file", "link", "folder", "device", "address", "passed by"])
-def test_an_event_cannot_name_a_file_that_its_page_did_not_upload(address, temporary, blood, tmp_path, what):
-    (uploads,) = temporary.glob("langcell-uploads-*")
+@pytest.mark.parametrize("what", ["file", "link", "folder", "device", "address", "passed by", "visitor's"])
+def test_an_event_cannot_name_a_file(address, temporary, blood, tmp_path, what):
+    (private,) = filter(Path.is_dir, temporary.glob("langcell-app-*"))
     own = tmp_path / "of the server.h5ad"
     shutil.copy(blood, own)
-    link = uploads / "link.h5ad"
+    link = private / "temporary" / "link.h5ad"
     link.symlink_to(own)
+    upload(address, blood, a_page())
     places = {
         "file": own,
         "link": link,
-        "folder": uploads,
+        "folder": private,
         "device": "/dev/zero",
         "address": f"{address}/theme.css",
-        "passed by": f"{uploads}/{os.path.relpath(own, uploads)}",
+        "passed by": f"{private}/{os.path.relpath(own, private)}",
+        "visitor's": next(private.rglob("cells.h5ad")),
     }
     named = file_data(places[what])
-    before = set(temporary.rglob("*"))
+    before = {path: path.stat().st_size for path in private.rglob("*") if path.is_file()}
     try:
         for event in events(address):
             for place in range(len(event["inputs"])):
                 for value in (named, [named], {"value": {"deep": [named]}}):
                     data = [value if number == place else None for number in range(len(event["inputs"]))]
-                    assert "not from this page" in send(address, event, data), (event["targets"], place)
-                    assert "not from this page" in send(address, event, data, "a page of its own")
-        direct = {"data": [named], "fn_index": upload_event(address)["id"], "session_hash": "direct"}
-        assert httpx.post(f"{address}/gradio_api/run/receive", json=direct, timeout=60).status_code >= 400
+                    assert "not from this page" in send(address, event, data, a_page()), (event["targets"], place)
         assert own.read_bytes() == blood.read_bytes()
-        assert not set(temporary.rglob("*")) - before, "nothing was copied"
+        after = {path: path.stat().st_size for path in private.rglob("*") if path.is_file()}
+        assert after == before, "nothing was copied or taken"
     finally:
         link.unlink()
 
 
-def test_an_event_cannot_name_a_file_that_another_page_uploaded(visit, address, blood):
-    event = upload_event(address)
-    tab = visit()
-    tab.route("**/queue/join*", lambda route: route.abort())  # The event after the upload is not sent yet.
-    with (
-        tab.expect_response(re.compile(r"/gradio_api/upload(\?|$)")) as arrived,
-        tab.expect_request("**/queue/join*") as asked,
-    ):
-        drop(tab, blood)
-    (upload,) = arrived.value.json()
-    page = asked.value.headers.get("x-langcell-page")
-    for other in (None, "", "a page of its own"):
-        assert "not from this page" in send(address, event, [file_data(upload)], other)
-    assert Path(upload).read_bytes() == blood.read_bytes()
-    assert "not from this page" in send(address, event, [file_data(Path(upload).parent)], page)
-    assert send(address, event, [file_data(upload)], page) == ""
-    assert not Path(upload).exists()
-    assert "not from this page" in send(address, event, [file_data(upload)], page), "a page names a file once"
+def test_a_page_that_uploaded_nothing_has_no_file(address, blood):
+    """An event may say the name under which every upload is known, which leads to the page's own file only."""
+    (event,) = [event for event in events(address) if [name for _, name in event["targets"]] == ["upload"]]
+    page = a_page()
+    assert upload(address, blood, page).json() == ["cells.h5ad"]
+    assert "drop it again" in send(address, event, [file_data("cells.h5ad")], a_page())
+    assert send(address, event, [file_data("cells.h5ad")], page) == ""
+
+
+def test_a_session_belongs_to_the_page_that_began_it(address):
+    headers = {"x-langcell-page": a_page()}
+    body = {"data": [], "fn_index": 0, "session_hash": "mine"}
+    other = {"x-langcell-page": a_page()}
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=body, headers=headers).status_code != 403
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=body, headers=other).status_code == 403
+    for route in ("queue/data?session_hash=mine", "heartbeat/mine"):
+        assert httpx.get(f"{address}/gradio_api/{route}", headers=other).status_code == 403
+        assert httpx.get(f"{address}/gradio_api/{route}").status_code == 403, "a page without a name"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("GET /config", "GET /gradio_api/info", "GET /gradio_api/openapi.json", "GET /docs", "GET /monitoring"),
+        *("GET /gradio_api/file=/etc/passwd", "GET /gradio_api/proxy=http://localhost/", "GET /gradio_api/app_id"),
+        *("POST /gradio_api/run/receive", "POST /gradio_api/api/0", "POST /gradio_api/call/annotate"),
+        *("POST /gradio_api/component_server/", "POST /gradio_api/process_recording", "POST /gradio_api/cancel"),
+        *("POST /gradio_api/reset", "GET /gradio_api/queue/status", "GET /gradio_api/upload_progress", "POST /login"),
+        *("GET /gradio_api/deep_link", "POST /gradio_api/vibe-edit", "GET /gradio_api/runs", "GET /svelte/x.js"),
+        *("GET //gradio_api/info", "GET /gradio_api//info", "GET /assets/../config", "GET /assets/%2e%2e/config"),
+        *("OPTIONS /gradio_api/upload", "PUT /gradio_api/upload", "GET /gradio_api/upload", "DELETE /", "TRACE /"),
+        *("GET /file=/etc/passwd", "GET /gradio_api/stream/a/b/0/playlist.m3u8", "GET /gradio_api/custom_component/a"),
+    ],
+)
+def test_routes_that_the_page_does_not_use(address, asked):
+    method, path = asked.split(" ", 1)
+    answer = httpx.request(method, f"{address}{path}", headers={"x-langcell-page": a_page()})
+    assert (answer.status_code, answer.text) == (404, "There is nothing here.")
+
+
+def test_a_link_to_a_page_that_gradio_stored(address):
+    assert httpx.get(f"{address}/?deep_link=../../etc").text == httpx.get(address).text
+
+
+def answer_to_a_length(address: str, route: str, headers: dict[str, str], length: int) -> bytes:
+    """Sends the head of a request that states a length, without a body. Returns the beginning of the answer."""
+    host, port = address.removeprefix("http://").split(":")
+    lines = [f"POST /gradio_api/{route} HTTP/1.1", f"Host: {host}", f"Content-Length: {length}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        return connection.recv(100)
+
+
+def test_requests_that_are_too_large(address, temporary):
+    headers = {"x-langcell-page": a_page()}
+    before = sum(path.stat().st_size for path in temporary.rglob("*"))
+    long = {"data": ["x" * 300_000], "fn_index": 0, "session_hash": "long"}
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=long, headers=headers).status_code == 413
+    for route, most in (("queue/join", 2**18), ("upload", 200 * 2**20)):
+        endless = (b" " * 2**16 for _ in range(most // 2**16 + 100))  # Without a length.
+        answer = httpx.post(f"{address}/gradio_api/{route}", content=endless, headers=headers, timeout=120)
+        assert answer.status_code == 413
+        assert answer_to_a_length(address, route, headers, most + 1).startswith(b"HTTP/1.1 413")
+    assert sum(path.stat().st_size for path in temporary.rglob("*")) <= before + 2**16
 
 
 def test_a_small_file_that_unpacks_to_a_large_one(visit, blood, tmp_path):
@@ -386,108 +435,126 @@ def test_visitors_do_not_see_each_other_and_leave_nothing(visit, address, tempor
     assert httpx.get(f"{address}/{link}").status_code == 404
 
 
-# ---------------------------------------------------------------------- how long files are kept
+# ---------------------------------------------------------------------- hostile files and visitors
 
 
-class Clock:
-    """A clock whose time a test sets."""
-
-    def __init__(self):
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
+def server_of(address: str) -> psutil.Process:
+    """Returns the process of the app."""
+    port = int(address.rsplit(":", 1)[1])
+    (found,) = [one.pid for one in psutil.net_connections() if one.status == "LISTEN" and one.laddr.port == port]
+    return psutil.Process(found)
 
 
-@pytest.fixture
-def clock():
-    return Clock()
+def workers_of(address: str) -> set[int]:
+    """Returns the processes below the app's, without those that it always has."""
+    return {one.pid for one in server_of(address).children(recursive=True)}
 
 
-@pytest.fixture
-def visits(tmp_path, clock):
-    (tmp_path / "uploads").mkdir()
-    visits = Visits(600, tmp_path / "uploads", clock)
-    yield visits
-    visits.close()
-    assert not (tmp_path / "uploads").exists()
+def strings_that_share_a_heap_object(file: h5py.File) -> None:
+    """Text of 1 MB that stands in the file once, and in memory once for each cell."""
+    texts = file.create_dataset("obs/text", (150,), h5py.string_dtype())
+    texts[0] = "x" * 2**20
+    stored = texts.id.get_offset()
+    file.flush()
+    with open(file.filename, "r+b") as raw:
+        raw.seek(stored)
+        reference = raw.read(16)
+        raw.seek(stored)
+        raw.write(reference * 150)
 
 
-def test_unused_files_are_deleted(visits, clock, tmp_path):
-    visit = visits.of("page")
-    (visit.folder / "report.html").touch()
-    half = tmp_path / "uploads" / "of someone" / "half"
-    half.parent.mkdir()
-    half.touch()
-    clock.now += 400
-    visits.sweep()
-    assert visits.find(visit.token, "report.html"), "finding a file counts as a use"
-    assert half.is_file()
-    clock.now += 400
-    visits.sweep()
-    assert visit.folder.is_dir()
-    assert not half.parent.exists()
-    clock.now += 400
-    visits.sweep()
-    assert not visit.folder.exists()
-    assert visits.find(visit.token, "report.html") is None
-    assert visits.of("page").token != visit.token
+def text_of_each_cell(file: h5py.File) -> None:
+    file.create_dataset("obs/text", (150,), h5py.string_dtype(), data=["x" * 2**20] * 150, compression="gzip")
 
 
-def test_a_busy_visit_is_not_deleted_before_its_end(visits, clock):
-    with visits.working("page") as visit:
-        clock.now += 10_000
-        visits.sweep()
-        assert visit.folder.is_dir(), "a busy visit stays, however long it takes"
-    visits.sweep()
-    assert visit.folder.is_dir(), "the end of the work counts as a use"
-    with visits.working("page") as visit:
-        visits.end("page")
-        assert visit.folder.is_dir()
-        assert visits.of("page") is not visit
-    assert not visit.folder.exists()
+@pytest.mark.parametrize("inflate", [strings_that_share_a_heap_object, text_of_each_cell])
+def test_texts_that_need_much_memory_are_no_matter_of_the_server(visit, address, blood, tmp_path, inflate):
+    shutil.copy(blood, tmp_path / "texts.h5ad")
+    with h5py.File(tmp_path / "texts.h5ad", "r+") as file:
+        inflate(file)
+        for number in range(30):
+            file[f"obs/more{number}"] = file["obs/text"]
+        order = [*file["obs"].attrs["column-order"], "text", *(f"more{number}" for number in range(30))]
+        file["obs"].attrs["column-order"] = order
+        for name in order[-31:]:
+            file[f"obs/{name}"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    before = server_of(address).memory_info().rss
+    tab = visit()
+    drop(tab, tmp_path / "texts.h5ad")
+    assert "needs more than the 1 GB of memory" in said_in_error(tab)
+    assert server_of(address).memory_info().rss < before + 100 * 2**20
 
 
-def test_uploads_that_others_delete_do_not_stop_the_sweep(visits, clock, tmp_path, monkeypatch):
-    gone = tmp_path / "uploads" / "gone"
-    monkeypatch.setattr(Path, "rglob", lambda *_: [gone])
-    clock.now += 10_000
-    visits.sweep()
+MARKUP = '<img src=x onerror="parent.invaded=top.invaded=window.invaded=1"><script>window.invaded=1</script>{{7*7}}'
+NAME = MARKUP.replace("/", "|")  # Names in HDF5 have no slash.
 
 
-def test_a_file_is_taken_once_by_the_pages_that_uploaded_it(visits, tmp_path):
-    upload = tmp_path / "uploads" / "cells.h5ad"
-    upload.touch()
-    assert not visits.take("page", upload)
-    visits.note("page", upload)
-    visits.note("another page", upload)
-    assert visits.take("page", upload)
-    assert not visits.take("page", upload)
-    upload.unlink()
-    assert not visits.take("another page", upload), "the file is gone"
+def test_markup_in_every_text_of_a_file_is_shown_as_text(visit, blood, tmp_path):
+    cells = ad.read_h5ad(blood)
+    cells.obs_names = [f"{NAME}{number}" for number in range(150)]
+    cells.obs[NAME] = pd.Categorical([MARKUP] * 150)
+    cells.layers[NAME] = cells.X.copy()
+    cells.var["feature_name"] = [MARKUP + name for name in cells.var_names]
+    cells.uns[NAME] = MARKUP
+    cells.write_h5ad(tmp_path / "markup.h5ad")
+    with h5py.File(tmp_path / "spy.h5ad", "w") as file:
+        file["obs"] = h5py.ExternalLink("/etc/passwd", NAME)
+        file[NAME] = h5py.ExternalLink("/etc/passwd", "x")
+    tab = visit()
+    tab.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    drop(tab, tmp_path / "spy.h5ad")
+    said_in_error(tab)
+    tab.reload()
+    drop(tab, tmp_path / "markup.h5ad")
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.get_by_label("Array with the counts").click()
+    tab.get_by_role("option", name="layer <img").wait_for()
+    tab.get_by_role("option", name="layer <img").click()
+    tab.get_by_label("Types in your own words").fill(f"{MARKUP}: cell type: B cell {MARKUP}")
+    page = annotate(tab)
+    page.get_by_text("150 cells").first.wait_for()
+    page.locator("#uncertain-cells tbody tr").first.wait_for()
+    for frame in tab.frames:
+        assert frame.evaluate("typeof window.invaded") == "undefined"
+        assert frame.locator("img[src=x]").count() == 0
 
-    for no_file in (tmp_path / "uploads", tmp_path / "uploads" / "link"):
-        visits.note("page", no_file)
-    (tmp_path / "secret").touch()
-    (tmp_path / "uploads" / "link").symlink_to(tmp_path / "secret")
-    assert not visits.take("page", tmp_path / "uploads" / "link")
-    assert not visits.take("page", tmp_path / "uploads")
 
-    visits.note("page", upload)
-    visits.sweep()
-    upload.touch()
-    assert not visits.take("page", upload), "the file was gone, and the new one is another page's"
+def test_a_visitor_is_told_what_is_waited_for(visit, blood):
+    first, second = visit(), visit()
+    for tab in (first, second):
+        drop(tab, blood)
+        tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    first.get_by_role("button", name="Annotate").click()
+    first.get_by_text("Reading and annotating the cells").first.wait_for()
+    annotating = second.get_by_role("button", name="Annotate")
+    annotating.click()
+    second.get_by_text("Another visitor's cells are annotated before yours").first.wait_for()
+    second.get_by_role("link", name="Download the annotated .h5ad").wait_for()
 
 
-def test_a_visit_is_found_only_by_its_token(visits):
-    visit = visits.of("page")
-    (visit.folder / "report.html").touch()
-    assert visits.of("page") is visit
-    assert visits.of("another page").folder != visit.folder
-    assert visits.find(visit.token, "report.html") == visit.folder / "report.html"
-    assert visits.find(visit.token, "../report.html") == visit.folder / "report.html"
-    for token, name in (("page", "report.html"), ("\xe9", "report.html"), ("", "report.html"), (visit.token, "other")):
-        assert visits.find(token, name) is None
-    assert visits.without_paths(f"{visit.folder}/cells.h5ad is damaged.") == "cells.h5ad is damaged."
-    visits.end("page")
-    assert not visit.folder.exists()
+def test_the_work_for_a_visitor_who_leaves_ends(visit, address, blood):
+    tab = visit()
+    drop(tab, blood)
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    before = workers_of(address)
+    tab.get_by_role("button", name="Annotate").click()
+    assert until(lambda: workers_of(address) > before, 30)
+    tab.context.close()
+    assert until(lambda: workers_of(address) == before, 30), "long before the work would have been done"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
+def test_no_file_of_a_visitor_is_left_when_the_app_ends(blood, tmp_path, ending):
+    from modeling_langcell.eval.experiments.pictures import running_app
+
+    with running_app(TMPDIR=str(tmp_path)) as address:
+        assert upload(address, blood, a_page()).status_code == 200
+        server = server_of(address)
+        server.send_signal(signal.Signals[ending])
+        server.wait(60)
+    if ending == "SIGKILL":
+        assert list(tmp_path.rglob("cells.h5ad"))
+        with running_app(TMPDIR=str(tmp_path)):
+            assert not list(tmp_path.rglob("cells.h5ad"))
+    assert until(lambda: not list(tmp_path.iterdir()), 10)

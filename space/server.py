@@ -1,0 +1,154 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""The server: the page, uploads, each visitor's results at an address with a token, and the gate before all of them."""
+
+import os
+import signal
+import sys
+import tempfile
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from gate import PAGE, Gate, ImpatientProtocol, Introduced, Route
+from jobs import Jobs
+from limits import (
+    ANNOTATED,
+    CELLS,
+    KEEP,
+    MOST_ASKED,
+    MOST_BYTES,
+    MOST_CONNECTIONS,
+    MOST_MEGABYTES,
+    MOST_VISITORS,
+    READING,
+    REPORT,
+)
+from visits import Visits
+
+from modeling_langcell import InputError
+
+_UPLOAD = "/gradio_api/upload"
+_FILE = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
+ROUTES = (
+    Route("GET", "/"),
+    Route("HEAD", "/"),
+    Route("GET", f"/(static|assets)/({_FILE}/)*{_FILE}"),
+    Route("GET", "/(theme[.]css|favicon[.]ico|manifest[.]json|robots[.]txt)"),
+    Route("GET", "/gradio_api/heartbeat/(?P<session>[a-z0-9]+)", named=True),
+    Route("POST", _UPLOAD, body=MOST_MEGABYTES * 2**20, named=True),
+    Route("POST", "/gradio_api/queue/join", body=MOST_ASKED, named=True, joins=True),
+    Route("GET", "/gradio_api/queue/data", named=True, query=True),
+    Route("GET", f"/results/{_FILE}/{_FILE}"),
+)
+#: Runs in the browser: each page gives itself a random name, tells it to the server, and sends an upload as it is.
+_NAME_PAGE = """<script>
+(() => {
+    const bytes = crypto.getRandomValues(new Uint8Array(32));
+    const page = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const fetch = window.fetch;
+    window.fetch = (asked, more = {}) => {
+        const path = new URL(asked.url ?? asked, location).pathname;
+        if (!path.includes("/gradio_api/")) return fetch(asked, more);
+        const headers = new Headers(more.headers);
+        headers.set("HEADER", page);
+        const body = path.endsWith("/upload") ? more.body.get("files") : more.body;
+        return fetch(asked, { ...more, headers, body });
+    };
+})();
+</script>""".replace("HEADER", PAGE)
+#: Longest folder for a socket, whose path has at most 104 bytes.
+_LONGEST = 60
+_STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def build_server(visits: Visits, jobs: Jobs) -> Gate:
+    """
+    Builds the server.
+
+    Raises:
+        InputError: The checkpoint cannot be loaded.
+    """
+    # Gradio makes its folder for temporary files when it is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"] = "False", str(visits.temporary)
+    import gradio as gr
+    from page import BLOOD, Events, build_page
+
+    api = FastAPI(openapi_url=None)
+
+    @api.get("/results/{token}/{name}")
+    def result(token: str, name: str) -> FileResponse:
+        path = visits.find(token, name)
+        if path is None or name not in (ANNOTATED, REPORT):
+            raise HTTPException(404, "This result does not exist, or was deleted.")
+        return FileResponse(path, filename=name, headers=_HEADERS, content_disposition_type="inline")
+
+    @api.post(_UPLOAD)
+    async def upload(request: Request) -> Response:
+        try:
+            with visits.working(request.headers[PAGE], new=True) as visit:
+                await _store(request, visit.folder / CELLS, visits)
+        except InputError as error:
+            return PlainTextResponse(str(error), 503)
+        return JSONResponse([CELLS])
+
+    own = visits.of("")  # The visit of the server itself.
+    rates = jobs.run(own, "error_rates", BLOOD, limits=READING)
+    visits.end("")
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    appearance: dict[str, Any] = {"theme": theme, "css": _STYLE, "footer_links": []}
+    page = build_page(Events(visits, jobs), rates)
+    gr.mount_gradio_app(api, page, path="/", max_file_size=f"{MOST_MEGABYTES}mb", **appearance)
+    return Gate(Introduced(api, _NAME_PAGE), ROUTES)
+
+
+async def _store(request: Request, path: Path, visits: Visits) -> None:
+    """Writes the body of a request into a file, as a whole or not at all."""
+    size = int(request.headers.get("content-length", MOST_MEGABYTES * 2**20))
+    try:
+        with visits.arriving(size), open(path, "xb") as file:
+            async for part in request.stream():
+                file.write(part)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def keep_temporary_files_in(folder: Path) -> None:
+    """
+    Lets everything temporary, also of the processes that work for visitors, be in a folder. If its path is too long for
+    a socket, the socket by which these processes are started, and nothing else, is in `/tmp`.
+    """
+    tempfile.tempdir = str(folder) if len(str(folder)) <= _LONGEST else "/tmp"
+    get_temp_dir()  # The folder of the socket is chosen once.
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def serve() -> None:
+    """Serves until a signal ends it, and then deletes all files."""
+    visits = Visits(KEEP, MOST_VISITORS, MOST_BYTES)
+    keep_temporary_files_in(visits.temporary)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Its threads would not survive a fork.
+    # The process from which others are forked ends without giving back the locks that libraries made on import.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: sys.exit())
+    everywhere = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
+    try:
+        settings: dict[str, Any] = {"log_level": "warning", "ws": "none", "http": ImpatientProtocol}
+        settings |= {"host": os.environ.get("HOST", everywhere), "port": int(os.environ.get("PORT", 7860))}
+        # An open page keeps a connection, so the server must not wait for all connections to close.
+        settings |= {"timeout_graceful_shutdown": 3, "limit_concurrency": MOST_CONNECTIONS}
+        uvicorn.run(build_server(visits, Jobs("cells", "preloaded")), **settings)
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+    finally:
+        visits.close()
