@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from ..io.atomic import atomic_write, complete_name, reserve
 from ..io.launch import POLL_SECONDS, Launch
-from ..io.outputs import require_writable_file
+from ..io.outputs import place_of, require_writable_file
 from ..model.errors import InputError, reason_of
 from ..model.ranking import RankedChunks
 from .predictions import Predictions
@@ -49,7 +49,9 @@ class ChunkStore:
         self, launch: Launch, plan: dict[str, Any], chunks: RankedChunks, accepted: dict[str, Any] | None = None
     ):
         self.launch, self.output, self.rank = launch, launch.output, launch.rank
-        self.folder = self.output.absolute().parent / f".{self.output.name}.unfinished"
+        #: Where the output is written: elsewhere, if it is a link.
+        self.place = place_of(self.output)
+        self.folder = self.place.with_name(f".{self.place.name}.unfinished")
         self.plan, self._accepted = (json.loads(json.dumps(one, default=str)) for one in (plan, accepted))
         self.chunks, self._own = chunks, range(self.rank, len(chunks), launch.processes)
         #: Chunks that are known to be stored. The first process looks for all chunks, the others for their own.

@@ -358,7 +358,7 @@ def _merge(
                     _write_probabilities(file["obsm"], obs.index, columns, chunks, store)
             with open(store.merged, "rb") as written:
                 os.fsync(written.fileno())
-            store.merged.replace(store.output)
+            store.merged.replace(store.place)
         finally:
             store.merged.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from ..model.errors import InputError, reason_of
-from .outputs import require_new_folder, require_writable_file
+from .outputs import place_of, require_new_folder, require_writable_file
 from .owners import Lock, taking_over
 
 #: The name of what is not complete yet, and of the lock that its writer holds beside it.
@@ -44,22 +44,23 @@ def reserve(path: Path, size: int) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     Yields a temporary path for a file, which is renamed to `path` at the end, so that readers see all of it or nothing,
-    even after the machine crashes. Makes its folder if needed, and leaves nothing behind if writing fails; what a
-    killed process left, the next one that writes the same file removes.
+    even after the machine crashes. If `path` is a link, it stays, and what it leads to is replaced. Makes its folder if
+    needed, and leaves nothing behind if writing fails; what a killed process left, the next one that writes the same
+    file removes.
 
     Raises:
         OSError: The file cannot be written there.
     """
-    path = Path(path)
     require_writable_file(path)
+    place = place_of(path)
     try:
-        with making_parents(path), temporary_file(path) as temporary:
+        with making_parents(place), temporary_file(place) as temporary:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(place)
     except OSError as error:
-        if error.strerror is not None and (error.filename is None or complete_name(Path(error.filename)) == path.name):
+        if error.strerror is not None and (error.filename is None or complete_name(Path(error.filename)) == place.name):
             error.filename, error.filename2 = str(path), None  # The user knows the file by this name.
         raise
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..model.errors import InputError, reason_of
 from .atomic import making_parents, remove_leftovers
+from .outputs import place_of
 from .owners import Lock, Owner, find_owner, taking_over
 
 #: Seconds that a process waits for the others of its launch to begin.
@@ -67,7 +68,7 @@ class Launch:
 
     def __init__(self, output: str | Path, rank: int = 0, processes: int = 1):
         self.output, self.rank, self.processes = Path(output), rank, processes
-        self._place = Path(os.path.abspath(output))
+        self._place = place_of(output)
         self._others = range(1, processes) if rank == 0 else range(1)
         self._seen: set[int] = set()
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 import unicodedata
 from collections.abc import Collection, Iterable
-from errno import EEXIST, EISDIR, ENOTDIR
+from errno import EEXIST, EISDIR, ENAMETOOLONG, ENOTDIR
 from pathlib import Path
 
 from ..model.errors import InputError, reason_of
@@ -13,6 +13,10 @@ from ..model.errors import InputError, reason_of
 #: The user's name for a path, such as `--out`, and the path.
 Named = tuple[str, Path]
 _IS, _LIES_IN, _HOLDS = "is the same file as", "lies in", "holds"
+#: Longest name of an output in bytes: what is written beside it meanwhile has longer names, of at most 255 bytes.
+_MOST_NAME_BYTES = 210
+#: Links in these folders, such as /dev/stdout, lead to what a process has open, and the machine needs them.
+_OF_THE_MACHINE = (Path("/dev"), Path("/proc"), Path("/sys"))
 
 
 def require_apart(
@@ -84,6 +88,11 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def place_of(output: str | Path) -> Path:
+    """Returns the absolute path at which an output is written: a link stays, and the file that it leads to is new."""
+    return _resolved(Path(output))
+
+
 def _spelling(path: Path) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
@@ -98,10 +107,21 @@ def require_writable_file(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "it is a folder", str(path))
-    if path.exists() and not path.is_file():
+    if (path.exists() and not path.is_file()) or _leads_through_the_machine(path):
         raise FileExistsError(EEXIST, "it is not a regular file, and is not replaced", str(path))
+    if len(os.fsencode(place_of(path).name)) > _MOST_NAME_BYTES:
+        raise OSError(ENAMETOOLONG, f"its name has more than {_MOST_NAME_BYTES} bytes", str(path))
     if not (parent := nearest_parent(path)).is_dir():
         raise NotADirectoryError(ENOTDIR, f"{parent} is a file, not a folder", str(path))
+
+
+def _leads_through_the_machine(path: Path) -> bool:
+    """Returns true for a link of the machine itself, and for a link to one."""
+    while path.is_symlink():
+        if Path(os.path.abspath(path)).parts[:2] in [folder.parts for folder in _OF_THE_MACHINE]:
+            return True
+        path = path.parent / os.readlink(path)
+    return False
 
 
 def require_place(path: str | Path, name: str = "") -> None:
@@ -148,6 +168,7 @@ def nearest_parent(path: Path) -> Path:
 __all__ = [
     "Named",
     "nearest_parent",
+    "place_of",
     "require_apart",
     "require_new_folder",
     "require_place",

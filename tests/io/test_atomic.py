@@ -3,6 +3,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -186,3 +187,14 @@ def test_folders_that_were_made_for_a_file_go_after_an_error(tmp_path):
     with pytest.raises(KeyError), atomic_file(tmp_path / "new" / "deep" / "file"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.txt"
+    link.symlink_to(Path("there") / "file.txt")
+    for content in (b"new", b"newer"):
+        atomic_write(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "there" / "file.txt").read_bytes() == content
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "link.txt", "file.txt"}

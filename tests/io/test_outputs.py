@@ -95,9 +95,21 @@ def test_only_regular_files_are_replaced(cells):
         (cells.parent, IsADirectoryError),
         (cells / "below", NotADirectoryError),
         ("/dev/null", FileExistsError),
+        ("/dev/stdout", FileExistsError),
+        ("/proc/self/fd/1", FileExistsError),
     ):
         with pytest.raises(error):
             require_writable_file(place)
+    link = cells.with_name("link")
+    link.symlink_to("/dev/stdout")
+    with pytest.raises(FileExistsError):
+        require_writable_file(link)
+
+
+def test_a_name_that_leaves_no_room_for_what_is_written_beside_it(cells):
+    require_writable_file(cells.with_name("a" * 210))
+    with pytest.raises(OSError, match="its name has more than 210 bytes"):
+        require_writable_file(cells.with_name("ä" * 106))
 
 
 def test_a_place_is_tried_without_a_trace(cells):
