@@ -4,7 +4,8 @@
 import os
 import tempfile
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from errno import EEXIST, EISDIR, ENOTDIR
 from pathlib import Path
 
@@ -140,6 +141,31 @@ def require_new_folder(output: str | Path) -> Path:
     return output
 
 
+@contextmanager
+def writing_into(folder: Path, then: str) -> Iterator[None]:
+    """
+    Turns an error of the file system about a folder, or about a file in it, into a message that names the folder.
+
+    Args:
+        folder: The folder.
+        then: A sentence that says how to continue.
+
+    Raises:
+        InputError: The disk is full, the folder is not writable, or the like; or another file cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        # An error of writing itself, as on a full disk, names no file.
+        if error.filename is not None and not _is_in_or_at(Path(os.fsdecode(error.filename)), folder):
+            raise InputError(f"{error.filename} cannot be read or written: {reason_of(error)}.") from error
+        raise InputError(f"{folder} cannot be written: {reason_of(error)}. {then}") from error
+
+
+def _is_in_or_at(path: Path, folder: Path) -> bool:
+    return _resolved(path).is_relative_to(_resolved(folder))
+
+
 def nearest_parent(path: Path) -> Path:
     """Returns the nearest of a path's parents that exists."""
     return next(parent for parent in path.absolute().parents if parent.exists())
@@ -152,4 +178,5 @@ __all__ = [
     "require_new_folder",
     "require_place",
     "require_writable_file",
+    "writing_into",
 ]
