@@ -57,7 +57,7 @@ class RunFolder:
         trained = self._training.exists()
         if not self._run.exists():
             if trained:
-                raise InputError(f"{self.path} holds a finished run: choose a new folder.")
+                raise InputError(f"{self.path} already holds a finished run: choose a new folder.")
             self._require_free()
             return False
         settings, found = self._settings(), read_json(self._run)

@@ -24,7 +24,7 @@ from tests.robustness.small_runs import REPOSITORY_NAME, SmallRun, SmallRuns, co
 from tests.support.commands import link_cache
 from tests.support.hub_stand_in import HubStandIn
 
-_SECONDS = 120
+_SECONDS = 300
 
 
 class Killer:
