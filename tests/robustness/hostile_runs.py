@@ -252,7 +252,9 @@ def _no_files(inputs: HostileInputs) -> Iterator[Attempt]:
         "corpus", "with a named pipe for a gene table", "corpus", "cells.h5ad", "--gene-info", "pipe", "--out", "out",
         prepare=pipe("pipe"),
     )  # fmt: skip
-    yield inputs.attempt("corpus", "with a named pipe for sources", *_out("corpus"), "--sources", "s", prepare=pipe("s"))
+    yield inputs.attempt(
+        "corpus", "with a named pipe for sources", *_out("corpus"), "--sources", "s", prepare=pipe("s")
+    )
     yield inputs.attempt(
         "evaluate", "with a named pipe for studies", "evaluate", "zero-shot", "--studies", "s", "--out", "out",
         prepare=pipe("s"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Every command that writes, on a disk that is really full: before it begins, and when half of its output is written."""
+"""Every command that writes, on a disk that is really full: before it begins, and when half of the output is there."""
 
 import shutil
 from dataclasses import replace
@@ -15,7 +15,18 @@ from tests.support.commands import link_cache
 pytestmark = pytest.mark.e2e
 
 WRITERS = ("annotate", "embed", "adapt", "corpus", "train", "evaluate")
-OTHER_WRITERS = ("report", "figure", "example", "search", "explain", "labels", "calibrate", "prototypes", "export", "card")
+OTHER_WRITERS = (
+    "report",
+    "figure",
+    "example",
+    "search",
+    "explain",
+    "labels",
+    "calibrate",
+    "prototypes",
+    "export",
+    "card",
+)
 #: Where commands that are resumed keep what they have finished, and the file that would say that all is done.
 RESUMED = {
     "annotate": ("out/.out.h5ad.unfinished", None),

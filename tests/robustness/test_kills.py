@@ -2,12 +2,17 @@
 """The script that kills commands, and its committed table."""
 
 import json
+import os
+import signal
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from modeling_langcell.io.atomic import complete_name
 from tests.robustness.kills import Killer
-from tests.robustness.small_runs import SmallRuns
+from tests.robustness.small_runs import SmallRuns, listing
 from tests.support.hub_stand_in import HubStandIn
 from tests.support.paths import REPOSITORY
 
@@ -28,6 +33,26 @@ def killer(tmp_path_factory):
 def test_a_kill_changes_nothing_and_leaves_nothing(killer, name):
     row = killer.kill(name, 0)
     assert row["as_it_should"], row
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("adapt", signal.SIGINT), ("corpus", signal.SIGTERM), ("evaluate", signal.SIGHUP)]
+)
+def test_a_signal_leaves_no_half_written_file(killer, tmp_path, name, number):
+    out, temporary = tmp_path / "out", tmp_path / "tmp"
+    out.mkdir()
+    temporary.mkdir()
+    process = killer.runs[name].start(out, temporary, tmp_path)
+    while not listing(out):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Stopped by " in errors
+    assert "Traceback" not in errors
+    left = {Path(path) for path in listing(out) | listing(temporary)}
+    assert not [path for path in left if complete_name(path) is not None or ".process-" in path.name]
 
 
 def test_the_table():
