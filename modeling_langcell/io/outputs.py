@@ -157,13 +157,10 @@ def writing_into(folder: Path, then: str) -> Iterator[None]:
         yield
     except OSError as error:
         # An error of writing itself, as on a full disk, names no file.
-        if error.filename is not None and not _is_in_or_at(Path(os.fsdecode(error.filename)), folder):
-            raise InputError(f"{error.filename} cannot be read or written: {reason_of(error)}.") from error
+        named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else None
+        if named is not None and not _resolved(Path(named)).is_relative_to(_resolved(folder)):
+            raise InputError(f"{named} cannot be read or written: {reason_of(error)}.") from error
         raise InputError(f"{folder} cannot be written: {reason_of(error)}. {then}") from error
-
-
-def _is_in_or_at(path: Path, folder: Path) -> bool:
-    return _resolved(path).is_relative_to(_resolved(folder))
 
 
 def nearest_parent(path: Path) -> Path:

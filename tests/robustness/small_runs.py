@@ -194,7 +194,8 @@ def _content(path: Path) -> Any:
             def visit(name: str, entry: Any) -> None:
                 attributes = {key: np.asarray(value).tolist() for key, value in entry.attrs.items()}
                 value = ad.io.read_elem(entry) if isinstance(entry, h5py.Dataset) else None
-                found[name] = (attributes, None if value is None else np.asarray(value).tolist())
+                # As text: a missing number is not equal to itself.
+                found[name] = repr((attributes, None if value is None else np.asarray(value).tolist()))
 
             file.visititems(visit)
             return found
