@@ -47,9 +47,13 @@ def evaluate(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download studies that are on the web.")] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the results; earlier ones in it are kept."), WritesFolder(new=False)
+        Path,
+        typer.Option(help="Folder for the results; earlier ones in it are kept."),
+        WritesFolder(new=False, alone=False),
     ] = Path("runs/results"),
-    figures: Annotated[Path | None, typer.Option(help="Folder for figures."), WritesFolder(new=False)] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for figures."), WritesFolder(new=False, alone=False)
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="HTML page of all tasks that were run."), Writes(kind=PAGE)
     ] = None,

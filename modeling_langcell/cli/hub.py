@@ -10,7 +10,6 @@ import modeling_langcell as langcell
 
 from .. import checkpoint, conversion, publishing
 from ..io.file_kinds import CARD
-from ..io.launch import sole_writer
 from .options import Revision
 from .paths import Reads, Writes, WritesFolder, local_checkpoint
 from .terminal import say
@@ -35,15 +34,14 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist."), WritesFolder()],
 ) -> None:
     """Turn the five published weight files into one checkpoint that AutoModel loads."""
-    with sole_writer(out):
-        folder = langcell.convert(
-            parts,
-            token_dictionary=token_dictionary,
-            gene_medians=gene_medians,
-            gene_names=gene_names,
-            text_vocab=text_vocab,
-            output=out,
-        )
+    folder = langcell.convert(
+        parts,
+        token_dictionary=token_dictionary,
+        gene_medians=gene_medians,
+        gene_names=gene_names,
+        text_vocab=text_vocab,
+        output=out,
+    )
     say(f"Checkpoint: {folder}")
 
 
@@ -59,8 +57,7 @@ def export(
     revision: Revision = None,
 ) -> None:
     """Write the cell encoder alone, as a BERT that transformers and Geneformer's tools load."""
-    with sole_writer(out):
-        folder = conversion.export_cell_tower(model, out, masked_genes=masked_genes, revision=revision)
+    folder = conversion.export_cell_tower(model, out, masked_genes=masked_genes, revision=revision)
     if not (folder / conversion.GENES).is_file():
         say(f"The checkpoint does not define its ids, so there is no {conversion.GENES}.")
     say(f"Encoder: {folder}")

@@ -1,12 +1,14 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
 The files that commands read and write: each parameter declares its own, in its annotation, and all are checked before
-a command starts. A parameter that is a path and declares nothing is an error of the command.
+a command starts. A folder that only one run at a time may write is locked. A parameter that is a path and declares
+nothing is an error of the command.
 """
 
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 
 from ..checkpoint.builtin import resolve_checkpoint
 from ..io.file_kinds import CELLS, FileKind, require_replaceable
+from ..io.launch import sole_writer
 from ..io.outputs import Named, require_apart, require_new_folder, require_place
+from ..model.errors import InputError
 
 
 def _named_path(value: Any, values: Mapping[str, Any]) -> Iterable[str | Path]:
@@ -59,9 +63,11 @@ class WritesFolder(_Paths):
     Args:
         new: True for a folder that must not exist yet. False for one to which files are added, in which other outputs
             may lie.
+        alone: True if no other process may write the folder meanwhile.
     """
 
     new: bool = True
+    alone: bool = True
 
 
 def local_checkpoint(value: str | None, values: Mapping[str, Any]) -> list[Path]:
@@ -77,7 +83,7 @@ def existing(value: Any, values: Mapping[str, Any]) -> list[Path]:
 
 def check_paths_of(command: Any) -> None:
     """
-    Makes a command check its paths before it starts.
+    Makes a command check its paths before it starts, and lock the folders that it writes alone until it ends.
 
     Raises:
         TypeError: A parameter of the command is a path and declares neither that it is read nor that it is written.
@@ -90,7 +96,12 @@ def check_paths_of(command: Any) -> None:
     @wraps(callback)
     def checked(**values: Any) -> Any:
         check_paths([(name, names[name], one) for name, one in declared.items()], values)
-        return callback(**values)
+        with ExitStack() as locked:
+            for name, one in declared.items():
+                if isinstance(one, WritesFolder) and one.alone:
+                    for path in one.find(values[name], values):
+                        locked.enter_context(sole_writer(path))
+            return callback(**values)
 
     command.callback = checked
 
@@ -122,21 +133,23 @@ def _name_of(param: Any) -> str:
 
 def check_paths(declared: Sequence[tuple[str, str, _Paths]], values: Mapping[str, Any]) -> None:
     """
-    Checks all paths of a command: outputs are apart from inputs and from each other, replace nothing of another kind,
-    and can be written.
+    Checks all paths of a command: inputs are files or folders; outputs are apart from inputs and from each other,
+    replace nothing of another kind, and can be written.
 
     Args:
         declared: Each parameter's name in Python, its name in messages, and its declaration.
         values: The values of the parameters by their names in Python.
 
     Raises:
-        InputError: An output is not as it should be.
+        InputError: An input or an output is not as it should be.
     """
     inputs, outputs, allowed, shared = list[Named](), list[tuple[Named, Any]](), set(), set()
     name_of = {parameter: name for parameter, name, _ in declared}
     for parameter, name, one in declared:
         found = [(name, Path(path)) for path in one.find(values[parameter], values)]
         if isinstance(one, Reads):
+            for _, path in found:
+                _require_file_or_folder(path, name)
             inputs += found
             continue
         outputs += [(named, one) for named in found]
@@ -151,6 +164,17 @@ def check_paths(declared: Sequence[tuple[str, str, _Paths]], values: Mapping[str
         if isinstance(one, Writes):
             require_replaceable(path, one.kind, name)
             require_place(path, name)
+
+
+def _require_file_or_folder(path: Path, name: str) -> None:
+    """
+    Checks that an input is a file or a folder, if it exists: a pipe may never open, and a device may never end.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{name} {path} is neither a file nor a folder: copy what it gives into a file.")
 
 
 __all__ = ["Reads", "Writes", "WritesFolder", "check_paths_of", "existing", "local_checkpoint"]

@@ -12,7 +12,6 @@ import modeling_langcell as langcell
 from .. import checkpoint, io
 from .. import corpus as corpora
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
-from ..io.launch import sole_writer
 from ..model.errors import InputError
 from .extras import needs_extra
 from .labels import read_descriptions
@@ -112,15 +111,14 @@ def corpus(
             min_cells=min_cells,
             chunk_cells=chunk_cells,
         )
-    with sole_writer(out):
-        made = langcell.make_corpus(
-            corpora.find_sources(inputs, where, None if sources is None else corpora.read_source_table(sources)),
-            out,
-            settings,
-            on_unfit=on_unfit,
-            processes=num_proc,
-            scheduler=scheduler,
-        )
+    made = langcell.make_corpus(
+        corpora.find_sources(inputs, where, None if sources is None else corpora.read_source_table(sources)),
+        out,
+        settings,
+        on_unfit=on_unfit,
+        processes=num_proc,
+        scheduler=scheduler,
+    )
     for name, fault in made.manifest["unfit"].items():
         say(f"Left out {name}: {fault}")
     left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
@@ -231,20 +229,19 @@ def adapt(
         )
     if push_to is not None:
         require_pushable(model, push_to)
-    with sole_writer(out):
-        adapted = langcell.adapt(
-            model,
-            io.open_cells(cells),
-            label_key,
-            shots=shots,
-            descriptions=descriptions,
-            config=config,
-            unlabelled=unlabelled,
-            device=device,
-            **cell_options(layer, use_raw, gene_column, organism, counts),
-        )
-        print_adapted(adapted, held_out > 0)
-        say(f"Adapted: {adapted.save(out)}")
+    adapted = langcell.adapt(
+        model,
+        io.open_cells(cells),
+        label_key,
+        shots=shots,
+        descriptions=descriptions,
+        config=config,
+        unlabelled=unlabelled,
+        device=device,
+        **cell_options(layer, use_raw, gene_column, organism, counts),
+    )
+    print_adapted(adapted, held_out > 0)
+    say(f"Adapted: {adapted.save(out)}")
     if push_to is not None:
         push_adapted(out, push_to)
 
@@ -334,17 +331,16 @@ def calibrate(
     Calibrate a checkpoint on cells of known types: fit the weight of marker genes, and make its probabilities show how
     often it is right.
     """
-    with sole_writer(out):
-        found = langcell.calibrate(
-            model,
-            cells,
-            out,
-            label_key=label_key,
-            marker_weight=marker_weight,
-            cross_fitted=dict(map(_cross_fit, cross_fit or ())),
-            device=device,
-            **cell_options(layer, use_raw, gene_column, organism, counts),
-        )
+    found = langcell.calibrate(
+        model,
+        cells,
+        out,
+        label_key=label_key,
+        marker_weight=marker_weight,
+        cross_fitted=dict(map(_cross_fit, cross_fit or ())),
+        device=device,
+        **cell_options(layer, use_raw, gene_column, organism, counts),
+    )
     for name, number in found.fitted["cells"].items():
         say(f"{number:>8,}  {name}")
     before, after = found.fitted["error_before"], found.fitted["error_after"]

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..conversion.published import read_gene_vocabulary
-from ..io.atomic import atomic_write
+from ..io.outputs import writing_into
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.gene_matching import GeneVocabulary
@@ -86,12 +86,14 @@ def make_corpus(
         scheduler: Address of a Dask scheduler whose workers do the work; they must see the same files.
 
     Raises:
-        InputError: There are no sources, an unfit source, or only unfit sources, or the folder holds something else.
+        InputError: There are no sources, an unfit source, or only unfit sources; or the folder holds something else or
+            cannot be written.
     """
     output = Path(output)
     if (output / MANIFEST).exists() and not (output / PLAN).exists():
         raise InputError(f"{output} already holds a corpus: choose a new folder.")
-    with WorkerPool(processes, scheduler) as workers:
+    continues = writing_into(output, "The same command continues the build.")
+    with WorkerPool(processes, scheduler) as workers, continues:
         builder = CorpusBuilder(sources, output, settings, on_unfit, workers)
         builder.inspect_sources()
         builder.claim_folder()
@@ -171,8 +173,8 @@ class CorpusBuilder:
                     f"No gene is counted in {least} cells of primary data: lower min_cells, or add sources."
                 )
         orthologs = [read_orthologs(table.path) for table in self.tables.orthologs]
-        atomic_write(self.folder.genes, to_json(with_orthologs(vocabulary, orthologs)))
-        atomic_write(self.folder.unfit_sources, to_json(self.unfit))
+        self.folder.write(self.folder.genes, to_json(with_orthologs(vocabulary, orthologs)))
+        self.folder.write(self.folder.unfit_sources, to_json(self.unfit))
 
     def write_shards(self) -> None:
         """Writes the ranked cells."""
@@ -220,14 +222,14 @@ class CorpusBuilder:
         names = [pa.array(column, pa.string()) for column in ([key[i] for key in panels] for i in (0, 1))]
         columns = dict(zip(("source", "study"), names, strict=True))
         table = pa.table(columns | {"token_ids": pa.array([*panels.values()], pa.list_(pa.uint32()))})
-        atomic_write(self.folder.panels, to_arrow(table))
+        self.folder.write(self.folder.panels, to_arrow(table))
 
     def write_places(self) -> None:
         """Writes the usual places of the genes, merged from the chunks' sums."""
         sums = [self.folder.place_sums(Path(shard["file"]).stem) for shard in self.shards]
         n_genes = len(json.loads(self.folder.genes.read_text())["ensembl_ids"])
         places = merge_usual_places(sums, GeneVocabulary.first_gene_id + n_genes + 1)
-        atomic_write(self.folder.places, to_json(places))
+        self.folder.write(self.folder.places, to_json(places))
 
     def write_manifest(self) -> None:
         """Writes the manifest, the origin and the content of the corpus; with this file it is complete."""
@@ -251,7 +253,7 @@ class CorpusBuilder:
         }
         require_shards(self.output, manifest["shards"])
         self.folder.remove_incomplete_files()
-        atomic_write(self.folder.manifest, to_json(manifest))
+        self.folder.write(self.folder.manifest, to_json(manifest))
 
     def clean_up(self) -> None:
         """Removes the files that only the build needed."""

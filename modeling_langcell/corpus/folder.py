@@ -90,6 +90,18 @@ class BuildFolder:
             raise InputError(f"{self.path} cannot be written: {error}") from error
         return found is not None
 
+    def write(self, path: Path, content: bytes) -> None:
+        """
+        Writes a file of the corpus. A build that was killed would have written the same file, so that a different one
+        is somebody else's.
+
+        Raises:
+            InputError: There is such a file.
+        """
+        if path.exists() and path.read_bytes() != content:
+            raise InputError(f"{path} does not belong to the unfinished corpus in {self.path}: move it elsewhere.")
+        atomic_write(path, content)
+
     def _is_free(self) -> bool:
         """
         Returns true if the folder holds nothing except the incomplete plan of a build that was killed at its start.

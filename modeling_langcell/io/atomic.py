@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -71,7 +71,7 @@ def temporary_file(place: Path) -> Iterator[Path]:
     Yields a path in the folder of `place` for a file that is deleted at the end, or at the next use of the same place
     if this process is killed.
     """
-    with _temporary(place, Path.is_file) as temporary:
+    with _temporary(place) as temporary:
         yield temporary
 
 
@@ -103,7 +103,7 @@ def folder_beside(place: Path) -> Iterator[Path]:
     Yields an empty folder beside a place that is deleted at the end, or at the next use of the same place if this
     process is killed.
     """
-    with _temporary(place, Path.is_dir) as temporary:
+    with _temporary(place) as temporary:
         temporary.mkdir(0o700)
         yield temporary
 
@@ -119,9 +119,9 @@ def _is_about(error: Exception, place: Path) -> bool:
 
 
 @contextmanager
-def _temporary(place: Path, is_own_kind: Callable[[Path], bool]) -> Iterator[Path]:
+def _temporary(place: Path) -> Iterator[Path]:
     """Yields a path beside a place that this process alone uses, which a lock shows to the others."""
-    _remove_leftovers(place, is_own_kind)
+    remove_leftovers(place)
     temporary = place.with_name(f".{place.name}.{uuid4().hex}")
     with Lock(temporary.with_name(temporary.name + _LOCK)):
         try:
@@ -131,28 +131,22 @@ def _temporary(place: Path, is_own_kind: Callable[[Path], bool]) -> Iterator[Pat
                 _remove(temporary)
 
 
-def _remove_leftovers(place: Path, is_own_kind: Callable[[Path], bool]) -> None:
-    """Removes what dead processes left beside a place."""
-    with suppress(OSError):
-        names = {name.removesuffix(_LOCK) for name in os.listdir(place.parent) if name.startswith(f".{place.name}.")}
-        for leftover in (place.with_name(name) for name in names if complete_name(Path(name)) == place.name):
-            is_foreign = leftover.is_symlink() or (leftover.exists() and not is_own_kind(leftover))
-            with suppress(OSError), taking_over(leftover.with_name(leftover.name + _LOCK)) as is_dead:
-                if is_dead and not is_foreign:
-                    _remove(leftover)
-
-
 def remove_leftovers(place: Path) -> None:
-    """Removes what killed processes left of a file or a folder that they had not finished."""
-    _remove_leftovers(place, _has_lock)
-
-
-def _has_lock(path: Path) -> bool:
-    return path.with_name(path.name + _LOCK).exists()
+    """
+    Removes what killed processes left of a file or a folder that they had not finished. Their locks lie beside it: what
+    has none, somebody else made.
+    """
+    with suppress(OSError):
+        for name in os.listdir(place.parent):
+            if not name.endswith(_LOCK) or complete_name(Path(name)) != place.name:
+                continue
+            with suppress(OSError), taking_over(place.with_name(name)) as is_dead:
+                if is_dead:
+                    _remove(place.with_name(name.removesuffix(_LOCK)))
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

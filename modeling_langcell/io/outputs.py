@@ -4,7 +4,8 @@
 import os
 import tempfile
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from errno import EEXIST, EISDIR, ENAMETOOLONG, ENOTDIR
 from pathlib import Path
 
@@ -160,6 +161,28 @@ def require_new_folder(output: str | Path) -> Path:
     return output
 
 
+@contextmanager
+def writing_into(folder: Path, then: str) -> Iterator[None]:
+    """
+    Turns an error of the file system about a folder, or about a file in it, into a message that names the folder.
+
+    Args:
+        folder: The folder.
+        then: A sentence that says how to continue.
+
+    Raises:
+        InputError: The disk is full, the folder is not writable, or the like; or another file cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        # An error of writing itself, as on a full disk, names no file.
+        named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else None
+        if named is not None and not _resolved(Path(named)).is_relative_to(_resolved(folder)):
+            raise InputError(f"{named} cannot be read or written: {reason_of(error)}.") from error
+        raise InputError(f"{folder} cannot be written: {reason_of(error)}. {then}") from error
+
+
 def nearest_parent(path: Path) -> Path:
     """Returns the nearest of a path's parents that exists."""
     return next(parent for parent in path.absolute().parents if parent.exists())
@@ -173,4 +196,5 @@ __all__ = [
     "require_new_folder",
     "require_place",
     "require_writable_file",
+    "writing_into",
 ]

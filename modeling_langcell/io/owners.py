@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -134,7 +135,8 @@ os.register_at_fork(after_in_child=_close_in_fork)
 def find_owner(path: Path) -> Owner | None:
     """Returns the living process that holds a lock; None if there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        _require_regular(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         return Owner.parse(b"") if error.errno in (errno.EACCES, errno.EPERM) else None
     try:
@@ -168,6 +170,7 @@ def taking_over(path: Path) -> Iterator[bool]:
 
 def _take(path: Path, flags: int) -> int:
     """Opens and locks the file at a path, and not one that its former owner has just deleted."""
+    _require_regular(path)
     for _ in range(_ATTEMPTS):
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         with ExitStack() as unless_taken:
@@ -177,6 +180,17 @@ def _take(path: Path, flags: int) -> int:
                 return descriptor
         time.sleep(_PAUSE)
     raise BlockingIOError(errno.EWOULDBLOCK, "another process uses it", str(path))
+
+
+def _require_regular(path: Path) -> None:
+    """
+    Checks that a lock can lie at a path, and that nothing else of this name is opened, locked or deleted.
+
+    Raises:
+        FileExistsError: Something else is there.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, f"{path} is not a regular file, and its lock belongs there", str(path))
 
 
 def _is_free(descriptor: int, how: int) -> bool:

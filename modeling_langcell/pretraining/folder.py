@@ -3,7 +3,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,17 +12,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..checkpoint.files import CARD, TRAINING
+from ..checkpoint.files import CARD, TRAINING, explaining_entries, read_json
 from ..corpus.folder import GENES, MANIFEST, PANELS, PLACES
-from ..io.atomic import atomic_write, complete_name
+from ..io.atomic import atomic_write, remove_leftovers
 from ..io.content import content_hash
+from ..io.outputs import writing_into
 from ..model.errors import InputError, reason_of
 from ..model.modeling_langcell import LangCellForPreTraining, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from .config import PretrainingConfig
+from .resume import remove_checkpoints
 
 LOSSES, HELD_OUT = "losses.jsonl", "held_out.jsonl"
 _RUN, _CHECKPOINTS = "run.json", "checkpoints"
+#: The files that `atomic_write` writes, which a killed process may leave incomplete under a hidden name.
+_WRITTEN_WHOLE = (_RUN, LOSSES, HELD_OUT, TRAINING, CARD)
 #: Settings that may change when a run is resumed: the trained weights do not depend on them.
 _FREE_TO_CHANGE = {"output", "workers", "checkpoint_every", "push_to"}
 #: Settings that name files or folders to read, or repositories on the Hub.
@@ -49,14 +52,15 @@ class RunFolder:
         Returns true if the folder holds the trained model of this run, which was killed before it was finished.
 
         Raises:
-            InputError: The folder holds a run with different settings, or a finished one.
+            InputError: The folder holds a run with different settings, a finished or a damaged one, or other files.
         """
         trained = self._training.exists()
         if not self._run.exists():
             if trained:
-                raise InputError(f"{self.path} holds a finished run: choose a new folder.")
+                raise InputError(f"{self.path} already holds a finished run: choose a new folder.")
+            self._require_free()
             return False
-        settings, found = self._settings(), json.loads(self._run.read_text())
+        settings, found = self._settings(), read_json(self._run)
         differing = sorted(name for name in settings if found.get(name) != settings[name])
         if differing:
             raise InputError(
@@ -64,21 +68,30 @@ class RunFolder:
             )
         return trained
 
+    def _require_free(self) -> None:
+        """
+        Checks, before a new run, that it replaces nothing: it writes many files, and none of them is hidden.
+
+        Raises:
+            InputError: The folder holds files of others.
+        """
+        if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty, and holds no unfinished run: choose a new folder.")
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """
         Turns write errors into a message that says how to continue.
 
         Raises:
-            InputError: The disk is full, the folder is not writable, or the like.
+            InputError: The disk is full, the folder is not writable, an input cannot be read, or the like.
         """
+        then = "The same command continues from the last checkpoint."
         try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"output: {self.path} cannot be written: {reason_of(error)}. The same command continues from the last "
-                "checkpoint."
-            ) from error
+            with writing_into(self.path, then):
+                yield
+        except SafetensorError as error:
+            raise InputError(f"{self.path} cannot be written: {reason_of(error)}. {then}") from error
 
     def claim(self) -> None:
         """
@@ -102,14 +115,17 @@ class RunFolder:
             os.fsync(log.fileno())
 
     def truncate_logs(self, step: int) -> None:
-        """Removes incomplete lines, and lines after a step, from the logs."""
+        """Removes incomplete or damaged lines, and lines after a step, from the logs."""
 
         def is_kept(line: str) -> bool:
-            return line.endswith("}\n") and json.loads(line)["step"] <= step
+            try:
+                return line.endswith("}\n") and json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                return False
 
         for name in (LOSSES, HELD_OUT):
             if (path := self.path / name).exists():
-                lines = path.read_text().splitlines(keepends=True)
+                lines = path.read_text(errors="replace").splitlines(keepends=True)
                 atomic_write(path, "".join(line for line in lines if is_kept(line)).encode())
 
     def save_model(self, model: LangCellForPreTraining, processor: LangCellProcessor, record: dict[str, Any]) -> None:
@@ -134,20 +150,27 @@ class RunFolder:
         saved.config.save_pretrained(self.path)
         processor.save_pretrained(self.path)
         settings = {name: _without_folder(value) for name, value in asdict(self.config).items() if name != "output"}
-        runs = [*self._earlier_runs(), {"config": settings, **record}]
+        runs = [*self.earlier_runs(), {"config": settings, **record}]
         atomic_write(self._training, (json.dumps({"runs": runs}, indent=1) + "\n").encode())
 
-    def _earlier_runs(self) -> list[dict[str, Any]]:
-        """Reads the training record of the checkpoint that the run started from."""
-        record = Path(self.config.start or "", TRAINING)
-        return json.loads(record.read_text())["runs"] if self.config.start and record.is_file() else []
+    def earlier_runs(self) -> list[dict[str, Any]]:
+        """
+        Reads the training record of the checkpoint that the run started from.
+
+        Raises:
+            InputError: The record is damaged.
+        """
+        if self.config.start is None:
+            return []
+        record = Path(self.config.start, TRAINING)
+        with explaining_entries(record):
+            return list(read_json(record).get("runs", []))
 
     def remove_working_files(self) -> None:
         """Removes training checkpoints, and files that a killed process left incomplete."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for path in self.path.glob(".*"):
-            if complete_name(path) is not None and path.is_file():
-                path.unlink()
+        remove_checkpoints(self.checkpoints)
+        for name in _WRITTEN_WHOLE:
+            remove_leftovers(self.path / name)
 
     def finish(self) -> None:
         """Marks the run as finished."""

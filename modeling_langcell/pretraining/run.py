@@ -131,8 +131,10 @@ class PretrainingRun:
         self.corpus = Corpus(config.corpus)
         if config.averaging and accelerator.distributed_type == DistributedType.FSDP:
             raise InputError("averaging needs whole weights in every process, which FSDP does not have: set it to 0.")
-        if self.is_main and config.push_to is not None:
-            _require_repository(config.push_to)
+        if self.is_main:
+            folder.earlier_runs()  # Damage is found here, before the training.
+            if config.push_to is not None:
+                _require_repository(config.push_to)
 
         torch.manual_seed(config.seed)
         model = self._build_model()

@@ -1,6 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The declared paths of the commands: none can be forgotten, and all are checked before any work."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import typer
 from typer.main import get_command
 
 from modeling_langcell.cli.main import app
-from modeling_langcell.cli.paths import Reads, Writes, check_paths_of
+from modeling_langcell.cli.paths import Reads, Writes, WritesFolder, check_paths_of
 from modeling_langcell.io.file_kinds import TABLE
+from modeling_langcell.io.owners import Lock, find_owner
 
 LABELS = "B cell;T cell"
 
@@ -48,6 +51,50 @@ class TestDeclarations:
         check_paths_of(command)
         with pytest.raises(ValueError, match=r"--to .*cells is the same file as SOURCE"):
             command.main([str(tmp_path / "cells"), "--to", str(tmp_path / "cells")], standalone_mode=False)
+
+
+class TestInputs:
+    @pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+    def test_only_files_and_folders_are_read(self, tmp_path, kind):
+        new, source = typer.Typer(), tmp_path / "source"
+
+        @new.command()
+        def copy(source: Annotated[Path, typer.Argument(metavar="SOURCE"), Reads()]):
+            pytest.fail("it would wait")
+
+        if kind == "pipe":
+            os.mkfifo(source)
+        elif kind == "device":
+            source.symlink_to("/dev/zero")
+        else:
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind(str(source))
+        command = get_command(new)
+        check_paths_of(command)
+        with pytest.raises(ValueError, match=r"SOURCE .*source is neither a file nor a folder"):
+            command.main([str(source)], standalone_mode=False)
+
+
+class TestFoldersOfOneRun:
+    @pytest.mark.parametrize(("alone", "new"), [(True, True), (True, False), (False, False)])
+    def test_a_folder_is_locked_until_the_command_ends(self, tmp_path, alone, new):
+        found, app = [], typer.Typer()
+
+        @app.command()
+        def build(out: Annotated[Path, typer.Option(), WritesFolder(new=new, alone=alone)]):
+            found.append(find_owner(tmp_path / ".out.process-0"))
+
+        command = get_command(app)
+        check_paths_of(command)
+        command.main(["--out", str(tmp_path / "out")], standalone_mode=False)
+        assert [owner is not None for owner in found] == [alone]
+        with Lock(tmp_path / ".out.process-0"):
+            if alone:
+                with pytest.raises(ValueError, match="is being written by process"):
+                    command.main(["--out", str(tmp_path / "out")], standalone_mode=False)
+            else:
+                command.main(["--out", str(tmp_path / "out")], standalone_mode=False)
+        assert not list(tmp_path.iterdir())
 
 
 class TestFilesOfAnotherKind:

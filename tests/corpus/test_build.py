@@ -173,6 +173,7 @@ class TestContent:
     [
         ".x",
         "..x",
+        "._x",
         "a.b, c",
         "细胞 å",
         "first line\nsecond",
@@ -320,7 +321,7 @@ class TestResumedBuilds:
                 atomic_write(path, content)
 
             with monkeypatch.context() as cut:
-                for module in ("build", "folder", "genes", "places", "tasks"):
+                for module in ("folder", "genes", "places", "tasks"):
                     cut.setattr(f"modeling_langcell.corpus.{module}.atomic_write", write_or_die)
                 try:
                     build(studies, output, gene_info, chunk_cells=40)

@@ -130,6 +130,26 @@ def test_an_unfinished_corpus_is_resumed_once_foreign_files_are_gone(studies, tm
     assert same_folders(build(studies, output, gene_info).folder, whole)
 
 
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [("write_vocabulary", "genes.json"), ("write_panels", "panels.arrow"), ("write_places", "places.json")],
+)
+def test_foreign_files_under_a_name_of_the_corpus_are_not_replaced(
+    studies, tmp_path, gene_info, monkeypatch, step, name
+):
+    whole, output = build(studies, tmp_path / "whole", gene_info).folder, tmp_path / "corpus"
+    with monkeypatch.context() as cut:
+        cut.setattr(CorpusBuilder, step, lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(studies, output, gene_info)
+    write_foreign_file(output / name)
+    with pytest.raises(InputError, match=rf"{name} does not belong to the unfinished corpus in .*: move it elsewhere"):
+        build(studies, output, gene_info)
+    assert (output / name).read_text() == "[]"
+    (output / name).unlink()
+    assert same_folders(build(studies, output, gene_info).folder, whole)
+
+
 def test_foreign_files_that_appear_during_a_build_stay(studies, tmp_path, gene_info, monkeypatch):
     write_panels = CorpusBuilder.write_panels
 

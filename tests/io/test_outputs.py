@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from modeling_langcell import InputError
-from modeling_langcell.io.outputs import require_apart, require_new_folder, require_place, require_writable_file
+from modeling_langcell.io.outputs import (
+    require_apart,
+    require_new_folder,
+    require_place,
+    require_writable_file,
+    writing_into,
+)
 
 
 @pytest.fixture
@@ -128,3 +134,19 @@ def test_a_new_folder(cells, tmp_path):
     with pytest.raises(InputError, match="is not a folder with write access"):
         require_new_folder(cells / "below")
     assert require_new_folder(tmp_path / "here") == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "{folder} cannot be written: No space left on device. Free some."),
+        (7, "{folder} cannot be written: No space left on device. Free some."),
+        ("{folder}/deep/part", "{folder} cannot be written: No space left on device. Free some."),
+        ("/elsewhere/cells", "/elsewhere/cells cannot be read or written: No space left on device."),
+    ],
+)
+def test_an_error_about_a_folder_names_it(tmp_path, name, message):
+    name = name.format(folder=tmp_path) if isinstance(name, str) else name
+    with pytest.raises(InputError) as failed, writing_into(tmp_path, "Free some."):
+        raise OSError(28, "No space left on device", name)
+    assert str(failed.value) == message.format(folder=tmp_path)

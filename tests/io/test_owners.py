@@ -121,12 +121,22 @@ def test_an_owners_command_cannot_change_the_terminal():
     assert len(str(owner)) < 300
 
 
-def test_a_link_is_not_followed(path, tmp_path):
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "folder", "pipe"])
+def test_what_is_no_lock_is_neither_opened_nor_deleted(path, tmp_path, kind):
     (tmp_path / "mine").write_text("mine")
-    path.symlink_to(tmp_path / "mine")
-    with pytest.raises(OSError, match="symbolic links"):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / {"link": "mine"}.get(kind, "nowhere"))
+    with pytest.raises(FileExistsError, match="is not a regular file, and its lock belongs there"):
         Lock(path)
     assert find_owner(path) is None
+    with taking_over(path):
+        pass
+    assert os.path.lexists(path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["lock", "mine"]
     assert (tmp_path / "mine").read_text() == "mine"
 
 

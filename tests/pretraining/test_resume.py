@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from modeling_langcell import InputError
 from modeling_langcell.pretraining.config import PretrainingConfig
+from modeling_langcell.pretraining.folder import RunFolder
 from modeling_langcell.pretraining.run import pretrain
 from tests.support.commands import start_python
 from tests.support.paths import REPOSITORY
@@ -158,12 +159,28 @@ def test_what_a_launch_left_in_the_environment_is_not_waited_for(settings, monke
 class TestFolders:
     def test_an_incomplete_checkpoint_is_deleted(self, settings, caplog):
         output = Path(settings["output"])
+        RunFolder(PretrainingConfig(**settings)).claim()
         half = output / "checkpoints" / ".step-00000002"
         half.mkdir(parents=True)
         (half / "model.safetensors").write_bytes(b"half")
         pretrain(PretrainingConfig(**settings))
         assert f"The checkpoint {half} is incomplete: deleting it." in caplog.text
         assert [entry["step"] for entry in logged(output)] == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize("name", ["progress.json", "model.safetensors", "optimizer.bin", "average.safetensors"])
+    def test_a_damaged_checkpoint_is_said(self, settings, monkeypatch, name):
+        config = PretrainingConfig(**settings | {"checkpoint_every": 2, "averaging": 0.9})
+        with monkeypatch.context() as context:
+            context.setattr("modeling_langcell.pretraining.folder.RunFolder.save_model", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                pretrain(config)
+        checkpoint = Path(settings["output"], "checkpoints", "step-00000004")
+        os.truncate(checkpoint / name, (checkpoint / name).stat().st_size // 2)
+        with pytest.raises(InputError, match=r"checkpoint .*step-00000004 is damaged: .*Remove it"):
+            pretrain(config)
+        shutil.rmtree(checkpoint)
+        pretrain(config)
+        assert [entry["step"] for entry in logged(Path(settings["output"]))] == [1, 2, 3, 4]
 
     def test_a_finished_run_is_left_alone(self, settings):
         pretrain(PretrainingConfig(**settings))

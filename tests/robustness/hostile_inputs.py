@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class Attempt:
         valid: True if the input is only unusual, and must work.
         max_file_bytes: Largest size of a file that the command may write, in place of a full disk.
         kept: Whole files that stay although another file cannot be written.
+        makes: Files and folders that the command makes or changes, if the input is valid.
+        removed: What dead runs have left, which the command removes.
+        locked: Name of a lock that another process holds meanwhile.
+        environment: Further environment variables.
     """
 
     about: str
@@ -51,6 +55,10 @@ class Attempt:
     valid: bool = False
     max_file_bytes: int | None = None
     kept: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ("out.h5ad",)
+    removed: tuple[str, ...] = ()
+    locked: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

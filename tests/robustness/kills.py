@@ -24,7 +24,7 @@ from tests.robustness.small_runs import REPOSITORY_NAME, SmallRun, SmallRuns, co
 from tests.support.commands import link_cache
 from tests.support.hub_stand_in import HubStandIn
 
-_SECONDS = 120
+_SECONDS = 300
 
 
 class Killer:
@@ -63,6 +63,7 @@ class Killer:
             where: sorted(found[where].keys() ^ expected[where].keys()) if where == "out" else sorted(found[where])
             for where in ("out", "tmp")
         }
+        changed = [path for path, held in expected["out"].items() if found["out"].get(path) != held]
         row = {
             "command": name,
             "killed_at": round(share, 3),
@@ -75,6 +76,7 @@ class Killer:
         return (
             row
             | {"as_it_should": row["same_result"] and not row["left"] and (again <= 1)}
+            | ({"changed": changed} if changed else {})
             | ({} if code == 0 else {"said": errors[-500:]})
         )
 

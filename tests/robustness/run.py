@@ -9,14 +9,18 @@ written beside the folder, no file changed or lost that was there, and no code r
 only unusual must work.
 """
 
+import fcntl
 import hashlib
+import json
 import os
 import re
 import shlex
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,18 +44,22 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
         folder = Path(name) / "place" / "work"
         folder.mkdir(parents=True)
         arguments = [str(argument) for argument in attempt.set_up(folder)]
-        before = _listing(folder)
-        process = start_python("-c", _LANGCELL, *arguments, cwd=folder, largest=attempt.max_file_bytes)
-        limit = threading.Timer(_SECONDS, os.kill, (process.pid, signal.SIGKILL))
-        limit.start()
-        out, err = process.communicate()
-        limit.cancel()
-        after = _listing(folder)
+        environment = os.environ | attempt.environment
+        with _locked(folder, attempt.locked):
+            before = _listing(folder)
+            process = start_python(
+                "-c", _LANGCELL, *arguments, cwd=folder, env=environment, largest=attempt.max_file_bytes
+            )
+            limit = threading.Timer(_SECONDS, os.kill, (process.pid, signal.SIGKILL))
+            limit.start()
+            out, err = process.communicate()
+            limit.cancel()
+            after = _listing(folder)
         left = sorted(path for path, content in after.items() if before.get(path) != content)
     errors = [line for line in err.splitlines() if line.startswith("Error: ")]
     refused = process.returncode == 2 and (len(errors) == 1 or "Usage: " in err) and left == [*attempt.kept]
-    refused = refused and before.keys() <= after.keys()
-    worked = process.returncode == 0 and left == ["out.h5ad"]
+    worked = process.returncode == 0 and {path.split("/")[0] for path in left} == {*attempt.makes}
+    as_it_should = (worked if attempt.valid else refused) and before.keys() - after.keys() == {*attempt.removed}
     # Paths of this machine mean nothing to readers.
     message = err.replace(f"{folder}/", "").replace(f"{REPOSITORY}/", "") if process.returncode else ""
     message = message.replace(str(Path.home()), "~")
@@ -61,13 +69,27 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
         "about": attempt.about,
         "what": attempt.what,
         "command": shlex.join(["langcell", *(_shortened(argument) for argument in arguments)]),
+        "environment": attempt.environment,
         "largest_file": attempt.max_file_bytes,
         "exit": process.returncode,
         "message": _shortened(" ".join(message.split()), 600),
         "left": left,
         "should": "work" if attempt.valid else "be refused",
-        "as_it_should": (worked if attempt.valid else refused) and "Traceback" not in err + out,
+        "as_it_should": as_it_should and "Traceback" not in err + out,
     }
+
+
+@contextmanager
+def _locked(folder: Path, name: str | None) -> Iterator[None]:
+    """Holds a lock in a folder as a process of another machine does."""
+    if name is None:
+        yield
+        return
+    with open(folder / name, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        json.dump({"id": "0", "host": "elsewhere", "pid": 1, "command": "langcell"}, lock)
+        lock.flush()
+        yield
 
 
 def _shortened(text: str, longest: int = _LONGEST) -> str:
@@ -76,7 +98,7 @@ def _shortened(text: str, longest: int = _LONGEST) -> str:
 
 def _listing(folder: Path) -> dict[str, str]:
     """Returns the paths in a folder and beside it, with what each holds."""
-    return {os.path.relpath(path, folder): _content(path) for path in folder.parent.rglob("*")}
+    return {os.path.relpath(path, folder): _content(path) for path in sorted(folder.parent.rglob("*"))}
 
 
 def _content(path: Path) -> str:

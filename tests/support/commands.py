@@ -39,11 +39,17 @@ PACKAGE = (
     "scanpy",
     "modeling_langcell.adaptation.adapt",
     "modeling_langcell.annotation.large_files",
+    "modeling_langcell.cli.annotate",
+    "modeling_langcell.cli.explore",
+    "modeling_langcell.cli.hub",
     "modeling_langcell.cli.main",
+    "modeling_langcell.cli.train",
     "modeling_langcell.corpus.build",
+    "modeling_langcell.eval.command",
     "modeling_langcell.pretraining.run",
     "modeling_langcell.publishing.publish",
     "modeling_langcell.report.page",
+    "tests.support.warm",
 )
 #: Modules that a process without the package needs.
 WITHOUT_THE_PACKAGE = (
