@@ -145,11 +145,8 @@ class TestLeftovers:
         for name in users:
             (tmp_path / name).write_text("mine")
         (tmp_path / f".output.{'1' * 32}").symlink_to(mine)
-        other_kind = tmp_path / f".output.{'2' * 32}"
-        if kind == "atomic_file":
-            other_kind.mkdir()
-        else:
-            other_kind.write_text("mine")
+        (tmp_path / f".output.{'2' * 32}").mkdir()
+        (tmp_path / f".output.{'3' * 32}").write_text("mine")  # Without a lock, no writer has left it.
         before = sorted(tmp_path.iterdir())
         write(kind, output)
         assert sorted(tmp_path.iterdir()) == sorted([*before, output])
