@@ -24,8 +24,8 @@ from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..checkpoint.builtin import display_name, resolve_checkpoint
-from ..checkpoint.files import require_no_code
 from ..checkpoint.repository import fetch
+from ..checkpoint.screening import require_no_code
 from ..io.atomic import atomic_folder, atomic_write
 from ..io.outputs import require_new_folder
 from ..io.tables import write_table

@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Conversion of the five published parts, gene dictionaries and text vocabulary to one folder for `AutoModel`."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoModel, AutoProcessor, BertTokenizer
 from transformers.activations import ACT2FN
 
 from ..io.atomic import atomic_folder
+from ..io.documents import read_json, read_text
 from ..io.outputs import require_new_folder
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
@@ -169,10 +169,7 @@ def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[st
 
 def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
     """Builds the text tower's tokenizer as in BLIP: `[DEC]` begins, `[ENC]` is an extra special token."""
-    try:
-        tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file: {reason_of(error)}.") from error
+    tokens = read_text(path).rstrip("\n").split("\n")
     vocabulary = {token: row for row, token in enumerate(tokens)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in vocabulary]
     if missing or len(vocabulary) != len(tokens):
@@ -190,10 +187,7 @@ def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
 
 def _read_geometry(path: Path) -> dict[str, Any]:
     """Reads the settings of a published config.json that a tower is built from."""
-    try:
-        published = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {reason_of(error)}.") from error
+    published = read_json(path)
     missing = [key for key in SIZES + SETTINGS if not isinstance(published, dict) or key not in published]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}.")

@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """A finished corpus: the cells of many studies as ranked gene ids, with the term ids that describe them."""
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
+from ..io.documents import read_json
 from ..model.errors import InputError
 from ..model.gene_matching import GeneVocabulary
 from .folder import FORMAT, GENES, MANIFEST, PANELS, PLACES, SHARDS, UNFINISHED
@@ -37,7 +37,7 @@ class Corpus:
             if (self.folder / UNFINISHED).exists():
                 raise InputError(f"{folder} holds an unfinished corpus: run the command that builds it again.")
             raise InputError(f"{folder} holds no corpus.")
-        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         if self.manifest["format"] != FORMAT:
             raise InputError(f"{folder} was built by another version of this package: build the corpus again.")
 
@@ -59,13 +59,13 @@ class Corpus:
     @cached_property
     def gene_vocabulary(self) -> dict[str, list]:
         """The genes and their medians, as `LangCellFeatureExtractor` takes them."""
-        return json.loads((self.folder / GENES).read_text())
+        return read_json(self.folder / GENES)
 
     @cached_property
     def gene_places(self) -> dict[str, list] | None:
         """The usual places of the genes, as `LangCellFeatureExtractor` takes them; None in a corpus without them."""
         path = self.folder / PLACES
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     @cached_property
     def cells(self) -> Dataset:

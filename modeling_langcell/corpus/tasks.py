@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..io.atomic import atomic_write
+from ..io.documents import parse_json, read_json
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.gene_matching import GeneVocabulary
@@ -200,7 +201,7 @@ def _describe_shard(path: Path) -> dict[str, Any]:
     return {
         "file": path.name,
         "cells": table.num_rows,
-        "left_out": json.loads(table.schema.metadata[b"left_out"]),
+        "left_out": parse_json(table.schema.metadata[b"left_out"], path),
         "sha256": hashlib.sha256(content).hexdigest(),
         "expressed": expressed,
     }
@@ -224,7 +225,7 @@ def _all_genes_extractor(tables: GeneTables) -> LangCellFeatureExtractor:
 @lru_cache(maxsize=1)
 def _ranking_extractor(genes: HashedFile) -> LangCellFeatureExtractor:
     """Returns an extractor that ranks all the genes of a cell."""
-    vocabulary = json.loads(Path(genes.path).read_text())
+    vocabulary = read_json(genes.path)
     return LangCellFeatureExtractor(vocabulary, max_length=len(vocabulary["ensembl_ids"]) + 1)
 
 
