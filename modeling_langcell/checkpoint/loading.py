@@ -20,6 +20,7 @@ from ..model.errors import InputError, reason_of
 from ..model.modeling_langcell import LangCellCellModel, LangCellForSequenceClassification, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from .adaptation_record import PROTOTYPES, Adaptation
+from .adapters import require_own_adapter
 from .builtin import display_name, resolve_checkpoint
 from .config import build_model
 from .files import ADAPTATION, PEFT_CONFIG, PEFT_WEIGHTS, PROCESSOR, TOKENIZER
@@ -189,6 +190,7 @@ def _read_adapter(folder: Path, source: str | Path) -> Adaptation:
         for name in (PEFT_CONFIG, PEFT_WEIGHTS):
             if not (folder / name).is_file():
                 raise InputError(f"{str(source)!r} has no {name}: it is incomplete.")
+        require_own_adapter(folder, repr(str(source)))
     if (folder / CONFIG_NAME).is_file():
         raise InputError(f"{str(source)!r} is a full checkpoint: give it as the model, without an adapter.")
     return adaptation

@@ -37,7 +37,7 @@ _TOKENIZER_PARTS: dict[str, tuple[str | None, ...]] = {
     "post_processor": ("TemplateProcessing", "BertProcessing", None),
     "decoder": ("WordPiece", None),
 }
-_LONGEST_POST_PROCESSOR, _LONGEST_WORD = 10_000, 1_000
+_LONGEST_POST_PROCESSOR, _LONGEST_WORD, _LONGEST_PADDING = 10_000, 1_000, 10_000
 
 
 def require_harmless(folder: Path, source: object) -> None:
@@ -98,9 +98,9 @@ def _require_own_files(folder: Path) -> None:
     inside = folder.resolve()
     homes = (inside, inside.parent.parent / "blobs") if inside.parent.name == "snapshots" else (inside,)
     for path in folder.iterdir():
-        if path.is_symlink() and path.suffix in (".json", ".safetensors", ".txt", ".bin"):
-            if path.resolve().parent not in homes:
-                raise InputError(f"{path} is a link to a file outside the folder: use a copy of that file.")
+        read = path.suffix in (".json", ".safetensors", ".txt", ".bin")
+        if read and path.is_symlink() and path.resolve().parent not in homes:
+            raise InputError(f"{path} is a link to a file outside the folder: use a copy of that file.")
 
 
 def _require_sizes(config: dict[str, Any], path: Path) -> None:
@@ -121,11 +121,12 @@ def _require_bert_tokenizer(tokenizer: dict[str, Any], path: Path) -> None:
         if not condition:
             raise InputError(f"{path} is not the tokenizer of a BERT: {fault}. Use an intact copy.")
 
-    parts = {name: tokenizer.get(name) or {} for name in _TOKENIZER_PARTS}
+    parts: dict[str, Any] = {name: tokenizer.get(name) or {} for name in _TOKENIZER_PARTS}
     for name, kinds in _TOKENIZER_PARTS.items():
         require(isinstance(parts[name], dict), f"its {name} is no object")
         require((kind := parts[name].get("type")) in kinds, f"its {name} is of the type {kind!r}")
-    words, added = parts["model"].get("vocab"), tokenizer.get("added_tokens") or []
+    words: Any = parts["model"].get("vocab")
+    added = tokenizer.get("added_tokens") or []
     require(isinstance(words, dict) and isinstance(added, list), "it has no vocabulary")
     ids = [*words.values(), *(one.get("id") if isinstance(one, dict) else None for one in added)]
     numbered = all(type(one) is int and 0 <= one < len(ids) for one in ids)
@@ -134,8 +135,10 @@ def _require_bert_tokenizer(tokenizer: dict[str, Any], path: Path) -> None:
     require(isinstance(longest, int) and longest <= _LONGEST_WORD, f"its words have more than {_LONGEST_WORD} letters")
     require(len(json.dumps(parts["post_processor"])) <= _LONGEST_POST_PROCESSOR, "its post_processor is too long")
     padding = tokenizer.get("padding") or {}
-    plain = isinstance(padding, dict) and padding.get("strategy", "BatchLongest") == "BatchLongest"
-    require(plain and padding.get("pad_to_multiple_of") is None, "its padding is not that of the longest text")
+    require(isinstance(padding, dict) and padding.get("pad_to_multiple_of") is None, "it pads to multiples")
+    strategy = padding.get("strategy", "BatchLongest")
+    length = strategy.get("Fixed") if isinstance(strategy, dict) else 0
+    require(type(length) is int and length <= _LONGEST_PADDING, f"it pads texts to more than {_LONGEST_PADDING}")
 
 
 __all__ = ["require_harmless", "require_no_code"]

@@ -247,6 +247,10 @@ class CorpusBuilder:
             "genes": len(read_json(self.folder.genes)["ensembl_ids"]),
             "sources": sources,
             "unfit": self.unfit,
+            "files": {
+                file.name: HashedFile.at(file).sha256
+                for file in (self.folder.genes, self.folder.panels, self.folder.places)
+            },
             "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
         require_shards(self.output, manifest["shards"])

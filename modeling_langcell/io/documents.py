@@ -25,7 +25,7 @@ MAX_BYTES = 64 << 20
 #: Most bytes of a YAML file, whose parser takes about a second for 100 kB.
 MAX_YAML_BYTES = 256 << 10
 MAX_DEPTH = 64
-MAX_VALUES = 8_000_000
+MAX_VALUES = 4_000_000
 #: Most characters of a number in YAML.
 _MAX_DIGITS = 400
 
@@ -46,7 +46,7 @@ def read_bytes(path: str | Path, at_most: int = MAX_BYTES) -> bytes:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     if len(content) > at_most:
-        raise InputError(f"{path} cannot be read: it has more than {_megabytes(at_most)}. Give a smaller file.")
+        raise InputError(f"{path} cannot be read: it has more than {_in_words(at_most)}. Give a smaller file.")
     return content
 
 
@@ -75,7 +75,7 @@ def read_gzip_text(path: str | Path, at_most: int) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}. Download it again.") from error
     if len(content) > at_most:
-        raise InputError(f"{path} cannot be read: it unpacks to more than {_megabytes(at_most)}. Give a smaller file.")
+        raise InputError(f"{path} cannot be read: it unpacks to more than {_in_words(at_most)}. Give a smaller file.")
     return _decoded(content, path)
 
 
@@ -172,9 +172,8 @@ def _naming(source: object, kind: str = "") -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, RecursionError, yaml.YAMLError, OverflowError) as error:
-        raise InputError(
-            f"{source} cannot be read{kind}: {reason_of(error)}. Correct it, or use an intact copy."
-        ) from error
+        reason = "it has a number of too many digits" if "integer string conversion" in str(error) else reason_of(error)
+        raise InputError(f"{source} cannot be read{kind}: {reason}. Correct it, or use an intact copy.") from error
 
 
 def _decoded(content: bytes, path: str | Path) -> str:
@@ -197,9 +196,9 @@ def _check(found: Any, finite: bool) -> None:
         for one in level:
             values = one.values() if isinstance(one, dict) else one
             kinds = set(map(type, values))
-            if finite and kinds & {int, float}:
-                if not all(map(math.isfinite, (value for value in values if type(value) in (int, float)))):
-                    raise ValueError("it has a number that is not finite")
+            numbers = [value for value in values if type(value) in (int, float)] if kinds & {int, float} else []
+            if finite and not all(map(math.isfinite, numbers)):
+                raise ValueError("it has a number that is not finite")
             if kinds & {dict, list}:
                 below += [value for value in values if isinstance(value, (dict, list))]
         if not below:
@@ -208,8 +207,8 @@ def _check(found: Any, finite: bool) -> None:
     raise RecursionError
 
 
-def _megabytes(size: int) -> str:
-    return f"{math.ceil(size / 2**20):,} MB"
+def _in_words(size: int) -> str:
+    return f"{size >> 20:,} MB" if size >= 1 << 20 else f"{size:,} bytes"
 
 
 __all__ = [

@@ -25,11 +25,11 @@ def test_plain_documents(tmp_path):
         ("[" * 100_000, "nested too deep"),
         ("[" * 65 + "]" * 65, "nested too deep"),
         ('{"a": ' * 65 + "1" + "}" * 65, "nested too deep"),
-        ("[" + "[]," * 4_000_001 + "[]]", "too many values"),
+        ("[" + "[]," * 2_000_001 + "[]]", "too many values"),
         ("[1e999]", "not finite"),
         ("[NaN]", "not finite"),
         ("[" + "9" * 401 + "]", "too large to convert to float"),
-        ("[" + "9" * 5000 + "]", "Exceeds the limit"),
+        ("[" + "9" * 5000 + "]", "too many digits"),
         ('{"a": 1, "b": 2, "a": 3}', "'a' twice"),
         ("{", "Expecting property name"),
     ],
@@ -63,7 +63,7 @@ def test_files_that_are_refused(tmp_path):
     (tmp_path / "large").write_bytes(bytes(11))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "latin").write_bytes(b'"\xe9"')
-    for name, reason in {"large": "more than 1 MB", "pipe": "is not a file", "none": "No such file"}.items():
+    for name, reason in {"large": "more than 10 bytes", "pipe": "is not a file", "none": "No such file"}.items():
         with pytest.raises(InputError, match=f"{name} .*{reason}"):
             read_bytes(tmp_path / name, 10)
     with pytest.raises(InputError, match="latin cannot be read: it is not text in UTF-8"):

@@ -3,14 +3,14 @@
 
 from pathlib import Path
 
-from tests.robustness import hostile_outputs
+from tests.robustness import hostile_outputs, hostile_supplies
 from tests.robustness.hostile_inputs import Attempt, HostileInputs
 
 
 def all_attempts(data: Path, reference: Path) -> list[Attempt]:
     """Returns all attempts; the arguments are those of `HostileInputs`."""
     inputs = HostileInputs(data, reference)
-    return [*inputs.attempts(), *hostile_outputs.attempts(inputs)]
+    return [*inputs.attempts(), *hostile_outputs.attempts(inputs), *hostile_supplies.attempts(inputs)]
 
 
 __all__ = ["all_attempts"]

@@ -43,6 +43,7 @@ class Attempt:
         valid: True if the input is only unusual, and must work.
         max_file_bytes: Largest size of a file that the command may write, in place of a full disk.
         kept: Whole files that stay although another file cannot be written.
+        program: `langcell`, or `train.py` for a training.
     """
 
     about: str
@@ -51,6 +52,7 @@ class Attempt:
     valid: bool = False
     max_file_bytes: int | None = None
     kept: tuple[str, ...] = ()
+    program: str = "langcell"
 
     @property
     def name(self) -> str:
