@@ -24,6 +24,7 @@ from modeling_langcell.eval.record import record
 from modeling_langcell.eval.studies import Study
 from modeling_langcell.eval.task import EvaluationContext, Run, Task
 from modeling_langcell.eval.training_rows import training_files
+from modeling_langcell.io.documents import read_json
 from modeling_langcell.io.file_kinds import JSON, SCORES, require_replaceable
 from modeling_langcell.io.printable import markdown_cell, one_line
 from modeling_langcell.io.replace import write_result
@@ -200,9 +201,9 @@ def _read_table(file: Path) -> dict[str, dict[str, Any]]:
         return {}
     measured = {"scores", "intervals", "per_class", "drawings", "seconds", "peak_gb"}
     try:
-        runs = json.loads(file.read_text())["cells"]
+        runs = read_json(file, finite=False)["cells"]
         return {_digest({name: run[name] for name in run if name not in measured}): run for run in runs}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} is not a table of results: {reason_of(error)}. Name a different folder, or remove it."
         ) from error
@@ -210,8 +211,8 @@ def _read_table(file: Path) -> dict[str, dict[str, Any]]:
 
 def _read_run(file: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_text()) if file.exists() else None
-    except (OSError, ValueError) as error:
+        return read_json(file, finite=False) if file.exists() else None
+    except InputError as error:
         raise InputError(f"{file} is damaged: remove it and repeat the command.") from error
 
 

@@ -14,14 +14,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pooch
-import yaml
 
 from modeling_langcell.io.atomic import folder_beside
 from modeling_langcell.io.content import content_hash
+from modeling_langcell.io.documents import read_yaml
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from modeling_langcell.io.h5ad import open_cells
 from modeling_langcell.io.labels import is_known
-from modeling_langcell.model.errors import InputError, reason_of
+from modeling_langcell.model.errors import InputError
 from modeling_langcell.model.feature_extraction_langcell import LangCellFeatureExtractor
 
 REGISTRY = Path(__file__).with_name("studies.yaml")
@@ -166,10 +166,7 @@ def read_studies(*extra: Path) -> dict[str, Study]:
     """
     studies: dict[str, Study] = {}
     for file in (REGISTRY, *map(Path, extra)):
-        try:
-            entries = yaml.safe_load(file.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{file} cannot be read as a YAML file of studies: {reason_of(error)}.") from error
+        entries = read_yaml(file)
         if not isinstance(entries, dict):
             raise InputError(f"{file} must map the names of studies to their fields.")
         for name, entry in entries.items():

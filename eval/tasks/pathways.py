@@ -15,6 +15,7 @@ from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, bootstrap
 from modeling_langcell.io.columns import PROBABILITIES
+from modeling_langcell.io.documents import read_text
 from modeling_langcell.model.errors import InputError
 
 EXAMPLE = Path(__file__).with_name("example_pathways.gmt")
@@ -106,12 +107,8 @@ def read_gene_sets(file: Path) -> dict[str, list[str]]:
     Raises:
         InputError: The file cannot be read, or a line is malformed.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as a .gmt file: {error}") from error
     sets: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip():
             continue
         name, *rest = (part.strip() for part in line.split("\t"))

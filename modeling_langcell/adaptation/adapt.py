@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..annotation.annotator import LangCellAnnotator
 from ..annotation.device import find_device
 from ..checkpoint.adaptation_record import Adaptation, Head, versions
+from ..checkpoint.adapters import CELL_MODULES, CROSS_MODULES, TEXT_MODULES
 from ..checkpoint.builtin import display_name, resolve_checkpoint
 from ..checkpoint.files import CARD
 from ..checkpoint.fingerprint import weights_of_base
@@ -33,15 +34,6 @@ from ..ontology import descriptions_of, id_of
 from .trainer import CellBatches, ClassLoss, DescriptionLoss, fit
 
 Method = Literal["lora", "full", "frozen"]
-
-#: Modules that LoRA adapts: the gene embeddings and every linear map of the cell tower's layers; in the text tower the
-#: self-attention, and the cross-attention only if matching is trained.
-CELL_MODULES = (
-    r"cell_model\.(embeddings\.word_embeddings|encoder\.layer\.\d+\."
-    r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense))"
-)
-TEXT_MODULES = r"text_model\.encoder\.layer\.\d+\.attention\.self\.(query|key|value)"
-CROSS_MODULES = r"text_model\.encoder\.layer\.\d+\.crossattention\.self\.(query|key|value)"
 
 #: Number of cells of a label whose prototype weighs as much as its description.
 _DESCRIPTION_WORTH = 0.5

@@ -11,9 +11,10 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoProcessor
 
 from ..checkpoint.builtin import resolve_checkpoint
+from ..checkpoint.config import read_config
+from ..checkpoint.loading import load_processor
 from ..checkpoint.repository import fetch
 from ..io.atomic import atomic_folder
 from ..io.h5ad import open_cells
@@ -69,8 +70,8 @@ def calibrate(
         name: score_labelled(annotator, cells, label_key, **cell_options)
         for name, annotator, cells in studies_with_scorers(source, inputs, cross_fitted or {}, device)
     }
-    found = fit(studies, AutoConfig.from_pretrained(source).alpha, marker_weight)
-    calibration = replace(found, prompt_templates=AutoProcessor.from_pretrained(source).prompt_templates)
+    found = fit(studies, read_config(source).alpha, marker_weight)
+    calibration = replace(found, prompt_templates=load_processor(source).prompt_templates)
     made_with = {name: version(name) for name in ("modeling-langcell", "torch", "transformers")}
     calibration.fitted["versions"] = made_with
     save_calibrated(source, calibration, output)
@@ -91,7 +92,7 @@ def studies_with_scorers(
     scored_by += [(Path(path), str(fetch(resolve_checkpoint(other)))) for path, other in cross_fitted.items()]
     if len({path.stem for path, _ in scored_by}) < len(scored_by):
         raise InputError("Two inputs have the same file name: rename one, since the file names identify the studies.")
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = read_config(Path(checkpoint))
     for path, scorer in scored_by:
         annotator = LangCellAnnotator.from_pretrained(scorer, device=device)
         for weight in _WEIGHTS:
@@ -176,7 +177,7 @@ def save_calibrated(source: Path, calibration: Calibration, output: str | Path) 
     Writes a copy of a checkpoint's folder with a calibration and its marker weight in its config. It appears whole or
     not at all.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = read_config(source)
     config.calibration, config.marker_weight = calibration.to_dict(), calibration.marker_weight
     with atomic_folder(output) as folder:
         for path in source.iterdir():

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..io.atomic import atomic_write, complete_name, reserve
+from ..io.documents import parse_json, read_json
 from ..io.launch import POLL_SECONDS, Launch
 from ..io.outputs import place_of, require_writable_file
 from ..model.errors import InputError, reason_of
@@ -52,7 +53,7 @@ class ChunkStore:
         #: Where the output is written: elsewhere, if it is a link.
         self.place = place_of(self.output)
         self.folder = self.place.with_name(f".{self.place.name}.unfinished")
-        self.plan, self._accepted = (json.loads(json.dumps(one, default=str)) for one in (plan, accepted))
+        self.plan, self._accepted = (parse_json(json.dumps(one, default=str), "plan") for one in (plan, accepted))
         self.chunks, self._own = chunks, range(self.rank, len(chunks), launch.processes)
         #: Chunks that are known to be stored. The first process looks for all chunks, the others for their own.
         self._stored: set[int] = set()
@@ -272,9 +273,9 @@ class ChunkStore:
     def _read_plan(self) -> tuple[str | None, Any]:
         """Reads the id of the run that wrote the plan, and the plan; None where there is none."""
         try:
-            found = json.loads((self.folder / _PLAN).read_bytes())
+            found = read_json(self.folder / _PLAN)
             return str(found["run"]), found["plan"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return None, None
 
     def _require_own_run(self) -> None:

@@ -16,7 +16,6 @@ from ..model.prompts import Description
 from .files import ADAPTATION, read_json
 
 PROTOTYPES = "prototypes.safetensors"
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Head = Literal["descriptions", "classes", "prototypes"]
 
 
@@ -148,4 +147,4 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("modeling-langcell", "torch", "transformers", "peft")}
 
 
-__all__ = ["PEFT_CONFIG", "PEFT_WEIGHTS", "PROTOTYPES", "Adaptation", "Head", "versions"]
+__all__ = ["PROTOTYPES", "Adaptation", "Head", "versions"]

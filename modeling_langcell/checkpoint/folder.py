@@ -13,7 +13,8 @@ from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from .adaptation_record import Adaptation
-from .files import ADAPTATION, EVALUATION, PROCESSOR, TOKENIZER, TRAINING, count_parameters, read_config, read_json
+from .config import count_parameters, read_config
+from .files import ADAPTATION, EVALUATION, PROCESSOR, TOKENIZER, TRAINING, read_json
 from .fingerprint import fingerprint
 from .loading import load_checkpoint, load_model, load_processor
 

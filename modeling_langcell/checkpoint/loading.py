@@ -6,23 +6,28 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
 from ..model.modeling_langcell import LangCellCellModel, LangCellForSequenceClassification, LangCellModel
 from ..model.processing_langcell import LangCellProcessor
-from .adaptation_record import PEFT_CONFIG, PEFT_WEIGHTS, PROTOTYPES, Adaptation
+from .adaptation_record import PROTOTYPES, Adaptation
+from .adapters import require_own_adapter
 from .builtin import display_name, resolve_checkpoint
-from .files import ADAPTATION, PROCESSOR, TOKENIZER, read_json, require_no_code
+from .config import build_model
+from .files import ADAPTATION, PEFT_CONFIG, PEFT_WEIGHTS, PROCESSOR, TOKENIZER
 from .fingerprint import weights_of_base
 from .repository import fetch
+from .screening import require_harmless
+from .weights import require_weights_for
 
 #: Weights are read only from safetensors, and no code in the folder is run.
 _PLAIN: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
@@ -113,8 +118,10 @@ def load_model(
     Raises:
         InputError: The model cannot be loaded, or its weights are not finite.
     """
-    _require_own_files(folder, source)
+    _require_harmless(folder, source)
     with _explaining(source):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        require_weights_for(partial(build_model, config), folder, repr(str(source)))
         if adaptation is not None and adaptation.head == "classes":
             model: PreTrainedModel = load_classifier(folder, adaptation, dtype=dtype)
         else:
@@ -136,7 +143,7 @@ def load_processor(checkpoint: str | Path, *, revision: str | None = None) -> La
     """
     checkpoint = resolve_checkpoint(checkpoint)
     folder = _fetch_checkpoint(checkpoint, revision)
-    _require_own_files(folder, checkpoint)
+    _require_harmless(folder, checkpoint)
     return _read_processor(folder, checkpoint)
 
 
@@ -183,6 +190,7 @@ def _read_adapter(folder: Path, source: str | Path) -> Adaptation:
         for name in (PEFT_CONFIG, PEFT_WEIGHTS):
             if not (folder / name).is_file():
                 raise InputError(f"{str(source)!r} has no {name}: it is incomplete.")
+        require_own_adapter(folder, repr(str(source)))
     if (folder / CONFIG_NAME).is_file():
         raise InputError(f"{str(source)!r} is a full checkpoint: give it as the model, without an adapter.")
     return adaptation
@@ -196,21 +204,16 @@ def _read_processor(folder: Path, source: str | Path) -> LangCellProcessor:
     return processor
 
 
-def _require_own_files(folder: Path, source: str | Path) -> None:
+def _require_harmless(folder: Path, source: str | Path) -> None:
     """
-    Checks for faults that transformers would overlook.
+    Checks the folder of a LangCell before transformers reads it.
 
     Raises:
-        InputError: The tokenizer is missing, an index names weights outside the folder, or the config names code.
+        InputError: The tokenizer is missing, or `require_harmless` refuses the folder.
     """
-    require_no_code(read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
+    require_harmless(folder, repr(str(source)))
     if (folder / CONFIG_NAME).is_file() and not any((folder / name).is_file() for name in (TOKENIZER, "vocab.txt")):
         raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary for its texts: use a complete copy.")
-    for index in folder.glob("*.index.json"):
-        shards = read_json(index).get("weight_map")
-        here = {path.name for path in folder.iterdir()}
-        if not isinstance(shards, dict) or not here.issuperset(map(str, shards.values())):
-            raise InputError(f"{source}: {index.name} must name only files in this folder.")
 
 
 @contextmanager
@@ -218,6 +221,8 @@ def _explaining(source: str | Path) -> Iterator[None]:
     """Turns any error that the libraries raise for a damaged or foreign folder into an `InputError` in plain words."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         original = str(error).strip()
         reason = next((meaning for mark, meaning in _MEANINGS.items() if re.search(mark, original)), reason_of(error))

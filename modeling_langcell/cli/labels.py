@@ -3,13 +3,12 @@
 
 import csv
 import io
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..io.documents import parse_json, read_text
 from ..io.printable import plain_text
 from ..model.errors import InputError, reason_of
 from ..ontology import descendants, given_descriptions
@@ -17,6 +16,8 @@ from ..ontology import descendants, given_descriptions
 #: Labels; or labels with their descriptions, in any form that `as_description` reads.
 Candidates = list[str] | dict[str, Any]
 
+#: Most bytes of a file of labels.
+_MAX_BYTES = 16 << 20
 _SUFFIXES = (".json", ".tsv", ".csv", ".txt", ".gmt")
 _COLUMNS = ("label", "description", "markers", "absent")
 #: Columns that `langcell labels` writes besides, and that are not read.
@@ -106,16 +107,16 @@ def read_labels(path: Path) -> Candidates:
 def _read_labels(path: Path) -> Candidates:
     suffix = path.suffix.lower()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, _MAX_BYTES)
         if "\0" in text:
             raise InputError(f"{path} is not text: it holds a zero byte.")
         if suffix == ".json":
-            return _checked_json(_load_json(text, path), path)
+            return _checked_json(parse_json(text, path), path)
         if suffix == ".gmt":
             return _read_gmt([line for line in text.splitlines() if line.strip()], path)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
         rows = [[plain_text(cell.strip()) for cell in row] for row in reader]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
     rows = [row for row in rows if any(row)]
     header = [_COLUMN_NAMES.get(name.casefold(), name.casefold()) for name in rows[0]] if rows else []
@@ -174,19 +175,6 @@ def _add(found: dict[str, Any], label: str, given: dict[str, Any], path: Path) -
     if label in found:
         raise InputError(f"{path} has the label {label!r} twice.")
     found[label] = given
-
-
-def _load_json(text: str, path: Path) -> Any:
-    """Reads JSON, and refuses repeated labels."""
-
-    def refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated = [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]
-        if repeated:
-            raise InputError(f"{path} has the label {repeated[0]!r} twice.")
-        return dict(pairs)
-
-    # A label is not a number, and float reads numbers of any length.
-    return json.loads(text, object_pairs_hook=refuse_repeated, parse_int=float)
 
 
 def read_descriptions(path: Path) -> dict[str, Any]:

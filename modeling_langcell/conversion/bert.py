@@ -21,11 +21,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    FEATURE_EXTRACTOR_NAME,
+    PROCESSOR_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    logging,
+)
 
 from ..checkpoint.builtin import display_name, resolve_checkpoint
-from ..checkpoint.files import require_no_code
+from ..checkpoint.config import build_model, read_config
 from ..checkpoint.repository import fetch
+from ..checkpoint.screening import require_harmless, require_no_code
+from ..checkpoint.weights import require_weights_for
 from ..io.atomic import atomic_folder, atomic_write
 from ..io.outputs import require_new_folder
 from ..io.tables import write_table
@@ -39,6 +48,7 @@ from ..model.modeling_langcell import (
     LangCellModel,
     LangCellTowerModel,
 )
+from .tensors import read_tensors
 
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
@@ -107,6 +117,10 @@ def read_bert(name: str, revision: str | None = None) -> BertModel:
     """
     with naming_failures(name):
         settings = require_model_type(name, "bert", revision=revision)
+        if (folder := Path(name)).is_dir():
+            require_weights_for(lambda: BertModel(BertConfig.from_dict(settings)), folder, name)
+            if not any(folder.glob("*.safetensors")) and (folder / WEIGHTS_NAME).is_file():
+                read_tensors(folder / WEIGHTS_NAME)
         bert, loading = _BertWithoutHeads.from_pretrained(
             name, revision=revision, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
         )
@@ -240,7 +254,10 @@ def _read_langcell(folder: Path, name: str, masked_genes: bool) -> LangCellCellM
     try:
         with naming_failures(name):
             require_model_type(str(folder), "langcell", "langcell_cell")
-            model, loading = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            require_weights_for(lambda: build_model(read_config(folder)), folder, name)
+            model, loading = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(loading["missing_keys"])
@@ -378,6 +395,8 @@ def require_model_type(name: str, *kinds: str, revision: str | None = None) -> d
     Raises:
         InputError: The checkpoint's `model_type` is none of `kinds`, or its config names code from elsewhere.
     """
+    if Path(name).is_dir():
+        require_harmless(Path(name), name)
     settings = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
     found = settings.get("model_type") if isinstance(settings, dict) else None
     if found not in kinds:

@@ -4,7 +4,7 @@
 import pickletools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class _AllowedGlobal:
     kind: str
 
 
+#: Most opcodes of a pickle; one of 100,000 genes has 600,000.
+_MAX_OPCODES = 2_000_000
 _ALLOWED = {
     ("numpy.core.multiarray", "scalar"): _AllowedGlobal("scalar"),
     ("numpy._core.multiarray", "scalar"): _AllowedGlobal("scalar"),
@@ -40,15 +42,40 @@ _STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTE
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
-def read_plain_pickle(data: bytes) -> Any:
+class Extension(Protocol):
+    """What a pickle may hold besides plain values."""
+
+    def is_allowed(self, module: str, name: str) -> bool:
+        """Returns true for a global that `build` knows."""
+
+    def build(self, module: str, name: str, arguments: Any) -> Any:
+        """Returns the value that a global stands for with these arguments, or raises `UnsafePickle`."""
+
+    def load(self, reference: Any) -> Any:
+        """Returns the value outside the pickle that a reference stands for, or raises `UnsafePickle`."""
+
+
+@dataclass(frozen=True)
+class _OtherGlobal:
+    """Placeholder for a global that an extension knows."""
+
+    module: str
+    name: str
+
+
+def read_plain_pickle(data: bytes, extension: Extension | None = None) -> Any:
     """
     Reads a pickle of dicts, tuples, strings and numbers; numpy's numbers become Python's.
 
     Only the few opcodes that such a pickle consists of are interpreted, and all others are refused. No opcode calls,
     imports or looks up anything, so a hostile file has nothing to exploit.
 
+    Args:
+        data: The pickle.
+        extension: Further values that it may hold.
+
     Raises:
-        UnsafePickle: The pickle holds anything else.
+        UnsafePickle: The pickle holds anything else, or more than two million opcodes.
         Exception: The bytes are damaged; the type depends on the damage.
     """
     stack: list[Any] = []
@@ -62,7 +89,14 @@ def read_plain_pickle(data: bytes) -> Any:
         del stack[start:]
         return items
 
-    for opcode, argument, _ in pickletools.genops(data):
+    def look_up(module: Any, name: Any) -> Any:
+        if extension and isinstance(module, str) and isinstance(name, str) and extension.is_allowed(module, name):
+            return _OtherGlobal(module, name)
+        return _look_up_global(module, name)
+
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > _MAX_OPCODES:
+            raise UnsafePickle("too many values")
         match opcode.name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -96,13 +130,20 @@ def read_plain_pickle(data: bytes) -> Any:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_look_up_global(*argument.split(" ", 1)))
+                stack.append(look_up(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_look_up_global(module, name))
+                stack.append(look_up(module, name))
             case "REDUCE":
                 arguments, constructor = stack.pop(), stack.pop()
-                stack.append(_build_value(constructor, arguments))
+                if extension and isinstance(constructor, _OtherGlobal):
+                    stack.append(extension.build(constructor.module, constructor.name, arguments))
+                else:
+                    stack.append(_build_value(constructor, arguments))
+            case "BINPERSID" if extension:
+                stack.append(extension.load(stack.pop()))
+            case "BUILD" if extension and isinstance(stack[-2], dict):
+                stack.pop()  # Attributes of the dict, which mean nothing here.
             case "BUILD":
                 state = stack.pop()
                 _set_byte_order(stack[-1], state)
@@ -151,4 +192,4 @@ def _set_byte_order(dtype: Any, state: Any) -> None:
             raise UnsafePickle("the state of an object")
 
 
-__all__ = ["UnsafePickle", "read_plain_pickle"]
+__all__ = ["Extension", "UnsafePickle", "read_plain_pickle"]

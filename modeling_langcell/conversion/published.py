@@ -1,11 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Conversion of the five published parts, gene dictionaries and text vocabulary to one folder for `AutoModel`."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from transformers import AutoModel, AutoProcessor, BertTokenizer
 from transformers.activations import ACT2FN
 
 from ..io.atomic import atomic_folder
+from ..io.documents import read_bytes, read_json, read_text
 from ..io.outputs import require_new_folder
 from ..model.configuration_langcell import LangCellConfig
 from ..model.errors import InputError, reason_of
@@ -23,6 +22,7 @@ from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from .bert import SETTINGS, SIZES, TOKEN_TYPES, WORDS, add_cls_embedding, fold_token_types
 from .pickles import UnsafePickle, read_plain_pickle
+from .tensors import read_tensors
 
 #: The published file of the weights of each module of `LangCellModel`.
 PARTS = {
@@ -32,6 +32,10 @@ PARTS = {
     "text_projection": "text_proj.bin",
     "matching_head": "ctm_head.bin",
 }
+#: Largest sizes of a tower.
+_MAX_LAYERS, _MAX_SIZE = 256, 10_000_000
+#: Most bytes of a vocabulary of word pieces.
+_MAX_VOCABULARY = 4 << 20
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -148,8 +152,9 @@ def read_gene_vocabulary(
 
 def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[str, Any]:
     """Reads a pickled dict from strings to values of one type."""
+    content = read_bytes(path)
     try:
-        dictionary = read_plain_pickle(path.read_bytes())
+        dictionary = read_plain_pickle(content)
     except UnsafePickle as error:
         raise InputError(
             f"{path} holds {error}, but only plain dicts of strings and numbers are read. Nothing in it was run."
@@ -169,10 +174,7 @@ def _read_dictionary(path: Path, value_type: type | tuple[type, ...]) -> dict[st
 
 def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
     """Builds the text tower's tokenizer as in BLIP: `[DEC]` begins, `[ENC]` is an extra special token."""
-    try:
-        tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file: {reason_of(error)}.") from error
+    tokens = read_text(path, _MAX_VOCABULARY).rstrip("\n").split("\n")
     vocabulary = {token: row for row, token in enumerate(tokens)}
     missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in vocabulary]
     if missing or len(vocabulary) != len(tokens):
@@ -190,10 +192,7 @@ def _read_tokenizer(path: Path, max_length: int) -> BertTokenizer:
 
 def _read_geometry(path: Path) -> dict[str, Any]:
     """Reads the settings of a published config.json that a tower is built from."""
-    try:
-        published = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {reason_of(error)}.") from error
+    published = read_json(path)
     missing = [key for key in SIZES + SETTINGS if not isinstance(published, dict) or key not in published]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}.")
@@ -204,20 +203,14 @@ def _read_geometry(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {published['hidden_act']!r} is not a known hidden_act.")
     if published.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{path}: position_embedding_type is not 'absolute'.")
+    if (layers := published["num_hidden_layers"]) > _MAX_LAYERS or max(published[key] for key in SIZES) > _MAX_SIZE:
+        raise InputError(f"{path}: its sizes are above {_MAX_SIZE:,}, or its {layers:,} layers above {_MAX_LAYERS}.")
     return {key: published[key] for key in SIZES + SETTINGS}
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a part under the tower's names, without the parts of a BERT that LangCell does not use."""
-    try:
-        published = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds of errors, and advises running the content that it refuses.
-        found = "more than numbers, none of which was run" if isinstance(error, UnpicklingError) else "the end missing"
-        raise InputError(
-            f"{path} is not a complete PyTorch file of weights alone: found {found}. Download it again."
-        ) from error
-    if not isinstance(published, dict) or not all(isinstance(value, torch.Tensor) for value in published.values()):
-        raise InputError(f"{path} is not a dict of tensors.")
+    published = read_tensors(path)
     state = {}
     for name, value in published.items():
         name = str(name).removeprefix("bert.")
@@ -225,7 +218,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             continue
         if name in state:
             raise InputError(f"{path} has {name} twice, with and without the prefix bert.")
-        if value.dtype not in _FLOATS or value.layout != torch.strided or not value.ndim or not value.isfinite().all():
+        if value.dtype not in _FLOATS or not value.ndim or not value.isfinite().all():
             raise InputError(f"{path}: {name} is not a dense tensor of finite numbers.")
         state[name] = value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return state

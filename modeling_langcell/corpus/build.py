@@ -9,7 +9,6 @@ many processes share the work, wherever they run, and however often they are kil
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..conversion.published import read_gene_vocabulary
+from ..io.documents import read_json
 from ..io.outputs import writing_into
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
@@ -156,7 +156,7 @@ class CorpusBuilder:
         """Writes the genes and their medians, merged from the chunks' sketches or taken from another vocabulary."""
         vocabulary = self.vocabulary
         if vocabulary is None and self.folder.unfit_sources.exists():
-            self._leave_out(json.loads(self.folder.unfit_sources.read_text()))
+            self._leave_out(read_json(self.folder.unfit_sources))
             return
         if vocabulary is None:
             chunks = self._chunks()
@@ -227,7 +227,7 @@ class CorpusBuilder:
     def write_places(self) -> None:
         """Writes the usual places of the genes, merged from the chunks' sums."""
         sums = [self.folder.place_sums(Path(shard["file"]).stem) for shard in self.shards]
-        n_genes = len(json.loads(self.folder.genes.read_text())["ensembl_ids"])
+        n_genes = len(read_json(self.folder.genes)["ensembl_ids"])
         places = merge_usual_places(sums, GeneVocabulary.first_gene_id + n_genes + 1)
         self.folder.write(self.folder.places, to_json(places))
 
@@ -246,9 +246,13 @@ class CorpusBuilder:
             "settings": asdict(self.settings) | self._names_of_tables(),
             "checksums": self._checksums(),
             "cells": sum(shard["cells"] for shard in self.shards),
-            "genes": len(json.loads(self.folder.genes.read_text())["ensembl_ids"]),
+            "genes": len(read_json(self.folder.genes)["ensembl_ids"]),
             "sources": sources,
             "unfit": self.unfit,
+            "files": {
+                file.name: HashedFile.at(file).sha256
+                for file in (self.folder.genes, self.folder.panels, self.folder.places)
+            },
             "shards": [{name: shard[name] for name in ("file", "cells", "sha256")} for shard in self.shards],
         }
         require_shards(self.output, manifest["shards"])

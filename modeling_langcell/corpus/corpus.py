@@ -1,20 +1,21 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """A finished corpus: the cells of many studies as ranked gene ids, with the term ids that describe them."""
 
-import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
+from ..io.documents import read_json
 from ..model.errors import InputError
 from ..model.gene_matching import GeneVocabulary
+from .arrow import PANEL_COLUMNS, read_table, require_checksum, require_intact_shard
 from .folder import FORMAT, GENES, MANIFEST, PANELS, PLACES, SHARDS, UNFINISHED
 from .profiles import draw_cell
 from .sources import ASPECTS
@@ -28,7 +29,7 @@ class Corpus:
         folder: The corpus's folder.
 
     Raises:
-        InputError: The folder holds no corpus, or an unfinished one.
+        InputError: The folder holds no corpus, or an unfinished one, or a file that is not the one that was built.
     """
 
     def __init__(self, folder: str | Path):
@@ -37,9 +38,9 @@ class Corpus:
             if (self.folder / UNFINISHED).exists():
                 raise InputError(f"{folder} holds an unfinished corpus: run the command that builds it again.")
             raise InputError(f"{folder} holds no corpus.")
-        self.manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
-        if self.manifest["format"] != FORMAT:
-            raise InputError(f"{folder} was built by another version of this package: build the corpus again.")
+        self.manifest: dict[str, Any] = _read_manifest(self.folder / MANIFEST)
+        for name, sha256 in self.manifest.get("files", {}).items():  # Older corpora have none.
+            require_checksum(self.folder / name, sha256)
 
     def __len__(self) -> int:
         return int(self.manifest["cells"])
@@ -59,23 +60,29 @@ class Corpus:
     @cached_property
     def gene_vocabulary(self) -> dict[str, list]:
         """The genes and their medians, as `LangCellFeatureExtractor` takes them."""
-        return json.loads((self.folder / GENES).read_text())
+        vocabulary = read_json(self.folder / GENES)
+        genes = vocabulary.get("ensembl_ids") if isinstance(vocabulary, dict) else None
+        if not isinstance(genes, list) or len(genes) != self.manifest["genes"]:
+            raise InputError(f"{self.folder / GENES} does not have the corpus's genes: build the corpus again.")
+        return vocabulary
 
     @cached_property
     def gene_places(self) -> dict[str, list] | None:
         """The usual places of the genes, as `LangCellFeatureExtractor` takes them; None in a corpus without them."""
-        path = self.folder / PLACES
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(self.folder / PLACES) if (self.folder / PLACES).is_file() else None
 
     @cached_property
     def cells(self) -> Dataset:
         """
-        Every cell's `token_ids`, `length`, `study` and a term id for each aspect, on disk.
+        Every cell's `token_ids`, `length`, `study` and a term id for each aspect, on disk. The first use reads all
+        shards once, to check them.
 
         Raises:
-            InputError: A shard is missing.
+            InputError: A shard is missing, or is not what the manifest records.
         """
         require_shards(self.folder, self.manifest["shards"])
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._require_intact, self.manifest["shards"]))
         shards = [self.folder / SHARDS / shard["file"] for shard in self.manifest["shards"] if shard["cells"]]
         return concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
 
@@ -109,9 +116,13 @@ class Corpus:
     @cached_property
     def panels(self) -> dict[tuple[str, str], np.ndarray]:
         """Ids of all genes that were measured, by source and study."""
-        table = pa.ipc.open_stream((self.folder / PANELS).read_bytes()).read_all()
+        table = read_table(self.folder / PANELS, PANEL_COLUMNS)
         ids = (np.asarray(panel, dtype=np.uint32) for panel in table["token_ids"].to_pylist())
         return dict(zip(zip(table["source"].to_pylist(), table["study"].to_pylist(), strict=True), ids, strict=True))
+
+    def _require_intact(self, shard: dict[str, Any]) -> None:
+        path = self.folder / SHARDS / shard["file"]
+        require_intact_shard(path, shard["cells"], shard["sha256"], self.manifest["genes"] + 3)
 
     @cached_property
     def _token_ids(self) -> Dataset:
@@ -139,6 +150,37 @@ class Corpus:
             sums = backgrounds.setdefault(self._shard_of_cell[profile], np.zeros(len(self._medians)))
             sums[row["token_ids"][1:]] += row["counts"] / row["counts"].sum(dtype=np.float64)
         return {shard: sums.cumsum() for shard, sums in backgrounds.items()}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """
+    Reads the manifest of a corpus.
+
+    Raises:
+        InputError: The file is damaged, was written by another version, or names files elsewhere.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise InputError(f"{path.parent} was built by another version of this package: build the corpus again.")
+
+    def is_shard(one: Any) -> bool:
+        named = isinstance(one, dict) and isinstance(one.get("file"), str) and isinstance(one.get("sha256"), str)
+        return named and one["file"] == Path(one["file"]).name and type(one.get("cells")) is int and one["cells"] >= 0
+
+    shards: Any = found.get("shards")
+    sources: Any = found.get("sources")
+    files = found.get("files", {})
+    valid = isinstance(shards, list) and all(map(is_shard, shards)) and isinstance(sources, list)
+    valid = (
+        valid
+        and all(isinstance(source, dict) for source in sources)
+        and isinstance(files, dict)
+        and files.keys() <= {GENES, PANELS, PLACES}
+    )
+    valid = valid and type(found.get("genes")) is int and found["genes"] > 0
+    if not valid or found.get("cells") != sum(shard["cells"] for shard in shards):
+        raise InputError(f"{path} is not what langcell corpus writes: use an intact copy, or build the corpus again.")
+    return found
 
 
 def require_shards(folder: Path, shards: Iterable[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.atomic import atomic_write, complete_name
+from ..io.documents import read_json
 from ..model.errors import InputError
 
 FORMAT = 2
@@ -161,8 +162,8 @@ def _read_plan(path: Path) -> Any:
     if not path.is_file() or path.is_symlink():
         return None
     try:
-        plan = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        plan = read_json(path)
+    except InputError:
         return None
     return plan if isinstance(plan, dict) and "format" in plan else None
 

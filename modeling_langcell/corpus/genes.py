@@ -2,10 +2,8 @@
 """The genes of a corpus: their names from NCBI, and their medians from one pass over the counts."""
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +13,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..io.atomic import atomic_write
+from ..io.documents import read_gzip_text
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from .orthologs import Orthologs, with_orthologs
 
+#: Most bytes of a table of genes, unpacked; that of the human genes has 14 MB.
+_MAX_BYTES = 128 << 20
 TARGET_COUNTS = 10_000
 #: Names of the organisms that NCBI numbers.
 _TAXA = {"9606": "human", "10090": "mouse", "10116": "rat", "7955": "zebrafish", "9823": "pig", "9544": "macaque"}
@@ -56,21 +57,20 @@ def read_gene_info(path: str | Path) -> list[Gene]:
         raise InputError(f"No gene_info table at {path}.")
     genes: dict[str, Gene] = {}
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            table = csv.DictReader(lines, delimiter="\t", restval="")
-            if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
-                raise InputError(
-                    f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms, dbXrefs or description."
-                )
-            for row in table:
-                synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
-                taxon = row.get("#tax_id", "9606")
-                organism = _TAXA.get(taxon, f"NCBI taxon {taxon}")
-                for ensembl_id in re.findall(r"Ensembl:(ENS[A-Z]*G\d+)", row["dbXrefs"]):
-                    gene = Gene(ensembl_id, row["Symbol"], synonyms, row["description"], organism)
-                    if (first := genes.setdefault(ensembl_id, gene)) is not gene:  # One Ensembl gene, two of NCBI's.
-                        genes[ensembl_id] = replace(first, synonyms=(*first.synonyms, gene.symbol))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+        table = csv.DictReader(io.StringIO(read_gzip_text(path, _MAX_BYTES)), delimiter="\t", restval="")
+        if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
+            raise InputError(
+                f"{path} is not an NCBI gene_info table: its header lacks Symbol, Synonyms, dbXrefs or description."
+            )
+        for row in table:
+            synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
+            taxon = row.get("#tax_id", "9606")
+            organism = _TAXA.get(taxon, f"NCBI taxon {taxon}")
+            for ensembl_id in re.findall(r"Ensembl:(ENS[A-Z]*G\d+)", row["dbXrefs"]):
+                gene = Gene(ensembl_id, row["Symbol"], synonyms, row["description"], organism)
+                if (first := genes.setdefault(ensembl_id, gene)) is not gene:  # One Ensembl gene, two of NCBI's.
+                    genes[ensembl_id] = replace(first, synonyms=(*first.synonyms, gene.symbol))
+    except csv.Error as error:
         raise InputError(f"{path} is not a complete gene_info table: {reason_of(error)}. Download it again.") from error
     if len(organisms := {gene.organism for gene in genes.values()}) != 1:
         found = f"of {' and '.join(sorted(organisms)[:5])}" if organisms else "none with an Ensembl id"

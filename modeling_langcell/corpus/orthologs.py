@@ -2,15 +2,19 @@
 """Further names of a vocabulary's genes, from a table of Ensembl BioMart: newer symbols, and those of orthologs."""
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..io.documents import read_text
 from ..model.errors import InputError, reason_of
 
 _ONE_TO_ONE = "ortholog_one2one"
+#: Most bytes of a table.
+_MAX_BYTES = 256 << 20
 _TYPE = re.compile(r"^(.+) homology type$")
 _ID, _SYMBOL = "Gene stable ID", "Gene name"
 
@@ -52,18 +56,17 @@ def read_orthologs(path: str | Path) -> Orthologs:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            delimiter = "\t" if "\t" in lines.readline() else ","
-            lines.seek(0)
-            table = csv.DictReader(lines, delimiter=delimiter, restval="")
-            columns = set(table.fieldnames or ())
-            organism = next((found[1] for name in sorted(columns) if (found := _TYPE.match(name))), "Mouse")
-            ours = [_ID, _SYMBOL]
-            theirs = [f"{organism} {name}" for name in ("gene stable ID", "gene name", "homology type")]
-            if missing := [name for name in (*ours, *theirs) if name not in columns]:
-                raise InputError(f"{path} is no table of orthologs from Ensembl BioMart: it lacks {missing[0]!r}.")
-            rows = [[row[name] for name in (*ours, *theirs)] for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(path, _MAX_BYTES)
+        delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
+        columns = set(table.fieldnames or ())
+        organism = next((found[1] for name in sorted(columns) if (found := _TYPE.match(name))), "Mouse")
+        ours = [_ID, _SYMBOL]
+        theirs = [f"{organism} {name}" for name in ("gene stable ID", "gene name", "homology type")]
+        if missing := [name for name in (*ours, *theirs) if name not in columns]:
+            raise InputError(f"{path} is no table of orthologs from Ensembl BioMart: it lacks {missing[0]!r}.")
+        rows = [[row[name] for name in (*ours, *theirs)] for row in table]
+    except csv.Error as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     one_to_one = [(*row[:2], "|".join(filter(None, row[2:4]))) for row in rows if row[4] == _ONE_TO_ONE]
     return Orthologs(

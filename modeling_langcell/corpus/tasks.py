@@ -23,9 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..io.atomic import atomic_write
+from ..io.documents import parse_json, read_json
 from ..model.errors import InputError, reason_of
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.gene_matching import GeneVocabulary
+from .arrow import SHARD_COLUMNS, read_table
 from .genes import MedianSketch, all_genes_extractor, read_gene_info
 from .orthologs import read_orthologs
 from .places import PlaceSums
@@ -188,8 +190,7 @@ def _describe_shard(path: Path) -> dict[str, Any]:
     """
     Reads the entries for the manifest and the panels from a shard; `expressed` has a bit for every gene of each study.
     """
-    content = path.read_bytes()
-    table = pa.ipc.open_stream(content).read_all()
+    table = read_table(path, SHARD_COLUMNS)
     expressed = {}
     for study in table["study"].unique().to_pylist():
         token_ids = table.filter(pc.equal(table["study"], study))["token_ids"].combine_chunks().flatten()
@@ -200,8 +201,8 @@ def _describe_shard(path: Path) -> dict[str, Any]:
     return {
         "file": path.name,
         "cells": table.num_rows,
-        "left_out": json.loads(table.schema.metadata[b"left_out"]),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "left_out": parse_json(table.schema.metadata[b"left_out"], path),
+        "sha256": HashedFile.at(path).sha256,
         "expressed": expressed,
     }
 
@@ -224,7 +225,7 @@ def _all_genes_extractor(tables: GeneTables) -> LangCellFeatureExtractor:
 @lru_cache(maxsize=1)
 def _ranking_extractor(genes: HashedFile) -> LangCellFeatureExtractor:
     """Returns an extractor that ranks all the genes of a cell."""
-    vocabulary = json.loads(Path(genes.path).read_text())
+    vocabulary = read_json(genes.path)
     return LangCellFeatureExtractor(vocabulary, max_length=len(vocabulary["ensembl_ids"]) + 1)
 
 

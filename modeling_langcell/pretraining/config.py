@@ -7,8 +7,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
+from ..io.documents import parse_yaml, read_yaml
 from ..model.errors import InputError
 
 #: Smallest allowed values, for the fields where that is not 0.
@@ -139,10 +138,7 @@ class PretrainingConfig:
         """
         if not Path(path).is_file():
             raise InputError(f"No configuration at {path}.")
-        try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path} cannot be read as YAML: {error}") from error
+        values = read_yaml(path) or {}
         if not isinstance(values, dict):
             raise InputError(f"{path} must map fields to values.")
         for override in overrides:
@@ -167,10 +163,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise InputError(f"{override!r}: {parent} holds a value, not a mapping.")
-    try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"{override!r}: its value cannot be read as YAML: {error}") from error
+    values[last] = parse_yaml(value, repr(override))
 
 
 def _checked(name: str, known: Field, value: Any) -> Any:

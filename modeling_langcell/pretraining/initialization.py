@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, BertModel
 
+from ..checkpoint.config import build_model, read_config
 from ..checkpoint.repository import fetch
+from ..checkpoint.weights import require_weights_for
 from ..conversion.bert import (
     bert_settings,
     load_bert_weights,
@@ -97,7 +99,8 @@ def _load_start(
     with _naming_field("start", name):
         folder = fetch(name)
         require_model_type(str(folder), "langcell")
-        model = LangCellForPreTraining.from_pretrained(folder, dtype=torch.float32, **overrides)
+        require_weights_for(lambda: build_model(read_config(folder)), folder, name)
+        model = LangCellForPreTraining.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **overrides)
         model.config.calibration = None  # Training makes it invalid.
         processor = LangCellProcessor.from_pretrained(folder)
     for part, length in positions.items():

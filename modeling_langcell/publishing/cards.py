@@ -14,20 +14,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..checkpoint.adaptation_record import PEFT_CONFIG, Adaptation
+from ..checkpoint.adaptation_record import Adaptation
 from ..checkpoint.builtin import MODEL_CARDS
-from ..checkpoint.files import CARD, EVALUATION, PROSE, explaining_entries
+from ..checkpoint.files import CARD, EVALUATION, PEFT_CONFIG, PROSE, explaining_entries
 from ..checkpoint.folder import CheckpointFolder
 from ..io import file_kinds
+from ..io.documents import read_yaml
 from ..io.file_kinds import require_replaceable
 from ..io.printable import markdown_cell
 from ..io.replace import write_result
 from ..model.configuration_langcell import LangCellConfig
-from ..model.errors import InputError, reason_of
+from ..model.errors import InputError
 from .evaluation import as_table, in_words, own_rows, summarize, to_json
 
 _PACKAGE = "modeling-langcell"
@@ -89,10 +89,7 @@ class Prose:
         Raises:
             InputError: The file does not exist, or holds anything except these keys and texts without tables.
         """
-        try:
-            found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
+        found = read_yaml(path)
         kinds = {one.name: dict if one.name == "metadata" else str for one in fields(cls)}
         if not isinstance(found, dict) or any(not isinstance(found[name], kinds.get(name, ())) for name in found):
             raise InputError(f"{path} must map some of {', '.join(kinds)} to texts (metadata: to settings).")

@@ -25,6 +25,7 @@ from ..checkpoint.folder import CheckpointFolder
 from ..checkpoint.loading import require_same_vocabularies
 from ..io.atomic import temporary_folder
 from ..io.columns import PROBABILITIES
+from ..io.documents import parse_json
 from ..model.errors import InputError
 from . import probe
 from .cards import Prose, render
@@ -167,11 +168,11 @@ def _content_faults(name: str, path: Path) -> Iterator[str]:
         try:
             text = path.read_bytes().decode()
             if name.endswith(".json"):
-                json.loads(text)
+                parse_json(text, name)
         except UnicodeDecodeError:
             yield f"{name} is not text in UTF-8."
-        except (ValueError, RecursionError) as error:
-            yield f"{name} is not JSON: {error}"
+        except InputError as error:
+            yield str(error)
 
 
 def _is_pickle(content: bytes) -> bool:
@@ -201,8 +202,8 @@ def _text_in(name: str, path: Path) -> str:
 def _texts_in_json(content: str) -> Iterator[str]:
     """Yields all values in JSON that are texts."""
     try:
-        left = [json.loads(content)]
-    except (ValueError, RecursionError):
+        left = [parse_json(content, "")]
+    except InputError:
         return
     while left:
         value = left.pop()

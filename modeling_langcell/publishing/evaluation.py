@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.files import explaining_entries, read_json
+from ..io.documents import parse_json
 from ..model.errors import InputError
 
 _LANGCELL, _RANDOM = "langcell", "random_weights"
@@ -49,7 +50,7 @@ def _summarize(results: Path) -> dict[str, Any]:
             grouped.setdefault(key, []).append(run)
         rows = []
         for key, runs in grouped.items():
-            study, method, setting = json.loads(key)
+            study, method, setting = parse_json(key, results)
             found = {name: mean_and_range(runs, name) for name in runs[0]["scores"]}
             scores = {
                 name: {"mean": round(mean, 6), "low": round(low, 6), "high": round(high, 6), "seeds": len(runs)}
@@ -113,7 +114,7 @@ def as_table(task: Mapping[str, Any], shown_names: Mapping[str, str]) -> dict[st
         by_place.setdefault(place, {})[row["method"]] = row["scores"].get(main)
     rows = []
     for place, methods in by_place.items():
-        study, setting = json.loads(place)
+        study, setting = parse_json(place, task["name"])
         if _LANGCELL not in methods:
             continue
         others = {name: score for name, score in methods.items() if name not in (_LANGCELL, _RANDOM) and score}

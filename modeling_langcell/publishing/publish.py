@@ -13,9 +13,8 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..checkpoint.adaptation_record import PEFT_CONFIG
 from ..checkpoint.builtin import MINI
-from ..checkpoint.files import ADAPTATION, CARD, read_json
+from ..checkpoint.files import ADAPTATION, CARD, PEFT_CONFIG, read_json
 from ..checkpoint.folder import CheckpointFolder, Kind
 from ..checkpoint.repository import push
 from ..io.atomic import temporary_folder

@@ -189,7 +189,7 @@ class TestRead:
     @pytest.mark.parametrize("content", [b"{", b"[]"])
     def test_damaged_configs(self, geneformer, content):
         (geneformer / "config.json").write_bytes(content)
-        with pytest.raises(InputError, match=r"geneformer (cannot be used|is a checkpoint of no known kind)"):
+        with pytest.raises(InputError, match=r"geneformer.* (cannot be read|does not hold a JSON object)"):
             read_cell_tower(geneformer)
 
     @pytest.mark.parametrize("kept", [0, 50, 2000])
@@ -199,7 +199,7 @@ class TestRead:
             self.write_bin(geneformer)
         weights = geneformer / name
         weights.write_bytes(weights.read_bytes()[:kept])
-        with pytest.raises(InputError, match="geneformer cannot be used"):
+        with pytest.raises(InputError, match=r"geneformer.* (cannot be used|is damaged|is not a complete)"):
             read_cell_tower(geneformer)
 
     def test_weights_that_run_code(self, geneformer, tmp_path):
@@ -207,7 +207,7 @@ class TestRead:
         self.write_bin(geneformer, lambda state: state | {"bert.stray": MakeFolder(marker)})
         torch.load(geneformer / "pytorch_model.bin", weights_only=False)
         marker.rmdir()  # The file is live: a careless reader would have run it.
-        with pytest.raises(InputError, match="geneformer cannot be used"):
+        with pytest.raises(InputError, match=r"geneformer.* (cannot be used|is damaged|is not a complete)"):
             read_cell_tower(geneformer)
         assert not marker.exists()
 
@@ -510,7 +510,7 @@ def test_a_plain_encoder_is_saved_and_loaded(pretrained, batch, tmp_path):
         ("bert", "a checkpoint of bert, not of langcell or langcell_cell"),
         ("text", "a checkpoint of langcell_text, not of"),
         ("half", r"lacks the weights .*encoder\.layer\.1"),
-        ("damaged", "damaged cannot be used"),
+        ("damaged", "damaged.* (cannot be used|is damaged)"),
     ],
 )
 @pytest.mark.parametrize("masked_genes", [False, True])

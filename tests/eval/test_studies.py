@@ -224,7 +224,7 @@ class TestUsersOwn:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("a: [", "cannot be read as a YAML file of studies"),
+            ("a: [", "cannot be read as YAML"),
             ("- a", "must map the names of studies"),
             ("a: b", "a: the entry must be fields and their values"),
         ],

@@ -3,14 +3,15 @@
 
 from pathlib import Path
 
-from tests.robustness import hostile_outputs, hostile_runs
+from tests.robustness import hostile_outputs, hostile_runs, hostile_supplies
 from tests.robustness.hostile_inputs import Attempt, HostileInputs
 
 
 def all_attempts(data: Path, reference: Path) -> list[Attempt]:
     """Returns all attempts; the arguments are those of `HostileInputs`."""
     inputs = HostileInputs(data, reference)
-    return [*inputs.attempts(), *hostile_outputs.attempts(inputs), *hostile_runs.attempts(inputs)]
+    modules = (hostile_outputs, hostile_runs, hostile_supplies)
+    return [*inputs.attempts(), *(attempt for module in modules for attempt in module.attempts(inputs))]
 
 
 __all__ = ["all_attempts"]

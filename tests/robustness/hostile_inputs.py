@@ -47,6 +47,7 @@ class Attempt:
         removed: What dead runs have left, which the command removes.
         locked: Name of a lock that another process holds meanwhile.
         environment: Further environment variables.
+        program: `langcell`, or `train.py` for a training.
     """
 
     about: str
@@ -59,6 +60,7 @@ class Attempt:
     removed: tuple[str, ...] = ()
     locked: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    program: str = "langcell"
 
     @property
     def name(self) -> str:

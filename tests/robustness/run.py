@@ -34,8 +34,11 @@ from tests.support.paths import REPOSITORY
 
 _LONGEST = 100  # Letters of an argument that the table shows.
 _SECONDS = 300
-#: The command under its own name, which its messages begin with.
-_LANGCELL = "import sys; from modeling_langcell.cli.main import main; sys.argv[0] = 'langcell'; main()"
+#: The programs by their names, which the messages of `langcell` begin with.
+_PROGRAMS = {
+    "langcell": "import sys; from modeling_langcell.cli.main import main; sys.argv[0] = 'langcell'; main()",
+    "train.py": "import sys; from train import main; sys.exit(main(sys.argv[1:]))",
+}
 
 
 def try_out(attempt: Attempt) -> dict[str, Any]:
@@ -48,7 +51,10 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
         with _locked(folder, attempt.locked):
             before = _listing(folder)
             process = start_python(
-                "-c", _LANGCELL, *arguments, cwd=folder, env=environment, largest=attempt.max_file_bytes
+                *("-c", _PROGRAMS[attempt.program], *arguments),
+                cwd=folder,
+                env=environment,
+                largest=attempt.max_file_bytes,
             )
             limit = threading.Timer(_SECONDS, os.kill, (process.pid, signal.SIGKILL))
             limit.start()
@@ -68,7 +74,7 @@ def try_out(attempt: Attempt) -> dict[str, Any]:
     return {
         "about": attempt.about,
         "what": attempt.what,
-        "command": shlex.join(["langcell", *(_shortened(argument) for argument in arguments)]),
+        "command": shlex.join([attempt.program, *(_shortened(argument) for argument in arguments)]),
         "environment": attempt.environment,
         "largest_file": attempt.max_file_bytes,
         "exit": process.returncode,
