@@ -220,8 +220,9 @@ def _limits(inputs: HostileInputs) -> Iterator[Attempt]:
     for command in ("search", "explain", "labels"):
         yield inputs.attempt("output", f"for {command} is on a full disk", *_out(command), max_file_bytes=300)
     yield inputs.attempt(
-        "output", "for corpus is on a full disk", *_out("corpus"), prepare=_genes(inputs), max_file_bytes=500
-    )
+        "output", "for corpus is on a full disk", *_out("corpus"), prepare=_genes(inputs), max_file_bytes=2_000,
+        kept=("out", "out/unfinished", "out/unfinished/plan.json"),
+    )  # fmt: skip
 
 
 def _no_files(inputs: HostileInputs) -> Iterator[Attempt]:
