@@ -221,8 +221,6 @@ def _explaining(source: str | Path) -> Iterator[None]:
     """Turns any error that the libraries raise for a damaged or foreign folder into an `InputError` in plain words."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
         original = str(error).strip()
         reason = next((meaning for mark, meaning in _MEANINGS.items() if re.search(mark, original)), reason_of(error))

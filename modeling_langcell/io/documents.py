@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -26,6 +26,8 @@ MAX_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10
 MAX_DEPTH = 64
 MAX_VALUES = 4_000_000
+#: Bytes that are read at once.
+_PART = 1 << 20
 #: Most characters of a number in YAML.
 _MAX_DIGITS = 400
 
@@ -42,7 +44,7 @@ def read_bytes(path: str | Path, at_most: int = MAX_BYTES) -> bytes:
         if path.exists() and not path.is_file():  # Reading a pipe or a device may never end.
             raise InputError(f"{path} is not a file.")
         with path.open("rb") as file:
-            content = file.read(at_most + 1)
+            content = _read(file, at_most)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     if len(content) > at_most:
@@ -71,7 +73,7 @@ def read_gzip_text(path: str | Path, at_most: int) -> str:
         return read_text(path, at_most)
     try:
         with gzip.open(path) as file:
-            content = file.read(at_most + 1)
+            content = _read(file, at_most)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}. Download it again.") from error
     if len(content) > at_most:
@@ -174,6 +176,14 @@ def _naming(source: object, kind: str = "") -> Iterator[None]:
     except (ValueError, RecursionError, yaml.YAMLError, OverflowError) as error:
         reason = "it has a number of too many digits" if "integer string conversion" in str(error) else reason_of(error)
         raise InputError(f"{source} cannot be read{kind}: {reason}. Correct it, or use an intact copy.") from error
+
+
+def _read(file: BinaryIO | gzip.GzipFile, at_most: int) -> bytes:
+    """Reads a file, and no more than one byte too many. It takes no more memory than the file has."""
+    content = bytearray()
+    while len(content) <= at_most and (part := file.read(min(_PART, at_most + 1 - len(content)))):
+        content += part
+    return bytes(content)
 
 
 def _decoded(content: bytes, path: str | Path) -> str:

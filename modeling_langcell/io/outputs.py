@@ -15,7 +15,7 @@ from ..model.errors import InputError, reason_of
 Named = tuple[str, Path]
 _IS, _LIES_IN, _HOLDS = "is the same file as", "lies in", "holds"
 #: Longest name of an output in bytes: what is written beside it meanwhile has longer names, of at most 255 bytes.
-_MOST_NAME_BYTES = 210
+_MOST_NAME_BYTES = 216
 #: Links in these folders, such as /dev/stdout, lead to what a process has open, and the machine needs them.
 _OF_THE_MACHINE = (Path("/dev"), Path("/proc"), Path("/sys"))
 

@@ -20,8 +20,6 @@ from pathlib import Path
 from uuid import uuid4
 from weakref import WeakSet
 
-from .documents import parse_json
-
 #: Attempts to take a lock, and seconds between two: a process that only looks whether a lock is free holds it briefly.
 _ATTEMPTS, _PAUSE = 5, 0.05
 _LONGEST = 200  # Letters of a command that are shown.
@@ -56,9 +54,9 @@ class Owner:
     def parse(cls, content: bytes) -> "Owner":
         """Reads what a process wrote into its lock; a process that has not written yet is not known."""
         try:
-            found = parse_json(content, "lock")
+            found = json.loads(content)
             return cls(str(found["id"]), str(found["host"]), int(found["pid"]), str(found["command"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return cls("", "", 0, "")
 
     @property

@@ -279,7 +279,8 @@ class TestDescribe:
         path.write_text(damage if damage == "{" else json.dumps(whole | json.loads(damage)))
         result = run("describe", "NK cell", "--model", tmp_path / "model")
         assert result.exit_code == 2
-        assert "No LangCell checkpoint could be loaded" in result.stderr
+        said = "processor_config.json cannot be read" if damage == "{" else "No LangCell checkpoint could be loaded"
+        assert said in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
 
     @pytest.mark.parametrize("arguments", [[], ["B cell", "--labels", "types.tsv"]])

@@ -113,9 +113,9 @@ def test_only_regular_files_are_replaced(cells):
 
 
 def test_a_name_that_leaves_no_room_for_what_is_written_beside_it(cells):
-    require_writable_file(cells.with_name("a" * 210))
-    with pytest.raises(OSError, match="its name has more than 210 bytes"):
-        require_writable_file(cells.with_name("ä" * 106))
+    require_writable_file(cells.with_name("a" * 216))
+    with pytest.raises(OSError, match="its name has more than 216 bytes"):
+        require_writable_file(cells.with_name("ä" * 109))
 
 
 def test_a_place_is_tried_without_a_trace(cells):

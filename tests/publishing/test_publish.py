@@ -379,7 +379,7 @@ class TestKinds:
         with pytest.raises(InputError, match=r"not finite"):
             check(adapter)
         (adapter / "adapter_config.json").write_text("[1]")
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="does not hold a JSON object"):
             check(adapter)
         (adapter / "adapter_model.safetensors").unlink()
         with pytest.raises(InputError, match="incomplete"):
