@@ -13,6 +13,7 @@ of them has a server of its own. `link_cache` keeps `HF_HOME` the same from test
 """
 
 import atexit
+import gc
 import json
 import os
 import resource
@@ -272,6 +273,9 @@ def serve(control: int, preload: tuple[str, ...]) -> None:
     """Imports the modules and forks for each command until the client is gone; in a fork, runs the command."""
     for name in preload:
         import_module(name)
+    # Python looks at every object when a process ends, and in a fork a page of memory that is touched is copied.
+    gc.collect()
+    gc.freeze()
     # jemalloc, which pyarrow brings, prepares its thread for a fork; no other thread may be there.
     threads = {Path("/proc/self/task", task, "comm").read_text().strip() for task in os.listdir("/proc/self/task")}
     assert len(threads - {"jemalloc_bg_thd"}) == 1, f"forking with threads is not safe: {threads}"
