@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from errno import ENOSPC
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -320,6 +321,8 @@ def _loading_faults(folder: CheckpointFolder) -> Iterator[str]:
             os.close(held)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+            if os.strerror(ENOSPC) in lines[-1]:  # The checkpoint is not to blame.
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
             yield f"it does not load without this package: {lines[-1]}"
             return
         without = load_file(output)

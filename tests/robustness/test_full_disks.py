@@ -115,11 +115,17 @@ def require_only_finished_parts(name: str, folder: Path, before: set[str]) -> No
         assert Path(path).name != done, left
 
 
-def test_a_full_disk_of_temporary_files(runs, disk, tmp_path):
-    """Python then takes another folder of the machine."""
+@pytest.mark.parametrize("room", [0, 2**16])
+def test_a_full_disk_of_temporary_files(runs, disk, tmp_path, room):
+    """If there is no room at all, Python takes another folder of the machine."""
     run = replace(runs["publish"], program=disk.on_it(runs["publish"].program))
     (disk.seen / "tmp").mkdir()
-    disk.fill(0)
+    disk.fill(room)
     code, errors = finish(run, tmp_path / "out", disk.place / "tmp", tmp_path)
-    assert code == 0, errors
+    assert code == (2 if room else 0), errors
+    if room:
+        (said,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
+        assert "The folder for temporary files, " in said
+        assert "No space left on device" in said
+    assert "Traceback" not in errors
     assert not listing(disk.seen / "tmp")
