@@ -3,6 +3,7 @@
 
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,13 +13,16 @@ import anndata as ad
 import h5py
 
 from ..model.errors import InputError, reason_of
-from .atomic import atomic_file
+from .atomic import atomic_file, reserve
 from .columns import EMBEDDING, RUN
 from .containers import find_reader, read_container, require_container, require_self_contained
 from .file_kinds import CELLS, require_replaceable
 from .strings import writing_missing_text
 
 logger = logging.getLogger(__name__)
+
+#: Bytes for HDF5's own descriptions of what a file holds.
+_DESCRIPTIONS = 2**20
 
 
 def open_cells(path: str | Path) -> ad.AnnData:
@@ -76,10 +80,13 @@ def write_annotated(adata: ad.AnnData, output: str | Path) -> Path:
         with atomic_file(output) as temporary, writing_missing_text():
             if adata.isbacked:
                 shutil.copyfile(adata.filename, temporary)
+                reserve(temporary, int(adata.obs.memory_usage(deep=True).sum()) + _DESCRIPTIONS)
                 with h5py.File(temporary, "r+") as file:
                     for group, element in (("obs", adata.obs), ("obsm", dict(adata.obsm)), ("uns", dict(adata.uns))):
                         ad.io.write_elem(file, group, element)
             else:
+                temporary.touch()
+                reserve(temporary, sys.getsizeof(adata) + _DESCRIPTIONS)
                 adata.write_h5ad(temporary)
     except (InputError, MemoryError):
         raise
