@@ -43,7 +43,7 @@ _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, 
 
 
 class Extension(Protocol):
-    """What a pickle may hold besides plain values."""
+    """Values that a pickle may hold besides plain ones."""
 
     def is_allowed(self, module: str, name: str) -> bool:
         """Returns true for a global that `build` knows."""

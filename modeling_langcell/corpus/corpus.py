@@ -169,15 +169,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
     shards: Any = found.get("shards")
     sources: Any = found.get("sources")
-    files = found.get("files", {})
-    valid = isinstance(shards, list) and all(map(is_shard, shards)) and isinstance(sources, list)
-    valid = (
-        valid
-        and all(isinstance(source, dict) for source in sources)
-        and isinstance(files, dict)
-        and files.keys() <= {GENES, PANELS, PLACES}
-    )
-    valid = valid and type(found.get("genes")) is int and found["genes"] > 0
+    files: Any = found.get("files", {})
+    valid = isinstance(shards, list) and all(map(is_shard, shards))
+    valid &= isinstance(sources, list) and all(isinstance(source, dict) for source in sources)
+    valid &= isinstance(files, dict) and files.keys() <= {GENES, PANELS, PLACES}
+    valid &= type(found.get("genes")) is int and found["genes"] > 0
     if not valid or found.get("cells") != sum(shard["cells"] for shard in shards):
         raise InputError(f"{path} is not what langcell corpus writes: use an intact copy, or build the corpus again.")
     return found

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch.optim.lr_scheduler import LRScheduler
@@ -103,6 +104,8 @@ class TrainingCheckpoints:
         logger.info("Resuming from %s.", newest)
         try:
             return self._load(newest)
+        except (MemoryError, torch.OutOfMemoryError):  # A checkpoint that is too large here is not damaged.
+            raise
         except Exception as error:  # torch, safetensors and accelerate raise many kinds of errors for damaged files.
             raise InputError(
                 f"The checkpoint {newest} is damaged: {reason_of(error)}. Remove it: the same command then continues "

@@ -103,9 +103,10 @@ def test_processes_share_the_chunks(tmp_path, open_store, interrupted):
 
     def second():
         with Launch(interrupted.output, 1, 2) as launch:
-            stores.append(ChunkStore(launch, PLAN, Chunks()))
-            stores[0].open()
-            stores[0].wait_for_first()
+            store = ChunkStore(launch, PLAN, Chunks())
+            store.open()
+            stores.append(store)
+            store.wait_for_first()
 
     interrupted.launch.__exit__(None, None, None)
     other = threading.Thread(target=second)
@@ -113,7 +114,7 @@ def test_processes_share_the_chunks(tmp_path, open_store, interrupted):
     with Launch(interrupted.output, 0, 2) as launch:
         first = ChunkStore(launch, PLAN, Chunks())
         first.open()
-        while not stores or not hasattr(stores[0], "run_id"):
+        while not stores:
             time.sleep(0.01)
         assert (first.missing(), stores[0].missing()) == ([2], [])
         first.write(2, annotated(2).arrays())

@@ -11,16 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from modeling_langcell.checkpoint.builtin import MINI
-from tests.robustness.hostile_inputs import LABELS, Attempt, Change, HostileInputs
+from tests.robustness import hostile_outputs
+from tests.robustness.hostile_inputs import Attempt, Change, HostileInputs
 
 _LABELLED = ("cells.h5ad", "--label-key", "cell_type")
 #: Commands that write, without their outputs.
-COMMANDS: dict[str, Sequence[str]] = {
-    "annotate": ["annotate", "cells.h5ad", "--labels", LABELS],
-    "embed": ["embed", "cells.h5ad"],
-    "search": ["search", "cells.h5ad", "B cell"],
-    "explain": ["explain", "cells.h5ad", "--labels", LABELS],
-    "labels": ["labels"],
+COMMANDS: dict[str, Sequence[str]] = hostile_outputs.COMMANDS | {
     "adapt": ["adapt", *_LABELLED, "--head", "prototypes"],
     "calibrate": ["calibrate", *_LABELLED],
     "export": ["export", MINI],
