@@ -49,6 +49,7 @@ def test_its_weights_are_small_and_safe():
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("study", "accuracy"), [("pbmc_kang_ctrl", 0.84), ("pdac_moncada_card", 0.8), ("zheng68k_subset_pbmc", 0.53)]
 )
@@ -75,6 +76,7 @@ def blood(shared):
     return adata[adata.obs["cell_type"] != "unknown"].copy()
 
 
+@pytest.mark.long
 def test_markers_find_types_that_its_texts_confuse(annotator, blood):
     truth = blood.obs["cell_type"].astype(str)
     found = annotator.annotate(blood.copy(), sorted(set(truth))).obs["langcell_cell_type"].astype(str)
@@ -85,6 +87,7 @@ def test_markers_find_types_that_its_texts_confuse(annotator, blood):
     assert right["CD14-positive monocyte"] > right_without["CD14-positive monocyte"] + 0.3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("study", "tissue", "answered", "right"),
     [("pbmc_kang_ctrl", "blood", 0.9, 0.9), ("pdac_moncada_card", "pancreas", 0.55, 0.9)],

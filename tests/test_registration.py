@@ -170,6 +170,7 @@ def session():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["alone", *ORDERS])
 def test_import(session, order):
     """Importing the package alone imports nothing heavy; after any order, all Auto classes know the family."""

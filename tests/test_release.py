@@ -114,7 +114,8 @@ class TestVersion:
 
 
 class TestConstraints:
-    BOUNDS = dict(re.findall(r'"([\w-]+)(?:\[.+?\])?>=([\w.]+)"', PROJECT.split("[project]")[1].split("\ndocs = ")[0]))
+    USED = PROJECT.split("[project]")[1].split("\ndocs = ")[0]
+    BOUNDS = dict(re.findall(r'"([\w-]+)(?:\[.+?\])?>=([\w.]+)(?:,<[\w.]+)?"', USED))
 
     @staticmethod
     def pins(name: str) -> list[tuple[str, str]]:

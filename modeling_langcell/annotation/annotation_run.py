@@ -105,15 +105,13 @@ class AnnotationRun:
             )
         from_catalogue = labels is None and (tissue is not None or not predictor.has_labels)
         judges_tissue = from_catalogue and tissue is None and with_markers
-        chunks = None
+        chunks = predictor.chunks(adata, **cell_options)
         if judges_tissue:
-            chunks = predictor.chunks(adata, **cell_options)
             tissue = find_tissues(predictor.processor, chunks)
         self._candidates_from = _origin(from_catalogue, tissue, judges_tissue)
         self.scorer = predictor.scorer(labels, alpha, shortlist, tissue=tissue, with_markers=with_markers, **candidates)
         self.rule = DecisionRule(self.scorer, error_rate)
         _check_columns(probability_columns(self.rule.labels), adata.obs_names.name)
-        chunks = predictor.chunks(adata, **cell_options) if chunks is None else chunks
         self.chunks = chunks.watching(self.scorer.marker_ids)
 
     def annotate(

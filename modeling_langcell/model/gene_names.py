@@ -57,6 +57,8 @@ class GeneName:
 
 def _parts(text: str) -> list[str]:
     """Returns the parts of a name that may be a symbol: no numbers of databases, and nothing where it has no parts."""
+    if "_" not in text and not _SEPARATORS.search(text):
+        return []
     parts = [part for part in _SEPARATORS.split(text) if part and not _IDENTIFIER.match(part)]
     # An underscore separates only what is beside a number or itself (`TP53_7157`), since it is part of names, too.
     finer = {part for part in text.split("_") if part and not _IDENTIFIER.match(part)}

@@ -179,6 +179,7 @@ class TestGeneDropout:
 
 
 class TestAdapt:
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "how",
         [
@@ -212,6 +213,7 @@ class TestAdapt:
         assert not (folder / "README.md").exists()
         np.testing.assert_allclose(again.obsm["X_langcell"], expected.obsm["X_langcell"], atol=1e-5)
 
+    @pytest.mark.long
     def test_matching_is_trained_if_asked_for(self, swapped, tmp_path):
         config = AdaptationConfig(**{**QUICK, "matching": True, "epochs": 3, "gene_dropout": 0.0})
         adapted = adapt(MINI, swapped, "swapped", shots=4, config=config, **CELL_OPTIONS)
@@ -241,6 +243,7 @@ class TestAdapt:
         said = cells.obsm["langcell_probabilities"].to_numpy()[np.arange(len(watched)), watched.truth]
         assert -np.log(said).mean() == pytest.approx(min(adapted.losses), abs=1e-4)
 
+    @pytest.mark.long
     def test_several_labels_per_cell(self, swapped, tmp_path):
         config = AdaptationConfig(**{**QUICK, "head": "classes", "balanced": True})
         adapt(MINI, swapped, "pathways", config=config, **CELL_OPTIONS).save(tmp_path / "adapted")
@@ -332,6 +335,7 @@ save_file({"probabilities": logits.softmax(dim=1)}, here / "found.safetensors")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["descriptions", "classes"])
 def test_transformers_and_peft_alone_predict_the_same(labelled, tiny_checkpoint, tmp_path, head):
     from safetensors.torch import load_file
@@ -478,6 +482,7 @@ class TestBadInput:
             LangCellAnnotator.from_pretrained(adapter=tmp_path)
 
 
+@pytest.mark.long
 def test_an_adapter_of_the_shipped_checkpoint_names_it_without_a_path(tmp_path):
     """It holds no path of this machine, and loads without one."""
     adata = load_example()[:60].copy()
@@ -500,6 +505,7 @@ def test_an_adapter_of_the_shipped_checkpoint_names_it_without_a_path(tmp_path):
     assert set(ad.read_h5ad(out).uns["langcell"]["labels"]) == {"B cell", "T cell"}
 
 
+@pytest.mark.long
 def test_the_command_adapts_and_annotates(swapped, tmp_path):
     cells, out = tmp_path / "cells.h5ad", tmp_path / "annotated.h5ad"
     swapped.write_h5ad(cells)

@@ -73,6 +73,7 @@ def test_several_texts_of_a_label_count_for_the_similarity_and_the_first_for_the
     assert by_gradient.match(ranked[0], 1) != pytest.approx(Explainer(annotator, TEXTS).match(ranked[0], 1), abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["gradient", "attention"])
 def test_real_matches_fall_without_the_genes_that_drive_them(shared, method):
     """Leaves out the genes that contribute most, and as many whose contribution is closest to 0."""

@@ -340,6 +340,7 @@ def test_columns_of_others_stay_as_they_are_in_the_file(annotator, cells_file, t
         cells_file = output
 
 
+@pytest.mark.long
 def test_many_columns_are_written_some_at_a_time(annotator, cells_file, tmp_path, monkeypatch):
     labels = {f"type {number}/{number % 7}": f"b cell {number}" for number in range(4200)}
     monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 1000 * 44 * 4)
@@ -350,6 +351,7 @@ def test_many_columns_are_written_some_at_a_time(annotator, cells_file, tmp_path
     assert list(found.uns["langcell"]["labels"]) == list(labels)
 
 
+@pytest.mark.long
 def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
     cells, labels = 1600, {f"type {number}": "b cell" for number in range(1000)}
     some_cells(cells).write_h5ad(tmp_path / "cells.h5ad")
@@ -792,6 +794,7 @@ def test_a_stopped_command_keeps_its_chunks_and_says_how_to_continue(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_one_line_error_with_exit_code_2(tiny_checkpoint, cells_file, tmp_path):
     code, said, errors = Command(tmp_path, tiny_checkpoint, cells_file, largest=cells_file.stat().st_size + 5000).wait()
     assert (code, said, errors.count("\n")) == (2, "", 1), errors

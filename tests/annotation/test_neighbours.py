@@ -1,6 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Neighbours of cells: the same graph in chunks and at once, clusters in it, and scores smoothed over it."""
 
+from types import SimpleNamespace
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ def chunked(annotator, adata, size):
     return annotator.processor.feature_extractor.chunks(adata, chunk_size=size)
 
 
+@pytest.mark.long
 def test_the_graph_does_not_depend_on_the_chunks(mini, blood):
     whole = neighbours.neighbour_graph(chunked(mini, blood, 4096))
     parts = neighbours.neighbour_graph(chunked(mini, blood, 100))
@@ -40,6 +43,17 @@ def test_the_graph_does_not_depend_on_the_chunks(mini, blood):
     assert (np.diff(sizes) <= 0).all(), "the largest is the first"
 
 
+def test_many_cells_have_neighbours(monkeypatch):
+    """Their neighbours are found by another library than those of a few thousand."""
+    places = np.repeat(np.eye(3, 20) * 50, 3000, axis=0) + np.random.default_rng(0).normal(size=(9000, 20))
+    monkeypatch.setattr(neighbours, "principal_components", lambda _: places.astype(np.float32))
+    graph = neighbours.neighbour_graph(SimpleNamespace(n_cells=len(places)))
+    assert (graph != graph.T).nnz == 0
+    start, end = graph.nonzero()
+    assert (start // 3000 == end // 3000).all()
+
+
+@pytest.mark.long
 def test_the_components_are_those_of_scanpy(mini, blood):
     found = neighbours.principal_components(chunked(mini, blood, 256))
     known = mini.chunks(blood).match.token_ids >= 0
@@ -72,6 +86,7 @@ def test_cells_without_scores_or_neighbours_are_left_as_they_are():
     np.testing.assert_allclose(smoothed, scores, atol=1e-6)
 
 
+@pytest.mark.long
 def test_files_get_the_clusters_and_smoothed_scores_of_cells_in_memory(mini, blood, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 256)
     blood.write_h5ad(tmp_path / "cells.h5ad")

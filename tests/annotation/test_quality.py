@@ -94,6 +94,7 @@ def test_unmatched_genes_give_a_caution(annotator, blood):
     assert "Unmatched genes: the known ones have only " in cautions(annotator, renamed)
 
 
+@pytest.mark.long
 def test_an_unknown_gene_with_many_counts_is_named(annotator, blood):
     """SOD2 has an id since Ensembl 108 that NCBI's table does not know."""
     by_new_ids = blood.copy()
@@ -108,6 +109,7 @@ def test_an_unknown_gene_with_many_counts_is_named(annotator, blood):
     assert "Unknown genes" not in cautions(annotator, blood), "there its symbol is known"
 
 
+@pytest.mark.long
 def test_values_that_are_not_counts_give_a_caution(annotator, blood):
     scaled = blood.copy()
     totals = np.asarray(blood.X.sum(axis=1)).ravel()
@@ -138,6 +140,7 @@ def test_cells_unlike_the_candidates_give_a_caution(annotator, shared):
     assert any(str(caution).startswith("Unlike the candidates: ") for caution in found.cautions)
 
 
+@pytest.mark.long
 def test_candidates_that_nobody_named_are_cautioned_of(annotator, blood):
     for how, expected in (({}, (1, 1)), ({"tissue": "blood"}, (0, 1)), ({"labels": LABELS}, (0, 0))):
         annotated = annotator.annotate(blood.copy(), **how)
@@ -152,6 +155,7 @@ def test_candidates_that_nobody_named_are_cautioned_of(annotator, blood):
             assert "set --tissue to the right one" in tissue.on_command_line()
 
 
+@pytest.mark.long
 def test_a_sample_of_many_cells_is_examined(annotator, blood):
     many = ad.concat([blood] * 9, index_unique="-")
     many.var = blood.var

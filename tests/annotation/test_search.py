@@ -45,6 +45,7 @@ class TestNeighbours:
         places, _ = Neighbours(unit(3))(unit(1), 10)
         assert sorted(places[0]) == [0, 1, 2]
 
+    @pytest.mark.long
     def test_the_index_finds_nearly_all_neighbours(self):
         pytest.importorskip("usearch")
         embeds, queries = unit(20_000), unit(50, seed=1)

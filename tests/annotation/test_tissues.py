@@ -72,6 +72,7 @@ class TestChoosing:
 
 
 class TestFinding:
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("name", "tissues"),
         [
@@ -114,17 +115,20 @@ def annotated(annotator, tumour):
 
 
 class TestAnnotating:
+    @pytest.mark.long
     def test_the_candidates_are_those_of_the_tissue(self, annotated):
         run = annotated.uns["langcell"]
         assert run["tissues"].tolist() == ["blood", "pancreas"]
         assert run["tissues_found"]
         assert run["labels"].tolist() == [get_term(one.id).name for one in usual_in(["blood", "pancreas"])]
 
+    @pytest.mark.long
     def test_naming_the_tissues_that_were_found_gives_the_same(self, annotator, tumour, annotated):
         named = annotator.annotate(tumour.copy(), tissue=["blood", "pancreas"], empty_cells="mark")
         np.testing.assert_array_equal(named.obsm["langcell_probabilities"], annotated.obsm["langcell_probabilities"])
         assert not named.uns["langcell"]["tissues_found"]
 
+    @pytest.mark.long
     def test_a_file_gets_the_same_candidates_as_memory(self, annotator, tumour, annotated, tmp_path):
         tumour.write_h5ad(tmp_path / "tumour.h5ad")
         annotate_file(annotator, tmp_path / "tumour.h5ad", tmp_path / "annotated.h5ad", empty_cells="mark")
@@ -134,6 +138,7 @@ class TestAnnotating:
             annotated.obs["langcell_cell_type"].astype(str).tolist()
         )
 
+    @pytest.mark.long
     def test_without_markers_all_types_are_candidates(self, annotator, tumour):
         run = annotator.annotate(tumour[:20].copy(), with_markers=False, alpha=1, empty_cells="mark").uns["langcell"]
         assert len(run["labels"]) == len(TYPES)

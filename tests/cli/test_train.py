@@ -4,6 +4,8 @@
 import subprocess
 import sys
 
+import pytest
+
 WITHOUT_PEFT = """
 import sys
 sys.modules["peft"] = None  # Importing it fails.
@@ -12,6 +14,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_adapt_names_the_extra_that_is_missing(cells_file, tmp_path):
     command = ("adapt", cells_file, "--label-key", "known", "--out", tmp_path / "adapter")
     ran = subprocess.run([sys.executable, "-c", WITHOUT_PEFT, *map(str, command)], capture_output=True, text=True)

@@ -304,6 +304,7 @@ class TestResumedBuilds:
             build(studies, tmp_path / "corpus", gene_info, max_genes=7)
         assert len(build(studies, tmp_path / "corpus", gene_info)) == 76
 
+    @pytest.mark.long
     def test_killed_at_any_write(self, studies, tmp_path, gene_info, monkeypatch):
         """Each file in turn is left incomplete, as SIGKILL leaves it."""
         whole = build(studies, tmp_path / "whole", gene_info, chunk_cells=40).folder
@@ -412,6 +413,7 @@ def test_missing_shards(studies, tmp_path, gene_info, monkeypatch, step):
     assert not (tmp_path / "corpus" / "manifest.json").exists()
 
 
+@pytest.mark.long
 def test_command_on_real_cells(shared, tmp_path):
     data = shared / "data"
     files = [str(data / "train" / f"{name}.h5ad") for name in REAL_STUDIES]

@@ -151,6 +151,7 @@ class TestCorpus:
         for row in rows.tolist():
             assert set(corpus.draw_cell(row, np.random.default_rng(0))[1:].tolist()) <= panel
 
+    @pytest.mark.long
     def test_the_same_cells_give_the_same_corpus(self, atlas, tmp_path, gene_info):
         for name, processes in (("one", 1), ("two", 2)):
             build(atlas, tmp_path / name, gene_info, processes=processes, chunk_cells=3)

@@ -75,6 +75,7 @@ def test_h5ad_files_are_read_in_slices(studies):
     assert source.checksum() != CellsFile(str(studies / "second.h5ad")).checksum()
 
 
+@pytest.mark.long
 def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path, monkeypatch):
     soma_io = pytest.importorskip("tiledbsoma.io")
     name = "zheng_sorted_safe"

@@ -36,6 +36,7 @@ def metric(name):
     return evaluate.load(str(METRICS / name), keep_in_memory=True)
 
 
+@pytest.mark.long
 def test_each_loads_offline_by_its_path_and_its_examples_run(tmp_path):
     names = sorted(path.stem for path in METRICS.glob("*/*.py"))
     assert len(names) >= 5

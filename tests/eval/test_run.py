@@ -231,6 +231,7 @@ class TestFewShot:
         assert seen[0][0] < seen[1][0] < seen[2][0]
         assert seen[0][1] == seen[1][1] == seen[2][1]
 
+    @pytest.mark.long
     def test_it_runs_on_real_cells(self, context, monkeypatch):
         types = ["B cell", "CD14-positive monocyte", "dendritic cell", "natural killer cell"]
         study = few(context, monkeypatch, dict.fromkeys(types, 30))
@@ -298,6 +299,7 @@ class TestTheCommand:
         assert said in " ".join(done.stderr.split())
         assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
+    @pytest.mark.long
     def test_it_writes_table_and_figures(self, context, monkeypatch, tmp_path):
         few(context, monkeypatch, {"B cell": 20, "CD14-positive monocyte": 20, "dendritic cell": 20})
         options = ["--study", "pbmc68k_reduced", "--method", "langcell", "--method", "random_weights", "--seeds", "1"]
@@ -388,6 +390,7 @@ def test_retrieval_against_a_loop(context, monkeypatch):
     assert found.scores["chance_cell_to_text_r1"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.long
 def test_novel_types_on_a_study_of_the_users_own(context, monkeypatch):
     study = context.study("pbmc68k_reduced")
     run = Run(context, study, LANGCELL, {}, 0)

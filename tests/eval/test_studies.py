@@ -137,6 +137,7 @@ class TestCommitted:
             assert adata.obs[study.batch_key].nunique() >= 2
         assert study.in_training == study.path.startswith("train/")
 
+    @pytest.mark.long
     def test_cells_of_parts_rank_as_in_their_own_files(self, shared):
         study = COMMITTED["zheng_sorted"]
         extractor = LangCellFeatureExtractor.from_pretrained(REPOSITORY / "hub_configs/langcell-mini")

@@ -103,6 +103,7 @@ class TestIntegration:
         """Computes kBET over all cells at once: kBET over labels compiles for half a minute."""
         monkeypatch.setattr(scib, "kbet_per_label", lambda near, batches, labels: scib.kbet(near, batches)[0])
 
+    @pytest.mark.long
     def test_types_apart_and_batches_together_score_best(self):
         rng = np.random.default_rng(0)
         labels, batches = rng.integers(0, 2, 200).astype(str), rng.integers(0, 2, 200).astype(str)
@@ -131,6 +132,7 @@ class TestIntegration:
         expected = np.log1p(1e4 * shared / shared.sum(axis=1, keepdims=True))
         np.testing.assert_allclose(pdist(found), pdist(expected), rtol=1e-5)
 
+    @pytest.mark.long
     def test_measured(self, tiny_checkpoint, context_of, monkeypatch):
         monkeypatch.setattr(integration, "umap_coordinates", lambda embeds, **columns: columns)
         monkeypatch.setattr(integration, "MOST_CELLS", 50)
@@ -167,6 +169,7 @@ class TestIntegration:
 
 
 class TestDisease:
+    @pytest.mark.long
     def test_all_cells_but_the_shots_are_tested(self, tiny_checkpoint, context_of, seen):
         cells = tiny_cells()
         context = context_of(tiny_checkpoint, cells, label_key="disease")
@@ -194,6 +197,7 @@ class TestDisease:
         with pytest.raises(InputError, match=r"mine: the label 'colorectal cancer' needs one ontology term"):
             ask(disease.TASK, context, LANGCELL, shots=0)
 
+    @pytest.mark.long
     def test_prototypes_of_a_few_tumour_cells_beat_random_weights(self, shared):
         context = EvaluationContext(MINI, None, shared / "data")
         study = context.study("nsclc_zilionis_scgate_tissue")
@@ -240,6 +244,7 @@ class TestPathways:
         types = load_example().obs["bulk_labels"]
         assert types[targets["class II"].to_numpy()].isin(PRESENTING).mean() > 0.95
 
+    @pytest.mark.long
     def test_training_cells_are_never_tested(self, planted, context, seen, monkeypatch):
         monkeypatch.setattr(pathways, "EPOCHS", 2)
         found = {}

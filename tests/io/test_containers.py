@@ -122,6 +122,7 @@ CONTAINERS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("write", CONTAINERS)
 def test_the_same_cells_get_the_same_embeddings(write, annotator, cells, expected, tmp_path):
     path = write(cells, tmp_path)
@@ -166,6 +167,7 @@ def test_a_zarr_store_is_copied_with_all_that_it_holds(cells, tmp_path, monkeypa
     assert {**found.uns, "names": [*found.uns["names"]]} == {**expected.uns, "names": ["a", "b"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("write", [write_zarr, write_10x, write_10x_of_two, write_loom])
 def test_large_containers_are_copied_in_blocks(write, cells, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_langcell.io.containers._BLOCK", 2**15)
@@ -355,6 +357,7 @@ def test_a_file_that_is_open_elsewhere_is_said_to_be_in_use(cells, tmp_path):
     assert open_cells(path).shape == cells.shape
 
 
+@pytest.mark.long
 def test_the_command_reads_a_folder_and_never_replaces_a_container(cells, tmp_path):
     folder, matrix = write_matrix_market(cells, tmp_path), write_10x(cells, tmp_path)
     before = matrix.read_bytes()

@@ -452,6 +452,7 @@ def advised_options(error: InputError, file: File) -> dict:
     return {}
 
 
+@pytest.mark.long
 @given(names=st.permutations(sorted(TRANSFORMATIONS)))
 @example(names=["a layer my layer", "an_unusual_column", "zarr"])
 @example(names=["natural logarithms", "scaled_with_raw", "h5ad"])

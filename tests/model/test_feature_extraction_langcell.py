@@ -399,6 +399,7 @@ def test_arguments_are_refused_before_anything_is_read(extractor, cells, how, op
         getattr(extractor, how)(cells, **options)
 
 
+@pytest.mark.long
 def test_the_memory_of_a_backed_file_is_measured():
     memory_of_backed_file = import_module("modeling_langcell.eval.benchmarks.tokenizing_rate").memory_of_backed_file
     figures = memory_of_backed_file(cells=30, genes=300, seed=2)
@@ -1043,6 +1044,7 @@ def values_of(row: sp.csr_matrix, token_ids: np.ndarray, medians: list) -> dict[
     return values
 
 
+@pytest.mark.long
 def test_every_real_file_is_encoded(shared, geneformer):
     files = sorted((shared / "data").glob("*/*.h5ad"))
     assert files

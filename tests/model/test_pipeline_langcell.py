@@ -184,6 +184,7 @@ class TestSaved:
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((tmp_path / "answers.json").read_text())
 
+    @pytest.mark.long
     def test_without_the_package(self, annotate, tiny_checkpoint, cells, tmp_path):
         answers = self.run_without_the_package(tiny_checkpoint, cells, DESCRIPTIONS, tmp_path)
         # Threads may be shared out otherwise there, and sums rounded otherwise.

@@ -200,6 +200,7 @@ CLASSES = {
 
 
 class TestWithoutThePackage:
+    @pytest.mark.long
     def test_classes(self, remote):
         names = remote[1]["names"]
         assert names.keys() == CLASSES.keys()

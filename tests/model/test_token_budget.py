@@ -110,6 +110,7 @@ print(scarce.tokens)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are the kernel's")
 def test_memory_that_really_runs_out():
     done = run_python("-c", SCARCE)

@@ -167,6 +167,7 @@ class TestFolders:
         assert f"The checkpoint {half} is incomplete: deleting it." in caplog.text
         assert [entry["step"] for entry in logged(output)] == [1, 2, 3, 4]
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["progress.json", "model.safetensors", "optimizer.bin", "average.safetensors"])
     def test_a_damaged_checkpoint_is_said(self, settings, monkeypatch, name):
         config = PretrainingConfig(**settings | {"checkpoint_every": 2, "averaging": 0.9})
@@ -187,6 +188,7 @@ class TestFolders:
         with pytest.raises(InputError, match="finished run"):
             pretrain(PretrainingConfig(**settings))
 
+    @pytest.mark.long
     @pytest.mark.parametrize("change", ["another corpus", "a copy"])
     def test_inputs_are_known_by_their_content(self, settings, tiny_studies, tmp_path, monkeypatch, change):
         def die(*_):
@@ -212,6 +214,7 @@ class TestFolders:
             with pytest.raises(InputError, match=r"different settings \(corpus\)"):
                 pretrain(PretrainingConfig(**settings))
 
+    @pytest.mark.long
     def test_other_settings_are_refused(self, settings, monkeypatch):
         def die(*_):
             raise KeyboardInterrupt

@@ -27,6 +27,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.tiny import TYPES
 
 
+@pytest.mark.long
 def test_a_run_of_no_steps_saves_the_initialized_model(settings, tmp_path):
     settings |= {"steps": 3, "train_text_projection": False}
     begun = pretrain(PretrainingConfig(**settings | {"steps": 0, "output": str(tmp_path / "start")}))
@@ -91,6 +92,7 @@ def test_the_record_names_no_folder(settings, tiny_studies, tmp_path, monkeypatc
     assert (run["config"]["corpus"], run["config"]["text_tower"]) == ("corpus", "encoder")
 
 
+@pytest.mark.long
 def test_a_run_learns_and_its_checkpoint_annotates(settings, tiny_studies):
     settings |= {"steps": 300, "train_text_tower": False, "gene_dropout": 0.1, "ancestor_share": 0.0}
     settings["saved_dtype"] = "float16"
@@ -189,6 +191,7 @@ def test_train_py_as_a_process(settings, tmp_path):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "stages"),
     [
@@ -288,6 +291,7 @@ def losses(settings, tmp_path, **changes):
     return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [
@@ -316,6 +320,7 @@ def test_compiled_towers_compute_the_same(settings, tmp_path):
     assert losses(settings, tmp_path, compile=True) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_batches_are_accumulated(settings, tmp_path):
     """A step of two batches has the mean of their losses, and moves on along the mean of their gradients."""
     settings |= {"steps": 2, "learning_rate": 0.0}
@@ -326,6 +331,7 @@ def test_batches_are_accumulated(settings, tmp_path):
     assert both == pytest.approx((one + two) / 2, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_learning_rate_warms_up_and_decays(settings, monkeypatch, schedule):
     rates = []
@@ -341,6 +347,7 @@ def test_the_learning_rate_warms_up_and_decays(settings, monkeypatch, schedule):
     assert rates[2:] == pytest.approx([0.1 * share for share in shares[schedule]])
 
 
+@pytest.mark.long
 def test_losses_are_written_to_tensorboard(settings):
     output = pretrain(PretrainingConfig(**settings | {"held_out": settings["corpus"], "evaluate_every": 2}))
     events = EventAccumulator(str(output / "tensorboard"))

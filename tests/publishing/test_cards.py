@@ -62,6 +62,7 @@ class TestShippedCards:
         assert len(counts) == 44
         assert sum(counts) == total == 33_169
 
+    @pytest.mark.long
     def test_snippets_of_mini(self, shared):
         """Only the name is replaced, by that of the folder."""
         adata = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")[:40].copy()
@@ -71,6 +72,7 @@ class TestShippedCards:
             exec(block.replace('"langcell-mini"', repr(str(MINI))), {"adata": adata})
         assert set(adata.obs["langcell_cell_type"]) <= {"B cell", "NK cell", "CL:0001054"}
 
+    @pytest.mark.long
     def test_base_builds_and_says_that_it_has_no_weights(self):
         text = (HUB_CONFIGS / "langcell-base" / "README.md").read_text()
         assert "without weights" in text

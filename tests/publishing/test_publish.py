@@ -71,6 +71,7 @@ def publish(*arguments) -> tuple[int, str, str]:
 
 
 class TestShippedFolders:
+    @pytest.mark.long
     @pytest.mark.parametrize("folder", [MINI, BASE])
     def test_dry_run_passes_and_lists_what_would_go(self, folder):
         code, said, _ = publish(folder, "--repo-id", f"you/{folder.name}", "--dry-run")
@@ -92,6 +93,7 @@ class TestShippedFolders:
 class TestRefused:
     """Every fault is named, and the Hub is not asked."""
 
+    @pytest.mark.long
     def test_an_intact_checkpoint_passes(self, checkpoint):
         check(checkpoint)
 
@@ -135,6 +137,7 @@ class TestRefused:
         with pytest.raises(InputError, match=fault):
             check(checkpoint)
 
+    @pytest.mark.long
     def test_content_that_only_looks_unsafe(self, checkpoint):
         """A header whose length begins like a pickle, a slug, and slashes that are no paths."""
         for padding in range(700):
@@ -245,6 +248,7 @@ class TestRefused:
         with pytest.raises(InputError, match=file):
             check(checkpoint)
 
+    @pytest.mark.long
     def test_figures_of_another_model(self, checkpoint):
         (checkpoint / "evaluation.json").write_text(json.dumps({"model": "0" * 16, "studies": {}, "tasks": []}))
         with pytest.raises(InputError, match="belongs to a different model"):
@@ -259,6 +263,7 @@ class TestRefused:
         assert "b.md" in errors
         assert SECRET not in errors
 
+    @pytest.mark.long
     def test_results_that_differ(self):
         code, _, _ = publish(MINI, "--repo-id", "you/mine", "--dry-run", "--results", REPOSITORY / "eval" / "results")
         assert code == 0
@@ -310,6 +315,7 @@ class TestLoading:
         counting(subprocess, "run", lambda _: "process")
         return counted
 
+    @pytest.mark.long
     def test_a_checkpoint_with_results(self, checkpoint, loads):
         fingerprint = CheckpointFolder(checkpoint).fingerprint
         (checkpoint / "evaluation.json").write_text(json.dumps({"model": fingerprint, "studies": {}, "tasks": []}))
@@ -327,6 +333,7 @@ class TestLoading:
 
 
 class TestKinds:
+    @pytest.mark.long
     def test_files_of_a_training_run_are_left_out(self, checkpoint):
         (checkpoint / "tensorboard").mkdir()
         (checkpoint / "tensorboard" / "events").write_bytes(b"\x80\x02")
@@ -335,6 +342,7 @@ class TestKinds:
         assert code == 0
         assert "Left out: losses.jsonl\nLeft out: tensorboard/events\n" in said
 
+    @pytest.mark.long
     def test_towers_and_classifiers(self, tiny_processor, tmp_path):
         config = tiny_config(cell_config={"num_labels": 3}).cell_config
         for name, kind in (("cells", LangCellCellModel), ("classes", LangCellForSequenceClassification)):
@@ -407,6 +415,7 @@ class TestKinds:
         assert code == 2
         assert "adaptation" in errors
 
+    @pytest.mark.long
     def test_a_whole_adapted_checkpoint(self, tiny_checkpoint, labelled, tmp_path):
         config = AdaptationConfig(epochs=1, method="full")
         descriptions = {"NK": "cell type : nk .", "monocyte": "monocyte"}

@@ -198,6 +198,7 @@ def repeated(page: Path, cells: Path) -> ad.AnnData:
     return names["again"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -227,6 +228,7 @@ def test_the_code_repeats_the_run(annotator, shared, tmp_path, options):
     pd.testing.assert_frame_equal(again.obs[found], cells.obs[found])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["classes", "prototypes"])
 def test_adapted_checkpoints_have_a_page(head, shared, tmp_path):
     cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")

@@ -208,6 +208,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.long
 @given(st.data())
 def test_any_options(folder, tiny_checkpoint, data):
     names = data.draw(st.lists(st.sampled_from(sorted(OPTIONS)), max_size=3, unique=True))
@@ -225,6 +226,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(
     st.one_of(st.binary(max_size=40), JSON.map(lambda found: json.dumps(found).encode())),
     st.sampled_from([".json", ".tsv", ".txt"]),
@@ -246,6 +248,7 @@ def test_any_bytes_as_labels(folder, tiny_checkpoint, content, suffix):
         path.unlink()
 
 
+@pytest.mark.long
 @given(st.data())
 def test_any_damage_to_a_file(folder, tiny_checkpoint, data):
     content = bytearray((folder / "cells.h5ad").read_bytes())

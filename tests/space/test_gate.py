@@ -153,6 +153,7 @@ def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
 HEAD = b"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n"
 
 
+@pytest.mark.long
 def test_clients_that_stop(server):
     assert talk(server) == b"", "nothing is sent"
     assert talk(server, b"GET / HT") == b""

@@ -26,6 +26,7 @@ def throughput(tmp_path_factory) -> dict:
     return json.loads(file.read_text())
 
 
+@pytest.mark.long
 def test_the_time_of_markers_is_measured_in_turn(shared, tmp_path):
     cells, file = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad", tmp_path / "markers.json"
     options = ["--cells", str(cells), "--candidates", "3", "--rounds", "3", "--json", str(file)]
@@ -92,6 +93,7 @@ def test_the_naive_procedure_is_the_published_one(context):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.long
 def test_the_rate_of_annotation(context):
     ways = [
         annotation_rate.Setting(candidates, shortlist, precision, 4)

@@ -3,12 +3,15 @@
 
 import json
 
+import pytest
+
 from modeling_langcell.pretraining.config import PretrainingConfig
 from modeling_langcell.pretraining.run import pretrain
 from tests.support.commands import run_python
 from tests.support.paths import REPOSITORY
 
 
+@pytest.mark.long
 def test_the_curves_of_a_run(settings, tmp_path):
     settings |= {"held_out": settings["corpus"], "evaluate_every": 2, "steps": 5}
     run = pretrain(PretrainingConfig(**settings))

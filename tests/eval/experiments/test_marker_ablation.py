@@ -21,6 +21,7 @@ def measured(context):
     return marker_ablation.measure_candidates(context, context.study("zheng68k_subset_pbmc"))
 
 
+@pytest.mark.long
 def test_each_part_is_what_annotation_gives(context, measured):
     study = context.study("zheng68k_subset_pbmc")
     adata = context.cells(study)

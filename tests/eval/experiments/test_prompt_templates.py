@@ -17,6 +17,7 @@ def two(monkeypatch):
     )
 
 
+@pytest.mark.long
 def test_measures_are_those_of_annotation(shared, two):
     context = EvaluationContext("langcell-mini", None, shared / "data")
     config = context.annotator.model.config

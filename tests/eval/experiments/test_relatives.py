@@ -1,6 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Cells of types that training withheld, and of the others, are judged apart."""
 
+import pytest
+
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.eval.experiments import relatives
 from modeling_langcell.eval.experiments.withheld_types import read_withheld, with_kinds
@@ -12,6 +14,7 @@ def test_the_sets_share_no_type():
     assert not {*one} & {*other}
 
 
+@pytest.mark.long
 def test_new_and_known_types_are_judged_apart(shared):
     study = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
     annotator = LangCellAnnotator.from_pretrained("langcell-mini")

@@ -4,6 +4,7 @@
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.corpus.profiles import CELLS
@@ -31,6 +32,7 @@ def test_a_file_without_such_types_is_passed_over(shared):
     assert withheld_types.read_cells(shared / "data" / "train" / "pbmc_mimitou2019_eccite_citefuse.h5ad") is None
 
 
+@pytest.mark.long
 def test_cells_of_withheld_types_are_judged_among_all_types_of_their_file(shared):
     path = shared / "data" / "train" / "scp1884_gut_crohn.h5ad"
     cells, names = withheld_types.read_cells(path)
