@@ -20,7 +20,7 @@ import torch
 from modeling_langcell import LangCellAnnotator, LangCellModel
 from modeling_langcell.annotation.calibrate import score_labelled
 from modeling_langcell.annotation.calibration import LabelledScores
-from modeling_langcell.annotation.compiled import keep_compiled
+from modeling_langcell.annotation.nearest import connect
 from modeling_langcell.eval.baselines import baselines
 from modeling_langcell.eval.studies import Study, read_studies
 from modeling_langcell.eval.training_rows import Rows, read_rows, training_files
@@ -336,8 +336,7 @@ def ontology_ids(labels: set[str]) -> dict[str, str] | None:
 def umap_coordinates(embeds: np.ndarray, seed: int = 0, **columns: np.ndarray) -> dict[str, list]:
     """Returns two UMAP coordinates of every cell, and the labels that colour it."""
     space = ad.AnnData(obsm={"X": embeds.astype(np.float32)}, shape=(len(embeds), 0))
-    keep_compiled()
-    sc.pp.neighbors(space, use_rep="X", metric="cosine", n_neighbors=min(15, len(embeds) - 1), random_state=seed)
+    connect(space, min(15, len(embeds) - 1), use_rep="X", metric="cosine", seed=seed)
     sc.tl.umap(space, random_state=seed)
     x, y = space.obsm["X_umap"].round(2).T.tolist()
     return {"x": x, "y": y, **{name: list(map(str, values)) for name, values in columns.items()}}

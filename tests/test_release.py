@@ -115,7 +115,7 @@ class TestVersion:
 
 class TestConstraints:
     USED = PROJECT.split("[project]")[1].split("\ndocs = ")[0]
-    BOUNDS = dict(re.findall(r'"([\w-]+)(?:\[.+?\])?>=([\w.]+)(?:,<[\w.]+)?"', USED))
+    BOUNDS = dict(re.findall(r'"([\w-]+)(?:\[.+?\])?>=([\w.]+)"', USED))
 
     @staticmethod
     def pins(name: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from ..model.errors import InputError
 from ..model.ranking import RankedChunks
-from .compiled import keep_compiled
+from .nearest import connect
 
 #: Weight of a cell's neighbours beside the cell itself, when scores are smoothed.
 SMOOTHING = 1.0
@@ -55,8 +55,7 @@ def neighbour_graph(chunks: RankedChunks) -> sp.csr_matrix:
         `(cells, cells)` symmetric weights of UMAP's graph (McInnes et al., 2018), from 0 to 1.
     """
     cells = ad.AnnData(obsm={"X_pca": principal_components(chunks)}, shape=(chunks.n_cells, 0))
-    keep_compiled()
-    sc.pp.neighbors(cells, min(_NEIGHBOURS, chunks.n_cells - 1), use_rep="X_pca", random_state=0)
+    connect(cells, min(_NEIGHBOURS, chunks.n_cells - 1), use_rep="X_pca")
     return sp.csr_matrix(cells.obsp["connectivities"])
 
 

@@ -129,6 +129,7 @@ class GeneVocabulary:
         self._names_in = {_organism(columns): self._names}
         for organism, joined in _checked_orthologs(columns, len(ensembl_ids)).items():
             self._names_in[organism] = self._orthologs(token_ids, joined)
+        self._latest: tuple[tuple, GeneMatch] | None = None
 
     def _orthologs(self, token_ids: range, joined: Sequence[str]) -> _Names:
         """
@@ -194,6 +195,13 @@ class GeneVocabulary:
         Raises:
             InputError: No such organism.
         """
+        # One file is matched several times in a row: to find its tissue, to encode it, to examine it, to explain it.
+        asked = (tuple(map(tuple, columns)), organism)
+        if self._latest is None or self._latest[0] != asked:
+            self._latest = asked, self._match(columns, organism)
+        return self._latest[1]
+
+    def _match(self, columns: Sequence[Sequence[str]], organism: str | None) -> GeneMatch:
         if organism is not None and organism not in self._names_in:
             known = " and ".join(self.organisms)
             raise InputError(f"This checkpoint reads the genes of {known}, not of {organism!r}.")
@@ -205,6 +213,7 @@ class GeneVocabulary:
         }
         best = max(found, key=lambda name: (found[name][0] >= 0).sum())
         token_ids, matched_by = found[best]
+        token_ids.flags.writeable = False
         return GeneMatch(
             token_ids,
             by_ensembl_id=int((matched_by == "ensembl").sum()),

@@ -13,8 +13,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from ..annotation.compiled import keep_compiled
 from ..annotation.metrics import Comparison, compare
+from ..annotation.nearest import connect
 from ..annotation.records import label_colours
 from ..io.columns import CELL_TYPE, EMBEDDING
 from ..io.file_kinds import FIGURE, require_replaceable
@@ -65,8 +65,7 @@ def lay_out(adata: ad.AnnData) -> Layout:
     if len(rows) < 5:  # They are too few for a neighbourhood graph: the first two numbers of the embedding are used.
         return Layout(rows, embeds[:, :2])
     space = ad.AnnData(obs=pd.DataFrame(index=adata.obs_names[rows]), obsm={EMBEDDING: embeds})
-    keep_compiled()
-    sc.pp.neighbors(space, use_rep=EMBEDDING, metric="cosine", n_neighbors=min(15, len(rows) - 1), random_state=_SEED)
+    connect(space, min(15, len(rows) - 1), use_rep=EMBEDDING, metric="cosine", seed=_SEED)
     sc.tl.umap(space, random_state=_SEED, init_pos="random" if len(rows) < 50 else "spectral")
     return Layout(rows, space.obsm["X_umap"])
 

@@ -1,8 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Neighbours of cells: the same graph in chunks and at once, clusters in it, and scores smoothed over it."""
 
-from types import SimpleNamespace
-
 import anndata as ad
 import numpy as np
 import pytest
@@ -43,17 +41,6 @@ def test_the_graph_does_not_depend_on_the_chunks(mini, blood):
     assert (np.diff(sizes) <= 0).all(), "the largest is the first"
 
 
-def test_many_cells_have_neighbours(monkeypatch):
-    """Their neighbours are found by another library than those of a few thousand."""
-    places = np.repeat(np.eye(3, 20) * 50, 3000, axis=0) + np.random.default_rng(0).normal(size=(9000, 20))
-    monkeypatch.setattr(neighbours, "principal_components", lambda _: places.astype(np.float32))
-    graph = neighbours.neighbour_graph(SimpleNamespace(n_cells=len(places)))
-    assert (graph != graph.T).nnz == 0
-    start, end = graph.nonzero()
-    assert (start // 3000 == end // 3000).all()
-
-
-@pytest.mark.long
 def test_the_components_are_those_of_scanpy(mini, blood):
     found = neighbours.principal_components(chunked(mini, blood, 256))
     known = mini.chunks(blood).match.token_ids >= 0

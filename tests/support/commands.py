@@ -312,6 +312,8 @@ def _fork_command(status: int, *streams: int) -> dict[str, Any]:
 
 def _run(request: dict[str, Any]) -> None:
     """Runs a command in this process, as Python does with the same arguments."""
+    # A shell has commands in the background ignore it, and what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["new_session"]:
         os.setsid()
     if request["largest"] is not None:
