@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def load() -> None:
     torch.set_num_threads(1)  # Threads of the libraries for computing would not survive a fork.
     with suppress(InputError):  # The first work says it.
         annotator()
+    import_module("umap")  # Its machine code takes seconds to load.
     torch.set_num_threads(os.cpu_count() or 1)
 
 

@@ -38,6 +38,7 @@ LANGCELL = str(Path(sys.executable).parent / "langcell")
 #: Modules that the package's commands need.
 PACKAGE = (
     "scanpy",
+    "umap",
     "modeling_langcell.adaptation.adapt",
     "modeling_langcell.annotation.large_files",
     "modeling_langcell.cli.annotate",
