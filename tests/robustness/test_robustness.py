@@ -28,7 +28,7 @@ def test_an_attempt_ends_as_its_row_says(attempts, about, what):
     (attempt,) = [attempt for attempt in attempts if (attempt.about, attempt.what) == (about, what)]
     (expected,) = [row for row in json.loads(TABLE.read_text())["rows"] if (row["about"], row["what"]) == (about, what)]
     row = try_out(attempt)
-    assert row["as_it_should"], row
+    assert row["as_it_should"], json.dumps(row, indent=1)
     assert {name: row[name] for name in ("exit", "left")} == {name: expected[name] for name in ("exit", "left")}
 
 
