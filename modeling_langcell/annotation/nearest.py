@@ -22,7 +22,7 @@ def connect(cells: ad.AnnData, n_neighbors: int, *, use_rep: str, metric: str = 
         n_neighbors: Number of neighbours of a cell; at most one less than there are cells.
         use_rep: The key of their places in `obsm`.
         metric: Name of a distance.
-        seed: Seed of the search among more than 8,192 cells.
+        seed: Seed of the search among 8,192 cells or more.
     """
     _keep_compiled()
     nearest: Any = "sklearn" if cells.n_obs < _FEW else _approximate(cells.n_obs, n_neighbors, metric, seed)

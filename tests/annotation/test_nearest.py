@@ -38,7 +38,7 @@ def hits(tmp_path):
 
 
 @pytest.mark.long
-def test_the_next_process_compiles_nothing(hits, tmp_path):
+def test_the_next_process_compiles_nothing(hits):
     assert hits() == 0
     assert hits() == 1
 
