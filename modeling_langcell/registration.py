@@ -138,13 +138,18 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=pipelines.AutoModel)
 
 
-#: The function that registers with each module of transformers.
+def _add_kernels(packed: Any) -> None:
+    import_module(f"{__package__}.kernels").add_kernels()
+
+
+#: The function that registers with each module of transformers, or adds to one of the family's own.
 _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
     "transformers.models.auto.processing_auto": _register_processor,
     "transformers.pipelines": _register_pipeline,
+    f"{_FAMILY}packed_langcell": _add_kernels,
 }
 _HOOK = _RegistrationHook()
 

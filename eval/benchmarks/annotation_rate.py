@@ -325,7 +325,8 @@ def measure_matching(
         packed = PackedSequences(context.ranked.lengths[rows].tolist(), context.device)
         for way, scorer in ways.items():
             with torch.inference_mode():
-                states, _ = scorer.model.cell_model.read_packed(ids, packed)
+                tower = scorer.model.cell_model
+                states = tower(ids[None], return_dict=True, **packed.arguments).last_hidden_state
                 taken = time_of(lambda s=scorer, t=states, p=packed: s.match(t, p, chosen), context.device)
             rates[way].append(cells * candidates / taken)
     ratios = {way: [ours / theirs for ours, theirs in zip(rates[way], rates["naive"], strict=True)] for way in ways}
@@ -360,7 +361,7 @@ def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds
                 tower = context.model_in(precision).cell_model
                 with torch.inference_mode():
                     taken[precision] = time_of(
-                        lambda t=tower, i=ids, p=packed: t.read_packed(i.flatten(), p), context.device
+                        lambda t=tower, i=ids, p=packed: t(i.flatten()[None], **p.arguments), context.device
                     )
                 if number:
                     rate = matrix_rate(context.device, getattr(torch, precision))

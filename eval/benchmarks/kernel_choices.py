@@ -31,7 +31,7 @@ def measure_choices(context: BenchmarkContext, length: int, rounds: int) -> dict
     mask, packed = torch.ones_like(ids), PackedSequences([length] * cells, context.device)
 
     def read_packed(tower: Any) -> torch.Tensor:
-        return tower.read_packed(ids.flatten(), packed)[1]
+        return tower(ids.flatten()[None], return_dict=True, **packed.arguments).pooler_output
 
     def read_padded(tower: Any) -> torch.Tensor:
         return tower(ids, mask, return_dict=True).pooler_output

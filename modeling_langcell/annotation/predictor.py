@@ -88,13 +88,14 @@ class Predictor:
         Embeds packed cells.
 
         Args:
-            ids: `(genes of all cells,)` gene ids, one cell after the other.
+            ids: `(1, genes of all cells)` gene ids, one cell after the other.
             cells: The boundaries of the cells.
 
         Returns:
             `(cells, width)` float32, L2-normalised.
         """
-        _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
+        read = self.model.cell_model(ids, pooled_only=True, return_dict=True, **cells.arguments)
+        pooled = read.pooler_output
         if isinstance(self.model, LangCellModel):
             return self.model.project_cells(pooled).float()
         return F.normalize(pooled.float(), dim=-1)

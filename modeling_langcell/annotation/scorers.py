@@ -109,7 +109,8 @@ class ClassScorer:
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
-        _, pooled = self.model.cell_model.read_packed(ids, cells, pooled_only=True)
+        read = self.model.cell_model(ids, pooled_only=True, return_dict=True, **cells.arguments)
+        pooled = read.pooler_output
         logits = self.model.classifier(pooled).float()
         multilabel = self.model.config.problem_type == "multi_label_classification"
         scores = logits.sigmoid() if multilabel else logits.softmax(dim=1)

@@ -31,7 +31,20 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
 from .objectives import IGNORED, CellCellContrast, CellTextContrast, CellTextMatching, MaskedGeneModelling, gather_rows
-from .packed_langcell import PackedSequences, attend, dense
+from .packed_langcell import (
+    PackedPairs,
+    PackedSequences,
+    dense,
+    first_tokens,
+    is_plain,
+    means,
+    packed_attention_forward,
+    runs,
+)
+
+#: The attention of sequences laid end to end, where transformers' own for the chosen implementation cannot do it.
+_PACKED = "langcell_packed"
+ALL_ATTENTION_FUNCTIONS.register(_PACKED, packed_attention_forward)
 
 
 def eager_attention_forward(
@@ -69,19 +82,21 @@ class LangCellEmbeddings(nn.Module):
         self,
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None = None,
-        sequences: PackedSequences | None = None,
+        position_ids: torch.Tensor | None = None,
+        longest: int | None = None,
     ) -> torch.Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        length = hidden_states.shape[1] if sequences is None else max(sequences.lengths)
+        length = hidden_states.shape[1] if longest is None else longest
         if length > self.position_embeddings.num_embeddings:
             raise ValueError(
                 f"A sequence of {length} is longer than max_position_embeddings "
                 f"({self.position_embeddings.num_embeddings}): truncate it with max_length in the processor."
             )
-        positions = slice(length) if sequences is None else sequences.positions
-        hidden_states = hidden_states + self.position_embeddings.weight[positions]
+        if position_ids is None:
+            position_ids = torch.arange(length, device=hidden_states.device)
+        hidden_states = hidden_states + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(hidden_states))
 
 
@@ -101,11 +116,7 @@ class LangCellMultiHeadAttention(nn.Module):
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """Splits `(rows, tokens, width)` into `(rows, heads, tokens, width / heads)`."""
-        return self.packed_heads(states).transpose(1, 2)
-
-    def packed_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """Splits `(tokens, width)` into `(tokens, heads, width / heads)`."""
-        return states.unflatten(-1, (-1, self.head_size))
+        return states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
     def attend(self, implementation, query, key, value, attention_mask, **kwargs):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -129,42 +140,37 @@ class LangCellMultiHeadAttention(nn.Module):
 
 
 class LangCellSelfAttention(LangCellMultiHeadAttention):
-    """Attention of a sequence, or only of its first token, to the whole sequence."""
+    """
+    Attention of a sequence, or only of its first token, to the whole sequence. Sequences may be laid end to end in one
+    row: transformers' `cu_seq_lens_q` and the like then tell where each begins.
+    """
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cls_only: bool = False,
-        sequences: PackedSequences | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if sequences is not None:
-            return self.attend_packed(hidden_states, sequences, cls_only), None
-        # Adapters replace a projection with a module that must be called.
-        if cls_only and type(self.key) is type(self.value) is nn.Linear:
-            return self.attend_from_first(hidden_states, attention_mask)
+        starts = kwargs.get("cu_seq_lens_q")
+        if cls_only and is_plain(self.key, self.value):
+            if starts is None:
+                return self.attend_from_first(hidden_states, attention_mask)
+            # Working run by run saves operations, which helps a CPU; a GPU would wait between the runs.
+            if hidden_states.device.type == "cpu":
+                found = [self.attend_from_first(run, None)[0] for run in runs(hidden_states[0], starts)]
+                return torch.cat(found).transpose(0, 1), None
         key, value = self.heads(dense(self.key, hidden_states)), self.heads(dense(self.value, hidden_states))
+        query_states = first_tokens(hidden_states, starts) if cls_only else hidden_states
+        query = self.heads(dense(self.query, query_states))
+        if starts is not None:
+            if cls_only:
+                one_each = torch.arange(len(starts), dtype=torch.int32, device=starts.device)
+                kwargs = {**kwargs, "cu_seq_lens_q": one_each, "max_length_q": 1}
+            return self.attend(_PACKED, query, key, value, None, **kwargs)
         if cls_only:
-            query = self.heads(dense(self.query, hidden_states[:, :1]))
             return self.cross_attend(query, key, value, attention_mask, **kwargs)
-        query = self.heads(dense(self.query, hidden_states))
         return self.attend(self.config._attn_implementation, query, key, value, attention_mask, **kwargs)
-
-    def attend_packed(self, states: torch.Tensor, sequences: PackedSequences, cls_only: bool) -> torch.Tensor:
-        """Attends like `forward`, in sequences laid end to end, with `(tokens, width)` states."""
-        # Working run by run saves operations, which helps a CPU; a GPU would wait between the runs.
-        if cls_only and states.device.type == "cpu" and type(self.key) is type(self.value) is nn.Linear:
-            runs = [self.attend_from_first(run, None)[0].squeeze(1) for run in sequences.runs(states)]
-            return torch.cat(runs)
-        query_states, queries = states, sequences
-        if cls_only:
-            query_states, queries = states[sequences.first], PackedSequences([1] * len(sequences), states.device)
-        query, key, value = (
-            self.packed_heads(dense(projection, inputs))
-            for projection, inputs in ((self.query, query_states), (self.key, states), (self.value, states))
-        )
-        return attend(query, key, value, queries, sequences).flatten(1)
 
     def attend_from_first(
         self, states: torch.Tensor, padding_mask: torch.Tensor | None
@@ -206,38 +212,27 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
         cell_hidden_states: torch.Tensor,
         cell_attention_mask: torch.Tensor | None,
         texts_per_cell: int,
+        pairs: PackedPairs | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (
+            dense(projection, states)
+            for projection, states in (
+                (self.query, hidden_states),
+                (self.key, cell_hidden_states),
+                (self.value, cell_hidden_states),
+            )
+        )
+        if pairs is not None:
+            query = query if pairs.copies is None else query[:, pairs.copies]
+            heads = (self.heads(part) for part in (query, key, value))
+            return self.attend(_PACKED, *heads, None, **{**kwargs, **pairs.attention})
         # Rows are either texts that all cells share, or one block of texts for each cell.
         cells, length = len(cell_hidden_states), hidden_states.shape[1]
-        blocks = dense(self.query, hidden_states).unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
+        blocks = query.unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
         query = self.heads(blocks).expand(cells, -1, -1, -1)
-        key, value = (self.heads(dense(p, cell_hidden_states)) for p in (self.key, self.value))
-        states, weights = self.cross_attend(query, key, value, cell_attention_mask, **kwargs)
+        states, weights = self.cross_attend(query, self.heads(key), self.heads(value), cell_attention_mask, **kwargs)
         return states.unflatten(1, (texts_per_cell, length)).flatten(0, 1), weights
-
-    def attend_packed(
-        self,
-        hidden_states: torch.Tensor,
-        cell_hidden_states: torch.Tensor,
-        texts: PackedSequences,
-        cells: PackedSequences,
-        copies: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """
-        Attends like `forward`, in sequences laid end to end.
-
-        Args:
-            hidden_states: `(tokens, width)` states of texts.
-            cell_hidden_states: `(genes, cell width)` states of cells.
-            texts: One sequence for each cell, with the tokens of all its texts.
-            cells: The cells.
-            copies: `(tokens of all cells' texts,)` rows of the hidden states, where cells share texts.
-        """
-        query = self.packed_heads(dense(self.query, hidden_states))
-        query = query if copies is None else query[copies]
-        key, value = (self.packed_heads(dense(part, cell_hidden_states)) for part in (self.key, self.value))
-        return attend(query, key, value, texts, cells).flatten(1)
 
 
 class LangCellResidual(nn.Module):
@@ -263,10 +258,10 @@ class LangCellAttention(nn.Module):
         self.self = LangCellSelfAttention(config)
         self.output = LangCellResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states, attention_mask, cls_only=False, sequences=None, **kwargs):
-        attended, _ = self.self(hidden_states, attention_mask, cls_only, sequences, **kwargs)
+    def forward(self, hidden_states, attention_mask, cls_only=False, **kwargs):
+        attended, _ = self.self(hidden_states, attention_mask, cls_only, **kwargs)
         if cls_only:
-            hidden_states = hidden_states[:, :1] if sequences is None else hidden_states[sequences.first]
+            hidden_states = first_tokens(hidden_states, kwargs.get("cu_seq_lens_q"))
         return self.output(attended, hidden_states)
 
 
@@ -278,18 +273,13 @@ class LangCellAttentionToCell(nn.Module):
         self.self = LangCellCrossAttention(config)
         self.output = LangCellResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs):
-        attended, _ = self.self(hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs)
-        if len(hidden_states) != len(attended):
+    def forward(self, hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, pairs=None, **kwargs):
+        attended, _ = self.self(hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, pairs, **kwargs)
+        if pairs is not None and pairs.copies is not None:
+            hidden_states = hidden_states[:, pairs.copies]
+        elif len(hidden_states) != len(attended):
             hidden_states = hidden_states.repeat(len(cell_hidden_states), 1, 1)
         return self.output(attended, hidden_states)
-
-    def read_packed(self, hidden_states, cell_hidden_states, texts, cells, copies=None):
-        """
-        Computes `forward` for sequences laid end to end; arguments are those of `LangCellCrossAttention.attend_packed`.
-        """
-        attended = self.self.attend_packed(hidden_states, cell_hidden_states, texts, cells, copies)
-        return self.output(attended, hidden_states if copies is None else hidden_states[copies])
 
 
 class LangCellIntermediate(nn.Module):
@@ -336,19 +326,14 @@ class LangCellTextLayer(GradientCheckpointingLayer):
         cell_attention_mask=None,
         texts_per_cell=1,
         cls_only=False,
+        pairs=None,
         **kwargs,
     ):
         hidden_states = self.attention(hidden_states, attention_mask, cls_only, **kwargs)
         if cell_hidden_states is not None:
             hidden_states = self.crossattention(
-                hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, **kwargs
+                hidden_states, cell_hidden_states, cell_attention_mask, texts_per_cell, pairs, **kwargs
             )
-        return self.output(self.intermediate(hidden_states), hidden_states)
-
-    def read_packed(self, hidden_states, sequences, cls_only, *cells_and_texts):
-        """Computes `forward` for sequences laid end to end; `cells_and_texts` goes to the cross-attention."""
-        hidden_states = self.attention(hidden_states, None, cls_only, sequences)
-        hidden_states = self.crossattention.read_packed(hidden_states, *cells_and_texts)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -387,6 +372,20 @@ class LangCellTowerModel(LangCellPreTrainedModel):
         self.embeddings = LangCellEmbeddings(config)
         self.encoder = LangCellEncoder(config, layer_class)
         self.post_init()
+
+    def embed(self, input_ids, inputs_embeds, attention_mask, kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Returns the embeddings of the tokens, and the mask of the self-attention: none where sequences are laid end to
+        end in one row. Position ids are taken out of `kwargs`.
+        """
+        hidden_states = self.embeddings(
+            input_ids, inputs_embeds, kwargs.pop("position_ids", None), kwargs.get("max_length_q")
+        )
+        if kwargs.get("cu_seq_lens_q") is not None:
+            return hidden_states, None
+        return hidden_states, create_bidirectional_mask(
+            self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
@@ -431,37 +430,24 @@ class LangCellCellModel(LangCellTowerModel):
             inputs_embeds: `(cells, genes, hidden_size)` in place of `input_ids`.
             pooled_only: If true, the last layer computes only the `<cls>` state, for `pooler_output`, which in a
                 shallow tower saves much of the work.
+            kwargs: Among others transformers' arguments for cells laid end to end in one row, without padding:
+                `position_ids` `(1, genes of all cells)`, `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and
+                `max_length_k`, as `DataCollatorWithFlattening` and `PackedSequences.arguments` give them.
 
         Returns:
             `last_hidden_state` `(cells, genes, hidden_size)`, or `(cells, 1, hidden_size)` if `pooled_only`, and
-            `pooler_output`, its `<cls>` state.
+            `pooler_output`, its `<cls>` states `(cells, hidden_size)`. Of cells laid end to end, `last_hidden_state` is
+            `(1, genes of all cells, hidden_size)`, or `(1, cells, hidden_size)`.
         """
-        hidden_states = self.embeddings(input_ids, inputs_embeds)
-        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+        hidden_states, mask = self.embed(input_ids, inputs_embeds, attention_mask, kwargs)
+        cls_only = False
         for layer in self.encoder.layer:
             cls_only = pooled_only and layer is self.encoder.layer[-1]
             hidden_states = layer(hidden_states, attention_mask if cls_only else mask, cls_only, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
-
-    def read_packed(
-        self, input_ids: torch.Tensor, cells: PackedSequences, pooled_only: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Computes `forward` for cells laid end to end.
-
-        Args:
-            input_ids: `(genes of all cells,)`.
-            cells: Lengths of the cells.
-            pooled_only: The same as for `forward`.
-
-        Returns:
-            Last hidden states `(genes of all cells, hidden_size)`, or `(cells, hidden_size)` if `pooled_only`; and the
-            `<cls>` states `(cells, hidden_size)`.
-        """
-        states = self.embeddings(input_ids, sequences=cells)
-        for layer in self.encoder.layer:
-            states = layer(states, cls_only=pooled_only and layer is self.encoder.layer[-1], sequences=cells)
-        return states, states if pooled_only else states[cells.first]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=_pooled(hidden_states, kwargs.get("cu_seq_lens_q"), cls_only),
+        )
 
 
 class LangCellTextModel(LangCellTowerModel):
@@ -508,6 +494,8 @@ class LangCellTextModel(LangCellTowerModel):
                 texts, block after block. If it is the number of texts, every text is read against every cell, and
                 states that depend only on the text are computed once per text.
             pooled_only: If true, and `pooler_output` is the `[CLS]` state, the last layer computes only that.
+            kwargs: The same as for `LangCellCellModel.forward`, with texts laid end to end. These are read alone:
+                `read_pairs` reads them against cells.
 
         Returns:
             `last_hidden_state` `(texts, tokens, hidden_size)`, or `(cells * texts_per_cell, tokens, hidden_size)`,
@@ -518,9 +506,8 @@ class LangCellTextModel(LangCellTowerModel):
         Raises:
             ValueError: The texts do not divide among the cells.
         """
-        hidden_states = self.embeddings(input_ids, inputs_embeds)
-        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
-        shared = False
+        hidden_states, mask = self.embed(input_ids, inputs_embeds, attention_mask, kwargs)
+        shared = cls_only = False
         if encoder_hidden_states is not None:
             texts, cells = len(hidden_states), len(encoder_hidden_states)
             texts_per_cell = texts // cells if texts_per_cell is None else texts_per_cell
@@ -550,23 +537,18 @@ class LangCellTextModel(LangCellTowerModel):
                 )
                 shared = False
 
-        pooled = hidden_states[:, 0]
-        if takes_mean:
+        starts = kwargs.get("cu_seq_lens_q")
+        if not takes_mean:
+            pooled = _pooled(hidden_states, starts, cls_only)
+        elif starts is not None:
+            pooled = means(hidden_states[0], starts)
+        else:
             weights = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
             weights = weights.to(hidden_states.dtype).unsqueeze(-1)
             pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def read_packed(self, input_ids: torch.Tensor, texts: PackedSequences) -> torch.Tensor:
-        """Returns `(texts, hidden_size)` pooled states of texts laid end to end, `(tokens of all texts,)`."""
-        states = self.embeddings(input_ids, sequences=texts)
-        takes_mean = self.config.pooling == "mean"
-        for layer in self.encoder.layer:
-            cls_only = not takes_mean and layer is self.encoder.layer[-1]
-            states = layer(states, cls_only=cls_only, sequences=texts)
-        return texts.mean(states) if takes_mean else states
-
-    def read_packed_pairs(
+    def read_pairs(
         self,
         input_ids: torch.Tensor,
         texts: PackedSequences,
@@ -579,9 +561,10 @@ class LangCellTextModel(LangCellTowerModel):
         text, a cell's keys and values once per cell, and the last layer only for `[CLS]`.
 
         Args:
-            input_ids, texts: The same as for `read_packed`.
-            cell_states, cells: `(genes of all cells, cell_hidden_size)` last hidden states of the cell tower, and the
-                lengths of the cells.
+            input_ids: `(1, tokens of all texts)`.
+            texts: Lengths of the texts.
+            cell_states: `(1, genes of all cells, cell_hidden_size)` last hidden states of the cell tower.
+            cells: Lengths of the cells.
             chosen: For each cell, the texts that it is paired with.
 
         Returns:
@@ -594,16 +577,24 @@ class LangCellTextModel(LangCellTowerModel):
         queries = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], self.device)
         cls_queries = PackedSequences([len(of_cell) for of_cell in chosen], self.device)
 
-        states, sequences = self.embeddings(input_ids, sequences=texts), texts
+        sequences = texts
+        states = self.embeddings(input_ids, None, texts.positions[None], max(texts.lengths))
         for layer in self.encoder.layer:
             last = layer is self.encoder.layer[-1]
             copies = None
             if sequences is texts:  # The first cross-attention makes pairs of the texts.
                 copies = copied if last else texts.first[copied].repeat_interleave(pairs.counts) + pairs.positions
-            in_cells = cls_queries if last else queries
-            states = layer.read_packed(states, sequences, last, cell_states, in_cells, cells, copies)  # type: ignore[operator]
+            of_layer = PackedPairs(cls_queries if last else queries, cells, copies)
+            states = layer(states, None, cell_states, cls_only=last, pairs=of_layer, **sequences.attention)
             sequences = pairs
-        return states
+        return states[0]
+
+
+def _pooled(hidden_states: torch.Tensor, starts: torch.Tensor | None, cls_only: bool) -> torch.Tensor:
+    """Returns the `(rows, width)` states of the first tokens, or of those of sequences that begin at `starts`."""
+    if starts is None:
+        return hidden_states[:, 0]
+    return hidden_states[0] if cls_only else first_tokens(hidden_states, starts)[0]
 
 
 @dataclass
@@ -758,9 +749,9 @@ class LangCellModel(LangCellPreTrainedModel):
         chosen: Sequence[Sequence[int]],
     ) -> torch.Tensor:
         """
-        Returns `(pairs,)` float32 match probabilities; arguments are those of `LangCellTextModel.read_packed_pairs`.
+        Returns `(pairs,)` float32 match probabilities; arguments are those of `LangCellTextModel.read_pairs`.
         """
-        pooled = self.text_model.read_packed_pairs(input_ids, texts, cell_states, cells, chosen)
+        pooled = self.text_model.read_pairs(input_ids, texts, cell_states, cells, chosen)
         return self.matching_head(pooled).float().softmax(dim=-1)[:, 1]
 
     @can_return_tuple

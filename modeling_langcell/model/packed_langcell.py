@@ -1,34 +1,48 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Sequences without padding, and the kernels for them in inference: the results are those of the standard path, up to
-rounding, for less work. Training, torch.compile and modules with hooks use the standard path.
+Sequences without padding, laid end to end: the results are those of padded sequences, up to rounding, for less work.
+
+A published checkpoint carries this file, so it uses only torch's public operators. The installed package adds faster
+ones, as `kernels`.
 """
 
-import logging
-import platform
-from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, groupby
-from typing import TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import GELUActivation
 
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # It is missing before torch 2.10.
     varlen_attn = None  # type: ignore[assignment]
 
-logger = logging.getLogger(__name__)
+#: Dtypes that the GPU's variable-length kernel takes, and the bytes that the size of a head must be a multiple of.
+_VARLEN_DTYPES, VARLEN_ALIGNMENT = (torch.float16, torch.bfloat16), 16
 
-#: Activations that oneDNN can fuse with a matrix product, by its names of function and algorithm.
-_FUSED_ACTIVATIONS = {type(None): ("none", ""), nn.ReLU: ("relu", ""), GELUActivation: ("gelu", "none")}
-_QUERIES = 512  # Queries of a sequence that are computed at once, so that their scores fit into the CPU's cache.
-_FEW_SCORES = 100_000  # Number of scores per head below which two matrix products cost more than they save.
-#: Dtypes that the GPU's variable-length kernels take, and the bytes that the size of a head must be a multiple of.
-_VARLEN_DTYPES, _VARLEN_ALIGNMENT = (torch.float16, torch.bfloat16, torch.float32), 16
+
+@dataclass
+class Kernels:
+    """
+    Faster forms of operations. Each returns None for arguments that it does not take, which then go the standard way.
+
+    Args:
+        linear: Function of a linear layer's input, weight and bias, of an activation or None, and of what is added or
+            None; returns the output.
+        attention: Function of queries, keys and values `(tokens, heads, head_size)`, of the int32 offsets of their
+            sequences, and of the lengths of the longest; returns the output of `attend`.
+    """
+
+    linear: Callable[..., torch.Tensor | None] | None = None
+    attention: Callable[..., torch.Tensor | None] | None = None
+
+
+#: The kernels in use: none, unless the installed package has added its own.
+kernels = Kernels()
 
 
 class PackedSequences:
@@ -63,6 +77,17 @@ class PackedSequences:
         """`(sequences,)` indices of the first tokens."""
         return self.cumulative[:-1].long()
 
+    @property
+    def attention(self) -> dict[str, Any]:
+        """The arguments by which transformers tells attention where each of the sequences of a row begins."""
+        starts, longest = self.cumulative, max(self.lengths)
+        return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a tower's `forward` for the sequences: those of attention, and positions."""
+        return {"position_ids": self.positions[None], **self.attention}
+
     @cached_property
     def counts(self) -> torch.Tensor:
         """`(sequences,)` lengths, on the device of the states."""
@@ -73,32 +98,85 @@ class PackedSequences:
         """`(tokens,)` position of each token in its sequence."""
         return torch.arange(self.tokens, device=self.device) - self.first.repeat_interleave(self.counts)
 
-    @cached_property
-    def places(self) -> torch.Tensor:
-        """`(tokens,)` index of each token after all sequences are padded to the longest, row after row."""
-        rows = torch.arange(len(self), device=self.device).repeat_interleave(self.counts)
-        return rows * max(self.lengths) + self.positions
 
-    def pad(self, states: torch.Tensor) -> torch.Tensor:
-        """Pads `(tokens, ...)` states with zeros to `(sequences, longest, ...)`."""
-        padded = states.new_zeros(len(self) * max(self.lengths), *states.shape[1:])
-        return padded.index_copy(0, self.places, states).unflatten(0, (len(self), -1))
+@dataclass
+class PackedPairs:
+    """
+    Texts and cells laid end to end, of which each text attends to a cell.
 
-    def mean(self, states: torch.Tensor) -> torch.Tensor:
-        """Returns the means of `(tokens, width)` states over each sequence, `(sequences, width)`."""
-        return torch.stack([part.mean(dim=0) for part in states.split(self.lengths)])
+    Args:
+        queries: One sequence for each cell, with the tokens of all its texts.
+        cells: The cells.
+        copies: `(tokens of all cells' texts,)` tokens of the hidden states, where cells share texts.
+    """
 
-    def runs(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yields runs of neighbours of one length as `(sequences, length, ...)` views of `(tokens, ...)` states."""
-        first = 0
-        for length, run in groupby(self.lengths):
-            last = first + length * len(list(run))
-            yield states[first:last].unflatten(0, (-1, length))
-            first = last
+    queries: PackedSequences
+    cells: PackedSequences
+    copies: torch.Tensor | None
+
+    @property
+    def attention(self) -> dict[str, Any]:
+        """The same as `PackedSequences.attention`, of queries to keys."""
+        of_cells = self.cells.attention
+        keys = {name: of_cells[name] for name in ("cu_seq_lens_k", "max_length_k")}
+        return {**self.queries.attention, **keys}
+
+
+def first_tokens(states: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
+    """
+    Returns the state of each sequence's first token: `(rows, 1, width)` of padded rows, or `(1, sequences, width)` of
+    sequences laid end to end, which begin at `starts`.
+    """
+    return states[:, :1] if starts is None else states[:, starts[:-1].long()]
+
+
+def runs(states: torch.Tensor, starts: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields runs of neighbours of one length as `(sequences, length, ...)` views of `(tokens, ...)` states."""
+    first = 0
+    for length, run in groupby(_lengths(starts)):
+        last = first + length * len(list(run))
+        yield states[first:last].unflatten(0, (-1, length))
+        first = last
+
+
+def means(states: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Returns the means of `(tokens, width)` states over each sequence, `(sequences, width)`."""
+    return torch.stack([part.mean(dim=0) for part in states.split(_lengths(starts))])
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_k: torch.Tensor,
+    max_length_q: int,
+    max_length_k: int,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    Attends by transformers' attention interface, with `(1, heads, tokens, head_size)` states of sequences laid end to
+    end; returns `(1, tokens, heads, head_size)`. Each sequence of queries attends to the sequence of keys at the same
+    place.
+    """
+    parts = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+    attended = attend(*parts, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, dropout)
+    return attended.unsqueeze(0), None
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: PackedSequences, keys: PackedSequences
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """
     Computes softmax attention of each sequence of queries to the sequence of keys at the same place.
@@ -106,142 +184,139 @@ def attend(
     Args:
         query: `(tokens of queries, heads, head_size)`.
         key, value: `(tokens of keys, heads, head_size)`.
-        queries, keys: The sequences.
+        query_starts, key_starts: `(sequences + 1,)` int32 offsets: the beginning of each sequence, and the last end.
+        longest_query, longest_key: Lengths of the longest sequences.
+        dropout: Share of the attention weights to drop.
 
     Returns:
         `(tokens of queries, heads, head_size)`.
     """
-    if (
-        query.is_cuda
-        and query.dtype in _VARLEN_DTYPES
-        and query.shape[-1] * query.element_size() % _VARLEN_ALIGNMENT == 0
-    ):
-        longest = max(queries.lengths), max(keys.lengths)
-        starts = queries.cumulative, keys.cumulative
-        if query.dtype != torch.float32 and varlen_attn is not None:
-            return varlen_attn(query, key, value, *starts, *longest)  # type: ignore[return-value]
-        if query.dtype != torch.float32:
-            _log_fallback("torch before 2.10 has no varlen_attn: attention runs on torch's kernel for nested tensors.")
-        return _attend_nested(query, key, value, *starts, *longest)
+    starts = query_starts, key_starts, longest_query, longest_key
+    if not dropout:
+        if kernels.attention is not None and (found := kernels.attention(query, key, value, *starts)) is not None:
+            return found
+        if varlen_attn is not None and query.is_cuda and query.dtype in _VARLEN_DTYPES and is_aligned(query):
+            return varlen_attn(query, key, value, *starts)  # type: ignore[return-value]
     if query.device.type == "cpu":
-        return _attend_one_by_one(query, key, value, queries, keys)
-    _log_fallback(f"Attention runs on padded sequences: no other kernel for {query.dtype} on {query.device.type}.")
-    return _attend_padded(query, key, value, queries, keys)
+        return _attend_by_runs(query, key, value, query_starts, key_starts, dropout)
+    return _attend_padded(query, key, value, *starts, dropout)
 
 
-@cache
-def _log_fallback(message: str) -> None:
-    """Logs a message once in a process."""
-    logger.info(message)
+def is_aligned(query: torch.Tensor) -> bool:
+    """Returns true if the GPU's variable-length kernels take heads of this size."""
+    return query.shape[-1] * query.element_size() % VARLEN_ALIGNMENT == 0
 
 
-def _attend_nested(query, key, value, query_starts, key_starts, longest_query, longest_key):
-    """Attends with torch's kernel for nested tensors, which also takes single precision."""
-    parts = (part[None] for part in (query, key, value))
-    lengths = query_starts, key_starts, longest_query, longest_key
-    no_dropout, no_mask = 0.0, 0
-    return torch.ops.aten._efficient_attention_forward(
-        *parts, None, *lengths, no_dropout, no_mask, compute_log_sumexp=query.requires_grad
-    )[0][0]
+def pairs_of_runs(query_starts: torch.Tensor, key_starts: torch.Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Yields runs of neighbours of one length: their number, and the tokens of their queries and of their keys."""
+    lengths = zip(_lengths(query_starts), _lengths(key_starts), strict=True)
+    first_query = first_key = 0
+    for (n_queries, n_keys), run in groupby(lengths):
+        n = len(list(run))
+        rows = slice(first_query, first_query + n * n_queries)
+        columns = slice(first_key, first_key + n * n_keys)
+        yield n, rows, columns
+        first_query, first_key = rows.stop, columns.stop
 
 
-def _attend_padded(query, key, value, queries, keys):
+def _attend_by_runs(query, key, value, query_starts, key_starts, dropout):
+    """Attends run by run, for a CPU with few cores, which a single sequence keeps busy."""
+    attended = []
+    for n, rows, columns in pairs_of_runs(query_starts, key_starts):
+        parts = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in (query[rows], key[columns], value[columns]))
+        found = F.scaled_dot_product_attention(*parts, dropout_p=dropout)
+        attended.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended)
+
+
+def _attend_padded(query, key, value, query_starts, key_starts, longest_query, longest_key, dropout):
     """
     Attends on padded sequences, for devices that gain more from many sequences at once than they lose from padding.
     """
-    known = torch.ones(keys.tokens, dtype=torch.bool, device=query.device)
-    query, key, value = (part.transpose(1, 2) for part in (queries.pad(query), keys.pad(key), keys.pad(value)))
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys.pad(known)[:, None, None])
-    return attended.transpose(1, 2).flatten(0, 1)[queries.places]
+    query_places = _places(query_starts, longest_query, len(query))
+    key_places = _places(key_starts, longest_key, len(key))
+    n = len(query_starts) - 1
+
+    def pad(states, places, longest):
+        padded = states.new_zeros(n * longest, *states.shape[1:])
+        return padded.index_copy(0, places, states).unflatten(0, (n, -1))
+
+    known = torch.ones(len(key), dtype=torch.bool, device=query.device)
+    query = pad(query, query_places, longest_query)
+    key, value = pad(key, key_places, longest_key), pad(value, key_places, longest_key)
+    attended = F.scaled_dot_product_attention(
+        *(part.transpose(1, 2) for part in (query, key, value)),
+        attn_mask=pad(known, key_places, longest_key)[:, None, None],
+        dropout_p=dropout,
+    )
+    return attended.transpose(1, 2).flatten(0, 1)[query_places]
 
 
-def _attend_one_by_one(query, key, value, queries, keys):
-    """Attends run by run, for a CPU with few cores, which a single sequence keeps busy."""
-    attended = torch.empty_like(query)
-    by_products = _BY_PRODUCTS and takes_onednn(query, key)
-    first_query = first_key = 0
-    for (n_queries, n_keys), run in groupby(zip(queries.lengths, keys.lengths, strict=True)):
-        n = len(list(run))
-        if by_products and n_queries * n_keys >= _FEW_SCORES:
-            for _ in range(n):
-                rows, columns = slice(first_query, first_query + n_queries), slice(first_key, first_key + n_keys)
-                _attend_by_products(query[rows], key[columns], value[columns], attended[rows])
-                first_query, first_key = rows.stop, columns.stop
-            continue
-        rows, columns = slice(first_query, first_query + n * n_queries), slice(first_key, first_key + n * n_keys)
-        parts = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in (query[rows], key[columns], value[columns]))
-        found = F.scaled_dot_product_attention(*parts)
-        attended[rows] = found.transpose(1, 2).flatten(0, 1)
-        first_query, first_key = rows.stop, columns.stop
-    return attended
+def _places(starts: torch.Tensor, longest: int, tokens: int) -> torch.Tensor:
+    """Returns the `(tokens,)` index of each token after all sequences are padded to the longest, row after row."""
+    shifts = torch.arange(len(starts) - 1, device=starts.device) * longest - starts[:-1]
+    places = torch.arange(tokens, device=starts.device)
+    return places + shifts.repeat_interleave(starts.diff(), output_size=tokens)
 
 
-def _attend_by_products(query, key, value, attended):
-    """
-    Attends in one sequence, head by head, with two matrix products. Except on Intel CPUs, they are
-    oneDNN's, which are faster than MKL's in torch's own kernel.
-    """
-    multiply = torch.ops.mkldnn._linear_pointwise
-    queries = (query * query.shape[-1] ** -0.5).transpose(0, 1).contiguous()
-    keys, values = key.transpose(0, 1).contiguous(), value.permute(1, 2, 0).contiguous()
-    for head in range(len(queries)):
-        for rows in range(0, len(query), _QUERIES):
-            scores = multiply(queries[head, rows : rows + _QUERIES], keys[head], None, "none", [], "")
-            taken = multiply(scores.softmax(dim=-1), values[head], None, "none", [], "")
-            attended[rows : rows + _QUERIES, head] = taken
+def _lengths(starts: torch.Tensor) -> list[int]:
+    return starts.diff().tolist()
 
 
 def dense(
     linear: nn.Module, states: torch.Tensor, activation: nn.Module | None = None, plus: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Applies a linear layer, then an activation, then adds `plus`; in one pass where oneDNN can fuse them."""
-    fused = _FUSED_ACTIVATIONS.get(type(activation))
-    one_pass = plus is None or activation is None
-    if fused is not None and one_pass and _is_plain(linear) and takes_onednn(states, linear.weight):
-        if plus is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(states, plus, linear.weight, linear.bias, "add")
-        name, algorithm = fused
-        return torch.ops.mkldnn._linear_pointwise(states, linear.weight, linear.bias, name, [], algorithm)
+    """Applies a linear layer, then an activation, then adds `plus`; in one pass where a kernel can fuse them."""
+    if kernels.linear is not None and not torch.compiler.is_compiling() and is_plain(linear):
+        found = kernels.linear(states, linear.weight, linear.bias, activation, plus)
+        if found is not None:
+            return found
     states = linear(states)
     states = states if activation is None else activation(states)
     return states if plus is None else states + plus
 
 
-def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
-    """Returns true for a layer without adapters or hooks, which would be bypassed if its weights were used directly."""
-    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
-
-
-def takes_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
+def is_plain(*layers: nn.Module) -> bool:
     """
-    Returns true if oneDNN can compute a matrix product: on a CPU, without gradients, autocast or compilation. torch
-    itself would use MKL in single precision, which has no AVX-512 on CPUs other than Intel's.
+    Returns true for linear layers that only multiply: without adapters, hooks, another forward, quantized, sharded or
+    offloaded weights. Only of such layers may the weights be read in place of a call.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and states.device.type == "cpu"
-        and states.dtype == weight.dtype
-        and states.dtype in _ONEDNN_DTYPES
+    return not _any_module_has_hooks() and all(
+        type(layer) is nn.Linear
+        and type(layer._parameters["weight"]) is nn.Parameter
+        and not layer.weight.is_meta
+        and "forward" not in layer.__dict__
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+        for layer in layers
     )
 
 
-def _onednn_dtypes() -> tuple[torch.dtype, ...]:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return ()
-    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+def _any_module_has_hooks() -> bool:
+    """Returns true while hooks for all modules are set, as profilers do."""
+    module = nn.modules.module
+    return bool(
+        module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or module._global_backward_hooks
+        or module._global_backward_pre_hooks
+    )
 
 
-def _is_intel() -> bool:
-    """Returns true on an Intel CPU, as far as torch, or else Python, can tell."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "intel" in str(capabilities.get("cpu_name", platform.processor())).lower()
-
-
-_ONEDNN_DTYPES = _onednn_dtypes()
-if not _ONEDNN_DTYPES:
-    logger.info("torch has no fused oneDNN products here: linear layers use its standard ones.")
-_BY_PRODUCTS = not _is_intel()
-
-__all__ = ["PackedSequences", "attend", "dense", "takes_onednn"]
+__all__ = [
+    "Kernels",
+    "PackedPairs",
+    "PackedSequences",
+    "attend",
+    "dense",
+    "first_tokens",
+    "is_aligned",
+    "is_plain",
+    "kernels",
+    "means",
+    "packed_attention_forward",
+    "pairs_of_runs",
+    "runs",
+]

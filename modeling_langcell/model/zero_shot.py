@@ -163,13 +163,13 @@ class DescriptionScorer:
         Scores packed cells.
 
         Args:
-            ids: `(genes of all cells,)`, cells laid end to end.
+            ids: `(1, genes of all cells)`, cells laid end to end.
             cells: Lengths of the cells.
             places: `(cells, genes of marker_ids)` places of the genes, as in `RankedCells`.
         """
         model = self.model
-        states, pooled = model.cell_model.read_packed(ids, cells, pooled_only=self.alpha == 1)
-        embeds = model.project_cells(pooled).float()
+        read = model.cell_model(ids, pooled_only=self.alpha == 1, return_dict=True, **cells.arguments)
+        states, embeds = read.last_hidden_state, model.project_cells(read.pooler_output).float()
         logits = model.get_similarity_logits(embeds, self.label_embeds)
         max_cosine = logits.amax(dim=1) * model.config.temperature
         similarity = logits.softmax(dim=1)
@@ -240,7 +240,7 @@ class DescriptionScorer:
         Computes match probabilities of each cell with the labels chosen for it.
 
         Args:
-            states: `(genes of all cells, hidden_size)` last hidden states.
+            states: `(1, genes of all cells, hidden_size)` last hidden states.
             cells: Lengths of the cells.
             chosen: `(cells, chosen labels)` numbers of the labels to read for each cell.
 
@@ -253,7 +253,7 @@ class DescriptionScorer:
         tokens = [sum(self.lengths[text] for text in texts) for texts in texts_of_cell]
         for block in self.budget.blocks(range(len(cells)), tokens):
             first, last = block[0], block[-1] + 1
-            block_states = states[cells.offsets[first] : cells.offsets[last]]
+            block_states = states[:, cells.offsets[first] : cells.offsets[last]]
             block_cells = PackedSequences(cells.lengths[first:last], states.device)
             # A cell with more texts than the budget holds is alone in its block, and its texts are read in parts.
             parts = [texts_of_cell[first:last]]
@@ -310,11 +310,12 @@ class DescriptionScorer:
         return sorted(texts, key=lambda text: (self.lengths[text], text))
 
     def _read_texts(self, texts: list[int]) -> torch.Tensor:
-        return self.model.text_model.read_packed(*self._pack(texts))
+        ids, packed = self._pack(texts)
+        return self.model.text_model(ids, pooled_only=True, return_dict=True, **packed.arguments).pooler_output
 
     def _pack(self, texts: list[int]) -> tuple[torch.Tensor, PackedSequences]:
         device = self.model.device
-        ids = torch.tensor([*chain(*(self.text_ids[text] for text in texts))], device=device)
+        ids = torch.tensor([[*chain(*(self.text_ids[text] for text in texts))]], device=device)
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
 
 
@@ -485,7 +486,8 @@ def read_cells(
 
     Args:
         ranked: The cells.
-        read: Function of gene ids, the lengths of the cells and, if the cells have any, the places of watched genes.
+        read: Function of `(1, genes of all cells)` ids, the lengths of the cells and, if the cells have any, the places
+            of watched genes.
         budget: Bounds the number of positions that are read at once.
         device: Device to compute on.
         rows: Numbers of the cells to read.
@@ -494,7 +496,7 @@ def read_cells(
     def read_rows(rows: list[int]) -> T:
         ids = torch.from_numpy(np.concatenate([ranked[row] for row in rows]).astype(np.int64))
         places = [torch.from_numpy(ranked.places[rows]).to(device)] if ranked.places.shape[1] else []
-        return read(ids.to(device), PackedSequences(lengths[rows].tolist(), device), *places)
+        return read(ids.to(device)[None], PackedSequences(lengths[rows].tolist(), device), *places)
 
     lengths = ranked.lengths
     order = np.argsort(-lengths, kind="stable") if rows is None else rows[np.argsort(-lengths[rows], kind="stable")]

@@ -66,7 +66,8 @@ def _embed(model: LangCellModel, cells: list[np.ndarray]) -> torch.Tensor:
     """Returns the `(cells, width)` embeddings of cells, given by their ranked ids; 0 for a cell without genes."""
 
     def read(ids: torch.Tensor, packed: PackedSequences) -> torch.Tensor:
-        return model.project_cells(model.cell_model.read_packed(ids, packed, pooled_only=True)[1]).float()
+        read = model.cell_model(ids, pooled_only=True, return_dict=True, **packed.arguments)
+        return model.project_cells(read.pooler_output).float()
 
     offsets = np.cumsum([0, *map(len, cells)])
     without_places = np.empty((len(cells), 0), dtype=np.float32)

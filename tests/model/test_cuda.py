@@ -82,12 +82,14 @@ def test_packed_equals_padded(size, dtype, tolerance):
 
     on_gpu = copy.deepcopy(of_cpu).to("cuda", getattr(torch, dtype))
     packed, packed_texts = PackedSequences(CELLS, "cuda"), PackedSequences(TEXTS, "cuda")
-    states, pooled = on_gpu.cell_model.read_packed(ids.cuda(), packed)
-    _, pooled_alone = on_gpu.cell_model.read_packed(ids.cuda(), packed, pooled_only=True)
-    pairs = on_gpu.match_packed(states, packed, texts.cuda(), packed_texts, [range(len(TEXTS))] * len(CELLS))
-    for found in (pooled, pooled_alone):
+    ids, texts = ids.cuda(), texts.cuda()
+    cells = on_gpu.cell_model(ids, **packed.arguments)
+    alone = on_gpu.cell_model(ids, pooled_only=True, **packed.arguments)
+    chosen = [range(len(TEXTS))] * len(CELLS)
+    pairs = on_gpu.match_packed(cells.last_hidden_state, packed, texts, packed_texts, chosen)
+    for found in (cells.pooler_output, alone.pooler_output):
         torch.testing.assert_close(on_gpu.project_cells(found).float().cpu(), out.cell_embeds, atol=tolerance, rtol=0)
-    embeds = on_gpu.project_texts(on_gpu.text_model.read_packed(texts.cuda(), packed_texts))
+    embeds = on_gpu.project_texts(on_gpu.text_model(texts, pooled_only=True, **packed_texts.arguments).pooler_output)
     torch.testing.assert_close(embeds.float().cpu(), out.text_embeds, atol=tolerance, rtol=0)
     expected = out.matching_logits.softmax(dim=-1)[..., 1].flatten()
     assert expected.std() > 0.01
@@ -156,6 +158,6 @@ def test_a_scorers_budget_fits(tiny_processor):
     tiny = LangCellModel(tiny_config(cell_config=WIDE, text_config=WIDE)).eval().cuda()
     scorer = DescriptionScorer(tiny, tiny_processor, {"a": "a b cell .", "b": "a t cell ."}, 0.5)
     assert scorer.budget.tokens == 262_144
-    scored = scorer(torch.full((9,), 3, device="cuda"), PackedSequences([4, 5], "cuda"))
+    scored = scorer(torch.full((1, 9), 3, device="cuda"), PackedSequences([4, 5], "cuda"))
     assert scored.scores.is_cuda
     torch.testing.assert_close(scored.scores.sum(dim=1).cpu(), torch.ones(2))

@@ -1,13 +1,16 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Inference without padding: same results as with padding, and no more work than needed."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import DataCollatorWithFlattening
 from transformers.activations import GELUActivation
 
-from modeling_langcell import LangCellModel
+from modeling_langcell import LangCellModel, kernels
 from modeling_langcell.eval.benchmarks.operations import (
     count_operations,
     operations_of_cells,
@@ -15,9 +18,10 @@ from modeling_langcell.eval.benchmarks.operations import (
     operations_of_texts,
 )
 from modeling_langcell.model import packed_langcell
-from modeling_langcell.model.packed_langcell import PackedSequences, attend, dense, takes_onednn
+from modeling_langcell.model.packed_langcell import PackedSequences, attend, dense, is_plain, means, runs
 from modeling_langcell.model.token_budget import TokenBudget
 from modeling_langcell.model.zero_shot import DescriptionScorer
+from tests.support.paths import REPOSITORY
 from tests.support.tiny import tiny_config
 
 CELLS, TEXTS = [7, 20, 20, 1, 33], [3, 5, 5, 9]
@@ -35,7 +39,7 @@ def random_ids(lengths, vocabulary, seed=0):
     sequences = [torch.randint(2, vocabulary, (length,), generator=generator) for length in lengths]
     padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in sequences], batch_first=True)
-    return torch.cat(sequences), padded, mask
+    return torch.cat(sequences)[None], padded, mask
 
 
 class TestPackedSequences:
@@ -45,16 +49,16 @@ class TestPackedSequences:
         assert packed.first.tolist() == [0, 2, 3]
         assert packed.positions.tolist() == [0, 1, 0, 0, 1, 2]
         assert (packed.tokens, len(packed)) == (6, 3)
-        assert packed.pad(torch.arange(1, 7)).tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
+        assert packed.attention["cu_seq_lens_q"].tolist() == packed.offsets
+        assert packed.attention["max_length_k"] == 3
 
     def test_runs_are_neighbours_of_one_length(self):
-        packed = PackedSequences([2, 2, 1, 2])
-        runs = [run.tolist() for run in packed.runs(torch.arange(7))]
-        assert runs == [[[0, 1], [2, 3]], [[4]], [[5, 6]]]
+        starts = PackedSequences([2, 2, 1, 2]).cumulative
+        assert [run.tolist() for run in runs(torch.arange(7), starts)] == [[[0, 1], [2, 3]], [[4]], [[5, 6]]]
 
     def test_means(self):
-        means = PackedSequences([1, 3]).mean(torch.tensor([[2.0], [1.0], [2.0], [6.0]]))
-        assert means.tolist() == [[2.0], [3.0]]
+        found = means(torch.tensor([[2.0], [1.0], [2.0], [6.0]]), PackedSequences([1, 3]).cumulative)
+        assert found.tolist() == [[2.0], [3.0]]
 
 
 class TestAttention:
@@ -77,54 +81,109 @@ class TestAttention:
         generator = torch.Generator().manual_seed(0)
         queries, keys = (PackedSequences(lengths) for lengths in zip(*self.LENGTHS, strict=True))
         shapes = [(queries.tokens, 2, 8), (keys.tokens, 2, 8), (keys.tokens, 2, 8)]
-        return [torch.randn(shape, generator=generator) for shape in shapes], queries, keys
+        states = [torch.randn(shape, generator=generator) for shape in shapes]
+        return states, (queries.cumulative, keys.cumulative, max(queries.lengths), max(keys.lengths))
 
-    @pytest.mark.parametrize("way", ["attend", "_attend_padded", "_attend_one_by_one"])
     @pytest.mark.parametrize("gradients", [False, True])
-    @pytest.mark.parametrize("by_products", [False, True])
-    def test_equals_attention_of_each_sequence(self, given, way, gradients, by_products, monkeypatch):
-        monkeypatch.setattr(packed_langcell, "_BY_PRODUCTS", by_products)
-        states, queries, keys = given
+    @pytest.mark.parametrize("kernel", [None, kernels.attention])
+    def test_equals_attention_of_each_sequence(self, given, gradients, kernel, monkeypatch):
+        monkeypatch.setattr(packed_langcell.kernels, "attention", kernel)
+        monkeypatch.setattr(kernels, "_is_intel", lambda: False)
+        states, starts = given
         with torch.set_grad_enabled(gradients):
-            found = getattr(packed_langcell, way)(*states, queries, keys)
+            found = attend(*states, *starts)
         torch.testing.assert_close(found, self.expected(*states), atol=1e-5, rtol=0)
+
+    def test_padding_changes_nothing(self, given):
+        states, starts = given
+        found = packed_langcell._attend_padded(*states, *starts, 0.0)
+        torch.testing.assert_close(found, self.expected(*states), atol=1e-5, rtol=0)
+
+    def test_gradients_pass(self, given):
+        states, starts = given
+        inputs = [part.clone().requires_grad_() for part in states]
+        found = torch.autograd.grad(attend(*inputs, *starts).square().sum(), inputs)
+        expected = torch.autograd.grad(self.expected(*inputs).square().sum(), inputs)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+    def test_weights_are_dropped(self, given):
+        states, starts = given
+        torch.manual_seed(0)
+        dropped = torch.stack([attend(*states, *starts, dropout=0.5) for _ in range(200)])
+        torch.testing.assert_close(dropped.mean(dim=0), self.expected(*states), atol=0.6, rtol=0)
+        assert dropped.std(dim=0).mean() > 0.1
 
     @pytest.mark.parametrize(("processor", "expected"), [("AMD EPYC", True), ("Intel Xeon", False), ("", True)])
     def test_products_are_used_except_on_intel(self, processor, expected, monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor}, raising=False)
-        assert packed_langcell._is_intel() != expected
+        assert kernels._is_intel.__wrapped__() != expected
 
     def test_long_sequences_use_products(self, given, monkeypatch):
         """Makes sure that the comparison above covers both kernels."""
-        monkeypatch.setattr(packed_langcell, "_BY_PRODUCTS", True)
+        states, starts = given
+        monkeypatch.setattr(kernels, "_is_intel", lambda: False)
         with torch.no_grad():
-            if not takes_onednn(*given[0][:2]):
+            if not kernels.takes_onednn(*states[:2]):
                 pytest.skip("torch has no oneDNN here")
         seen = []
-        by_products = packed_langcell._attend_by_products
-        monkeypatch.setattr(
-            packed_langcell, "_attend_by_products", lambda *a: (seen.append(len(a[0])), by_products(*a))
-        )
+        by_products = kernels._attend_by_products
+        monkeypatch.setattr(kernels, "_attend_by_products", lambda *a: (seen.append(len(a[0])), by_products(*a)))
         with torch.no_grad():
-            attend(*given[0], *given[1:])
+            attend(*states, *starts)
         assert seen == [400]
 
     def test_cuda_uses_one_kernel_for_all_sequences(self, given, monkeypatch):
         """Replaces the kernel, which needs a GPU, and checks that it gets the arguments that torch documents."""
-        states, queries, keys = given
+        states, starts = given
 
         class OnCuda(torch.Tensor):
             is_cuda = True
 
         def varlen(query, key, value, query_starts, key_starts, longest_query, longest_key):
             assert query_starts.dtype == key_starts.dtype == torch.int32
-            assert (query_starts.tolist(), key_starts.tolist()) == (queries.offsets, keys.offsets)
+            assert query_starts.diff().tolist() == [queries for queries, _ in self.LENGTHS]
+            assert key_starts.diff().tolist() == [keys for _, keys in self.LENGTHS]
             assert (longest_query, longest_key) == (400, 300)
             return query
 
         monkeypatch.setattr(packed_langcell, "varlen_attn", varlen)
         half = [part.half().as_subclass(OnCuda) for part in states]
-        assert attend(*half, queries, keys) is half[0]
+        assert attend(*half, *starts) is half[0]
+
+
+class TestKernels:
+    """Private operators of torch are used only where they are there and give what the standard ones give."""
+
+    @pytest.fixture(autouse=True)
+    def untried(self):
+        kernels._onednn_works.cache_clear()
+        yield
+        kernels._onednn_works.cache_clear()
+
+    def test_the_package_adds_them(self):
+        assert packed_langcell.kernels == packed_langcell.Kernels(kernels.linear, kernels.attention)
+
+    @pytest.mark.parametrize("fault", ["missing", "wrong", "not a number"])
+    @torch.no_grad()
+    def test_an_operator_that_does_not_work_is_left_out(self, fault, monkeypatch, caplog):
+        def multiply(states, weight, bias, *rest):
+            if fault == "missing":
+                raise AttributeError("no such operator")
+            product = F.linear(states, weight, bias)
+            return product * (1.01 if fault == "wrong" else torch.nan)
+
+        multiply.binary = lambda states, more, weight, bias, name: F.linear(states, weight, bias) + more
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", multiply)
+        layer, states = nn.Linear(16, 24), torch.randn(5, 16)
+        with caplog.at_level("INFO", "modeling_langcell.kernels"):
+            assert torch.equal(dense(layer, states), layer(states))
+            dense(layer, states)
+        assert len(caplog.records) == 1, "it is tried once"
+        assert "oneDNN's matrix products" in caplog.text
+
+    def test_the_files_of_a_checkpoint_use_public_operators_alone(self):
+        for file in (REPOSITORY / "modeling_langcell" / "model").glob("*.py"):
+            assert not re.search(r"torch\.ops\.|torch\._[a-z]", file.read_text()), file.name
 
 
 class TestDense:
@@ -175,6 +234,28 @@ class TestDense:
             dense(Adapted(16, 24), torch.randn(5, 16))
         assert seen == [1, 2]
 
+    @pytest.mark.parametrize("kind", ["forward", "global hook", "backward hook", "meta", "subclass"])
+    @torch.no_grad()
+    def test_a_layer_that_does_more_than_multiply_is_not_plain(self, layer, kind):
+        assert is_plain(layer)
+        handle = None
+        if kind == "forward":
+            layer.forward = lambda states: states
+        elif kind == "global hook":
+            handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        elif kind == "backward hook":
+            layer.register_full_backward_hook(lambda *_: None)
+        elif kind == "meta":
+            layer.to("meta")
+        else:
+            quantized = type("Quantized", (torch.Tensor,), {})
+            layer.weight = nn.Parameter(layer.weight.detach().as_subclass(quantized))
+        try:
+            assert not is_plain(layer)
+        finally:
+            if handle is not None:
+                handle.remove()
+
     def test_not_under_autocast(self, layer):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert dense(layer, torch.randn(5, 16)).dtype == torch.bfloat16
@@ -187,10 +268,33 @@ class TestTowers:
         tower = model.cell_model
         ids, padded, mask = random_ids(CELLS, tower.config.vocab_size)
         expected = tower(padded, mask)
-        states, pooled = tower.read_packed(ids, PackedSequences(CELLS), pooled_only)
-        torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=0)
-        if not pooled_only:
-            torch.testing.assert_close(states, expected.last_hidden_state[mask == 1], atol=1e-5, rtol=0)
+        found = tower(ids, pooled_only=pooled_only, **PackedSequences(CELLS).arguments)
+        torch.testing.assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
+        if pooled_only:
+            assert torch.equal(found.last_hidden_state[0], found.pooler_output)
+        else:
+            states = expected.last_hidden_state[mask == 1]
+            torch.testing.assert_close(found.last_hidden_state[0], states, atol=1e-5, rtol=0)
+
+    @torch.no_grad()
+    def test_transformers_collator_lays_cells_end_to_end(self, model):
+        tower = model.cell_model
+        _, padded, mask = random_ids(CELLS, tower.config.vocab_size)
+        rows = [{"input_ids": ids[known == 1].tolist()} for ids, known in zip(padded, mask, strict=True)]
+        batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_tensors="pt")(rows)
+        del batch["labels"]
+        found = tower(**batch).pooler_output
+        torch.testing.assert_close(found, tower(padded, mask).pooler_output, atol=1e-5, rtol=0)
+
+    def test_gradients_are_those_of_padded_cells(self, model):
+        tower = model.cell_model
+        ids, padded, mask = random_ids(CELLS, tower.config.vocab_size)
+        gradients = []
+        for found in (tower(ids, **PackedSequences(CELLS).arguments), tower(padded, mask)):
+            tower.zero_grad()
+            found.pooler_output.square().sum().backward()
+            gradients.append(tower.encoder.layer[0].attention.self.query.weight.grad.clone())
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
     @torch.no_grad()
     @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -198,8 +302,9 @@ class TestTowers:
         torch.manual_seed(0)
         tower = LangCellModel(tiny_config(text_config={"pooling": pooling}, initializer_range=0.5)).eval().text_model
         ids, padded, mask = random_ids(TEXTS, tower.config.vocab_size)
-        found = tower.read_packed(ids, PackedSequences(TEXTS))
-        torch.testing.assert_close(found, tower(padded, mask).pooler_output, atol=1e-5, rtol=0)
+        for pooled_only in (True, False):
+            found = tower(ids, pooled_only=pooled_only, **PackedSequences(TEXTS).arguments).pooler_output
+            torch.testing.assert_close(found, tower(padded, mask).pooler_output, atol=1e-5, rtol=0)
 
     @torch.no_grad()
     @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -211,7 +316,7 @@ class TestTowers:
         cell_ids, padded_cells, cell_mask = random_ids(CELLS, config.cell_config.vocab_size)
         text_ids, padded, mask = random_ids(TEXTS, config.text_config.vocab_size)
         cells = PackedSequences(CELLS)
-        states, _ = model.cell_model.read_packed(cell_ids, cells)
+        states = model.cell_model(cell_ids, **cells.arguments).last_hidden_state
         grid = model.get_matching_logits(model.cell_model(padded_cells, cell_mask)[0], cell_mask, padded, mask)
         expected = [grid[cell, text] for cell, of_cell in enumerate(chosen) for text in of_cell]
         found = model.match_packed(states, cells, text_ids, PackedSequences(TEXTS), chosen)
@@ -220,15 +325,16 @@ class TestTowers:
 
     def test_too_long_a_cell(self, model):
         with pytest.raises(ValueError, match="max_position_embeddings"):
-            model.cell_model.read_packed(torch.full((65,), 2), PackedSequences([65]))
-        model.cell_model.read_packed(torch.full((80,), 2), PackedSequences([40, 40]))
+            model.cell_model(torch.full((1, 65), 2), **PackedSequences([65]).arguments)
+        model.cell_model(torch.full((1, 80), 2), **PackedSequences([40, 40]).arguments)
 
     @torch.no_grad()
     def test_half_precision(self, model):
         ids, _, _ = random_ids(CELLS, model.cell_model.config.vocab_size)
-        expected = model.project_cells(model.cell_model.read_packed(ids, PackedSequences(CELLS))[1])
+        packed = PackedSequences(CELLS).arguments
+        expected = model.project_cells(model.cell_model(ids, **packed).pooler_output)
         model.to(torch.bfloat16)
-        found = model.project_cells(model.cell_model.read_packed(ids, PackedSequences(CELLS))[1])
+        found = model.project_cells(model.cell_model(ids, **packed).pooler_output)
         assert F.cosine_similarity(found.float(), expected).min() > 0.99
 
 

@@ -96,7 +96,8 @@ cells = torch.randint(2, 40, (3000, 50))
 
 def read(rows):
     with torch.inference_mode():
-        return model.read_packed(cells[rows].flatten(), PackedSequences([50] * len(rows)), pooled_only=True)[1]
+        packed = PackedSequences([50] * len(rows)).arguments
+        return model(cells[rows].flatten()[None], pooled_only=True, **packed).pooler_output
 
 def all_of(budget):
     return torch.cat([found for _, found in budget.spend(range(3000), lambda row: 50, read)])
