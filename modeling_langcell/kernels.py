@@ -173,10 +173,10 @@ def _nested_attention(device: torch.device) -> Outputs:
     """Yields what the kernel for nested tensors and torch make of two small sequences."""
     query, key, value = (part.to(device) for part in _random((5, 2, 16), (7, 2, 16), (7, 2, 16)))
     starts = [torch.tensor(offsets, dtype=torch.int32, device=device) for offsets in ((0, 2, 5), (0, 4, 7))]
-    found = _attend_nested(query, key, value, *starts, 3, 4)
-    for _, rows, columns in pairs_of_runs(*starts):
-        parts = (part.transpose(0, 1) for part in (query[rows], key[columns], value[columns]))
-        yield found[rows], F.scaled_dot_product_attention(*parts).transpose(0, 1)
+    found = _attend_nested(query, key, value, starts[0], starts[1], 3, 4)
+    for _, rows, columns in pairs_of_runs(starts[0], starts[1]):
+        q, k, v = (part.transpose(0, 1) for part in (query[rows], key[columns], value[columns]))
+        yield found[rows], F.scaled_dot_product_attention(q, k, v).transpose(0, 1)
 
 
 def _random(*shapes: tuple[int, ...]) -> list[torch.Tensor]:

@@ -47,7 +47,7 @@ class OtherTypes:
         named: dict[str, NamedGenes] = {
             found.id: processor.find_genes(Description((), found.markers, found.absent)) for found in types.values()
         }
-        self.evidence = MarkerEvidence(named, processor.feature_extractor.usual_places, model.device)
+        self.evidence = MarkerEvidence(named, processor.feature_extractor.usual_places, self.embeds.device)
 
     def alike(self, labels: Iterable[str], label_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """

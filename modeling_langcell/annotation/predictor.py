@@ -21,7 +21,7 @@ from ..model.packed_langcell import PackedSequences
 from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import Description
 from ..model.ranking import RankedCells
-from ..model.token_budget import TokenBudget
+from ..model.token_budget import TokenBudget, dispatched_to
 from ..model.zero_shot import DescriptionScorer, Shortlist, read_cells
 from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in, without_repeats
 from .device import find_device
@@ -56,8 +56,9 @@ class Predictor:
         device: str | torch.device | None = None,
         batch_tokens: int | None = None,
     ):
-        self.device = find_device(device)
-        self.model = model.to(self.device).eval()
+        dispatched = dispatched_to(model)  # accelerate has placed such a model, and forbids moving it.
+        self.device = dispatched or find_device(device)
+        self.model = (model if dispatched else model.to(self.device)).eval()
         self.processor, self.adaptation = processor, adaptation
         self.budget = TokenBudget.for_model(self.model) if batch_tokens is None else TokenBudget(batch_tokens)
 

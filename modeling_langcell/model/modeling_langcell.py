@@ -225,8 +225,8 @@ class LangCellCrossAttention(LangCellMultiHeadAttention):
         )
         if pairs is not None:
             query = query if pairs.copies is None else query[:, pairs.copies]
-            heads = (self.heads(part) for part in (query, key, value))
-            return self.attend(_PACKED, *heads, None, **{**kwargs, **pairs.attention})
+            query, key, value = self.heads(query), self.heads(key), self.heads(value)
+            return self.attend(_PACKED, query, key, value, None, **{**kwargs, **pairs.attention})
         # Rows are either texts that all cells share, or one block of texts for each cell.
         cells, length = len(cell_hidden_states), hidden_states.shape[1]
         blocks = query.unflatten(0, (-1, texts_per_cell)).flatten(1, 2)
@@ -570,12 +570,13 @@ class LangCellTextModel(LangCellTowerModel):
         Returns:
             `(pairs, hidden_size)` `[CLS]` states, cell by cell.
         """
+        device = input_ids.device  # The weights may be elsewhere, offloaded.
         flat = [text for of_cell in chosen for text in of_cell]
-        pairs = PackedSequences([texts.lengths[text] for text in flat], self.device)
-        copied = torch.tensor(flat, device=self.device)
+        pairs = PackedSequences([texts.lengths[text] for text in flat], device)
+        copied = torch.tensor(flat, device=device)
         # The queries of all the texts of a cell attend to it in one call.
-        queries = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], self.device)
-        cls_queries = PackedSequences([len(of_cell) for of_cell in chosen], self.device)
+        queries = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], device)
+        cls_queries = PackedSequences([len(of_cell) for of_cell in chosen], device)
 
         sequences = texts
         states = self.embeddings(input_ids, None, texts.positions[None], max(texts.lengths))

@@ -163,8 +163,8 @@ def packed_attention_forward(
     end; returns `(1, tokens, heads, head_size)`. Each sequence of queries attends to the sequence of keys at the same
     place.
     """
-    parts = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
-    attended = attend(*parts, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, dropout)
+    query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+    attended = attend(query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, dropout)
     return attended.unsqueeze(0), None
 
 
@@ -223,8 +223,9 @@ def _attend_by_runs(query, key, value, query_starts, key_starts, dropout):
     """Attends run by run, for a CPU with few cores, which a single sequence keeps busy."""
     attended = []
     for n, rows, columns in pairs_of_runs(query_starts, key_starts):
-        parts = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in (query[rows], key[columns], value[columns]))
-        found = F.scaled_dot_product_attention(*parts, dropout_p=dropout)
+        of_run = query[rows], key[columns], value[columns]
+        q, k, v = (part.unflatten(0, (n, -1)).transpose(1, 2) for part in of_run)
+        found = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         attended.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended)
 
@@ -242,13 +243,10 @@ def _attend_padded(query, key, value, query_starts, key_starts, longest_query, l
         return padded.index_copy(0, places, states).unflatten(0, (n, -1))
 
     known = torch.ones(len(key), dtype=torch.bool, device=query.device)
-    query = pad(query, query_places, longest_query)
-    key, value = pad(key, key_places, longest_key), pad(value, key_places, longest_key)
-    attended = F.scaled_dot_product_attention(
-        *(part.transpose(1, 2) for part in (query, key, value)),
-        attn_mask=pad(known, key_places, longest_key)[:, None, None],
-        dropout_p=dropout,
-    )
+    mask = pad(known, key_places, longest_key)[:, None, None]
+    query = pad(query, query_places, longest_query).transpose(1, 2)
+    key, value = (pad(part, key_places, longest_key).transpose(1, 2) for part in (key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return attended.transpose(1, 2).flatten(0, 1)[query_places]
 
 

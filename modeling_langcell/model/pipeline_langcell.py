@@ -14,6 +14,7 @@ from .configuration_langcell import PIPELINE_TASK
 from .errors import InputError
 from .feature_extraction_langcell import require_cell_options
 from .prompts import Description, as_description, check_labels, fill_templates
+from .token_budget import execution_device
 from .zero_shot import DescriptionScorer, read_cells
 
 logger = logging.getLogger(__name__)
@@ -109,11 +110,11 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
         scorer = DescriptionScorer(
             model.eval(), self.processor, given["descriptions"], alpha, shortlist, marker_weight=marker_weight
         )
-        parts = []
+        parts, device = [], execution_device(model)
         extractor = self.processor.feature_extractor
         for ranked in extractor.stream(given["cells"], places_of=scorer.marker_ids, **given["cell_options"]):
             parts.append(np.full((len(ranked), len(scorer.descriptions)), np.nan, dtype=np.float32))
-            for rows, found in read_cells(ranked, scorer, scorer.budget, model.device):
+            for rows, found in read_cells(ranked, scorer, scorer.budget, device):
                 parts[-1][rows] = found.scores.cpu().numpy()
         return {"scores": torch.from_numpy(np.concatenate(parts)), "labels": list(scorer.descriptions)}
 

@@ -1,5 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The token budget: the amount of work done at once, chosen from free memory and halved when memory runs out."""
+"""
+The token budget: the amount of work done at once, chosen from free memory and halved when memory runs out; and the
+device of the work.
+"""
 
 import logging
 import re
@@ -47,8 +50,9 @@ class TokenBudget:
         towers = [getattr(config, name) for name in ("cell_config", "text_config") if hasattr(config, name)] or [config]
         # A layer holds at once: states, queries, keys, values, attended states; and the wide states.
         widest = max(10 * tower.hidden_size + 2 * tower.intermediate_size for tower in towers)
-        enough = _ENOUGH.get(model.device.type, _ENOUGH["cpu"])
-        free = _free_memory(model.device)
+        device = execution_device(model)
+        enough = _ENOUGH.get(device.type, _ENOUGH["cpu"])
+        free = _free_memory(device)
         return cls(enough if free is None else max(_LEAST, min(enough, free // 2 // (widest * model.dtype.itemsize))))
 
     def blocks(self, items: Iterable[T], lengths: Iterable[int]) -> Iterator[list[T]]:
@@ -96,6 +100,18 @@ class TokenBudget:
             yield block, found
 
 
+def execution_device(model: Any) -> torch.device:
+    """Returns the device on which a model computes; weights that accelerate has offloaded are elsewhere meanwhile."""
+    return dispatched_to(model) or model.device
+
+
+def dispatched_to(model: Any) -> torch.device | None:
+    """Returns the device on which accelerate lets a model compute that it has dispatched, or None for other models."""
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(device) for device in devices if device is not None), None)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(_OUT_OF_MEMORY.search(str(error)))
 
@@ -112,4 +128,4 @@ def _free_memory(device: torch.device) -> int | None:
     return None
 
 
-__all__ = ["TokenBudget"]
+__all__ = ["TokenBudget", "dispatched_to", "execution_device"]

@@ -20,7 +20,7 @@ from .marker_genes import NamedGenes, without_gene_lists
 from .packed_langcell import PackedSequences
 from .prompts import PROMPT_TEMPLATES, as_description, as_texts
 from .ranking import RankedCells
-from .token_budget import TokenBudget
+from .token_budget import TokenBudget, execution_device
 
 if TYPE_CHECKING:
     from .modeling_langcell import LangCellModel
@@ -128,7 +128,8 @@ class DescriptionScorer:
         self.markers: dict[str, NamedGenes] = {}
         if self.marker_weight:
             self.markers = {label: processor.find_genes(given) for label, given in described.items()}
-            self.evidence = MarkerEvidence(self.markers, processor.feature_extractor.usual_places, model.device)
+            usual = processor.feature_extractor.usual_places
+            self.evidence = MarkerEvidence(self.markers, usual, execution_device(model))
         #: The calibration of the scores; None if they are not calibrated.
         calibration = model.config.calibration
         self.calibration = calibration if _fits(calibration, alpha, self.marker_weight, processor) else None
@@ -292,7 +293,8 @@ class DescriptionScorer:
 
     def _embed(self) -> torch.Tensor:
         """Embeds each label as the mean of its texts: `(labels, projection_dim)` float32, L2-normalised."""
-        embeds = torch.empty(len(self.lengths), self.model.config.projection_dim, device=self.model.device)
+        size = len(self.lengths), self.model.config.projection_dim
+        embeds = torch.empty(size, device=execution_device(self.model))
         with torch.inference_mode():
             every = self._by_length(range(len(self.lengths)))
             for rows, pooled in self.budget.spend(every, self.lengths.__getitem__, self._read_texts):
@@ -314,7 +316,7 @@ class DescriptionScorer:
         return self.model.text_model(ids, pooled_only=True, return_dict=True, **packed.arguments).pooler_output
 
     def _pack(self, texts: list[int]) -> tuple[torch.Tensor, PackedSequences]:
-        device = self.model.device
+        device = execution_device(self.model)
         ids = torch.tensor([[*chain(*(self.text_ids[text] for text in texts))]], device=device)
         return ids, PackedSequences([self.lengths[text] for text in texts], device)
 
