@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Registers the family with transformers' Auto classes and pipelines.
+Registers the family with transformers' Auto classes and pipelines, and lets these take the names of the package's
+checkpoints: `AutoModel.from_pretrained("langcell-mini")`.
 
 transformers registers classes, and importing ours takes seconds, mostly for torch. Each registration therefore waits
 until the module of its Auto class is imported, which takes those seconds anyway.
@@ -8,6 +9,7 @@ until the module of its Auto class is imported, which takes those seconds anyway
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -110,6 +112,8 @@ class _RegisteringLoader(Loader):
 def _register_configs(auto: Any) -> None:
     for config in (langcell.LangCellConfig, langcell.LangCellCellConfig, langcell.LangCellTextConfig):
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+        _let_names_be_loaded(config, only_config=True)
+    _let_names_be_loaded(auto.AutoConfig, only_config=True)
 
 
 def _register_models(auto: Any) -> None:
@@ -122,20 +126,58 @@ def _register_models(auto: Any) -> None:
         (auto.AutoModelForPreTraining, langcell.LangCellForPreTraining),
     ):
         auto_class.register(model.config_class, model, exist_ok=True)
+        _let_names_be_loaded(auto_class)
+        _let_names_be_loaded(model)
 
 
 def _register_feature_extractor(auto: Any) -> None:
     for config in (langcell.LangCellConfig, langcell.LangCellCellConfig):
         auto.AutoFeatureExtractor.register(config, langcell.LangCellFeatureExtractor, exist_ok=True)
+    _let_names_be_loaded(auto.AutoFeatureExtractor)
+    _let_names_be_loaded(langcell.LangCellFeatureExtractor)
 
 
 def _register_processor(auto: Any) -> None:
     auto.AutoProcessor.register(langcell.LangCellConfig, langcell.LangCellProcessor, exist_ok=True)
+    _let_names_be_loaded(auto.AutoProcessor)
+    _let_names_be_loaded(langcell.LangCellProcessor)
+
+
+def _register_tokenizer(auto: Any) -> None:
+    _let_names_be_loaded(auto.AutoTokenizer)
 
 
 def _register_pipeline(pipelines: Any) -> None:
     pipeline = langcell.ZeroShotCellAnnotationPipeline
     pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=pipelines.AutoModel)
+    make = pipelines.pipeline
+
+    @wraps(make)
+    def make_by_name(task: Any = None, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return make(task, _resolve(model), *args, **kwargs)
+
+    pipelines.pipeline = make_by_name
+
+
+def _let_names_be_loaded(loaded: Any, only_config: bool = False) -> None:
+    """Lets `from_pretrained` of a class take the names of the package's checkpoints."""
+    load = loaded.from_pretrained.__func__
+    if hasattr(load, "__langcell__"):  # The class inherits it from one that was changed before.
+        return
+
+    @wraps(load)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return load(cls, _resolve(pretrained_model_name_or_path, only_config), *args, **kwargs)
+
+    from_pretrained.__langcell__ = True  # type: ignore[attr-defined]
+    loaded.from_pretrained = classmethod(from_pretrained)
+
+
+def _resolve(name: Any, only_config: bool = False) -> Any:
+    """Returns the folder of a checkpoint of the package, and anything else as it is."""
+    if not isinstance(name, str):
+        return name
+    return import_module(f"{__package__}.checkpoint.builtin").resolve_checkpoint(name, only_config=only_config)
 
 
 def _add_kernels(packed: Any) -> None:
@@ -148,6 +190,7 @@ _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
     "transformers.models.auto.processing_auto": _register_processor,
+    "transformers.models.auto.tokenization_auto": _register_tokenizer,
     "transformers.pipelines": _register_pipeline,
     f"{_FAMILY}packed_langcell": _add_kernels,
 }

@@ -139,6 +139,9 @@ def everything_knows_the_family():
     assert PROCESSOR_MAPPING[joint] is langcell.LangCellProcessor
     task = PIPELINE_REGISTRY.check_task("zero-shot-cell-annotation")[1]
     assert task["impl"] is langcell.ZeroShotCellAnnotationPipeline
+    assert type(AutoConfig.from_pretrained("langcell-mini")) is joint
+    from modeling_langcell.model.packed_langcell import kernels
+    assert kernels.linear and kernels.attention
 
 
 def order(statements):
