@@ -89,7 +89,7 @@ class LangCellEmbeddings(nn.Module):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         length = hidden_states.shape[1] if longest is None else longest
-        if length > self.position_embeddings.num_embeddings:
+        if not torch.jit.is_tracing() and length > self.position_embeddings.num_embeddings:
             raise ValueError(
                 f"A sequence of {length} is longer than max_position_embeddings "
                 f"({self.position_embeddings.num_embeddings}): truncate it with max_length in the processor."
