@@ -18,6 +18,10 @@ What marker genes add to the time of annotating:
 
     python eval/benchmarks/throughput.py markers --json eval/results/throughput_markers.json
 
+A change of the package, measured against a checkout without it:
+
+    python eval/benchmarks/throughput.py checkouts --before ../before --json eval/results/throughput_checkouts.json
+
 Alternative kernels for the cell tower:
 
     python eval/benchmarks/throughput.py kernels --json eval/results/throughput_kernels.json
@@ -53,6 +57,7 @@ from modeling_langcell.checkpoint.builtin import MINI
 from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.sources import find_sources
 from modeling_langcell.eval.benchmarks import annotation_rate
+from modeling_langcell.eval.benchmarks.checkouts import compare_checkouts
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
 from modeling_langcell.eval.benchmarks.study_run import annotate_study
@@ -407,6 +412,26 @@ def markers(
     typer.echo(f"{adata.n_obs} cells, {len(labels)} candidates: {ratio:.3f} times the time without markers")
     about = {"cells": adata.n_obs, "candidates": len(labels), "file": cells_file.name}
     write_record(json_file, about | {"ratio": ratio, "seconds": pairs})
+
+
+@app.command()
+def checkouts(
+    before: Annotated[Path, typer.Option(help="Folder of the other checkout, such as a git worktree.")],
+    cells_file: Cells = PBMC,
+    n_cells: Annotated[int, typer.Option("--drawn", help="Number of cells that are drawn for each round.")] = 300,
+    rounds: Rounds = 9,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure this checkout against another one, in turn: the rates of annotating with langcell-mini."""
+    labels = [get_term(one.id).name for one in usual_in(["blood"])][:8]
+    found = compare_checkouts(before, cells_file, labels, rounds, n_cells)
+    for way, ratio in found["ratio"].items():
+        typer.echo(f"{way}: {ratio:.3f} times the rate before")
+    commits = {
+        name: subprocess.check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], text=True).strip()
+        for name, folder in (("before", before), ("after", Path()))
+    }
+    write_record(json_file, {"commits": commits, "file": cells_file.name, **found})
 
 
 def _context(cells: Path, device: str | None, seed: int) -> annotation_rate.BenchmarkContext:

@@ -43,7 +43,7 @@ class LangCellAnnotator(Predictor):
 
     ```python
     >>> from modeling_langcell import LangCellAnnotator
-    >>> annotator = LangCellAnnotator.from_pretrained("hub_configs/langcell-mini")  # doctest: +SKIP
+    >>> annotator = LangCellAnnotator.from_pretrained("langcell-mini")  # doctest: +SKIP
     >>> annotator.annotate(adata, ["B cell", "T cell", "monocyte"])  # doctest: +SKIP
 
     ```"""

@@ -51,7 +51,7 @@ class ZeroShotCellAnnotationPipeline(Pipeline):
 
     ```python
     >>> from transformers import pipeline
-    >>> annotate = pipeline("zero-shot-cell-annotation", model="hub_configs/langcell-mini")  # doctest: +SKIP
+    >>> annotate = pipeline("zero-shot-cell-annotation", model="langcell-mini")  # doctest: +SKIP
     >>> annotate(adata, candidate_labels=["B cell", "monocyte"], top_k=1)[0]  # doctest: +SKIP
     [{'label': 'monocyte', 'score': 0.93}]
 
