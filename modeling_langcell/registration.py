@@ -1,6 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Registers the family with transformers' Auto classes and pipelines.
+Registers the family with transformers' Auto classes and pipelines, and with peft.
 
 transformers registers classes, and importing ours takes seconds, mostly for torch. Each registration therefore waits
 until the module of its Auto class is imported, which takes those seconds anyway.
@@ -119,6 +119,8 @@ def _register_models(auto: Any) -> None:
         (auto.AutoModel, langcell.LangCellTextModel),
         (auto.AutoModelForMaskedLM, langcell.LangCellForMaskedLM),
         (auto.AutoModelForSequenceClassification, langcell.LangCellForSequenceClassification),
+        (auto.AutoModelForMaskedLM, langcell.LangCellForMaskedLMOfJoint),
+        (auto.AutoModelForSequenceClassification, langcell.LangCellForSequenceClassificationOfJoint),
         (auto.AutoModelForPreTraining, langcell.LangCellForPreTraining),
     ):
         auto_class.register(model.config_class, model, exist_ok=True)
@@ -138,13 +140,30 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=pipelines.AutoModel)
 
 
-#: The function that registers with each module of transformers.
+def _register_adapter_targets(constants: Any) -> None:
+    """Names to peft the modules that each of its methods adapts by default: parameter names are BERT's."""
+    for name, targets in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and "bert" in targets:
+            for model_type in ("langcell", "langcell_cell", "langcell_text"):
+                targets.setdefault(model_type, targets["bert"])
+
+
+def _register_adapted_classes(auto: Any) -> None:
+    """Adds the family to the packages whose classes `AutoPeftModel` imports when an adapter names them."""
+    others = getattr(auto, "get_default_import_allowlist", None)  # Older versions import any package.
+    if others is not None:
+        auto.get_default_import_allowlist = lambda: [*others(), "modeling_langcell"]
+
+
+#: The function that registers with each module of transformers and peft.
 _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
     "transformers.models.auto.processing_auto": _register_processor,
     "transformers.pipelines": _register_pipeline,
+    "peft.utils.constants": _register_adapter_targets,
+    "peft.auto": _register_adapted_classes,
 }
 _HOOK = _RegistrationHook()
 
