@@ -16,8 +16,12 @@ from .model.errors import InputError as InputError
 from .model.feature_extraction_langcell import LangCellFeatureExtractor as LangCellFeatureExtractor
 from .model.modeling_langcell import LangCellCellModel as LangCellCellModel
 from .model.modeling_langcell import LangCellForMaskedLM as LangCellForMaskedLM
+from .model.modeling_langcell import LangCellForMaskedLMOfJoint as LangCellForMaskedLMOfJoint
 from .model.modeling_langcell import LangCellForPreTraining as LangCellForPreTraining
 from .model.modeling_langcell import LangCellForSequenceClassification as LangCellForSequenceClassification
+from .model.modeling_langcell import (
+    LangCellForSequenceClassificationOfJoint as LangCellForSequenceClassificationOfJoint,
+)
 from .model.modeling_langcell import LangCellModel as LangCellModel
 from .model.modeling_langcell import LangCellTextModel as LangCellTextModel
 from .model.pipeline_langcell import ZeroShotCellAnnotationPipeline as ZeroShotCellAnnotationPipeline

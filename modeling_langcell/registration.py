@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Registers the family with transformers' Auto classes and pipelines, and lets these take the names of the package's
-checkpoints: `AutoModel.from_pretrained("langcell-mini")`.
+Registers the family with transformers' Auto classes and pipelines, and with peft, and lets transformers take the
+names of the package's checkpoints: `AutoModel.from_pretrained("langcell-mini")`.
 
 transformers registers classes, and importing ours takes seconds, mostly for torch. Each registration therefore waits
 until the module of its Auto class is imported, which takes those seconds anyway.
@@ -123,6 +123,8 @@ def _register_models(auto: Any) -> None:
         (auto.AutoModel, langcell.LangCellTextModel),
         (auto.AutoModelForMaskedLM, langcell.LangCellForMaskedLM),
         (auto.AutoModelForSequenceClassification, langcell.LangCellForSequenceClassification),
+        (auto.AutoModelForMaskedLM, langcell.LangCellForMaskedLMOfJoint),
+        (auto.AutoModelForSequenceClassification, langcell.LangCellForSequenceClassificationOfJoint),
         (auto.AutoModelForPreTraining, langcell.LangCellForPreTraining),
     ):
         auto_class.register(model.config_class, model, exist_ok=True)
@@ -159,6 +161,21 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.pipeline = make_by_name
 
 
+def _register_adapter_targets(constants: Any) -> None:
+    """Names to peft the modules that each of its methods adapts by default: parameter names are BERT's."""
+    for name, targets in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and "bert" in targets:
+            for model_type in ("langcell", "langcell_cell", "langcell_text"):
+                targets.setdefault(model_type, targets["bert"])
+
+
+def _register_adapted_classes(auto: Any) -> None:
+    """Adds the family to the packages whose classes `AutoPeftModel` imports when an adapter names them."""
+    others = getattr(auto, "get_default_import_allowlist", None)  # Older versions import any package.
+    if others is not None:
+        auto.get_default_import_allowlist = lambda: [*others(), "modeling_langcell"]
+
+
 def _let_names_be_loaded(loaded: Any, only_config: bool = False) -> None:
     """Lets `from_pretrained` of a class take the names of the package's checkpoints."""
     load = loaded.from_pretrained.__func__
@@ -184,7 +201,7 @@ def _add_kernels(packed: Any) -> None:
     import_module(f"{__package__}.kernels").add_kernels()
 
 
-#: The function that registers with each module of transformers, or adds to one of the family's own.
+#: The function that registers with each module of transformers and peft, or adds to one of the family's own.
 _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
@@ -193,6 +210,8 @@ _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.tokenization_auto": _register_tokenizer,
     "transformers.pipelines": _register_pipeline,
     f"{_FAMILY}packed_langcell": _add_kernels,
+    "peft.utils.constants": _register_adapter_targets,
+    "peft.auto": _register_adapted_classes,
 }
 _HOOK = _RegistrationHook()
 

@@ -132,6 +132,8 @@ def everything_knows_the_family():
         (AutoModel, text, langcell.LangCellTextModel),
         (AutoModelForMaskedLM, cell, langcell.LangCellForMaskedLM),
         (AutoModelForSequenceClassification, cell, langcell.LangCellForSequenceClassification),
+        (AutoModelForMaskedLM, joint, langcell.LangCellForMaskedLMOfJoint),
+        (AutoModelForSequenceClassification, joint, langcell.LangCellForSequenceClassificationOfJoint),
         (AutoModelForPreTraining, joint, langcell.LangCellForPreTraining),
     ):
         assert auto._model_mapping[config] is model, (auto, model)
@@ -184,3 +186,27 @@ def test_import(session, order):
 def test_import_is_silent(session):
     assert session.stdout.count("\n") == 1
     assert session.stderr == ""
+
+
+PEFT = """
+import json, sys
+{imports}
+import modeling_langcell
+{first} = "peft" not in sys.modules
+import peft, peft.auto, peft.utils.constants
+mapping = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+assert mapping["langcell"] == mapping["langcell_cell"] == mapping["langcell_text"] == mapping["bert"]
+assert "modeling_langcell" in peft.auto.get_default_import_allowlist()
+assert {expected}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("imports", "expected"), [("", "light"), ("import peft", "not light")], ids=["peft later", "peft before"]
+)
+def test_peft(imports, expected):
+    """peft knows the family's modules whenever it is imported, and the package does not import it."""
+    code = PEFT.format(imports=imports, first="light", expected=expected)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]

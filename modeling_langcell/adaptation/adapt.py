@@ -384,7 +384,9 @@ def _with_prototypes(
     """Adds each label's mean embedding, and its weight against the description, which grows with the cells."""
     batches = CellBatches(ranked, labels.truth, 64, model.device)
     model.eval()
-    embeds = torch.cat([model.get_cell_features(ids, mask) for ids, mask, _ in batches.in_order()])
+    options = {"pooled_only": True, "return_dict": True}
+    read = [model.get_cell_features(ids, mask, **options) for ids, mask, _ in batches.in_order()]
+    embeds = torch.cat([one.pooler_output for one in read])
     truth = torch.from_numpy(labels.truth).to(model.device)
     means = torch.stack([embeds[truth == label].mean(dim=0) for label in range(len(labels.names))])
     weight = config.prototype_weight

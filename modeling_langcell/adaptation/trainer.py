@@ -47,7 +47,7 @@ class DescriptionLoss(nn.Module):
         model, texts = self.model, self.texts
         cells = model.cell_model(ids, mask, pooled_only=not self.matching, return_dict=True)
         if self.pooled_texts is None:
-            text_embeds = model.get_text_features(**texts)
+            text_embeds = model.get_text_features(**texts, pooled_only=True, return_dict=True).pooler_output
         else:
             text_embeds = model.project_texts(self.pooled_texts)
         similarity = model.project_cells(cells.pooler_output) @ text_embeds.T / self.temperature

@@ -24,6 +24,8 @@ _LANGCELL_AUTO_MAP = {
     "AutoConfig": "configuration_langcell.LangCellConfig",
     "AutoModel": "modeling_langcell.LangCellModel",
     "AutoModelForPreTraining": "modeling_langcell.LangCellForPreTraining",
+    "AutoModelForMaskedLM": "modeling_langcell.LangCellForMaskedLMOfJoint",
+    "AutoModelForSequenceClassification": "modeling_langcell.LangCellForSequenceClassificationOfJoint",
 }
 #: Task of the pipeline that such a repository offers.
 PIPELINE_TASK = "zero-shot-cell-annotation"
@@ -78,6 +80,7 @@ class LangCellCellConfig(_PublishedConfig):
         max_position_embeddings: Longest gene sequence, including `<cls>`.
         initializer_range, layer_norm_eps: The same as in BERT.
         pad_token_id, mask_token_id: Ids of `<pad>` and `<mask>`.
+        cls_token_id: Id of `<cls>`; by default the last of the vocabulary, where it is before any token is added.
         tie_word_embeddings: True to share the gene embeddings with the masked-gene head.
 
     Example:
@@ -91,6 +94,8 @@ class LangCellCellConfig(_PublishedConfig):
 
     model_type = "langcell_cell"
     base_config_key = "cell_config"
+    #: Outputs that `Trainer` does not keep while it evaluates.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions"]
     _published_auto_map: ClassVar[dict[str, str]] = _CELL_AUTO_MAP
 
     vocab_size: int = 25427
@@ -107,16 +112,20 @@ class LangCellCellConfig(_PublishedConfig):
     layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
     mask_token_id: int = 1
+    if TYPE_CHECKING:  # Its type after initialisation.
+        cls_token_id: int
+    else:
+        cls_token_id: int | None = None
     tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.cls_token_id is None:
+            self.cls_token_id = self.vocab_size - 1
 
     def validate_architecture(self):
         """Checks that sizes are above 0, and that the number of heads divides the hidden size."""
         _check_geometry(self)
-
-    @property
-    def cls_token_id(self) -> int:
-        """Id of `<cls>`, the last of the vocabulary."""
-        return self.vocab_size - 1
 
 
 @strict
@@ -149,6 +158,7 @@ class LangCellTextConfig(_PublishedConfig):
 
     model_type = "langcell_text"
     base_config_key = "text_config"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions", "cross_attentions"]
     _published_auto_map: ClassVar[dict[str, str]] = _TEXT_AUTO_MAP
 
     vocab_size: int = 30524
@@ -211,6 +221,13 @@ class LangCellConfig(_PublishedConfig):
     ```"""
 
     model_type = "langcell"
+    # The towers' outputs are large; the logits per text are those per cell, and of another number of rows.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "logits_per_text",
+        "cell_model_output",
+        "text_model_output",
+        "matching_model_output",
+    ]
     # Bare classes are enough from transformers 5.21 on, the first that does not support Python 3.10.
     sub_configs_defaults = {
         "cell_config": SubConfigSpec(LangCellCellConfig),
@@ -277,7 +294,10 @@ class LangCellConfig(_PublishedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("custom_pipelines", None)
+        tied = kwargs.pop("tie_word_embeddings", None)
         super().__post_init__(**kwargs)
+        if tied is not None:
+            self.tie_word_embeddings = tied
         # The cross-attention reads the cell tower's states, so their width is set in one place.
         self.text_config.cell_hidden_size = self.cell_config.hidden_size
 
@@ -296,6 +316,10 @@ class LangCellConfig(_PublishedConfig):
     def tie_word_embeddings(self) -> bool:
         """True if the masked-gene head shares the gene embeddings, as the cell tower's config says."""
         return self.cell_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, tied: bool) -> None:
+        self.cell_config.tie_word_embeddings = tied
 
     def get_text_config(self, *args, **kwargs) -> LangCellCellConfig:
         """Returns the config of the input embeddings, which is what transformers asks for: here they embed genes."""

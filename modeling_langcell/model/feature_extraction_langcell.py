@@ -2,7 +2,7 @@
 """The feature extractor: reads counts, matches genes, and encodes cells as ranked gene ids (LangCell, section 3.1)."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, Literal
@@ -87,6 +87,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             del output["gene_places"]
         for derived in ("pad_token_id", "mask_token_id", "cls_token_id"):
             output.pop(derived)
+        # A processor that was saved has added its own class.
+        output["auto_map"] = {self._auto_class: f"feature_extraction_langcell.{type(self).__name__}"}
         return output
 
     def __repr__(self) -> str:
@@ -182,6 +184,49 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             ids, mask = ranked.pad(length=(max_length or self.max_length) if padding == "max_length" else None)
             arrays = {"cell_input_ids": ids, "cell_attention_mask": mask}
             batch = arrays if return_tensors else {name: array.tolist() for name, array in arrays.items()}
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def pad(
+        self,
+        encoded: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | Literal["longest", "max_length", "do_not_pad"] = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """
+        Pads encoded cells to one length, as tokenizers do for `transformers.DataCollatorWithPadding`.
+
+        Args:
+            encoded: A batch that a call returned, or the same for each cell. Padding that is in it already is left out.
+                Other values, such as labels, are kept.
+            padding: Pads to the longest cell (`True`), to `max_length`, or not at all.
+            max_length: Length of `padding="max_length"`; the extractor's own by default.
+            pad_to_multiple_of: Pads further, to a multiple of this.
+            return_tensors: `"pt"` or `"np"`; lists if left out.
+
+        Raises:
+            InputError: There are no cells, or one is longer than `max_length`.
+        """
+        if not isinstance(encoded, Mapping):
+            encoded = {name: [cell[name] for cell in encoded] for name in (encoded[0] if len(encoded) else ())}
+        ids_name, mask_name = self.model_input_names
+        if ids_name not in encoded:
+            raise InputError(f"There is no {ids_name} to pad, only {', '.join(encoded) or 'nothing'}.")
+        rows = [np.asarray(row) for row in encoded[ids_name]]
+        masks = encoded.get(mask_name, [np.ones(len(row)) for row in rows])
+        cells = RankedCells.from_rows([row[np.asarray(mask) > 0] for row, mask in zip(rows, masks, strict=True)])
+        length = cells.lengths.max()
+        if padding == "max_length":
+            limit = self.max_length if max_length is None else max_length
+            if length > limit:
+                raise InputError(f"A cell of {length} ids is longer than max_length={limit}.")
+            length = limit
+        batch: dict[str, Any] = dict(encoded)
+        if padding not in (False, "do_not_pad"):
+            ids, mask = cells.pad(length=-(-length // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1))
+            arrays = {ids_name: ids, mask_name: mask}
+            batch |= arrays if return_tensors else {name: array.tolist() for name, array in arrays.items()}
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def rank(self, cells: Any, **kwargs: Any) -> RankedCells:

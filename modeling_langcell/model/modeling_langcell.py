@@ -6,8 +6,13 @@ with cross-attention to the cell, their shared space, and the matching head.
 Parameter names inside the towers are those of `transformers.BertModel`, so that BERT and Geneformer weights fit.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -66,6 +71,64 @@ def eager_attention_forward(
             scores = scores + attention_mask
     weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+#: Arguments that transformers handles for every model.
+_OUTPUT_OPTIONS = ("output_attentions", "output_hidden_states", "return_dict")
+#: Arguments by which transformers describes sequences that are laid end to end in one row.
+_END_TO_END = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def only_known_arguments(*others: str) -> Callable[[Callable], Callable]:
+    """
+    Refuses keyword arguments that a method neither names nor passes on, `others` or transformers' options of outputs,
+    because they would be ignored.
+
+    Raises:
+        TypeError: There is no such argument; the message names the closest.
+    """
+
+    def decorate(forward: Callable) -> Callable:
+        parameters = signature(forward).parameters.values()
+        known = [one.name for one in parameters if one.kind is Parameter.POSITIONAL_OR_KEYWORD and one.name != "self"]
+        known += [*others, *_OUTPUT_OPTIONS]
+
+        @wraps(forward)
+        def checked(self, *args, **kwargs):
+            for name in kwargs:
+                if name not in known:
+                    close = get_close_matches(name, known, 1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+                    raise TypeError(f"{type(self).__name__} has no argument {name!r}: {hint}")
+            return forward(self, *args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _cell_inputs(
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    cell_input_ids: torch.Tensor | None,
+    cell_attention_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """
+    Returns ids and attention mask of cells, whose names in a joint batch a cell tower takes too.
+
+    Raises:
+        TypeError: One of them is given under both names.
+    """
+    for name, own, joint in (
+        ("input_ids", input_ids, cell_input_ids),
+        ("attention_mask", attention_mask, cell_attention_mask),
+    ):
+        if own is not None and joint is not None:
+            raise TypeError(f"{name} and cell_{name} are the same here: give one of them.")
+    return (
+        cell_input_ids if input_ids is None else input_ids,
+        cell_attention_mask if attention_mask is None else attention_mask,
+    )
 
 
 class LangCellEmbeddings(nn.Module):
@@ -411,6 +474,7 @@ class LangCellCellModel(LangCellTowerModel):
     def __init__(self, config: LangCellCellConfig):
         super().__init__(config, LangCellCellLayer)
 
+    @only_known_arguments(*_END_TO_END)
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -419,6 +483,8 @@ class LangCellCellModel(LangCellTowerModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pooled_only: bool = False,
+        cell_input_ids: torch.Tensor | None = None,
+        cell_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
@@ -430,6 +496,8 @@ class LangCellCellModel(LangCellTowerModel):
             inputs_embeds: `(cells, genes, hidden_size)` in place of `input_ids`.
             pooled_only: If true, the last layer computes only the `<cls>` state, for `pooler_output`, which in a
                 shallow tower saves much of the work.
+            cell_input_ids, cell_attention_mask: The names that the feature extractor gives `input_ids` and
+                `attention_mask`, which in a joint batch are those of texts.
             kwargs: Among others transformers' arguments for cells laid end to end in one row, without padding:
                 `position_ids` `(1, genes of all cells)`, `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and
                 `max_length_k`, as `DataCollatorWithFlattening` and `PackedSequences.arguments` give them.
@@ -439,6 +507,7 @@ class LangCellCellModel(LangCellTowerModel):
             `pooler_output`, its `<cls>` states `(cells, hidden_size)`. Of cells laid end to end, `last_hidden_state` is
             `(1, genes of all cells, hidden_size)`, or `(1, cells, hidden_size)`.
         """
+        input_ids, attention_mask = _cell_inputs(input_ids, attention_mask, cell_input_ids, cell_attention_mask)
         hidden_states, mask = self.embed(input_ids, inputs_embeds, attention_mask, kwargs)
         cls_only = False
         for layer in self.encoder.layer:
@@ -468,6 +537,7 @@ class LangCellTextModel(LangCellTowerModel):
     def __init__(self, config: LangCellTextConfig):
         super().__init__(config, LangCellTextLayer)
 
+    @only_known_arguments(*_END_TO_END)
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -613,6 +683,8 @@ class LangCellOutput(ModelOutput):
         text_embeds: `(texts, projection_dim)`, L2-normalised.
         cell_model_output: Output of the cell tower.
         text_model_output: Output of the text tower on the texts alone.
+        matching_model_output: Output of the text tower on the pairs, cell by cell, with the cross-attentions if
+            attentions were requested. `None` without `return_matching`.
     """
 
     loss: torch.Tensor | None = None
@@ -623,6 +695,7 @@ class LangCellOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     cell_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
+    matching_model_output: BaseModelOutputWithPoolingAndCrossAttentions | None = None
 
 
 class LangCellModel(LangCellPreTrainedModel):
@@ -680,29 +753,51 @@ class LangCellModel(LangCellPreTrainedModel):
         """Projects `(texts, hidden_size)` pooled states to `(texts, projection_dim)`, L2-normalised."""
         return F.normalize(self.text_projection(pooled), dim=-1)
 
+    @can_return_tuple
     def get_cell_features(
         self,
         cell_input_ids: torch.Tensor,
         cell_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> BaseModelOutputWithPooling:
         """
-        Embeds `(cells, genes)` ids as `(cells, projection_dim)`, L2-normalised: `cell_embeds` of `forward`.
-        """
-        cells = self.cell_model(cell_input_ids, cell_attention_mask, pooled_only=True, return_dict=True, **kwargs)
-        return self.project_cells(cells.pooler_output)
+        Embeds cells.
 
+        Args:
+            cell_input_ids, cell_attention_mask: `(cells, genes)`.
+            kwargs: Arguments of `LangCellCellModel.forward`; with `pooled_only` the last layer computes only what the
+                embedding needs.
+
+        Returns:
+            The output of the cell tower, with the embeddings `(cells, projection_dim)`, L2-normalised, as its
+            `pooler_output`: they are `cell_embeds` of `forward`.
+        """
+        cells = self.cell_model(cell_input_ids, cell_attention_mask, return_dict=True, **kwargs)
+        cells.pooler_output = self.project_cells(cells.pooler_output)
+        return cells
+
+    @can_return_tuple
     def get_text_features(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """
-        Embeds `(texts, tokens)` ids as `(texts, projection_dim)`, L2-normalised: `text_embeds` of `forward`.
+        Embeds texts.
+
+        Args:
+            input_ids, attention_mask: `(texts, tokens)`.
+            kwargs: Arguments of `LangCellTextModel.forward`; with `pooled_only` the last layer computes only what the
+                embedding needs, if that is the `[CLS]` state.
+
+        Returns:
+            The output of the text tower, with the embeddings `(texts, projection_dim)`, L2-normalised, as its
+            `pooler_output`: they are `text_embeds` of `forward`.
         """
-        texts = self.text_model(input_ids, attention_mask, pooled_only=True, return_dict=True, **kwargs)
-        return self.project_texts(texts.pooler_output)
+        texts = self.text_model(input_ids, attention_mask, return_dict=True, **kwargs)
+        texts.pooler_output = self.project_texts(texts.pooler_output)
+        return texts
 
     def get_similarity_logits(self, cell_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Returns `(cells, texts)` cosine over temperature."""
@@ -730,15 +825,27 @@ class LangCellModel(LangCellPreTrainedModel):
             `(cells, texts_per_cell, 2)`.
         """
         texts_per_cell = len(input_ids) if texts_per_cell is None else texts_per_cell
-        pairs = self.text_model(
+        pairs = self._read_pairs(
+            cell_hidden_states, cell_attention_mask, input_ids, attention_mask, texts_per_cell, pooled_only=True
+        )
+        return self._match(pairs, texts_per_cell)
+
+    def _read_pairs(
+        self, cell_hidden_states, cell_attention_mask, input_ids, attention_mask, texts_per_cell, **kwargs
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Returns the output of the text tower on pairs; arguments are those of `get_matching_logits`."""
+        return self.text_model(
             input_ids,
             attention_mask,
             encoder_hidden_states=cell_hidden_states,
             encoder_attention_mask=cell_attention_mask,
             texts_per_cell=texts_per_cell,
-            pooled_only=True,
             return_dict=True,
+            **kwargs,
         )
+
+    def _match(self, pairs: BaseModelOutputWithPoolingAndCrossAttentions, texts_per_cell: int) -> torch.Tensor:
+        """Returns `(cells, texts_per_cell, 2)` logits of `(no match, match)`."""
         return self.matching_head(pairs.pooler_output).unflatten(0, (-1, texts_per_cell))
 
     def match_packed(
@@ -755,6 +862,7 @@ class LangCellModel(LangCellPreTrainedModel):
         pooled = self.text_model.read_pairs(input_ids, texts, cell_states, cells, chosen)
         return self.matching_head(pooled).float().softmax(dim=-1)[:, 1]
 
+    @only_known_arguments()
     @can_return_tuple
     def forward(
         self,
@@ -786,11 +894,17 @@ class LangCellModel(LangCellPreTrainedModel):
         text_embeds = self.project_texts(texts.pooler_output)
         logits_per_cell = self.get_similarity_logits(cell_embeds, text_embeds)
 
-        matching_logits = None
+        matching_logits, pairs = None, None
         if return_matching:
-            matching_logits = self.get_matching_logits(
-                cells.last_hidden_state, cell_attention_mask, input_ids, attention_mask
+            # The head reads only [CLS], but who asks for states or attentions wants those of all tokens.
+            options = ("output_attentions", "output_hidden_states")
+            pooled_only = not any(kwargs.get(name, getattr(self.config.text_config, name)) for name in options)
+            pairs = self._read_pairs(
+                *(cells.last_hidden_state, cell_attention_mask, input_ids, attention_mask, len(input_ids)),
+                pooled_only=pooled_only,
+                **kwargs,
             )
+            matching_logits = self._match(pairs, len(input_ids))
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits_per_cell.float(), labels)
@@ -806,6 +920,7 @@ class LangCellModel(LangCellPreTrainedModel):
             text_embeds=text_embeds,
             cell_model_output=cells,
             text_model_output=texts,
+            matching_model_output=pairs,
         )
 
 
@@ -846,6 +961,7 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
 
+    @only_known_arguments(*_END_TO_END)
     @can_return_tuple
     def forward(
         self,
@@ -853,6 +969,8 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        cell_input_ids: torch.Tensor | None = None,
+        cell_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """
@@ -861,10 +979,12 @@ class LangCellForMaskedLM(LangCellPreTrainedModel):
         Args:
             input_ids, attention_mask, inputs_embeds: The same as for `LangCellCellModel.forward`, with masked genes.
             labels: `(cells, genes)` true ids of masked genes, -100 elsewhere.
+            cell_input_ids, cell_attention_mask: Other names of `input_ids` and `attention_mask`.
 
         Returns:
             `logits` `(cells, genes, vocab_size)`, and `loss` when there are labels.
         """
+        input_ids, attention_mask = _cell_inputs(input_ids, attention_mask, cell_input_ids, cell_attention_mask)
         outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
@@ -896,6 +1016,7 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @only_known_arguments(*_END_TO_END)
     @can_return_tuple
     def forward(
         self,
@@ -903,6 +1024,8 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        cell_input_ids: torch.Tensor | None = None,
+        cell_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """
@@ -913,10 +1036,12 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
             labels: `(cells,)` class ids, or `(cells, num_labels)` zeros and ones for several labels per cell; numbers
                 of shape `(cells,)` or `(cells, 1)` if `num_labels` is 1 (regression). `config.problem_type` decides,
                 and is set from the labels of the first call if it is `None`.
+            cell_input_ids, cell_attention_mask: Other names of `input_ids` and `attention_mask`.
 
         Returns:
             `logits` `(cells, num_labels)`, and `loss` when there are labels.
         """
+        input_ids, attention_mask = _cell_inputs(input_ids, attention_mask, cell_input_ids, cell_attention_mask)
         outputs = self.cell_model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
@@ -927,6 +1052,48 @@ class LangCellForSequenceClassification(LangCellPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+class _HeadOfJoint:
+    """
+    Loads a head for the cell tower from the config of a joint model: transformers' Auto classes choose the class by the
+    config, and ask that it names the same. What is loaded is the head itself, with the config of a cell tower.
+    """
+
+    config_class = LangCellConfig
+    head: ClassVar[type[LangCellPreTrainedModel]]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, config: LangCellConfig, **kwargs: Any) -> Any:
+        return cls.head.from_pretrained(*args, config=cls._cell_config(config), **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: LangCellConfig, **kwargs: Any) -> Any:
+        return cls.head._from_config(cls._cell_config(config), **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Does nothing: a head is saved with its own code."""
+
+    @staticmethod
+    def _cell_config(config: LangCellConfig) -> LangCellCellConfig:
+        """Returns the config of the cell tower with the labels, which Auto classes set in that of the joint model."""
+        cell_config = copy.deepcopy(config.cell_config)
+        cell_config.id2label, cell_config.label2id = config.id2label, config.label2id
+        cell_config.problem_type = config.problem_type
+        return cell_config
+
+
+class LangCellForMaskedLMOfJoint(_HeadOfJoint):
+    """`AutoModelForMaskedLM` for `langcell`."""
+
+    head = LangCellForMaskedLM
+
+
+class LangCellForSequenceClassificationOfJoint(_HeadOfJoint):
+    """`AutoModelForSequenceClassification` for `langcell`."""
+
+    head = LangCellForSequenceClassification
 
 
 @dataclass
@@ -966,7 +1133,7 @@ class LangCellForPreTraining(LangCellModel):
         # Set here, not on the class, because LangCellModel's post_init also ties weights, before the head exists.
         self._tied_weights_keys = LangCellForMaskedLM._tied_weights_keys
         self.masked_gene_modelling = MaskedGeneModelling(
-            cell_config.vocab_size, cell_config.mask_token_id, config.masked_gene_probability
+            cell_config.cls_token_id + 1, cell_config.mask_token_id, config.masked_gene_probability
         )
         self.cell_cell_contrast = CellCellContrast(config.cell_cell_temperature)
         self.cell_text_contrast = CellTextContrast()
@@ -979,6 +1146,7 @@ class LangCellForPreTraining(LangCellModel):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
 
+    @only_known_arguments()
     @can_return_tuple
     def forward(
         self,
@@ -1057,15 +1225,16 @@ class LangCellForPreTraining(LangCellModel):
     def _encode_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_labels, **kwargs):
         """Encodes some of the cells, in all the views that the objectives need, as one batch."""
         config = self.config
-        mask = None if attention_mask is None else attention_mask[rows]
-        longest = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
-        ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
+        ids, mask = input_ids[rows], None
+        masked_ids, labels = (None if one is None else one[rows] for one in (masked_input_ids, masked_gene_labels))
+        if attention_mask is not None:
+            mask, ids, masked_ids, labels = _without_padding(attention_mask[rows], ids, masked_ids, labels)
         # The views are the cell itself, the cell with different dropout, and the masked cell.
         views = [ids]
         if config.cell_cell_weight:
             views.append(ids)
         if config.masked_gene_weight:
-            views.append(masked_input_ids[rows, :longest])
+            views.append(masked_ids)
         encoded = self.cell_model(
             torch.cat(views),
             None if mask is None else mask.repeat(len(views), 1),
@@ -1075,10 +1244,9 @@ class LangCellForPreTraining(LangCellModel):
         )
         states = encoded.last_hidden_state.split(len(rows))
         masked_genes = None
-        if config.masked_gene_weight:
+        if config.masked_gene_weight and labels is not None:
             # Only the masked positions are scored, because each takes as many logits as the vocabulary has genes.
-            labels = masked_gene_labels[rows, :longest]
-            masked = labels != IGNORED
+            masked = labels != IGNORED if mask is None else (labels != IGNORED) & mask.bool()
             masked_genes = self.lm_head(states[-1][masked]), labels[masked]
         return _EncodedCells(rows, states[0], mask, encoded.pooler_output.split(len(rows)), masked_genes)
 
@@ -1090,7 +1258,8 @@ class LangCellForPreTraining(LangCellModel):
         # With fewer texts than processes, some texts are embedded twice.
         numbers = torch.arange(max(len(input_ids), processes), device=input_ids.device)
         share = numbers[process::processes] % len(input_ids)
-        embeds = self.get_text_features(input_ids[share], None if attention_mask is None else attention_mask[share])
+        mask = None if attention_mask is None else attention_mask[share]
+        embeds = self.get_text_features(input_ids[share], mask, pooled_only=True, return_dict=True).pooler_output
         gathered = torch.cat([numbers[other::processes] for other in range(processes)])
         return gather_rows(embeds)[gathered.argsort()][: len(input_ids)]
 
@@ -1148,6 +1317,15 @@ class _EncodedCells:
     masked_genes: tuple[torch.Tensor, torch.Tensor] | None
 
 
+def _without_padding(mask: torch.Tensor, *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """
+    Moves the genes of each cell to the front of its row, in their order, and leaves out the columns behind the longest
+    cell, whatever side the padding is on. Takes and returns `(cells, genes)` tensors, the attention mask first.
+    """
+    genes = mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(dim=1).max())]
+    return [None if one is None else one.gather(1, genes) for one in (mask, *tensors)]
+
+
 def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, groups: int) -> tuple[torch.Tensor, ...]:
     """Splits the rows of a batch of cells into groups of similar length."""
     if attention_mask is None or groups == 1:
@@ -1158,8 +1336,10 @@ def _by_length(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, gro
 __all__ = [
     "LangCellCellModel",
     "LangCellForMaskedLM",
+    "LangCellForMaskedLMOfJoint",
     "LangCellForPreTraining",
     "LangCellForSequenceClassification",
+    "LangCellForSequenceClassificationOfJoint",
     "LangCellModel",
     "LangCellPreTrainedModel",
     "LangCellTextModel",

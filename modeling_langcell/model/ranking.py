@@ -77,6 +77,13 @@ class RankedCells:
         return ids, mask
 
     @classmethod
+    def from_rows(cls, rows: Sequence[np.ndarray]) -> "RankedCells":
+        """Lays the ids of cells end to end, of whose counts nothing is known."""
+        offsets = np.cumsum([0, *map(len, rows)])
+        unknown = np.full(len(rows), np.nan)
+        return cls(np.concatenate(rows), offsets, matched_counts=unknown, places=unknown[:, None][:, :0])
+
+    @classmethod
     def concatenate(cls, parts: Sequence["RankedCells"]) -> "RankedCells":
         """Joins chunks, in order."""
         starts = np.cumsum([0] + [part.offsets[-1] for part in parts])

@@ -111,8 +111,11 @@ class HeldOutCells:
             text_kwargs={"max_length": self.max_tokens},
             return_tensors="pt",
         ).to(model.device)
-        text_embeds = model.get_text_features(**texts)
-        cells = [model.get_cell_features(ids, mask) for ids, mask in self._batches(self.token_ids, model.device)]
+        text_embeds = model.get_text_features(**texts, pooled_only=True, return_dict=True).pooler_output
+        cells = [
+            model.get_cell_features(ids, mask, pooled_only=True, return_dict=True).pooler_output
+            for ids, mask in self._batches(self.token_ids, model.device)
+        ]
         similarity = (torch.cat(cells) @ text_embeds.T).float().cpu().numpy()
         metrics = {
             "cell_to_text_r1": float((terms[similarity.argmax(axis=1)] == self.types).mean()),

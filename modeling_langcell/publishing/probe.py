@@ -35,9 +35,10 @@ def embed(model: Any, processor: Any) -> dict[str, Any]:
     batch = processor(cells=cells, gene_ids=genes, text=TEXTS, return_tensors="pt")
     with torch.inference_mode():
         if hasattr(model, "get_cell_features"):
-            cell_embeds = model.get_cell_features(batch["cell_input_ids"], batch["cell_attention_mask"])
-            text_embeds = model.get_text_features(batch["input_ids"], batch["attention_mask"])
-            return {"cell_embeds": cell_embeds, "text_embeds": text_embeds}
+            options = {"pooled_only": True, "return_dict": True}
+            cells = model.get_cell_features(batch["cell_input_ids"], batch["cell_attention_mask"], **options)
+            texts = model.get_text_features(batch["input_ids"], batch["attention_mask"], **options)
+            return {"cell_embeds": cells.pooler_output, "text_embeds": texts.pooler_output}
         cell_tower = getattr(model, "cell_model", model)
         return {"cell_embeds": cell_tower(batch["cell_input_ids"], batch["cell_attention_mask"]).pooler_output}
 

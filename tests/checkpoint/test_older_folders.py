@@ -47,7 +47,7 @@ def test_an_adapter_that_says_several_annotates(tiny_checkpoint, cells, tmp_path
         labels=LABELS,
         base=str(tiny_checkpoint),
         prototype_weight=0.5,
-        prototypes=model.get_text_features(**texts).detach(),
+        prototypes=model.get_text_features(**texts).pooler_output.detach(),
         base_weights=weights_of_base(model, "prototypes"),
     ).save(tmp_path)
     expected = LangCellAnnotator.from_pretrained(adapter=tmp_path).annotate(cells.copy()).obsm["langcell_probabilities"]

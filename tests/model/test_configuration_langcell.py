@@ -2,13 +2,16 @@
 """The configurations: defaults, validation, composition, saving."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 
 from modeling_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
+from modeling_langcell.model.modeling_langcell import LangCellOutput
 from tests.support.tiny import tiny_config
 
 CONFIGS = [LangCellCellConfig, LangCellTextConfig, LangCellConfig]
@@ -27,6 +30,8 @@ AUTO_MAPS = {
         "AutoConfig": "configuration_langcell.LangCellConfig",
         "AutoModel": "modeling_langcell.LangCellModel",
         "AutoModelForPreTraining": "modeling_langcell.LangCellForPreTraining",
+        "AutoModelForMaskedLM": "modeling_langcell.LangCellForMaskedLMOfJoint",
+        "AutoModelForSequenceClassification": "modeling_langcell.LangCellForSequenceClassificationOfJoint",
     },
 }
 
@@ -136,6 +141,34 @@ class TestComposition:
     @pytest.mark.parametrize("tied", [True, False])
     def test_tying_is_set_by_the_cell_tower(self, tied):
         assert LangCellConfig(cell_config={"tie_word_embeddings": tied}).tie_word_embeddings is tied
+
+    def test_tying_can_be_set(self, tmp_path):
+        config = LangCellConfig(tie_word_embeddings=False)
+        assert config.cell_config.tie_word_embeddings is False
+        config.save_pretrained(tmp_path)
+        assert LangCellConfig.from_pretrained(tmp_path).tie_word_embeddings is False
+        config.tie_word_embeddings = True
+        assert config.cell_config.tie_word_embeddings is True
+
+    def test_cls_is_the_last_id_unless_it_is_given(self, tmp_path):
+        config = LangCellCellConfig(vocab_size=43)
+        assert config.cls_token_id == 42
+        config.vocab_size = 50
+        config.save_pretrained(tmp_path)
+        assert LangCellCellConfig.from_pretrained(tmp_path).cls_token_id == 42
+
+    def test_outputs_that_evaluation_does_not_keep(self):
+        """They are outputs of the classes, and neither losses nor logits that a metric would take."""
+        outputs = {
+            LangCellConfig: LangCellOutput,
+            LangCellCellConfig: BaseModelOutputWithPooling,
+            LangCellTextConfig: BaseModelOutputWithPoolingAndCrossAttentions,
+        }
+        for config_class, output in outputs.items():
+            ignored = config_class().keys_to_ignore_at_inference
+            assert ignored
+            assert {*ignored} < {field.name for field in dataclasses.fields(output)}
+            assert "keys_to_ignore_at_inference" not in config_class().to_dict()
 
     def test_input_embeddings_are_of_genes(self):
         config = LangCellConfig()

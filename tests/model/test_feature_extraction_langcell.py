@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoFeatureExtractor, AutoProcessor
+from transformers import AutoFeatureExtractor, AutoProcessor, DataCollatorWithPadding
 
 from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.conversion.published import read_gene_vocabulary
@@ -1075,3 +1076,58 @@ def test_the_recorded_ranks(shared, geneformer):
         assert sorted(ranked[cell][1:].tolist()) == sorted(ids)
         assert_ranked(ranked[cell][1:].tolist(), values, 30_000)
         np.testing.assert_allclose([values[i] for i in ranked[cell][1:]], [values[i] for i in ids], rtol=1e-6)
+
+
+class TestPad:
+    """The extractor is what `DataCollatorWithPadding` takes for a tokenizer."""
+
+    def features(self, extractor, cells):
+        batch = extractor(cells, padding=False)
+        return [
+            {"cell_input_ids": ids, "cell_attention_mask": mask, "label": row % 2}
+            for row, (ids, mask) in enumerate(zip(*batch.values(), strict=True))
+        ]
+
+    def test_collator(self, tiny_processor, cells):
+        extractor = tiny_processor.feature_extractor
+        batch = DataCollatorWithPadding(extractor)(self.features(extractor, cells))
+        expected = extractor(cells, return_tensors="pt")
+        assert batch["labels"].tolist() == [0, 1] * 6
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+    def test_lengths(self, tiny_processor, cells):
+        extractor = tiny_processor.feature_extractor
+        features = self.features(extractor, cells)
+        longest = max(len(one["cell_input_ids"]) for one in features)
+        of_eight = extractor.pad(features, pad_to_multiple_of=8, return_tensors="np")["cell_input_ids"]
+        assert of_eight.shape[1] == -(-longest // 8) * 8
+        assert of_eight.dtype == np.int64
+        for length, expected in ((None, extractor.max_length), (50, 50)):
+            padded = extractor.pad(features, padding="max_length", max_length=length)
+            assert {len(row) for rows in padded.values() for row in rows if isinstance(rows[0], list)} == {expected}
+        kept = extractor.pad(features, padding=False)
+        assert kept["cell_input_ids"] == [one["cell_input_ids"] for one in features]
+
+    def test_padding_that_is_there_is_left_out(self, tiny_processor, cells):
+        extractor = tiny_processor.feature_extractor
+        expected = extractor(cells)
+        assert extractor.pad(extractor(cells, padding="max_length")) == expected
+        assert extractor.pad({"cell_input_ids": extractor(cells, padding=False)["cell_input_ids"]}) == expected
+
+    def test_refusals(self, tiny_processor, cells):
+        extractor = tiny_processor.feature_extractor
+        with pytest.raises(InputError, match="longer than max_length=3"):
+            extractor.pad(extractor(cells), padding="max_length", max_length=3)
+        for nothing, named in (([], "nothing"), ([{"input_ids": [1]}], "input_ids")):
+            with pytest.raises(InputError, match=f"no cell_input_ids to pad, only {named}"):
+                extractor.pad(nothing)
+
+
+def test_a_saved_extractor_names_its_own_class(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path / "processor")
+    tiny_processor.feature_extractor.save_pretrained(tmp_path / "extractor")
+    saved = json.loads((tmp_path / "extractor" / "preprocessor_config.json").read_text())
+    own = {"AutoFeatureExtractor": "feature_extraction_langcell.LangCellFeatureExtractor"}
+    assert saved["auto_map"] == own
+    saved = json.loads((tmp_path / "processor" / "processor_config.json").read_text())
+    assert saved["feature_extractor"]["auto_map"] == own

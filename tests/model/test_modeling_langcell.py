@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModel, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -598,6 +598,45 @@ def rows_seen(module: nn.Module) -> list[int]:
     return rows
 
 
+class TestArguments:
+    def test_unknown_ones_are_refused(self, tester):
+        model = tester.model()
+        with pytest.raises(TypeError, match=f"{tester.model_class.__name__} has no argument 'atention_mask': did you"):
+            tester.run(model, atention_mask=None)
+        with pytest.raises(TypeError, match="has no argument 'position_ids'"):
+            tester.run(model, position_ids=torch.arange(GENES))
+
+    @pytest.mark.parametrize("model_class", [LangCellCellModel, LangCellForMaskedLM, LangCellForSequenceClassification])
+    def test_cells_under_their_names_in_a_joint_batch(self, model_class):
+        model, inputs = TESTERS[model_class].model(), cell_inputs()
+        joint = {f"cell_{name}": tensor for name, tensor in inputs.items()}
+        assert torch.equal(model(**joint)[0], model(**inputs)[0])
+        with pytest.raises(TypeError, match=r"^input_ids and cell_input_ids are the same here: give one of them\.$"):
+            model(**joint_inputs())
+
+
+class TestResizing:
+    @pytest.mark.parametrize("model_class", [LangCellForMaskedLM, LangCellForPreTraining])
+    def test_cls_stays_cls(self, model_class, tmp_path):
+        model = TESTERS[model_class].model()
+        expected = TESTERS[model_class].run(model)
+        model.resize_token_embeddings(VOCABULARY + 5)
+        cell_config = getattr(model.config, "cell_config", model.config)
+        assert (cell_config.vocab_size, cell_config.cls_token_id) == (VOCABULARY + 5, VOCABULARY - 1)
+        model.save_pretrained(tmp_path)
+        again = model_class.from_pretrained(tmp_path)
+        if model_class is LangCellForMaskedLM:
+            assert_same(
+                {"logits": TESTERS[model_class].run(again).logits[..., :VOCABULARY]}, expected, ["logits"], 1e-5
+            )
+        else:
+            masking = again.masked_gene_modelling
+            ids = torch.arange(2, VOCABULARY + 5).repeat(50, 1)
+            shown, labels = masking.corrupt(ids)
+            assert (shown[:, VOCABULARY - 3 :] == ids[:, VOCABULARY - 3 :]).all(), "<cls> and what follows is no gene"
+            assert labels.max() == VOCABULARY - 2
+
+
 class TestJointModel:
     def test_similarity(self, model):
         out = model(**joint_inputs())
@@ -626,8 +665,43 @@ class TestJointModel:
             cell_input_ids=inputs["cell_input_ids"], cell_attention_mask=inputs["cell_attention_mask"]
         )
         texts = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        torch.testing.assert_close(cells, out.cell_embeds, atol=1e-5, rtol=0)
-        torch.testing.assert_close(texts, out.text_embeds, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cells.pooler_output, out.cell_embeds, atol=1e-5, rtol=0)
+        torch.testing.assert_close(texts.pooler_output, out.text_embeds, atol=1e-5, rtol=0)
+        assert_same(cells, out.cell_model_output, ["last_hidden_state"], 1e-5)
+        assert_same(texts, out.text_model_output, ["last_hidden_state"], 1e-5)
+
+    @pytest.mark.parametrize("pooled_only", [False, True])
+    def test_features_keep_what_the_towers_return(self, pooled_only):
+        model = TESTERS[LangCellModel].model(attn_implementation="eager")
+        options = {"output_hidden_states": True, "output_attentions": True, "pooled_only": pooled_only}
+        for read, inputs, layers, width in (
+            (model.get_cell_features, cell_inputs(), 2, CELL_WIDTH),
+            (model.get_text_features, text_inputs(), 3, TEXT_WIDTH),
+        ):
+            found = read(*inputs.values(), **options)
+            assert len(found.hidden_states) == layers + 1
+            assert len(found.attentions) == layers
+            length = 1 if pooled_only else inputs["input_ids"].shape[1]
+            assert found.last_hidden_state.shape == (*inputs["input_ids"].shape[:1], length, width)
+            torch.testing.assert_close(found.pooler_output, read(*inputs.values()).pooler_output, atol=1e-5, rtol=0)
+            as_tuple = read(*inputs.values(), return_dict=False)
+            assert torch.equal(as_tuple[1], read(*inputs.values()).pooler_output)
+            with pytest.raises(TypeError, match="no argument 'output_attention': did you mean 'output_attentions'"):
+                read(*inputs.values(), output_attention=True)
+
+    def test_cross_attentions(self):
+        model = TESTERS[LangCellModel].model(attn_implementation="eager")
+        assert model(**joint_inputs()).matching_model_output is None
+        quick = model(**joint_inputs(), return_matching=True)
+        assert quick.matching_model_output.last_hidden_state.shape == (CELLS * TEXTS, 1, TEXT_WIDTH)
+        out = model(**joint_inputs(), return_matching=True, output_attentions=True)
+        assert_same(out, quick, ["matching_logits"], 1e-5)
+        attentions = out.matching_model_output.cross_attentions
+        assert [one.shape for one in attentions] == [(CELLS, 3, TEXTS * TOKENS, GENES)] * 3
+        hidden = joint_inputs()["cell_attention_mask"][:, None, None] == 0
+        for one in attentions:
+            torch.testing.assert_close(one.sum(dim=-1), torch.ones(one.shape[:-1]))
+            assert not one.masked_select(hidden).any()
 
     def test_projections_are_of_the_pooled_states(self, model):
         out = model(**joint_inputs())
@@ -661,24 +735,26 @@ class TestJointModel:
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     def test_a_cell_is_the_same_in_every_batch(self, implementation):
         model = TESTERS[LangCellModel].model(attn_implementation=implementation)
+
+        def embed(*inputs):
+            return model.get_cell_features(*inputs).pooler_output
+
         ids, mask = cell_inputs().values()
-        expected = model.get_cell_features(ids, mask)
+        expected = embed(ids, mask)
         order = torch.tensor([2, 0, 1])
         views = {
-            "other order": model.get_cell_features(ids[order], mask[order])[order.argsort()],
-            "padded further": model.get_cell_features(F.pad(ids, (0, 20)), F.pad(mask, (0, 20))),
-            "other padding": model.get_cell_features(ids.masked_fill(mask == 0, 7), mask),
-            "alone": torch.cat([model.get_cell_features(ids[i : i + 1], mask[i : i + 1]) for i in range(CELLS)]),
-            "alone and unpadded": torch.cat(
-                [model.get_cell_features(ids[i][mask[i] == 1][None]) for i in range(CELLS)]
-            ),
+            "other order": embed(ids[order], mask[order])[order.argsort()],
+            "padded further": embed(F.pad(ids, (0, 20)), F.pad(mask, (0, 20))),
+            "other padding": embed(ids.masked_fill(mask == 0, 7), mask),
+            "alone": torch.cat([embed(ids[i : i + 1], mask[i : i + 1]) for i in range(CELLS)]),
+            "alone and unpadded": torch.cat([embed(ids[i][mask[i] == 1][None]) for i in range(CELLS)]),
         }
         for name, embeds in views.items():
             torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0, msg=lambda m, n=name: n + m)
         # The cells themselves are far apart, and order within a cell matters.
         assert torch.pdist(expected).min() > 0.1
         swapped = ids[:, [0, 2, 1, *range(3, GENES)]]
-        assert (model.get_cell_features(swapped, mask) - expected).norm(dim=1).min() > 0.01
+        assert (embed(swapped, mask) - expected).norm(dim=1).min() > 0.01
 
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     def test_matching_grid_is_one_pair_at_a_time(self, implementation):
@@ -896,6 +972,40 @@ class TestAutoClasses:
         assert_same_weights(loaded, model)
         assert type(AutoModel.from_pretrained(tmp_path)).__name__ in ("LangCellCellModel", "LangCellModel")
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_heads_of_a_joint_checkpoint(self, dtype, tmp_path):
+        """They load its cell tower, and are from then on models with a cell tower's config."""
+        joint = TESTERS[LangCellForPreTraining].model().to(dtype)
+        joint.save_pretrained(tmp_path / "joint")
+        masked, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "joint", output_loading_info=True)
+        assert type(masked) is LangCellForMaskedLM
+        assert not report["missing_keys"]
+        assert masked.dtype == dtype
+        assert torch.equal(masked.lm_head.dense.weight, joint.lm_head.dense.weight)
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "joint", num_labels=5)
+        assert type(classifier) is LangCellForSequenceClassification
+        assert_same_weights(classifier.cell_model, joint.cell_model)
+        assert classifier.classifier.out_features == 5
+        classifier.save_pretrained(tmp_path / "classifier")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+        assert_same_weights(again, classifier)
+        config = AutoConfig.from_pretrained(tmp_path / "joint", num_labels=3)
+        assert AutoModelForSequenceClassification.from_config(config).config.num_labels == 3
+        assert type(AutoModelForMaskedLM.from_config(config).config) is type(config.cell_config)
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("model_class", [LangCellModel, LangCellForSequenceClassification])
+    def test_auto_peft_model(self, model_class, tmp_path):
+        """An adapter with peft's own choice of modules loads with its base model."""
+        TESTERS[model_class].model().save_pretrained(tmp_path / "base")
+        model = get_peft_model(model_class.from_pretrained(tmp_path / "base"), LoraConfig(init_lora_weights=False))
+        adapted = {name.split(".")[-1] for name, _ in model.named_modules() if hasattr(_, "lora_A")}
+        assert adapted == {"query", "value"}
+        model.save_pretrained(tmp_path / "adapter")
+        again = AutoPeftModel.from_pretrained(tmp_path / "adapter")
+        assert_same(TESTERS[model_class].run(again), TESTERS[model_class].run(model.eval()), ["loss"], 1e-5)
+
 
 class TestMaskedGeneHead:
     def test_loss(self):
@@ -1097,6 +1207,27 @@ class TestPreTraining:
             run_pretraining(model, **further),
             run_pretraining(model),
             ["loss", "cell_cell_loss", "cell_text_loss", "matching_loss"],
+            1e-4,
+        )
+
+    @pytest.mark.parametrize("length_groups", [1, 2])
+    @pytest.mark.parametrize("column", [0, 4], ids=["left", "middle"])
+    def test_padding_on_any_side(self, column, length_groups):
+        """The losses are those of the same cells padded at their end, whatever the padding holds."""
+        model, inputs = pretraining_model(), joint_inputs()
+        shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(inputs["cell_input_ids"])
+        given = {"cell_input_ids": inputs["cell_input_ids"], "cell_attention_mask": inputs["cell_attention_mask"]}
+        given |= {"masked_input_ids": shown, "masked_gene_labels": labels}
+        draws = {"negative_draws": torch.rand(CELLS, 2), "length_groups": length_groups}
+        padding = torch.full((CELLS, 3), 5)
+        moved = {
+            name: torch.cat([rows[:, :column], padding * (name != "cell_attention_mask"), rows[:, column:]], dim=1)
+            for name, rows in given.items()
+        }
+        assert_same(
+            run_pretraining(model, **moved, **draws),
+            run_pretraining(model, **given, **draws),
+            TESTERS[LangCellForPreTraining].shapes,
             1e-4,
         )
 

@@ -26,7 +26,7 @@ def test_a_batch_joins_cells_and_texts(tiny_processor, cells):
     assert all(values.dtype == torch.int64 for values in batch.values())
     assert as_lists(batch) == {
         **tiny_processor.feature_extractor(cells),
-        **tiny_processor.tokenizer(TEXTS, padding=True, return_token_type_ids=False),
+        **tiny_processor.tokenizer(TEXTS, padding=True),
     }
     assert batch["input_ids"].shape[1] == 14  # the longest text, [CLS] and [SEP] with it
     assert batch["attention_mask"].sum(dim=1).tolist() == [4, 5, 14]
@@ -72,6 +72,34 @@ def test_options_reach_their_side(tiny_processor, cells):
     assert tiny_processor(cells=matrix, gene_ids=list(cells.var["ensembl_id"]), max_length=9) == expected
 
 
+def test_options_of_texts(tiny_processor, cells):
+    """They need no text_kwargs; an option that cells have too is theirs where there are cells."""
+    options = {"padding": "max_length", "max_length": 6, "truncation": True}
+    expected = tiny_processor.tokenizer(TEXTS, **options)
+    assert tiny_processor(text=TEXTS, **options) == tiny_processor(text=TEXTS, text_kwargs=options) == {**expected}
+    both = tiny_processor(cells=cells, text=TEXTS, max_length=9, add_special_tokens=False)
+    assert {name: both[name] for name in CELL_INPUTS} == tiny_processor(cells=cells, max_length=9)
+    assert [ids[:2] for ids in both["input_ids"][:1]] == tiny_processor.tokenizer(["b cell"], add_special_tokens=False)[
+        "input_ids"
+    ]
+
+
+def test_options_that_nobody_has(tiny_processor, cells):
+    with pytest.raises(TypeError, match="no argument 'truncaton': did you mean 'truncation'"):
+        tiny_processor(cells=cells, text=TEXTS, truncaton=True)
+    with pytest.raises(TypeError, match="no argument 'layr': did you mean 'layer'"):
+        tiny_processor(cells=cells, layr="counts")
+    with pytest.raises(InputError, match=r"^No text to use truncation for\.$"):
+        tiny_processor(cells=cells, truncation=True)
+
+
+def test_texts_have_no_token_types(tiny_processor, tmp_path):
+    """The text tower takes what its tokenizer gives, also after saving."""
+    tiny_processor.save_pretrained(tmp_path)
+    for tokenizer in (tiny_processor.tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert list(tokenizer(TEXTS)) == TEXT_INPUTS
+
+
 def test_long_texts_are_truncated_to_the_text_towers_limit(tiny_processor):
     batch = tiny_processor(text=["a cell " * 100, "b cell"], return_tensors="pt")
     assert batch["input_ids"].shape == (2, 32)
@@ -92,7 +120,7 @@ def test_the_model_takes_the_batch(tiny_processor, tiny_checkpoint, cells):
         ({}, "Give cells, text, or both."),
         ({"text": []}, "text must be a string, or one or more strings."),
         ({"text": ["b cell", None]}, "text must be a string, or one or more strings."),
-        ({"text": "b cell", "max_length": 8, "layer": "x"}, "No cells to use max_length, layer for; .* text_kwargs."),
+        ({"text": "b cell", "max_length": 8, "layer": "x"}, "No cells to use layer for."),
     ],
 )
 def test_inputs_that_do_not_fit(tiny_processor, inputs, message):

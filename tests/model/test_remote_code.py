@@ -99,10 +99,11 @@ with torch.no_grad():
     outputs["text"] = models["text"](**text_inputs).pooler_output
     outputs["masked"] = models["masked"](**cell_inputs).logits
     outputs["classifier"] = models["classifier"](**cell_inputs).logits
-    outputs["pretraining"] = models["pretraining"].get_text_features(**text_inputs)
-    for auto in (AutoModelForMaskedLM, AutoModelForSequenceClassification):
-        head = load(auto, "cell")
-        outputs[f"cell {auto.__name__}"] = head.cell_model(**cell_inputs).pooler_output
+    outputs["pretraining"] = models["pretraining"].get_text_features(**text_inputs).pooler_output
+    for folder in ("cell", "joint"):
+        for auto in (AutoModelForMaskedLM, AutoModelForSequenceClassification):
+            head = load(auto, folder)
+            outputs[f"{folder} {auto.__name__}"] = head.cell_model(**cell_inputs).pooler_output
 
 for folder, model in models.items():
     model.save_pretrained(target / folder)
@@ -186,6 +187,8 @@ CLASSES = {
     "cell AutoModel": ("modeling_langcell", "LangCellCellModel"),
     "cell AutoModelForMaskedLM": ("modeling_langcell", "LangCellForMaskedLM"),
     "cell AutoModelForSequenceClassification": ("modeling_langcell", "LangCellForSequenceClassification"),
+    "joint AutoModelForMaskedLM": ("modeling_langcell", "LangCellForMaskedLM"),
+    "joint AutoModelForSequenceClassification": ("modeling_langcell", "LangCellForSequenceClassification"),
     "text AutoModel": ("modeling_langcell", "LangCellTextModel"),
     "masked AutoModelForMaskedLM": ("modeling_langcell", "LangCellForMaskedLM"),
     "classifier AutoModelForSequenceClassification": ("modeling_langcell", "LangCellForSequenceClassification"),
@@ -223,14 +226,14 @@ class TestWithoutThePackage:
         with torch.no_grad():
             joint = models["joint"](**batch, return_matching=True)
             expected = {name: joint[name] for name in ("cell_embeds", "text_embeds", "matching_logits")}
-            pooled = models["cell"](**cells).pooler_output
-            expected |= dict.fromkeys(
-                ("cell", "cell AutoModelForMaskedLM", "cell AutoModelForSequenceClassification"), pooled
-            )
+            for tower, model in (("cell", models["cell"]), ("joint", models["joint"].cell_model)):
+                heads = (f"{tower} AutoModelForMaskedLM", f"{tower} AutoModelForSequenceClassification")
+                expected |= dict.fromkeys(heads, model(**cells).pooler_output)
+            expected["cell"] = models["cell"](**cells).pooler_output
             expected["text"] = models["text"](**texts).pooler_output
             expected["masked"] = models["masked"](**cells).logits
             expected["classifier"] = models["classifier"](**cells).logits
-            expected["pretraining"] = models["pretraining"].get_text_features(**texts)
+            expected["pretraining"] = models["pretraining"].get_text_features(**texts).pooler_output
         assert outputs.keys() == expected.keys()
         for name, output in outputs.items():
             torch.testing.assert_close(output, expected[name], atol=1e-6, rtol=0, msg=lambda m, n=name: n + m)

@@ -33,7 +33,7 @@ def embeds_of(model, batches, rows):
     ]
     with torch.no_grad():
         return torch.stack(
-            [model.eval().get_cell_features(cell[None], torch.ones_like(cell)[None])[0] for cell in cells]
+            [model.eval().get_cell_features(cell[None], torch.ones_like(cell)[None]).pooler_output[0] for cell in cells]
         )
 
 
@@ -54,7 +54,9 @@ def test_a_type_has_the_mean_of_its_studies_and_a_type_above_that_of_its_kinds(t
         expected = F.normalize(torch.stack(own).mean(dim=0), dim=0)
         torch.testing.assert_close(model.known_cells[number], expected, atol=1e-4, rtol=1e-3)
     text = processor(text=[batches.descriptions.type_texts[terms[0]]], return_tensors="pt")
-    torch.testing.assert_close(model.known_texts[0], model.get_text_features(**text)[0].detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model.known_texts[0], model.get_text_features(**text).pooler_output[0].detach(), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_types_above_are_remembered_where_they_describe_cells(trained):

@@ -40,10 +40,10 @@ def test_similarity_against_loops(settings, model_and_processor):
     )
     similarity = []
     with torch.no_grad():
-        embeds = model.get_text_features(**texts)
+        embeds = model.get_text_features(**texts).pooler_output
         for ids in corpus.token_ids(known):
             cell = torch.from_numpy(ids[:32].astype(np.int64))[None]
-            similarity.append((model.get_cell_features(cell) @ embeds.T)[0].tolist())
+            similarity.append((model.get_cell_features(cell).pooler_output @ embeds.T)[0].tolist())
     similarity = np.array(similarity)
     nearest = [terms[row.argmax()] for row in similarity]
     assert found["cell_to_text_r1"] == pytest.approx(np.mean([n == t for n, t in zip(nearest, truth, strict=True)]))
