@@ -1085,7 +1085,9 @@ class LangCellForPreTraining(LangCellModel):
         """Encodes some of the cells, in all the views that the objectives need, as one batch."""
         config = self.config
         mask = None if attention_mask is None else attention_mask[rows]
-        longest = input_ids.shape[1] if mask is None else int(mask.sum(dim=1).max())
+        # A batch is padded to its longest cell, so that only groups gain; `int` would also end a compiled graph.
+        whole = mask is None or len(rows) == len(input_ids)
+        longest = input_ids.shape[1] if whole else int(mask.sum(dim=1).max())
         ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
         # The views are the cell itself, the cell with different dropout, and the masked cell.
         views = [ids]
@@ -1158,10 +1160,13 @@ class LangCellForPreTraining(LangCellModel):
             own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
             expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
             read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
-            # The pairs of a text and a wrong cell whose cell is in this group. If there are none, one ignored pair is
-            # read: with FSDP all processes must call the tower equally often.
-            pairs, members = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
+            # The pairs of a text and a wrong cell whose cell is in this group.
+            if len(cells) == len(wrong_cell):  # All of them; a search would end a compiled graph.
+                pairs, members = cells, wrong_cell
+            else:
+                pairs, members = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
             expected = negative[pairs]
+            # If there are none, one ignored pair is read: with FSDP all processes must call the tower equally often.
             if not len(pairs):
                 pairs, members = cells[:1], torch.zeros_like(cells[:1])
                 expected = torch.full_like(pairs, IGNORED)

@@ -88,10 +88,11 @@ def merge_texts(
     Returns:
         The same of all processes: the distinct texts, sorted by their ids, and the cells in the order of the processes.
     """
-    longest = int(gather_rows(torch.tensor([input_ids.shape[1]], device=input_ids.device)).max())
     padding = -1  # It tells padding from tokens whatever the tokenizer pads with.
     tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, padding)
-    tokens = F.pad(tokens, (0, longest - tokens.shape[1]), value=padding)
+    if process_and_processes()[1] > 1:
+        lengths = gather_rows(torch.tensor([tokens.shape[1]], device=tokens.device))
+        tokens = F.pad(tokens, (0, int(lengths.max()) - tokens.shape[1]), value=padding)
     distinct, places = gather_rows(tokens).unique(dim=0, return_inverse=True)
     first = first_row(tokens)
     places = places[first : first + len(tokens)]
