@@ -1086,8 +1086,8 @@ class LangCellForPreTraining(LangCellModel):
         config = self.config
         mask = None if attention_mask is None else attention_mask[rows]
         # A batch is padded to its longest cell, so that only groups gain; `int` would also end a compiled graph.
-        whole = mask is None or len(rows) == len(input_ids)
-        longest = input_ids.shape[1] if whole else int(mask.sum(dim=1).max())
+        padded = input_ids.shape[1]
+        longest = padded if mask is None or len(rows) == len(input_ids) else int(mask.sum(dim=1).max())
         ids, mask = input_ids[rows, :longest], None if mask is None else mask[:, :longest]
         # The views are the cell itself, the cell with different dropout, and the masked cell.
         views = [ids]
