@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # What the tests need, and what only checks or documents the code.
-TESTED := train,census,dask,adapt,eval,scib,search,clusters,app,test
+TESTED := train,census,dask,adapt,eval,scib,onnx,search,clusters,app,test
 ALL := $(TESTED),docs,dev
 # Two processes, each on one thread; one that has finished its tests takes tests of the other.
 PYTEST := pytest -rs --durations=10 -n 2 --dist worksteal

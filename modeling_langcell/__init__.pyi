@@ -24,6 +24,7 @@ from .model.modeling_langcell import (
 )
 from .model.modeling_langcell import LangCellModel as LangCellModel
 from .model.modeling_langcell import LangCellTextModel as LangCellTextModel
+from .model.objectives import DataCollatorForMaskedGenes as DataCollatorForMaskedGenes
 from .model.pipeline_langcell import ZeroShotCellAnnotationPipeline as ZeroShotCellAnnotationPipeline
 from .model.processing_langcell import LangCellProcessor as LangCellProcessor
 from .pretraining.config import PretrainingConfig as PretrainingConfig

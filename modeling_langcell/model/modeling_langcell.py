@@ -15,7 +15,6 @@ from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
@@ -35,7 +34,17 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_langcell import LangCellCellConfig, LangCellConfig, LangCellTextConfig
-from .objectives import IGNORED, CellCellContrast, CellTextContrast, CellTextMatching, MaskedGeneModelling, gather_rows
+from .objectives import (
+    IGNORED,
+    CellCellContrast,
+    CellTextContrast,
+    CellTextMatching,
+    MaskedGeneModelling,
+    first_row,
+    gather_rows,
+    merge_texts,
+    process_and_processes,
+)
 from .packed_langcell import (
     PackedPairs,
     PackedSequences,
@@ -1105,7 +1114,8 @@ class LangCellForPreTrainingOutput(ModelOutput):
         loss: The weighted sum of the objectives.
         masked_gene_loss, cell_cell_loss, cell_text_loss, matching_loss: The objectives, unweighted; `None` where the
             weight is 0.
-        logits_per_cell: `(cells, texts)` cosine over temperature; `None` if no objective needs texts.
+        logits_per_cell: `(cells, texts)` cosine over temperature, of this process's cells and the distinct texts of all
+            processes; `None` if no objective needs texts.
     """
 
     loss: torch.Tensor | None = None
@@ -1158,35 +1168,49 @@ class LangCellForPreTraining(LangCellModel):
         ignored_pairs: torch.Tensor | None = None,
         text_pooled: torch.Tensor | None = None,
         masked_input_ids: torch.Tensor | None = None,
-        masked_gene_labels: torch.Tensor | None = None,
+        masked_gene_targets: torch.Tensor | None = None,
         negative_draws: torch.Tensor | None = None,
         length_groups: int = 1,
+        return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LangCellForPreTrainingOutput:
         """
         Computes the objectives. With several processes, each has some of the batch's cells, and all get the losses of
         the whole batch: see `objectives`. Each text is embedded by only one process.
 
+        The descriptions can be given in three ways: one for each cell; those of the cells of this process, with
+        `text_index` and `ignored_pairs` of these cells; or, as pre-training does, those of all processes. In the first
+        two ways the descriptions of all processes are merged here, as `merge_texts` says.
+
         Args:
             cell_input_ids, cell_attention_mask: `(cells, genes)`.
-            input_ids, attention_mask: `(texts, tokens)` of the batch's distinct descriptions, in every process.
-            text_index: `(cells of all processes,)` row of each cell's description.
-            ignored_pairs: `(cells of all processes, texts)` booleans, true where a text is true of a cell without being
-                its description; such pairs are neither positives nor negatives.
+            input_ids, attention_mask: `(texts, tokens)` descriptions: `(cells, tokens)` without `text_index`, and
+                distinct ones with it.
+            text_index: `(cells,)` or `(cells of all processes,)` row of each cell's description.
+            ignored_pairs: `(cells, texts)` booleans of the cells of `text_index`, true where a text is true of a cell
+                without being its description; such pairs are neither positives nor negatives.
             text_pooled: `(texts, hidden_size)` pooled states of the texts, if they are known because the text tower is
                 frozen; `input_ids` are then needed only for the matching.
-            masked_input_ids, masked_gene_labels: `(cells, genes)` outputs of `MaskedGeneModelling.corrupt`; drawn here
+            masked_input_ids, masked_gene_targets: `(cells, genes)` outputs of `MaskedGeneModelling.corrupt`; drawn here
                 by default.
             negative_draws: `(cells of all processes, 2)` uniform random numbers that determine the negatives of the
-                matching, the same in every process; drawn here by default, which works in one process only.
+                matching, the same in every process; drawn here by default.
             length_groups: Number of groups of similar length in which the cells are encoded, to pad less.
+            return_loss: If false, no objective is computed, and `logits_per_cell` compares the cells with the texts as
+                `LangCellModel` does.
+
+        Raises:
+            ValueError: An objective lacks its texts, or `text_index` does not fit the cells.
         """
         config = self.config
+        if not return_loss:
+            compared = super().forward(cell_input_ids, cell_attention_mask, input_ids, attention_mask, **kwargs)
+            return LangCellForPreTrainingOutput(logits_per_cell=compared.logits_per_cell)
         if config.masked_gene_weight and masked_input_ids is None:
-            masked_input_ids, masked_gene_labels = self.masked_gene_modelling.corrupt(cell_input_ids)
+            masked_input_ids, masked_gene_targets = self.masked_gene_modelling.corrupt(cell_input_ids)
         groups = [
             self._encode_cells(
-                rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_labels, **kwargs
+                rows, cell_input_ids, cell_attention_mask, masked_input_ids, masked_gene_targets, **kwargs
             )
             for rows in _by_length(cell_input_ids, cell_attention_mask, length_groups)
         ]
@@ -1201,20 +1225,23 @@ class LangCellForPreTraining(LangCellModel):
             views = (torch.cat([group.views[i] for group in groups])[original_order] for i in range(2))
             losses["cell_cell"] = self.cell_cell_contrast(*views)
         if config.cell_text_weight or config.matching_weight:
-            if text_index is None or (input_ids is None and (text_pooled is None or config.matching_weight)):
-                raise ValueError(
-                    "The objectives on texts need input_ids and text_index; without these, set their weights to 0."
-                )
+            input_ids, attention_mask, text_index, ignored_pairs = self._merge_texts(
+                len(cell_input_ids), input_ids, attention_mask, text_index, ignored_pairs, text_pooled
+            )
             cell_embeds = self.project_cells(torch.cat([group.views[0] for group in groups])[original_order])
             text_embeds = self._embed_texts(input_ids, attention_mask, text_pooled)
-            logits_per_cell = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
+            first = first_row(cell_embeds)
+            logits = self.get_similarity_logits(gather_rows(cell_embeds.float()), text_embeds.float())
+            if len(logits) != len(text_index):
+                raise ValueError(f"text_index is of {len(text_index)} cells, but there are {len(logits)}.")
             if config.cell_text_weight:
-                losses["cell_text"] = self.cell_text_contrast(logits_per_cell, text_index, ignored_pairs)
+                losses["cell_text"] = self.cell_text_contrast(logits, text_index, ignored_pairs)
             if config.matching_weight:
-                negatives = self.cell_text_matching.draw_negatives(
-                    logits_per_cell, text_index, ignored_pairs, negative_draws
+                negatives = self.cell_text_matching.draw_negatives(logits, text_index, ignored_pairs, negative_draws)
+                losses["matching"] = self._matching_loss(
+                    groups, first, input_ids, attention_mask, text_index, *negatives
                 )
-                losses["matching"] = self._matching_loss(groups, input_ids, attention_mask, text_index, *negatives)
+            logits_per_cell = logits[first : first + len(cell_embeds)]
         weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
         return LangCellForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
@@ -1222,13 +1249,16 @@ class LangCellForPreTraining(LangCellModel):
             **{f"{name}_loss": loss for name, loss in losses.items()},
         )
 
-    def _encode_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_labels, **kwargs):
+    def _encode_cells(self, rows, input_ids, attention_mask, masked_input_ids, masked_gene_targets, **kwargs):
         """Encodes some of the cells, in all the views that the objectives need, as one batch."""
         config = self.config
         ids, mask = input_ids[rows], None
-        masked_ids, labels = (None if one is None else one[rows] for one in (masked_input_ids, masked_gene_labels))
+        masked_ids, targets = (None if one is None else one[rows] for one in (masked_input_ids, masked_gene_targets))
         if attention_mask is not None:
-            mask, ids, masked_ids, labels = _without_padding(attention_mask[rows], ids, masked_ids, labels)
+            mask = attention_mask[rows]
+            # A batch is padded to its longest cell, so that only groups gain; `int` would also end a compiled graph.
+            longest = mask.shape[1] if len(rows) == len(input_ids) else int(mask.sum(dim=1).max())
+            mask, ids, masked_ids, targets = _genes_first(longest, mask, ids, masked_ids, targets)
         # The views are the cell itself, the cell with different dropout, and the masked cell.
         views = [ids]
         if config.cell_cell_weight:
@@ -1244,17 +1274,32 @@ class LangCellForPreTraining(LangCellModel):
         )
         states = encoded.last_hidden_state.split(len(rows))
         masked_genes = None
-        if config.masked_gene_weight and labels is not None:
+        if config.masked_gene_weight and targets is not None:
             # Only the masked positions are scored, because each takes as many logits as the vocabulary has genes.
-            masked = labels != IGNORED if mask is None else (labels != IGNORED) & mask.bool()
-            masked_genes = self.lm_head(states[-1][masked]), labels[masked]
+            masked = targets != IGNORED if mask is None else (targets != IGNORED) & mask.bool()
+            masked_genes = self.lm_head(states[-1][masked]), targets[masked]
         return _EncodedCells(rows, states[0], mask, encoded.pooler_output.split(len(rows)), masked_genes)
+
+    def _merge_texts(self, n_cells, input_ids, attention_mask, text_index, ignored_pairs, pooled):
+        """Returns the descriptions of all processes, with `text_index` and `ignored_pairs` of all cells."""
+        lacking = input_ids is None and (pooled is None or self.config.matching_weight)
+        one_per_cell = not lacking and text_index is None and pooled is None and len(input_ids) == n_cells
+        if lacking or (text_index is None and not one_per_cell):
+            raise ValueError(
+                "The objectives on texts need input_ids and text_index, or a row of input_ids for each cell; without "
+                "these, set their weights to 0."
+            )
+        if one_per_cell:
+            text_index = torch.arange(n_cells, device=input_ids.device)
+        elif pooled is not None or len(text_index) != n_cells or process_and_processes()[1] == 1:
+            return input_ids, attention_mask, text_index, ignored_pairs
+        return merge_texts(input_ids, attention_mask, text_index, ignored_pairs)
 
     def _embed_texts(self, input_ids, attention_mask, pooled) -> torch.Tensor:
         """Returns `(texts, projection_dim)`; each process embeds a share of the texts, and all get all embeddings."""
         if pooled is not None:
             return self.project_texts(pooled)
-        process, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        process, processes = process_and_processes()
         # With fewer texts than processes, some texts are embedded twice.
         numbers = torch.arange(max(len(input_ids), processes), device=input_ids.device)
         share = numbers[process::processes] % len(input_ids)
@@ -1264,14 +1309,13 @@ class LangCellForPreTraining(LangCellModel):
         return gather_rows(embeds)[gathered.argsort()][: len(input_ids)]
 
     def _matching_loss(
-        self, groups, input_ids, attention_mask, text_index, wrong_text, wrong_cell, usable
+        self, groups, first, input_ids, attention_mask, text_index, wrong_text, wrong_cell, usable
     ) -> torch.Tensor:
         """
         Computes CTM for each cell with its own text and a wrong one, and for each text with a wrong cell. The process
-        that has a pair's cell reads the pair, with the group in which the cell was encoded.
+        that has a pair's cell reads the pair, with the group in which the cell was encoded. `first` is the place of
+        this process's first cell among the cells of all.
         """
-        counts = gather_rows(torch.tensor([sum(len(group.rows) for group in groups)], device=text_index.device))
-        first = int(counts[: dist.get_rank()].sum()) if len(counts) > 1 else 0
         negative = torch.zeros_like(text_index).masked_fill(~usable, IGNORED)
         logits, labels = [], []
 
@@ -1286,10 +1330,13 @@ class LangCellForPreTraining(LangCellModel):
             own_and_wrong = torch.stack([text_index[cells], wrong_text[cells]], dim=1).flatten()
             expected = torch.stack([torch.ones_like(cells), negative[cells]], dim=1).flatten()
             read_pairs(group.states, group.mask, own_and_wrong, 2, expected)
-            # The pairs of a text and a wrong cell whose cell is in this group. If there are none, one ignored pair is
-            # read: with FSDP all processes must call the tower equally often.
-            pairs, members = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
+            # The pairs of a text and a wrong cell whose cell is in this group.
+            if len(cells) == len(wrong_cell):  # All of them; a search would end a compiled graph.
+                pairs, members = cells, wrong_cell
+            else:
+                pairs, members = (wrong_cell[:, None] == cells).nonzero(as_tuple=True)
             expected = negative[pairs]
+            # If there are none, one ignored pair is read: with FSDP all processes must call the tower equally often.
             if not len(pairs):
                 pairs, members = cells[:1], torch.zeros_like(cells[:1])
                 expected = torch.full_like(pairs, IGNORED)
@@ -1317,12 +1364,12 @@ class _EncodedCells:
     masked_genes: tuple[torch.Tensor, torch.Tensor] | None
 
 
-def _without_padding(mask: torch.Tensor, *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+def _genes_first(longest: int, mask: torch.Tensor, *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """
-    Moves the genes of each cell to the front of its row, in their order, and leaves out the columns behind the longest
-    cell, whatever side the padding is on. Takes and returns `(cells, genes)` tensors, the attention mask first.
+    Moves the genes of each cell to the front of its row, in their order, whatever side the padding is on, and leaves
+    out the columns from `longest` on. Takes and returns `(cells, genes)` tensors, the attention mask first.
     """
-    genes = mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(mask.sum(dim=1).max())]
+    genes = mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
     return [None if one is None else one.gather(1, genes) for one in (mask, *tensors)]
 
 

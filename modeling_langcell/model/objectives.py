@@ -7,15 +7,27 @@ other's negatives.
 
 With several processes, each computes an objective over the cells of all processes: it gathers their outputs with
 `gather_rows`, and its gradients, averaged over the processes as DDP does, are those of one process with all the cells.
+
+In training, masked genes and negatives are drawn anew each time; in evaluation the same numbers are drawn for every
+batch, so that the losses of a model on the same cells are always the same.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 #: Label of positions that the losses ignore.
 IGNORED = -100
+
+
+def process_and_processes() -> tuple[int, int]:
+    """Returns the number of this process and the number of processes that train together."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -42,11 +54,59 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     Gathers the `(rows, ...)` of all processes, in their order and with gradients; the numbers of rows may differ. With
     one process, returns the rows as they are.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    _, processes = process_and_processes()
+    if processes == 1:
         return rows
-    sizes = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    sizes = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(processes)]
     dist.all_gather(sizes, torch.tensor(len(rows), device=rows.device))
     return _GatherRows.apply(rows, [int(size) for size in sizes])
+
+
+def first_row(rows: torch.Tensor) -> int:
+    """Returns the place of this process's first row among those that `gather_rows` gathers."""
+    process, processes = process_and_processes()
+    if processes == 1:
+        return 0
+    return int(gather_rows(torch.tensor([len(rows)], device=rows.device))[:process].sum())
+
+
+def merge_texts(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    text_index: torch.Tensor,
+    ignored_pairs: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """
+    Merges the texts of all processes where each has its own cells and texts; equal texts become one.
+
+    Args:
+        input_ids, attention_mask: `(texts, tokens)` of this process.
+        text_index: `(cells,)` row of each of its cells' own text.
+        ignored_pairs: `(cells, texts)` of its cells and texts. Texts of other processes that it does not have are taken
+            as wrong for its cells.
+
+    Returns:
+        The same of all processes: the distinct texts, sorted by their ids, and the cells in the order of the processes.
+    """
+    padding = -1  # It tells padding from tokens whatever the tokenizer pads with.
+    tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, padding)
+    if process_and_processes()[1] > 1:
+        lengths = gather_rows(torch.tensor([tokens.shape[1]], device=tokens.device))
+        tokens = F.pad(tokens, (0, int(lengths.max()) - tokens.shape[1]), value=padding)
+    distinct, places = gather_rows(tokens).unique(dim=0, return_inverse=True)
+    first = first_row(tokens)
+    places = places[first : first + len(tokens)]
+    if ignored_pairs is not None:
+        of_all = ignored_pairs.new_zeros(len(ignored_pairs), len(distinct))
+        of_all[:, places] = ignored_pairs
+        ignored_pairs = gather_rows(of_all)
+    mask = distinct != padding
+    return distinct.masked_fill(~mask, 0), mask.long(), gather_rows(places[text_index]), ignored_pairs
+
+
+def _evaluation_generator(module: nn.Module, device: torch.device) -> torch.Generator | None:
+    """Returns where a module draws from: the same numbers each time in evaluation, torch's own in training."""
+    return None if module.training else torch.Generator(device).manual_seed(0)
 
 
 def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -79,6 +139,7 @@ class MaskedGeneModelling(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks ids of any shape; returns the ids to show, and the labels, `-100` where no gene was chosen."""
         shape, device = input_ids.shape, input_ids.device
+        generator = generator or _evaluation_generator(self, device)
         is_gene = (input_ids >= self.first_gene) & (input_ids < self.cls_token_id)
         draw = torch.rand(shape, generator=generator, device=device)
         chosen = is_gene & (draw < self.probability)
@@ -92,6 +153,31 @@ class MaskedGeneModelling(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns the cross-entropy of `(..., vocab_size)` logits at the labelled positions; 0 without any."""
         return _mean_cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+class DataCollatorForMaskedGenes:
+    """
+    Pads cells to a batch and masks their genes, for `LangCellForMaskedLM` in transformers' `Trainer`.
+
+    What is masked depends only on the cells of the batch. In training, where batches are shuffled, a cell is therefore
+    masked anew in each epoch; in evaluation always alike. A resumed training sees what it would have seen without
+    interruption, although batches are made ahead of the steps.
+
+    Args:
+        feature_extractor: The `LangCellFeatureExtractor` that made the ids.
+        probability: Share of a cell's genes that is masked.
+    """
+
+    def __init__(self, feature_extractor: Any, probability: float = 0.15):
+        self.pad_token_id = feature_extractor.pad_token_id
+        self.masking = MaskedGeneModelling(len(feature_extractor), feature_extractor.mask_token_id, probability)
+
+    def __call__(self, cells: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns `(cells, genes)` `input_ids`, `attention_mask` and `labels` of cells that have `input_ids`."""
+        rows = [torch.as_tensor(cell["input_ids"]) for cell in cells]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+        shown, labels = self.masking.corrupt(ids, torch.Generator().manual_seed(int(ids.sum())))
+        return {"input_ids": shown, "attention_mask": (ids != self.pad_token_id).long(), "labels": labels}
 
 
 class CellCellContrast(nn.Module):
@@ -164,7 +250,8 @@ class CellTextMatching(nn.Module):
 
         Args:
             logits_per_cell, text_index, ignored_pairs: The same as for `CellTextContrast.forward`.
-            draws: `(cells, 2)` uniform random numbers from 0 to 1 that determine the partners; drawn here by default.
+            draws: `(cells, 2)` uniform random numbers from 0 to 1 that determine the partners, the same in every
+                process; by default, what the first process draws.
 
         Returns:
             `(cells,)` a wrong text for each cell; `(cells,)` a wrong cell for each cell's own description; `(cells,)`
@@ -177,7 +264,8 @@ class CellTextMatching(nn.Module):
         wrong_per_text = wrong.T[text_index]  # row i: cells for which cell i's description is wrong
         usable = wrong.any(dim=1) & wrong_per_text.any(dim=1)
         if draws is None:
-            draws = torch.rand(len(logits), 2, device=logits.device)
+            generator = _evaluation_generator(self, logits.device)
+            draws = gather_rows(torch.rand(len(logits), 2, generator=generator, device=logits.device))[: len(logits)]
 
         def draw(scores, allowed, uniform):
             # A row without any candidate must still be a distribution; `usable` marks its draw as meaningless.

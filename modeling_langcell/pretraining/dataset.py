@@ -145,7 +145,7 @@ class PretrainingBatches(Dataset):
                 labels.append(gene_labels)
         batch = {"cell_input_ids": _pad(ids), "cell_attention_mask": _pad([torch.ones_like(cell) for cell in ids])}
         if self.masking is not None:
-            batch |= {"masked_input_ids": _pad(masked), "masked_gene_labels": _pad(labels, IGNORED)}
+            batch |= {"masked_input_ids": _pad(masked), "masked_gene_targets": _pad(labels, IGNORED)}
         return batch
 
     def _reorder_genes(self, token_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1117,6 +1117,44 @@ class TestPreTraining:
         with pytest.raises(ValueError, match="need input_ids and text_index"):
             pretraining_model()(cell_input_ids=ids, cell_attention_mask=mask)
 
+    def test_one_text_a_cell(self):
+        """Equal descriptions are one text, as with `text_index`."""
+        model = pretraining_model(masked_gene_weight=0)
+        given = {"negative_draws": torch.rand(CELLS, 2)}
+        text_index = torch.tensor([1, 3, 1])
+        texts = {name: tensor[text_index] for name, tensor in text_inputs().items()}
+        distinct = {name: tensor[[1, 3]] for name, tensor in text_inputs().items()}
+        out = run_pretraining(model, **given, **texts, text_index=None)
+        for order in ([0, 1], [1, 0]):
+            indexed = {name: tensor[order] for name, tensor in distinct.items()}
+            places = torch.tensor([order.index(place) for place in (0, 1, 0)])
+            expected = run_pretraining(model, **given, **indexed, text_index=places)
+            for name in ("cell_cell_loss", "cell_text_loss", "matching_loss", "loss"):
+                torch.testing.assert_close(out[name], expected[name], atol=1e-5, rtol=0)
+        assert out.logits_per_cell.shape == (CELLS, 2)
+
+    @pytest.mark.parametrize("text_index", [[0, 1], [0, 1, 2, 3]])
+    def test_text_index_fits_the_cells(self, text_index):
+        with pytest.raises(ValueError, match=f"text_index is of {len(text_index)} cells, but there are {CELLS}"):
+            run_pretraining(pretraining_model(), text_index=torch.tensor(text_index))
+
+    def test_evaluation_draws_the_same(self):
+        model = pretraining_model()
+        inputs = TESTERS[LangCellForPreTraining].inputs()
+        first, second = (model(**inputs) for _ in range(2))
+        assert_same(first, second, TESTERS[LangCellForPreTraining].shapes, 0)
+        model.train()
+        assert model(**inputs).loss != model(**inputs).loss
+
+    def test_logits_alone(self):
+        model = pretraining_model()
+        scored = rows_seen(model.lm_head)
+        out = model(**joint_inputs(), return_loss=False)
+        expected = LangCellModel.forward(model, **joint_inputs()).logits_per_cell
+        torch.testing.assert_close(out.logits_per_cell, expected)
+        assert list(out) == ["logits_per_cell"]
+        assert not scored
+
     def test_known_texts_are_not_read_again(self):
         model = pretraining_model(masked_gene_weight=0, cell_cell_weight=0, matching_weight=0)
         expected = run_pretraining(model).loss
@@ -1217,7 +1255,7 @@ class TestPreTraining:
         model, inputs = pretraining_model(), joint_inputs()
         shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(inputs["cell_input_ids"])
         given = {"cell_input_ids": inputs["cell_input_ids"], "cell_attention_mask": inputs["cell_attention_mask"]}
-        given |= {"masked_input_ids": shown, "masked_gene_labels": labels}
+        given |= {"masked_input_ids": shown, "masked_gene_targets": labels}
         draws = {"negative_draws": torch.rand(CELLS, 2), "length_groups": length_groups}
         padding = torch.full((CELLS, 3), 5)
         moved = {
@@ -1239,7 +1277,7 @@ class TestPreTraining:
         mask = torch.arange(ids.shape[1]) < torch.tensor([7, 4, 6])[:, None]
         given = {"cell_input_ids": ids * mask, "cell_attention_mask": mask.long()}
         shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(given["cell_input_ids"])
-        given |= {"masked_input_ids": shown, "masked_gene_labels": labels, "negative_draws": torch.rand(CELLS, 2)}
+        given |= {"masked_input_ids": shown, "masked_gene_targets": labels, "negative_draws": torch.rand(CELLS, 2)}
         expected = run_pretraining(model, **given)
         assert_same(
             run_pretraining(model, **given, length_groups=length_groups),
@@ -1254,7 +1292,7 @@ class TestPreTraining:
     def test_random_numbers_can_be_given(self):
         model = pretraining_model()
         shown, labels = MaskedGeneModelling(VOCABULARY, probability=0.5).corrupt(cell_inputs()["input_ids"])
-        given = {"masked_input_ids": shown, "masked_gene_labels": labels, "negative_draws": torch.rand(CELLS, 2)}
+        given = {"masked_input_ids": shown, "masked_gene_targets": labels, "negative_draws": torch.rand(CELLS, 2)}
         first, second = (run_pretraining(model, **given) for _ in range(2))
         assert_same(first, second, TESTERS[LangCellForPreTraining].shapes, 0)
         expected = TESTERS[LangCellForMaskedLM].model()

@@ -13,6 +13,7 @@ from modeling_langcell.model.objectives import (
     CellTextContrast,
     CellTextMatching,
     MaskedGeneModelling,
+    merge_texts,
 )
 
 
@@ -97,6 +98,11 @@ class TestMaskedGeneModelling:
     def test_draws_differ(self, cells):
         objective = MaskedGeneModelling(self.VOCABULARY)
         assert not torch.equal(objective.corrupt(cells)[1], objective.corrupt(cells)[1])
+
+    def test_evaluation_draws_the_same(self, cells):
+        objective = MaskedGeneModelling(self.VOCABULARY).eval()
+        for first, second in zip(objective.corrupt(cells), objective.corrupt(cells), strict=True):
+            assert torch.equal(first, second)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("seed", range(3))
@@ -223,6 +229,26 @@ class TestCellTextContrast:
         torch.testing.assert_close(logits.grad[:2, 0], alone.grad[0, 0].repeat(2) * 2 / 3)
 
 
+class TestMergeTexts:
+    def test_equal_texts_become_one(self):
+        """Also where padding differs, and whatever the ids of the padding."""
+        ids = torch.tensor([[2, 9, 0], [2, 5, 7], [2, 9, 8], [2, 5, 0]])
+        mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 0]])
+        ignored_pairs = torch.tensor([[False, True, False, False], [False, False, False, True]])
+        merged = merge_texts(ids, mask, torch.tensor([2, 1]), ignored_pairs)
+        assert merged[0].tolist() == [[2, 5, 0], [2, 5, 7], [2, 9, 0]]
+        assert merged[1].tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 0]]
+        assert merged[2].tolist() == [2, 1]
+        assert merged[3].tolist() == [[False, True, False], [True, False, False]]
+
+    def test_without_masks_and_pairs(self):
+        ids, mask, text_index, ignored_pairs = merge_texts(torch.tensor([[2, 9], [2, 5]]), None, torch.arange(2), None)
+        assert ids.tolist() == [[2, 5], [2, 9]]
+        assert mask.all()
+        assert text_index.tolist() == [1, 0]
+        assert ignored_pairs is None
+
+
 class TestCellTextMatching:
     DRAWS = 3000
 
@@ -334,6 +360,12 @@ class TestCellTextMatching:
         assert usable.all()
         assert wrong_text.tolist() == [2, 0, 1]
         assert wrong_cell.tolist() == [1, 2, 0]
+
+    def test_evaluation_draws_the_same(self):
+        objective = CellTextMatching().eval()
+        drawn = [objective.draw_negatives(torch.zeros(50, 50), torch.arange(50)) for _ in range(2)]
+        for first, second in zip(*drawn, strict=True):
+            assert torch.equal(first, second)
 
     def test_draws_carry_no_gradient(self):
         logits, text_index, ignored_pairs = BATCHES["distinct"]

@@ -60,7 +60,7 @@ def test_cells_of_unknown_type_are_left_out_where_texts_are_needed(make, setting
 def test_batches_have_only_what_the_objectives_need(make, settings):
     batch = make(model=settings["model"] | {"masked_gene_weight": 0})[0]
     assert "masked_input_ids" not in batch
-    assert {"masked_input_ids", "masked_gene_labels", "text_index", "negative_draws"} <= make()[0].keys()
+    assert {"masked_input_ids", "masked_gene_targets", "text_index", "negative_draws"} <= make()[0].keys()
 
 
 def test_a_step_depends_on_its_number_and_the_seed_alone(make):
@@ -76,7 +76,7 @@ def test_processes_share_the_batch_of_one(make, processes):
     settings = {"gene_dropout": 0.5, "panel_share": 0.5}
     alone = make(**settings)
     parts = [make(process, processes, **settings) for process in range(processes)]
-    names = ("cell_input_ids", "masked_input_ids", "masked_gene_labels")
+    names = ("cell_input_ids", "masked_input_ids", "masked_gene_targets")
     for step in range(5):
         whole, shares = alone[step], [part[step] for part in parts]
         together = [cell for share in shares for cell in rows_of(share, *names)]
@@ -183,7 +183,7 @@ def test_noise_changes_ranks_and_keeps_genes(make):
 def test_masked_genes_are_labelled(make):
     batch = make()[0]
     real = batch["cell_attention_mask"].bool()
-    ids, masked, labels = (batch[name] for name in ("cell_input_ids", "masked_input_ids", "masked_gene_labels"))
+    ids, masked, labels = (batch[name] for name in ("cell_input_ids", "masked_input_ids", "masked_gene_targets"))
     asked = labels != IGNORED
     assert 0.05 < asked[real].float().mean() < 0.25
     assert not asked[~real].any()

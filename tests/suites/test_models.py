@@ -88,7 +88,7 @@ class PreTrainingTester(JointTester):
         is_masked = torch.arange(self.seq_length) == 2
         inputs["text_index"] = torch.arange(self.batch_size)
         inputs["masked_input_ids"] = ids.masked_fill(is_masked, config.cell_config.mask_token_id)
-        inputs["masked_gene_labels"] = ids.masked_fill(~is_masked, -100)
+        inputs["masked_gene_targets"] = ids.masked_fill(~is_masked, -100)
         inputs["negative_draws"] = torch.rand(self.batch_size, 2)
         return config, inputs
 

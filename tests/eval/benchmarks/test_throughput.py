@@ -182,7 +182,7 @@ def test_attention_is_counted_on_a_cpu_too():
     model = workload.model("stage 1").eval()
     batch = workload.batch(model.config, torch.device("cpu"), seed=0)
     labels = batch["cell_input_ids"].where(torch.arange(200) % 7 == 1, -100)
-    batch |= {"masked_input_ids": batch["cell_input_ids"], "masked_gene_labels": labels}
+    batch |= {"masked_input_ids": batch["cell_input_ids"], "masked_gene_targets": labels}
     counts = []
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
