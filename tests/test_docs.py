@@ -292,6 +292,8 @@ def adapt_to_your_data(session):
         right = annotated.obs["langcell_cell_type"].astype(str) == annotated.obs["cell_type"].astype(str)
         assert right.mean() > 0.8, name
     assert "runs/adapter" in Path("report.html").read_text()
+    assert list(Path("runs/logs").rglob("events.out.tfevents.*"))
+    assert Path("runs/by-two/adaptation.json").exists()
 
 
 @page("index.md")

@@ -4,7 +4,8 @@
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
+from modeling_langcell.adaptation.adapt import adapt
+from modeling_langcell.adaptation.config import AdaptationConfig, Method
 from modeling_langcell.eval.baselines import counts_by_gene
 from modeling_langcell.eval.task import CLASSIFIERS, LANGCELL, RANDOM, Result, Run, Task, score_predictions
 from modeling_langcell.io.columns import PROBABILITIES, RUN

@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.multiclass import OneVsRestClassifier
 
-from modeling_langcell.adaptation.adapt import AdaptationConfig, Method, adapt
+from modeling_langcell.adaptation.adapt import adapt
+from modeling_langcell.adaptation.config import AdaptationConfig, Method
 from modeling_langcell.eval.baselines import counts_by_gene, log_normalized
 from modeling_langcell.eval.task import LANGCELL, RANDOM, Result, Run, Task, bootstrap
 from modeling_langcell.io.columns import PROBABILITIES

@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Adapts a checkpoint to labelled cells: few-shot (LangCell, section 3.4) and LangCell-CE, by LoRA or as a whole."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,12 +10,11 @@ import anndata as ad
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..annotation.annotator import LangCellAnnotator
 from ..annotation.device import find_device
-from ..checkpoint.adaptation_record import Adaptation, Head, versions
+from ..checkpoint.adaptation_record import Adaptation, versions
 from ..checkpoint.adapters import CELL_MODULES, CROSS_MODULES, TEXT_MODULES
 from ..checkpoint.builtin import display_name, resolve_checkpoint
 from ..checkpoint.files import CARD
@@ -25,110 +23,22 @@ from ..checkpoint.loading import load_checkpoint, load_classifier, quiet_peft
 from ..checkpoint.repository import fetch
 from ..io.atomic import atomic_folder
 from ..io.labels import Labels, rank_cells, read_labels
+from ..io.outputs import require_place
 from ..model.errors import InputError
 from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import Description, as_description
 from ..model.ranking import RankedCells
 from ..ontology import descriptions_of, id_of
-from .trainer import CellBatches, ClassLoss, DescriptionLoss, fit
-
-Method = Literal["lora", "full", "frozen"]
+from .batches import CellBatches
+from .config import AdaptationConfig
+from .losses import CellLoss, ClassLoss, DescriptionLoss
+from .trainer import find_loggers, fit
 
 #: Number of cells of a label whose prototype weighs as much as its description.
 _DESCRIPTION_WORTH = 0.5
 #: Number of cells of a label to learn from with which its markers count half.
 _MARKERS_WORTH = 1
-
-
-@dataclass(frozen=True)
-class AdaptationConfig:
-    """
-    Settings of an adaptation.
-
-    Args:
-        head: Part that separates the labels: their `descriptions`, a classification head (`classes`, LangCell-CE), or
-            `prototypes`, which need no training.
-        method: `lora`; `full`, which trains all weights, those of the text tower only with `adapt_texts`; or `frozen`,
-            which trains only the heads.
-        rank: LoRA rank.
-        epochs: Number of passes over the training cells.
-        batch_cells: Cells per step.
-        learning_rate: Peak learning rate, after warm-up; by default 5e-4 with `lora`, 5e-5 with `full`, 5e-3 with
-            `frozen`.
-        weight_decay: Weight decay of AdamW.
-        gene_dropout: Upper bound of the random share of genes dropped from a cell in each epoch. It makes few cells
-            more varied; the remaining genes are cut to the model's length as always.
-        temperature: Temperature of the cosine between cells and descriptions during training. With the checkpoint's
-            own, 0.05, the loss vanishes as soon as a few cells are separated; a higher one separates other cells
-            better.
-        matching: True to train and use matching, which takes most of the time; by default it is used if the
-            checkpoint uses it.
-        adapt_texts: True to adapt the text tower by LoRA too, which takes several times as long. Otherwise each
-            description is encoded once.
-        balanced: True to give every label the same weight, however many cells it has (`classes`).
-        held_out: Share of the cells held out to watch the training. It stops when `patience` epochs bring no
-            improvement, and the best weights are kept. With 0 it runs all epochs on all cells.
-        patience: Number of epochs without improvement before training stops; see `held_out`.
-        prototype_weight: Weight of the prototypes against the descriptions; by default it grows with the number of
-            cells per label.
-        marker_weight: Weight of the genes that mark the labels; by default the checkpoint's, which trained
-            `descriptions` need less the more cells per label there are. Not for `classes`.
-        seed: Seed for drawing cells, their order, the genes dropped, and new weights.
-    """
-
-    head: Head = "descriptions"
-    method: Method = "lora"
-    rank: int = 8
-    epochs: int = 30
-    batch_cells: int = 12
-    learning_rate: float | None = None
-    weight_decay: float = 0.0
-    gene_dropout: float = 0.8
-    temperature: float = 0.4
-    matching: bool | None = None
-    adapt_texts: bool = False
-    balanced: bool = False
-    held_out: float = 0.0
-    patience: int = 3
-    prototype_weight: float | None = None
-    marker_weight: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.head not in ("descriptions", "classes", "prototypes"):
-            raise InputError(f"head={self.head!r} is not one of 'descriptions', 'classes' and 'prototypes'.")
-        if self.method not in ("lora", "full", "frozen"):
-            raise InputError(f"method={self.method!r} is not one of 'lora', 'full' and 'frozen'.")
-        for name in ("rank", "epochs", "batch_cells", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.temperature <= 0:
-            raise InputError(f"temperature={self.temperature} must be above 0.")
-        for name in ("gene_dropout", "held_out"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} is not a share: it must be at least 0 and less than 1.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InputError(f"learning_rate={self.learning_rate} must be above 0.")
-        if self.weight_decay < 0 or self.seed < 0:
-            raise InputError("weight_decay and seed must not be below 0.")
-        if self.prototype_weight is not None and not 0 <= self.prototype_weight <= 1:
-            raise InputError(f"prototype_weight={self.prototype_weight} must be from 0 to 1.")
-        if self.marker_weight is not None and not 0 <= self.marker_weight < math.inf:
-            raise InputError(f"marker_weight={self.marker_weight} is not a weight: give 0 or more.")
-        if self.marker_weight and self.head == "classes":
-            raise InputError("marker_weight is not for the head 'classes', which does not use it.")
-        for name, head in (("matching", "descriptions"), ("adapt_texts", "descriptions"), ("balanced", "classes")):
-            if getattr(self, name) and self.head != head:
-                raise InputError(f"{name} is for the head {head!r}: the head {self.head!r} does not use it.")
-        if self.held_out and self.head == "prototypes":
-            raise InputError("held_out needs a trained head; prototypes are not trained.")
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """Learning rate after the warm-up."""
-        default = {"lora": 5e-4, "full": 5e-5, "frozen": 5e-3}[self.method]
-        return default if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -185,10 +95,17 @@ def adapt(
     config: AdaptationConfig | None = None,
     unlabelled: Literal["error", "skip"] = "error",
     device: str | torch.device | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    report_to: str = "none",
+    log_dir: str | Path | None = None,
     **cell_options: Any,
 ) -> Adapted:
     """
     Adapts a checkpoint to labelled cells.
+
+    Several processes, as started by `accelerate launch` or `torchrun`, share each batch of cells, and all of them get
+    the same adapted model. It is the one that a single process gets, except for what dropout drops: let one process
+    save it.
 
     Args:
         checkpoint: Folder or Hub id of a LangCell checkpoint.
@@ -201,14 +118,18 @@ def adapt(
         config: Settings.
         unlabelled: Treatment of cells without a label: `error`, or `skip` to leave them out.
         device: Device to compute on; by default the best available.
+        callbacks: Callbacks of transformers' Trainer, called while the model is trained.
+        report_to: Logger of the losses, for which its package must be installed: `tensorboard`, `wandb` or `none`.
+        log_dir: Folder for the logger's files.
         cell_options: Options for reading cells, the same as for `LangCellAnnotator.annotate`.
 
     Raises:
         InputError: The label column is missing, has missing values or only one label; a label has fewer than `shots`
-            cells, no description, or the same description as another label; the cells cannot be read; or the checkpoint
-            or the device does not exist.
+            cells, no description, or the same description as another label; the cells cannot be read; the checkpoint
+            or the device does not exist; or the logger is not installed, or its files cannot be written.
     """
     config = config or AdaptationConfig()
+    loggers = _find_loggers(config, report_to, log_dir, callbacks)
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
     if labels.multilabel and config.head != "classes":
         raise InputError(f"obsm[{label_key!r}] gives a cell several labels, which needs the head 'classes'.")
@@ -248,14 +169,14 @@ def adapt(
 
     def batches(part: Labels) -> CellBatches:
         ranked = rank_cells(adata, part.rows, processor.feature_extractor, **cell_options)
-        return CellBatches(ranked, part.truth, config.batch_cells, where)
+        return CellBatches(ranked, part.truth, config.batch_cells)
 
     training_cells, held_out_cells = batches(training), None if held_out is None else batches(held_out)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         adapted = _start(model, checkpoint, adaptation, config).to(where)
         inner = _inner(adapted)
-        loss_of: nn.Module
+        loss_of: CellLoss
         if config.head == "classes":
             loss_of = ClassLoss(inner, training.truth, config.balanced)
         else:
@@ -267,20 +188,30 @@ def adapt(
                 matching=adaptation.alpha < 1,
                 adapt_texts=_adapts_texts(config),
             )
-        losses = fit(
-            loss_of,
-            training_cells,
-            held_out_cells,
-            epochs=config.epochs,
-            learning_rate=config.peak_learning_rate,
-            weight_decay=config.weight_decay,
-            gene_dropout=config.gene_dropout,
-            patience=config.patience,
-            seed=config.seed,
-        )
+        losses = fit(loss_of, training_cells, held_out_cells, config, [*loggers, *callbacks], log_dir)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in adapted.parameters()]
     share = sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
     return Adapted(adapted.eval(), processor, adaptation, share, losses)
+
+
+def _find_loggers(
+    config: AdaptationConfig, report_to: str, log_dir: str | Path | None, callbacks: Sequence[TrainerCallback]
+) -> list[TrainerCallback]:
+    """
+    Returns the callbacks of the logger.
+
+    Raises:
+        InputError: Nothing is trained that could be logged, there is no folder for the logger's files or it cannot be
+            written, or the logger is not installed.
+    """
+    loggers = find_loggers(report_to)
+    if config.head == "prototypes" and (loggers or callbacks):
+        raise InputError(f"{'report_to' if loggers else 'callbacks'} needs a trained head; prototypes are not trained.")
+    if bool(loggers) != (log_dir is not None):
+        raise InputError("report_to and log_dir belong together: give both, or neither.")
+    if log_dir is not None:
+        require_place(Path(log_dir) / "events", "log_dir")
+    return loggers
 
 
 def _describe(
@@ -382,10 +313,13 @@ def _with_prototypes(
     config: AdaptationConfig,
 ) -> Adapted:
     """Adds each label's mean embedding, and its weight against the description, which grows with the cells."""
-    batches = CellBatches(ranked, labels.truth, 64, model.device)
+    batches = CellBatches(ranked, labels.truth, 64)
     model.eval()
     options = {"pooled_only": True, "return_dict": True}
-    read = [model.get_cell_features(ids, mask, **options) for ids, mask, _ in batches.in_order()]
+    read = [
+        model.get_cell_features(batch["ids"].to(model.device), batch["mask"].to(model.device), **options)
+        for batch in batches.in_order()
+    ]
     embeds = torch.cat([one.pooler_output for one in read])
     truth = torch.from_numpy(labels.truth).to(model.device)
     means = torch.stack([embeds[truth == label].mean(dim=0) for label in range(len(labels.names))])

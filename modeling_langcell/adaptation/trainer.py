@@ -1,200 +1,315 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Training on labelled cells: the losses of LangCell's few-shot script and of LangCell-CE, and the training loop."""
+"""Training on labelled cells by transformers' Trainer, in one process or in several that share each batch."""
 
 import math
-from collections.abc import Callable, Iterator
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from accelerate.utils import gather_object
+from rich.progress import Progress
 from torch import nn
-from transformers import BatchEncoding, get_scheduler
+from torch.utils.data import DataLoader
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..io.progress import progress_bar
 from ..model.errors import InputError
-from ..model.modeling_langcell import LangCellForSequenceClassification, LangCellModel
-from ..model.ranking import RankedCells
+from .batches import Batch, CellBatches, ShuffledBatches
+from .config import AdaptationConfig
+from .losses import CellLoss
+
+#: Loggers that are known by name; transformers has callbacks for others.
+LOGGERS = ("none", "tensorboard", "wandb")
 
 
-class DescriptionLoss(nn.Module):
+def find_loggers(report_to: str) -> list[TrainerCallback]:
     """
-    Cross-entropy of the similarity between cells and the descriptions of the labels. With `matching` it adds the
-    cross-entropy of the matching probabilities, which the published script takes as logits.
+    Returns the callbacks that log to a service.
 
-    Args:
-        model: Model, with or without adapters inside.
-        texts: Descriptions of the labels, tokenized.
-        temperature: Temperature of the cosine. With the checkpoint's own the loss vanishes as soon as a few cells are
-            separated; a higher one requires wider margins.
-        matching: True to train matching too.
-        adapt_texts: True to train the text tower. Otherwise it encodes the descriptions here, once.
+    Raises:
+        InputError: The service is unknown, or its package is not installed.
     """
-
-    def __init__(
-        self, model: LangCellModel, texts: BatchEncoding, *, temperature: float, matching: bool, adapt_texts: bool
-    ):
-        super().__init__()
-        self.model, self.texts = model, texts.to(model.device)
-        self.temperature, self.matching = temperature, matching
-        self.pooled_texts: torch.Tensor | None = None
-        if not adapt_texts:
-            with torch.no_grad():
-                model.eval()
-                self.pooled_texts = model.text_model(**self.texts, pooled_only=True, return_dict=True).pooler_output
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Returns the mean loss; `ids` and `mask` are `(cells, genes)`, and `truth`, the labels, is `(cells,)`."""
-        model, texts = self.model, self.texts
-        cells = model.cell_model(ids, mask, pooled_only=not self.matching, return_dict=True)
-        if self.pooled_texts is None:
-            text_embeds = model.get_text_features(**texts, pooled_only=True, return_dict=True).pooler_output
-        else:
-            text_embeds = model.project_texts(self.pooled_texts)
-        similarity = model.project_cells(cells.pooler_output) @ text_embeds.T / self.temperature
-        loss = F.cross_entropy(similarity.float(), truth)
-        if self.matching:
-            pairs = model.get_matching_logits(
-                cells.last_hidden_state, mask, texts["input_ids"], texts["attention_mask"]
-            )
-            loss = loss + F.cross_entropy(pairs.float().softmax(dim=-1)[..., 1], truth)
-        return loss
-
-
-class ClassLoss(nn.Module):
-    """
-    Cross-entropy of the classification head; binary cross-entropy per label where a cell may have several.
-
-    Args:
-        model: Model, with or without adapters inside.
-        truth: Labels of all training cells.
-        balanced: True to give every label the same weight, so that cells of frequent labels weigh less.
-    """
-
-    def __init__(self, model: LangCellForSequenceClassification, truth: np.ndarray, balanced: bool):
-        super().__init__()
-        self.model, self.multilabel = model, truth.ndim == 2
-        self.weights: torch.Tensor | None = None
-        if balanced:
-            labels = truth.shape[1] if self.multilabel else model.config.num_labels
-            sizes = truth.sum(axis=0) if self.multilabel else np.bincount(truth, minlength=labels)
-            sizes = np.maximum(sizes, 1)
-            weights = (len(truth) - sizes) / sizes if self.multilabel else len(truth) / (labels * sizes)
-            self.weights = torch.tensor(weights, dtype=torch.float32, device=model.device)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Returns the mean loss, like `DescriptionLoss`; `truth` is `(cells, labels)` where a cell may have several."""
-        model = self.model
-        pooled = model.cell_model(ids, mask, pooled_only=True, return_dict=True).pooler_output
-        logits = model.classifier(model.dropout(pooled)).float()
-        if self.multilabel:
-            return F.binary_cross_entropy_with_logits(logits, truth.float(), pos_weight=self.weights)
-        return F.cross_entropy(logits, truth, weight=self.weights)
-
-
-class CellBatches:
-    """
-    Batches of labelled cells.
-
-    Args:
-        ranked: Cells.
-        truth: Labels of the cells.
-        size: Number of cells in a batch.
-        device: Device of the batches.
-    """
-
-    def __init__(self, ranked: RankedCells, truth: np.ndarray, size: int, device: torch.device):
-        self.ranked, self.truth, self.size, self.device = ranked, truth, size, device
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.ranked) / self.size)
-
-    def shuffled(self, rng: np.random.Generator, gene_dropout: float) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yields all cells in random order, each without a random share of its genes of at most `gene_dropout`."""
-        for rows in np.array_split(rng.permutation(len(self.ranked)), len(self)):
-            yield self._batch(rows, lambda cell: self._drop_genes(cell, rng, gene_dropout))
-
-    def in_order(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yields all cells in order, with all their genes."""
-        for rows in np.array_split(np.arange(len(self.ranked)), len(self)):
-            yield self._batch(rows, lambda cell: cell)
-
-    def _batch(self, rows: np.ndarray, select: Callable[[np.ndarray], np.ndarray]) -> tuple[torch.Tensor, ...]:
-        genes = [select(self.ranked[row]) for row in rows]
-        offsets = np.cumsum([0, *map(len, genes)])
-        cells = RankedCells(np.concatenate(genes), offsets, self.ranked.matched_counts[rows], self.ranked.places[rows])
-        return tuple(torch.from_numpy(array).to(self.device) for array in (*cells.pad(), self.truth[rows]))
-
-    @staticmethod
-    def _drop_genes(cell: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
-        kept = rng.random(len(cell)) >= share * rng.random()
-        kept[0] = True  # <cls>
-        return cell[kept]
+    if report_to not in LOGGERS:
+        raise InputError(
+            f"report_to={report_to!r} is not one of {', '.join(map(repr, LOGGERS))}. Give other loggers as callbacks."
+        )
+    try:
+        return [logger() for logger in get_reporting_integration_callbacks(report_to)]
+    except (RuntimeError, ImportError) as error:
+        raise InputError(f"report_to={report_to!r} needs the package {report_to}: pip install {report_to}.") from error
 
 
 def fit(
-    loss_of: nn.Module,
+    loss_of: CellLoss,
     training: CellBatches,
     held_out: CellBatches | None,
-    *,
-    epochs: int,
-    learning_rate: float,
-    weight_decay: float,
-    gene_dropout: float,
-    patience: int,
-    seed: int,
+    config: AdaptationConfig,
+    callbacks: Sequence[TrainerCallback] = (),
+    log_dir: str | Path | None = None,
 ) -> tuple[float, ...]:
     """
     Trains the parameters of a loss's model that need gradients, by AdamW with a short warm-up and cosine decay. With
     `held_out` cells, the weights of the epoch with the lowest loss on them are kept, and training stops after
     `patience` epochs without a lower one.
 
+    Args:
+        loss_of: The loss, on the device to train on.
+        training: Cells to train on.
+        held_out: Cells to watch the training by.
+        config: Settings.
+        callbacks: Callbacks of transformers, among them those of `find_loggers`.
+        log_dir: Folder for the files of loggers.
+
     Returns:
         Mean loss of each epoch, on the held-out cells if there are any.
 
     Raises:
-        InputError: The loss is not finite.
+        InputError: The loss is not finite, or accelerate was told to shard the model.
     """
-    trained = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
-    steps = epochs * len(training)
+    trained = _trained(loss_of)
+    device = trained[0].device
+    steps = config.epochs * len(training)
+    optimizer = torch.optim.AdamW(trained, lr=config.peak_learning_rate, weight_decay=config.weight_decay)
     schedule = get_scheduler("cosine", optimizer, min(10, steps // 10), steps)
-    rng = np.random.default_rng(seed)
-    losses: list[float] = []
-    best: list[torch.Tensor] = []
-    with progress_bar() as progress:
-        task = progress.add_task("Epochs", total=epochs)
-        for epoch in range(epochs):
-            loss_of.train()
-            total = 0.0
-            for ids, mask, truth in training.shuffled(rng, gene_dropout):
-                loss = loss_of(ids, mask, truth)
-                loss.backward()
-                nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                total += loss.item() * len(ids)
-            losses.append(total / len(training.ranked) if held_out is None else _mean_loss(loss_of, held_out))
-            if not math.isfinite(losses[-1]):
-                raise InputError(f"The loss of epoch {epoch + 1} is not finite: lower the learning_rate.")
-            if held_out is not None and losses[-1] == min(losses):
-                best = [parameter.detach().clone() for parameter in trained]
-            progress.advance(task)
-            if held_out is not None and epoch - int(np.argmin(losses)) >= patience:
-                break
-    if best:
-        with torch.no_grad():
-            for parameter, value in zip(trained, best, strict=True):
-                parameter.copy_(value)
+    with ExitStack() as opened:
+        if log_dir is None:  # The Trainer makes a folder even if nothing is written.
+            folder = opened.enter_context(TemporaryDirectory())
+        else:
+            folder = str(log_dir)
+            opened.enter_context(_environment(WANDB_DIR=folder))  # Otherwise W&B writes into the working directory.
+        opened.enter_context(_processes_ended())
+        opened.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
+        arguments = _Arguments(
+            output_dir=folder,
+            computes_on=str(device),
+            use_cpu=device.type == "cpu",
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_cells,
+            learning_rate=config.peak_learning_rate,
+            weight_decay=config.weight_decay,
+            max_grad_norm=1.0,
+            bf16=config.precision == "bf16",
+            eval_strategy="no" if held_out is None else "epoch",
+            metric_for_best_model="loss",
+            save_strategy="no",
+            logging_strategy="epoch",
+            logging_nan_inf_filter=False,
+            disable_tqdm=True,
+            report_to="none",
+            # A method that trains all weights also trains those that the loss does not use.
+            ddp_find_unused_parameters=config.method == "full",
+            seed=config.seed,
+        )
+        # A launcher's own precision is not what the adaptation's record says.
+        arguments.mixed_precision = config.precision
+        best = [] if held_out is None else [BestWeights(config.patience)]
+        with _random_state_kept():
+            trainer = CellTrainer(
+                loss_of,
+                arguments,
+                train_dataset=ShuffledBatches(training, config.gene_dropout, config.seed),
+                eval_dataset=held_out,
+                callbacks=[*best, *callbacks],
+                optimizers=(optimizer, schedule),
+            )
+        opened.callback(trainer.release)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise InputError(
+                "An adaptation is too small to shard: launch it with DDP (hub_configs/accelerate/ddp.yaml)."
+            )
+        trainer.remove_callback(PrinterCallback)
+        if arguments.process_index > 0:  # What dropout drops from its share is different.
+            torch.manual_seed(config.seed + arguments.process_index)
+        progress = opened.enter_context(progress_bar())
+        progress.disable |= arguments.process_index > 0
+        trainer.add_callback(_EndOfEpoch(trainer, progress))
+        trainer.train()
+        losses = trainer.training_losses if held_out is None else trainer.held_out_losses
     loss_of.eval()
     return tuple(losses)
 
 
-@torch.inference_mode()
-def _mean_loss(loss_of: nn.Module, held_out: CellBatches) -> float:
-    loss_of.eval()
-    totals = [loss_of(ids, mask, truth).item() * len(ids) for ids, mask, truth in held_out.in_order()]
-    return sum(totals) / len(held_out.ranked)
+@dataclass
+class _Arguments(TrainingArguments):
+    """
+    Arguments of a Trainer that computes on one device, which may be another than the first GPU.
+
+    Args:
+        computes_on: The device.
+    """
+
+    computes_on: str = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cuda":  # Accelerate moves the model to the current one.
+            torch.cuda.set_device(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device; the first time it is asked for, the processes meet."""
+        _ = super().device
+        return torch.device(self.computes_on)
+
+    @property
+    def n_gpu(self) -> int:
+        """At most 1, so that several GPUs are used by several processes alone."""
+        return min(super().n_gpu, 1)
 
 
-__all__ = ["CellBatches", "ClassLoss", "DescriptionLoss", "fit"]
+class CellTrainer(Trainer):
+    """
+    Trainer of a `CellLoss` on `ShuffledBatches`, with `CellBatches` to evaluate on. All processes have the same
+    batches, and each computes its share of every batch, so that several processes take the steps that one takes.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.training_losses: list[float] = []
+        self.held_out_losses: list[float] = []
+        self._seen: list[tuple[torch.Tensor, int]] = []  # Losses of batches, and their numbers of cells.
+
+    def get_train_dataloader(self) -> DataLoader:
+        # With a generator of its own it draws nothing from that of dropout.
+        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+        """
+        Returns the loss of this process's share of a batch, weighted so that the mean over the processes is the loss of
+        the batch.
+        """
+        truth = inputs["truth"]
+        processes = self.accelerator.num_processes
+        share = slice(self.accelerator.process_index, None, processes)
+        weight = processes * self.model.weight(truth[share]) / self.model.weight(truth)
+        if not weight:  # There are fewer cells than processes, and each must compute gradients.
+            share = slice(1)
+        loss = model(**{name: values[share] for name, values in inputs.items()}) * weight
+        self._seen.append((loss.detach(), len(truth)))
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Returns the mean loss of the held-out cells, as `eval_loss`."""
+        self.model.eval()
+        with torch.inference_mode():
+            for batch in self.eval_dataset.in_order():
+                self.compute_loss(self.model, self._prepare_inputs(batch))
+        metrics = {"eval_loss": self.mean_loss()}
+        self.held_out_losses.append(metrics["eval_loss"])
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def mean_loss(self) -> float:
+        """
+        Returns the mean loss of the cells since it was last asked for, in all processes.
+
+        Raises:
+            InputError: It is not finite.
+        """
+        cells = sum(cells for _, cells in self._seen)
+        total = sum(loss.item() * cells for loss, cells in self._seen)
+        self._seen.clear()
+        mean = sum(gather_object([total])) / self.accelerator.num_processes / cells
+        if not math.isfinite(mean):
+            raise InputError(f"The loss of epoch {round(self.state.epoch)} is not finite: lower the learning_rate.")
+        return mean
+
+    def release(self) -> None:
+        """
+        Frees what DDP holds before the group of processes ends. If its reducer dies last, it destroys gloo's group
+        while it holds Python's lock, for which a thread that the group waits for may be waiting.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+
+
+class BestWeights(EarlyStoppingCallback):
+    """
+    Stops training as its base does, and ends it with the best weights. They are kept in memory: a checkpoint of the
+    Trainer would hold the whole model.
+    """
+
+    _weights: list[torch.Tensor]
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **objects: Any) -> None:
+        """Does not warn that no checkpoints are written."""
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, metrics: Any, **objects: Any) -> None:
+        super().on_evaluate(args, state, control, metrics, **objects)
+        if self.early_stopping_patience_counter == 0:
+            self._weights = [parameter.detach().clone() for parameter in _trained(objects["model"])]
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **objects: Any) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(_trained(objects["model"]), self._weights, strict=True):
+                parameter.copy_(value)
+
+
+class _EndOfEpoch(TrainerCallback):
+    """Notes the loss of each epoch, and shows how far the training is."""
+
+    def __init__(self, trainer: CellTrainer, progress: Progress):
+        self.trainer, self.progress = trainer, progress
+        self.task = progress.add_task("Epochs", total=trainer.args.num_train_epochs)
+
+    def on_epoch_end(self, args: TrainingArguments, state: Any, control: Any, **objects: Any) -> None:
+        self.trainer.training_losses.append(self.trainer.mean_loss())
+        self.progress.advance(self.task)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Undoes that the Trainer seeds all random numbers of the process when it is made."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+@contextmanager
+def _processes_ended() -> Iterator[None]:
+    """Ends the group of processes that the Trainer begins, if there is none already."""
+    already = torch.distributed.is_initialized()
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized() and not already:
+            torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+__all__ = ["LOGGERS", "BestWeights", "CellTrainer", "find_loggers", "fit"]

@@ -2,6 +2,8 @@
 """Commands that build a corpus or use labelled cells: corpus, adapt and calibrate."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +14,7 @@ import modeling_langcell as langcell
 from .. import checkpoint, io
 from .. import corpus as corpora
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
+from ..io.launch import Launch, launched_processes
 from ..model.errors import InputError
 from .extras import needs_extra
 from .labels import read_descriptions
@@ -42,6 +45,8 @@ app = typer.Typer()
 OnUnfit = Literal["refuse", "skip"]
 Head = Literal["descriptions", "classes", "prototypes"]
 Method = Literal["lora", "full", "frozen"]
+Precision = Literal["no", "bf16"]
+Logger = Literal["none", "tensorboard", "wandb"]
 Unlabelled = Literal["error", "skip"]
 
 
@@ -138,7 +143,9 @@ LabelledInput = Annotated[
 ]
 LabelKey = Annotated[str, typer.Option(help="Column of obs with the labels; or, for --head classes, a table of obsm.")]
 AdaptedFolder = Annotated[
-    Path, typer.Option(help="Folder for the adapter, or for the checkpoint of --method full."), WritesFolder()
+    Path,
+    typer.Option(help="Folder for the adapter, or for the checkpoint of --method full."),
+    WritesFolder(alone=False),  # Several processes may work on it; see `_launched`.
 ]
 Shots = Annotated[int | None, typer.Option(help="Number of cells per label to learn from.", show_default="all")]
 HeadOption = Annotated[
@@ -177,6 +184,13 @@ HeldOut = Annotated[
 UnlabelledOption = Annotated[
     Unlabelled, typer.Option(help="Treatment of cells without a label: stop with an error, or leave them out.")
 ]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Precision to train in: no for float32, or bf16, which is faster on GPUs.")
+]
+ReportTo = Annotated[Logger, typer.Option(help="Logger of the losses; its package must be installed.")]
+LogDir = Annotated[
+    Path | None, typer.Option(help="Folder for the files of --report-to."), WritesFolder(new=False, alone=False)
+]
 Seed = Annotated[int, typer.Option(help="Seed of the drawn cells and of everything else that is random.")]
 PushTo = Annotated[str | None, typer.Option(help="Hub id of a repository to push the result to.")]
 
@@ -201,6 +215,9 @@ def adapt(
     held_out: HeldOut = 0.0,
     marker_weight: MarkerWeight = None,
     unlabelled: UnlabelledOption = "error",
+    precision: PrecisionOption = "no",
+    report_to: ReportTo = "none",
+    log_dir: LogDir = None,
     seed: Seed = 0,
     push_to: PushTo = None,
     layer: Layer = None,
@@ -225,25 +242,49 @@ def adapt(
             balanced=balanced,
             held_out=held_out,
             marker_weight=marker_weight,
+            precision=precision,
             seed=seed,
         )
     if push_to is not None:
         require_pushable(model, push_to)
-    adapted = langcell.adapt(
-        model,
-        io.open_cells(cells),
-        label_key,
-        shots=shots,
-        descriptions=descriptions,
-        config=config,
-        unlabelled=unlabelled,
-        device=device,
-        **cell_options(layer, use_raw, gene_column, organism, counts),
-    )
-    print_adapted(adapted, held_out > 0)
-    say(f"Adapted: {adapted.save(out)}")
+    with _launched(out) as is_first:
+        adapted = langcell.adapt(
+            model,
+            io.open_cells(cells),
+            label_key,
+            shots=shots,
+            descriptions=descriptions,
+            config=config,
+            unlabelled=unlabelled,
+            device=device,
+            report_to=report_to,
+            log_dir=log_dir,
+            **cell_options(layer, use_raw, gene_column, organism, counts),
+        )
+        if not is_first:
+            return
+        print_adapted(adapted, held_out > 0)
+        say(f"Adapted: {adapted.save(out)}")
     if push_to is not None:
         push_adapted(out, push_to)
+
+
+@contextmanager
+def _launched(out: Path) -> Iterator[bool]:
+    """
+    Waits for the other processes of a launch, which adapt together; yields true in the first, which alone writes.
+
+    Raises:
+        InputError: Another run writes the same output, or a process ends early or does not begin.
+    """
+    rank, processes = launched_processes()
+    with Launch(out, rank, processes, then="it begins again") as launch:
+        launch.wait_for_all()
+        try:
+            yield rank == 0
+        except RuntimeError:  # A process does not answer.
+            launch.require_others()
+            raise
 
 
 def print_adapted(adapted: "Adapted", held_out: bool) -> None:

@@ -61,13 +61,20 @@ class Launch:
         output: The file or folder that is written.
         rank: Number of this process.
         processes: Number of processes.
+        then: What the same command does when it is run again after a process has died.
 
     Raises:
         InputError: Another run writes the same output, or nothing can be written there.
     """
 
-    def __init__(self, output: str | Path, rank: int = 0, processes: int = 1):
-        self.output, self.rank, self.processes = Path(output), rank, processes
+    def __init__(
+        self,
+        output: str | Path,
+        rank: int = 0,
+        processes: int = 1,
+        then: str = "it continues with what is finished",
+    ):
+        self.output, self.rank, self.processes, self.then = Path(output), rank, processes, then
         self._place = place_of(output)
         self._others = range(1, processes) if rank == 0 else range(1)
         self._seen: set[int] = set()
@@ -171,7 +178,7 @@ class Launch:
     def _ended(self, rank: int) -> InputError:
         return InputError(
             f"Process {rank} of {self.processes} (RANK={rank}) has ended before {self.output} was done; its own "
-            "message or the system's log says why. Run the same command again: it continues with what is finished."
+            f"message or the system's log says why. Run the same command again: {self.then}."
         )
 
     def _remove_earlier_locks(self) -> None:

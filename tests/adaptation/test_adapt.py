@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator, LangCellForSequenceClassification, LangCellModel
 from modeling_langcell.adaptation.adapt import AdaptationConfig, adapt
-from modeling_langcell.adaptation.trainer import CellBatches, ClassLoss, DescriptionLoss
+from modeling_langcell.adaptation.batches import CellBatches
+from modeling_langcell.adaptation.losses import ClassLoss, DescriptionLoss
 from modeling_langcell.cli.main import app
 from modeling_langcell.io.example import CELL_OPTIONS, LABEL_COLUMN, load_example
 from modeling_langcell.io.labels import rank_cells, read_labels
@@ -112,7 +113,7 @@ class TestLosses:
         labels = read_labels(labelled, "type")
         rows = np.arange(0, 30, 3)
         ranked = rank_cells(labelled, rows, tiny_processor.feature_extractor)
-        batches = CellBatches(ranked, labels.truth[rows], len(rows), torch.device("cpu"))
+        batches = CellBatches(ranked, labels.truth[rows], len(rows))
         return next(batches.in_order())
 
     @pytest.mark.parametrize("matching", [False, True])
@@ -122,8 +123,8 @@ class TestLosses:
         model = LangCellModel(tiny_config()).eval()
         texts = tiny_processor(text=["b cell", "monocyte", "natural killer cell"], return_tensors="pt")
         how = {"matching": matching, "adapt_texts": adapt_texts, "temperature": model.config.temperature}
-        loss = DescriptionLoss(model, texts, **how)(*batch)
-        ids, mask, truth = batch
+        loss = DescriptionLoss(model, texts, **how)(**batch)
+        ids, mask, truth = batch.values()
         expected = model(ids, mask, **texts, labels=truth, return_matching=matching).loss
         torch.testing.assert_close(loss, expected)
 
@@ -132,10 +133,10 @@ class TestLosses:
         texts = tiny_processor(text=["b", "t", "nk"], return_tensors="pt")
         loss_of = DescriptionLoss(model, texts, temperature=0.2, matching=False, adapt_texts=False)
         monkeypatch.setattr(type(model.text_model), "forward", lambda *_, **__: pytest.fail("texts were encoded again"))
-        loss_of(*batch)
+        loss_of(**batch)
 
     def test_balanced_classes_have_equal_weight(self, batch):
-        ids, mask, truth = batch
+        ids, mask, truth = batch.values()
         model = LangCellForSequenceClassification(tiny_config().cell_config).eval()
         model.config.num_labels, model.classifier = 3, torch.nn.Linear(16, 3)
         sizes = np.array([1, 2, 7])
@@ -146,7 +147,7 @@ class TestLosses:
         torch.testing.assert_close(loss, (each * weights).sum() / weights.sum())
 
     def test_each_of_several_labels_has_its_own_loss(self, batch):
-        ids, mask, _ = batch
+        ids, mask, _ = batch.values()
         truth = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1], [1, 0]] * 2, dtype=torch.bool)
         model = LangCellForSequenceClassification(tiny_config().cell_config).eval()
         model.classifier = torch.nn.Linear(16, 2)
@@ -159,10 +160,10 @@ class TestLosses:
 class TestGeneDropout:
     def test_cells_with_dropped_genes_keep_cls_and_order(self, labelled, tiny_processor):
         ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
-        batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
+        batches = CellBatches(ranked, np.arange(30), 4)
         lengths = []
-        for ids, mask, truth in batches.shuffled(np.random.default_rng(0), 0.9):
-            for shown, there, cell in zip(ids, mask, truth, strict=True):
+        for batch in batches.shuffled(np.random.default_rng(0), 0.9):
+            for shown, there, cell in zip(*batch.values(), strict=True):
                 genes = shown[there.bool()].numpy()
                 whole = ranked[int(cell)]
                 assert genes[0] == whole[0]
@@ -173,8 +174,8 @@ class TestGeneDropout:
 
     def test_without_dropout_every_cell_is_seen_once_with_all_genes(self, labelled, tiny_processor):
         ranked = rank_cells(labelled, np.arange(30), tiny_processor.feature_extractor)
-        batches = CellBatches(ranked, np.arange(30), 4, torch.device("cpu"))
-        seen = [int(cell) for *_, truth in batches.shuffled(np.random.default_rng(0), 0.0) for cell in truth]
+        batches = CellBatches(ranked, np.arange(30), 4)
+        seen = [int(cell) for batch in batches.shuffled(np.random.default_rng(0), 0.0) for cell in batch["truth"]]
         assert sorted(seen) == list(range(30))
 
 

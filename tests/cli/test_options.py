@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from modeling_langcell import LangCellAnnotator, LangCellFeatureExtractor, make_corpus
-from modeling_langcell.adaptation import adapt
+from modeling_langcell.adaptation import config as adaptation
+from modeling_langcell.adaptation import trainer
 from modeling_langcell.annotation import explain
 from modeling_langcell.checkpoint import adaptation_record
 from modeling_langcell.cli import explore, options, train
@@ -33,7 +34,9 @@ def choices_of(function, argument):
         (train.Unlabelled, choices_of(read_labels, "unlabelled")),
         (train.OnUnfit, choices_of(make_corpus, "on_unfit")),
         (train.Head, typing.get_args(adaptation_record.Head)),
-        (train.Method, typing.get_args(adapt.Method)),
+        (train.Method, typing.get_args(adaptation.Method)),
+        (train.Precision, typing.get_args(adaptation.Precision)),
+        (train.Logger, trainer.LOGGERS),
         (explore.ExplainMethod, typing.get_args(explain.Method)),
     ],
 )
