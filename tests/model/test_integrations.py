@@ -154,8 +154,8 @@ def test_int8_weights_of_torchao(batch, tmp_path):
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = [float(line) for line in ran.stdout.split()]
     assert len(found) == 6
-    assert min(found) > 0.9
-    assert min(found[0], found[1], found[3], found[4]) > 0.995
+    assert min(found[0], found[1], found[3], found[4]) > 0.99, found
+    assert min(found[2], found[5]) > 0.8, found
 
 
 @pytest.mark.parametrize("tower", ["cell_model", "text_model"])
