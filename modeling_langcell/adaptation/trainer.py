@@ -235,8 +235,9 @@ class CellTrainer(Trainer):
         Frees what DDP holds before the group of processes ends. If its reducer dies last, it destroys gloo's group
         while it holds Python's lock, for which a thread that the group waits for may be waiting.
         """
-        self.model_wrapped = self.model
-        self.accelerator.free_memory()
+        if self.accelerator.num_processes > 1:
+            self.model_wrapped = self.model
+            self.accelerator.free_memory()
 
 
 class BestWeights(EarlyStoppingCallback):
