@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Training on labelled cells by transformers' Trainer, in one process or in several that share each batch."""
 
+import atexit
 import math
 import os
 import random
@@ -92,7 +93,7 @@ def fit(
         else:
             folder = str(log_dir)
             opened.enter_context(_environment(WANDB_DIR=folder))  # Otherwise W&B writes into the working directory.
-        opened.enter_context(_processes_ended())
+        had_group = torch.distributed.is_initialized()
         opened.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         arguments = _Arguments(
             output_dir=folder,
@@ -115,6 +116,9 @@ def fit(
             ddp_find_unused_parameters=config.method == "full",
             seed=config.seed,
         )
+        if torch.distributed.is_initialized() and not had_group:
+            # Not now: a second adaptation would find this group's addresses in the launcher's store, and wait for them.
+            atexit.register(_end_processes)
         # A launcher's own precision is not what the adaptation's record says.
         arguments.mixed_precision = config.precision
         best = [] if held_out is None else [BestWeights(config.patience)]
@@ -235,8 +239,9 @@ class CellTrainer(Trainer):
         Frees what DDP holds before the group of processes ends. If its reducer dies last, it destroys gloo's group
         while it holds Python's lock, for which a thread that the group waits for may be waiting.
         """
-        self.model_wrapped = self.model
-        self.accelerator.free_memory()
+        if self.accelerator.num_processes > 1:
+            self.model_wrapped = self.model
+            self.accelerator.free_memory()
 
 
 class BestWeights(EarlyStoppingCallback):
@@ -287,15 +292,9 @@ def _random_state_kept() -> Iterator[None]:
     np.random.set_state(numpy)
 
 
-@contextmanager
-def _processes_ended() -> Iterator[None]:
-    """Ends the group of processes that the Trainer begins, if there is none already."""
-    already = torch.distributed.is_initialized()
-    try:
-        yield
-    finally:
-        if torch.distributed.is_initialized() and not already:
-            torch.distributed.destroy_process_group()
+def _end_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
