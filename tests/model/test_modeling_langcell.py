@@ -603,8 +603,16 @@ class TestArguments:
         model = tester.model()
         with pytest.raises(TypeError, match=f"{tester.model_class.__name__} has no argument 'atention_mask': did you"):
             tester.run(model, atention_mask=None)
-        with pytest.raises(TypeError, match="has no argument 'position_ids'"):
-            tester.run(model, position_ids=torch.arange(GENES))
+        with pytest.raises(TypeError, match="has no argument 'token_type_ids'"):
+            tester.run(model, token_type_ids=None)
+
+    @pytest.mark.parametrize("model_class", [LangCellCellModel, LangCellForMaskedLM, LangCellForSequenceClassification])
+    def test_positions(self, model_class):
+        model, inputs = TESTERS[model_class].model(), cell_inputs()
+        positions = torch.arange(inputs["input_ids"].shape[1])
+        expected = model(**inputs)[0]
+        assert torch.equal(model(**inputs, position_ids=positions)[0], expected)
+        assert (model(**inputs, position_ids=positions.flip(0))[0] - expected).abs().max() > 1e-3
 
     @pytest.mark.parametrize("model_class", [LangCellCellModel, LangCellForMaskedLM, LangCellForSequenceClassification])
     def test_cells_under_their_names_in_a_joint_batch(self, model_class):
