@@ -161,12 +161,19 @@ def _register_pipeline(pipelines: Any) -> None:
     pipelines.pipeline = make_by_name
 
 
+#: Ends of the names of modules, and of those of them that are in a self-attention.
+_OF_SELF_ATTENTION = {name: f"attention.self.{name}" for name in ("query", "key", "value")}
+_OF_SELF_ATTENTION |= {"output.dense": "attention.output.dense"}
+
+
 def _register_adapter_targets(constants: Any) -> None:
     """Names to peft the modules that each of its methods adapts by default: parameter names are BERT's."""
     for name, targets in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and "bert" in targets:
-            for model_type in ("langcell", "langcell_cell", "langcell_text"):
+            for model_type in ("langcell", "langcell_cell"):
                 targets.setdefault(model_type, targets["bert"])
+            # A text tower by itself reads no cells, so that its cross-attention would learn nothing.
+            targets.setdefault("langcell_text", [_OF_SELF_ATTENTION.get(target, target) for target in targets["bert"]])
 
 
 def _register_adapted_classes(auto: Any) -> None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,12 @@ def weights_of_base(model: PreTrainedModel, head: Head) -> str:
 
 def _own_settings(config: PreTrainedConfig) -> dict[str, Any]:
     """Returns a tower's own settings; settings that every config in transformers has differ between its versions."""
-    return {name: getattr(config, name) for name in sorted(type(config).__annotations__) if not name.startswith("_")}
+    own = {field.name for field in fields(config)} & type(config).__annotations__.keys()
+    settings = {name: getattr(config, name) for name in sorted(own) if not name.startswith("_")}
+    if settings.get("cls_token_id") == config.vocab_size - 1:
+        # Results on disk hold fingerprints from when `<cls>` was always the last token.
+        del settings["cls_token_id"]
+    return settings
 
 
 def _add_weights(digest: Any, model: nn.Module) -> None:
