@@ -15,6 +15,8 @@ PYTHON_newest ?= $(PYTHON)
 TORCH_lowest ?=
 TORCH_newest ?=
 TESTS ?= -m "not e2e"
+# Others of the end-to-end tests, as in E2E='-m "e2e and not heavy"'.
+E2E ?= -m e2e
 
 .PHONY: demo test test-e2e test-all test-nightly test-matrix test-lowest test-newest clean
 
@@ -32,7 +34,7 @@ test: .venv/test-installed  ## lint, types, the order of imports, and the quick 
 	$(BIN)/$(PYTEST) -m "not e2e"
 
 test-e2e: .venv/test-installed  ## the guide, the wheel, browsers, kills, several processes, a Hub over HTTP
-	$(BIN)/$(PYTEST) -m e2e
+	$(BIN)/$(PYTEST) $(E2E)
 
 test-all: test test-e2e  ## every test
 

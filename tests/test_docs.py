@@ -178,7 +178,9 @@ def page(name: str):
     return register
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.heavy] if name.startswith("pre-train") else []) for name in PAGES]
+)
 @pytest.mark.e2e
 def test_page(name, shared, tmp_path, monkeypatch):
     steps, files = read_page(PAGES[name])

@@ -128,6 +128,7 @@ def kill_apart(process: Process, faults: list[Block]) -> None:
 # ---------------------------------------------------------------------- pull
 
 
+@pytest.mark.heavy
 def test_the_named_revision_is_loaded(hub, run, says, versions, cells_file, tmp_path):
     """
     The Hub is there, offline, or cannot be reached. In the last case a pull by transformers does not count as complete,

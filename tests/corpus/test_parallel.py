@@ -25,6 +25,7 @@ def test_no_processes_are_refused():
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_dask_cluster_that_loses_a_worker(studies, tmp_path, gene_info):
     distributed = pytest.importorskip("distributed")
     expected = build(studies, tmp_path / "expected", gene_info, chunk_cells=1)

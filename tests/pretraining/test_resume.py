@@ -112,6 +112,7 @@ def test_three_kills_change_nothing(long_settings, tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_two_stopped_processes_resume(long_settings, tmp_path):
     unbroken = run_unbroken(long_settings, tmp_path, *LAUNCH)
     settings = long_settings | {"checkpoint_every": 0}

@@ -34,5 +34,6 @@ def pytest_collection_modifyitems(items):
             kept.append(item)
         elif params.get("model_id") != "text-tower":
             item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.heavy)
             kept.append(item)
     items[:] = kept

@@ -148,6 +148,7 @@ def test_other_kernels_give_the_same(context, monkeypatch):
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_a_killed_study_continues(shared, tmp_path):
     file = tmp_path / "figures.json"
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
@@ -163,6 +164,7 @@ def test_a_killed_study_continues(shared, tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_the_rate_of_training(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--quick", "--geometry", "mini", "--json", str(file)]
@@ -191,6 +193,7 @@ def test_attention_is_counted_on_a_cpu_too():
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_the_memory_of_a_corpus(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--cells", "40", "--cells", "80", "--genes", "200", "--chunk-cells", "16", "--json", str(file)]
