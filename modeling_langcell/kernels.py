@@ -45,10 +45,13 @@ def linear(
     fused = _FUSED_ACTIVATIONS.get(type(activation))
     if fused is None or (plus is not None and activation is not None) or not takes_onednn(states, weight):
         return None
-    if plus is not None:
-        return torch.ops.mkldnn._linear_pointwise.binary(states, plus, weight, bias, "add")
     name, algorithm = fused
-    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, name, [], algorithm)
+    try:
+        if plus is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(states, plus, weight, bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(states, weight, bias, name, [], algorithm)
+    except RuntimeError:  # oneDNN lacks the memory for its code, or the product: the standard way tells which.
+        return None
 
 
 def attention(

@@ -195,7 +195,8 @@ import modeling_langcell
 {first} = "peft" not in sys.modules
 import peft, peft.auto, peft.utils.constants
 mapping = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-assert mapping["langcell"] == mapping["langcell_cell"] == mapping["langcell_text"] == mapping["bert"]
+assert mapping["langcell"] == mapping["langcell_cell"] == mapping["bert"]
+assert mapping["langcell_text"] == ["attention.self." + name for name in mapping["bert"]]
 assert "modeling_langcell" in peft.auto.get_default_import_allowlist()
 assert {expected}
 """

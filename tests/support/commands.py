@@ -315,6 +315,11 @@ def _run(request: dict[str, Any]) -> None:
     """Runs a command in this process, as Python does with the same arguments."""
     # A shell has commands in the background ignore it, and what they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "torch" in sys.modules:
+        # Its pool of threads does not survive a fork, and is made anew when the number of threads is set. If several
+        # threads that load weights are the first to do that, one of them may find no pool.
+        torch = sys.modules["torch"]
+        torch.set_num_threads(torch.get_num_threads())
     if request["new_session"]:
         os.setsid()
     if request["largest"] is not None:
