@@ -503,7 +503,9 @@ class TestPublished:
         assert code == 0, errors
         found = np.load(tmp_path / "found.npz")
         for name, annotated in (("base", ad.read_h5ad(tmp_path / "base.h5ad")), ("adapter", adapted)):
-            assert np.array_equal(found[name], annotated.obsm["langcell_probabilities"].to_numpy()), name
+            # The package's own kernels round otherwise than torch's standard ones, which the published code uses.
+            expected = annotated.obsm["langcell_probabilities"].to_numpy()
+            np.testing.assert_allclose(found[name], expected, atol=1e-5, rtol=0, err_msg=name)
         assert not np.allclose(found["base"], found["adapter"], atol=1e-2)
 
     def test_the_repository_has_the_folders_bytes(self, hub, run, checkpoint):
