@@ -18,7 +18,8 @@ from typing import Any
 
 import modeling_langcell as langcell  # Its names are imported when they are first used.
 
-_FAMILY = f"{__package__}.model."
+#: Beginnings of the names of the modules that registering needs.
+_FAMILY = (f"{__package__}.model.", f"{__package__}.kernels")
 
 
 def register() -> None:
@@ -216,7 +217,7 @@ _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.processing_auto": _register_processor,
     "transformers.models.auto.tokenization_auto": _register_tokenizer,
     "transformers.pipelines": _register_pipeline,
-    f"{_FAMILY}packed_langcell": _add_kernels,
+    f"{__package__}.model.packed_langcell": _add_kernels,
     "peft.utils.constants": _register_adapter_targets,
     "peft.auto": _register_adapted_classes,
 }

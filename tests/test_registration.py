@@ -24,6 +24,7 @@ ORDERS = {
     "the pipeline's class first": (
         "from modeling_langcell.model.pipeline_langcell import ZeroShotCellAnnotationPipeline"
     ),
+    "the kernels first": "import modeling_langcell.kernels",
     "specs are looked at first": """
 import modeling_langcell
 from importlib.util import find_spec

@@ -155,8 +155,12 @@ def _launchers(inputs: HostileInputs) -> Iterator[Attempt]:
     }
     for what, environment in wrong.items():
         yield inputs.attempt("launch", f"for annotate with {what}", *_out("annotate"), environment=environment)
-    yield inputs.attempt("launch", "for embed with a rank of no launch", *_out("embed"), environment={"RANK": "1"})
-    for command in ("search", "explain", "labels", "adapt", "calibrate", "export", "corpus"):
+    for command in ("embed", "adapt"):
+        yield inputs.attempt(
+            "launch", f"for {command} with a rank of no launch", *_out(command), environment={"RANK": "1"}
+        )
+    yield inputs.attempt("launch", "for adapt with what a launcher left", *_out("adapt"), environment=_LEFT_BY_LAUNCHER)
+    for command in ("search", "explain", "labels", "calibrate", "export", "corpus"):
         yield inputs.attempt(
             "launch", f"for {command}, which one process does, with what a launcher left", *_out(command),
             prepare=_genes(inputs), environment=_LEFT_BY_LAUNCHER, valid=True, makes=("out",),
