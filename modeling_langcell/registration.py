@@ -113,7 +113,6 @@ class _RegisteringLoader(Loader):
 def _register_configs(auto: Any) -> None:
     for config in (langcell.LangCellConfig, langcell.LangCellCellConfig, langcell.LangCellTextConfig):
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
-        _let_names_be_loaded(config, only_config=True)
     _let_names_be_loaded(auto.AutoConfig, only_config=True)
 
 
@@ -130,20 +129,17 @@ def _register_models(auto: Any) -> None:
     ):
         auto_class.register(model.config_class, model, exist_ok=True)
         _let_names_be_loaded(auto_class)
-        _let_names_be_loaded(model)
 
 
 def _register_feature_extractor(auto: Any) -> None:
     for config in (langcell.LangCellConfig, langcell.LangCellCellConfig):
         auto.AutoFeatureExtractor.register(config, langcell.LangCellFeatureExtractor, exist_ok=True)
     _let_names_be_loaded(auto.AutoFeatureExtractor)
-    _let_names_be_loaded(langcell.LangCellFeatureExtractor)
 
 
 def _register_processor(auto: Any) -> None:
     auto.AutoProcessor.register(langcell.LangCellConfig, langcell.LangCellProcessor, exist_ok=True)
     _let_names_be_loaded(auto.AutoProcessor)
-    _let_names_be_loaded(langcell.LangCellProcessor)
 
 
 def _register_tokenizer(auto: Any) -> None:
@@ -184,6 +180,13 @@ def _register_adapted_classes(auto: Any) -> None:
         auto.get_default_import_allowlist = lambda: [*others(), "modeling_langcell"]
 
 
+def _let_names_be_loaded_by_own_classes(module: Any) -> None:
+    """Does so as soon as the classes are imported, which may be without any Auto class."""
+    for loaded in (getattr(module, name) for name in module.__all__):
+        if hasattr(loaded, "from_pretrained"):
+            _let_names_be_loaded(loaded, only_config=hasattr(loaded, "model_type"))
+
+
 def _let_names_be_loaded(loaded: Any, only_config: bool = False) -> None:
     """Lets `from_pretrained` of a class take the names of the package's checkpoints."""
     load = loaded.from_pretrained.__func__
@@ -217,6 +220,15 @@ _REGISTRATIONS: dict[str, Callable[[Any], None]] = {
     "transformers.models.auto.processing_auto": _register_processor,
     "transformers.models.auto.tokenization_auto": _register_tokenizer,
     "transformers.pipelines": _register_pipeline,
+    **{
+        f"{__package__}.model.{module}": _let_names_be_loaded_by_own_classes
+        for module in (
+            "configuration_langcell",
+            "modeling_langcell",
+            "feature_extraction_langcell",
+            "processing_langcell",
+        )
+    },
     f"{__package__}.model.packed_langcell": _add_kernels,
     "peft.utils.constants": _register_adapter_targets,
     "peft.auto": _register_adapted_classes,

@@ -1,6 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The names of the package's checkpoints, in transformers' own classes and in ours, from any folder."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import transformers
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, AutoTokenizer
@@ -8,6 +12,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 import modeling_langcell
 from modeling_langcell import InputError
 from modeling_langcell.checkpoint.builtin import BASE, MINI, resolve_checkpoint
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +39,36 @@ def elsewhere(tmp_path, monkeypatch):
 )
 def test_langcell_mini_is_loaded_by_its_name(loaded, expected):
     assert type(loaded.from_pretrained(MINI)).__name__ == expected
+
+
+#: Loads a class first of all, in a process that ends with 3 as soon as it asks for the address of a host.
+LOAD = """
+import os, sys
+sys.addaudithook(lambda event, _: os._exit(3) if event == "socket.getaddrinfo" else None)
+module, name = sys.argv[1:]
+getattr(__import__(module), name).from_pretrained("langcell-mini")
+"""
+CLASSES = [
+    ("modeling_langcell", "LangCellConfig"),
+    ("modeling_langcell", "LangCellFeatureExtractor"),
+    ("modeling_langcell", "LangCellProcessor"),
+    ("modeling_langcell", "LangCellModel"),
+    ("modeling_langcell", "LangCellForMaskedLM"),
+    ("modeling_langcell", "LangCellAnnotator"),
+    ("transformers", "AutoProcessor"),
+    ("transformers", "AutoModel"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("module", "name"), CLASSES)
+def test_a_first_import_asks_no_network(module, name, tmp_path):
+    """Somebody else might own the name on the Hub."""
+    program = LOAD if module == "modeling_langcell" else "import modeling_langcell\n" + LOAD
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
+    command = [sys.executable, "-c", program, module, name]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment | {"PYTHONPATH": str(REPOSITORY)}, check=False)
+    assert ran.returncode == 0
 
 
 def test_a_pipeline_is_made_by_its_name():

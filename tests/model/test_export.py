@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The towers as exported, traced and ONNX programs, for any number of rows of any length; and a compiled step."""
+"""langcell-mini's towers as exported, traced and ONNX programs, for any rows of any length; and a compiled step."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ TEXTS = ["cell type: B cell.", "cell type: CD14-positive monocyte. A monocyte th
 
 
 def tower(config_name: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    return AutoModel.from_config(getattr(sharp_config(), config_name)).eval()
+    config = getattr(AutoConfig.from_pretrained(MINI), config_name)
+    return AutoModel.from_pretrained(MINI, config=config, dtype=torch.float32).eval()
 
 
-def rows(n: int, length: int, vocabulary: int = 20) -> dict[str, torch.Tensor]:
+def rows(n: int, length: int, vocabulary: int = 20_000) -> dict[str, torch.Tensor]:
     """Returns rows of different lengths, the first of which has no padding."""
     random = torch.Generator().manual_seed(n)
     lengths = torch.randint(2, length, (n, 1), generator=random)
@@ -75,7 +75,7 @@ def test_jit_trace(config_name, gradients):
 def test_onnx_reads_real_cells_and_texts_alike(config_name, tmp_path):
     import onnxruntime
 
-    model = AutoModel.from_pretrained(MINI, config=getattr(AutoConfig.from_pretrained(MINI), config_name)).eval()
+    model = tower(config_name)
     processor, cells = AutoProcessor.from_pretrained(MINI), load_example()
     counts = {"use_raw": True, "counts": "log1p"}
 

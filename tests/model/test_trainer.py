@@ -12,16 +12,16 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from modeling_langcell import DataCollatorForMaskedGenes
+from modeling_langcell import DataCollatorForMaskedGenes, LangCellConfig
 from modeling_langcell.model.objectives import IGNORED
 from tests.support.paths import REPOSITORY
-from tests.support.plain_trainer import NAMES, Setting, joint_losses, train_and_resume
+from tests.support.plain_trainer import GENES, NAMES, Setting, joint_losses, train_and_resume
 
-#: Shapes of what `Trainer.predict` returns for the ten held-out cells in `n` batches.
+#: Shapes of what `Trainer.predict` returns for the ten held-out cells in `n` batches, by length and vocabulary.
 PREDICTIONS = {
-    "classification": lambda n: [[10, 3]],
-    "masked genes": lambda n: [[10, 21, 43]],
-    "pre-training": lambda n: [[n]] * 4 + [[10, 4]],
+    "classification": lambda n, *_: [[10, 3]],
+    "masked genes": lambda n, genes, vocabulary: [[10, genes, vocabulary]],
+    "pre-training": lambda n, *_: [[n]] * 4 + [[10, 4]],
 }
 
 
@@ -33,25 +33,23 @@ def one_process():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, tiny_checkpoint):
-    """Returns the folder with what two processes found."""
-    out = tmp_path_factory.mktemp("two")
+def in_two_processes(*arguments) -> None:
     script = REPOSITORY / "tests" / "support" / "plain_trainer.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    ran = subprocess.run(
-        [*map(str, command), str(tiny_checkpoint), str(out)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=500,
-    )
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.fixture(scope="module")
+def mini_in_two_processes(tmp_path_factory):
+    """Returns the folder with what two processes found that trained langcell-mini on real cells."""
+    out = tmp_path_factory.mktemp("two")
+    in_two_processes("langcell-mini", out)
     return out
 
 
-def assert_trained(name: str, found: dict, processes: int, out) -> None:
+def assert_trained(name: str, found: dict, processes: int, genes: int, vocabulary: int, out) -> None:
     assert found["processes"] == processes
     assert len(found["losses"]) == 2
     assert np.isfinite(found["losses"]).all()
@@ -61,7 +59,7 @@ def assert_trained(name: str, found: dict, processes: int, out) -> None:
     assert found["again"] == pytest.approx([found["losses"][best]] * 2, abs=1e-6)
     assert "test_loss" in found["metrics"]
     batches = {1: 3, 2: 4}[processes]  # Losses are of batches: two rounds of a batch for each process, or three.
-    assert found["predictions"] == PREDICTIONS[name](batches)
+    assert found["predictions"] == PREDICTIONS[name](batches, genes, vocabulary)
     assert found["resumed"] == found["losses"]
     weights = [load_file(out / name / run / "checkpoint-4" / "model.safetensors") for run in ("whole", "resumed")]
     for key, value in weights[0].items():
@@ -71,24 +69,29 @@ def assert_trained(name: str, found: dict, processes: int, out) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_in_one_process(name, tiny_checkpoint, tmp_path, one_process):
-    assert_trained(name, train_and_resume(Setting(name, tiny_checkpoint, tmp_path)), 1, tmp_path)
+    assert_trained(name, train_and_resume(Setting(name, tiny_checkpoint, tmp_path)), 1, 21, 43, tmp_path)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", NAMES)
-def test_in_two_processes(name, two_processes):
-    found = json.loads((two_processes / f"{name}.json").read_text())
-    assert_trained(name, found, 2, two_processes)
+def test_langcell_mini_in_two_processes(name, mini_in_two_processes):
+    found = json.loads((mini_in_two_processes / f"{name}.json").read_text())
+    vocabulary = LangCellConfig.from_pretrained("langcell-mini").cell_config.vocab_size
+    assert_trained(name, found, 2, GENES, vocabulary, mini_in_two_processes)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("given", ["one text a cell", "own texts"])
-def test_two_processes_with_their_own_texts_have_the_losses_of_one(given, two_processes, tiny_checkpoint, tmp_path):
-    joint_losses(tiny_checkpoint, tmp_path)
-    one, two = (load_file(folder / f"{given}.safetensors") for folder in (tmp_path, two_processes))
-    assert one.keys() == two.keys()
-    for name, expected in one.items():
-        assert (two[name] - expected).abs().max() <= 5e-5, name
+def test_two_processes_with_their_own_texts_have_the_losses_of_one(tiny_checkpoint, tmp_path):
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    joint_losses(tiny_checkpoint, folders[0])
+    in_two_processes(tiny_checkpoint, folders[1], "losses")
+    for given in ("one text a cell", "own texts"):
+        one, two = (load_file(folder / f"{given}.safetensors") for folder in folders)
+        assert one.keys() == two.keys()
+        for name, expected in one.items():
+            assert (two[name] - expected).abs().max() <= 5e-5, (given, name)
 
 
 def test_an_epoch_masks_other_genes(tiny_processor):

@@ -1,16 +1,19 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Trains heads of a tiny checkpoint with transformers' plain `Trainer`, in one process or in several under `torchrun`:
-`plain_trainer.py CHECKPOINT OUT`. The main process writes what it found to `OUT/NAME.json`.
+Trains heads of a checkpoint with transformers' plain `Trainer`, in one process or in several under `torchrun`:
+`plain_trainer.py CHECKPOINT OUT`. The main process writes what it found to `OUT/NAME.json`. With `losses` as a third
+argument it saves losses and gradients of pre-training the tiny checkpoint instead.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from anndata import AnnData
 from safetensors.torch import save_file
 from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
 
@@ -21,17 +24,20 @@ from modeling_langcell import (
     LangCellForSequenceClassification,
     LangCellProcessor,
 )
+from modeling_langcell.io.example import load_example
 from tests.support import tiny
 
 TEXTS = ["cell type : b cell", "cell type : natural killer cell", "cell type : monocyte .", "a lymphocyte"]
+GENES = 64  # The longest cells.
 NAMES = ("classification", "masked genes", "pre-training")
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def joint_rows(processor: LangCellProcessor, n: int) -> list[dict[str, torch.Tensor]]:
-    """Returns cells, each with its own description."""
-    batch = processor(tiny.random_cells(n), [TEXTS[cell % len(TEXTS)] for cell in range(n)], return_tensors="pt")
-    return [{name: tensor[cell] for name, tensor in batch.items()} for cell in range(n)]
+def joint_rows(processor: LangCellProcessor, cells: AnnData, **options: Any) -> list[dict[str, torch.Tensor]]:
+    """Returns cells, of which each has its own description."""
+    texts = [TEXTS[cell % len(TEXTS)] for cell in range(len(cells))]
+    batch = processor(cells, texts, max_length=GENES, return_tensors="pt", **options)
+    return [{name: tensor[cell] for name, tensor in batch.items()} for cell in range(len(cells))]
 
 
 class Setting:
@@ -42,12 +48,16 @@ class Setting:
         name: One of `NAMES`.
         checkpoint: Folder of the checkpoint.
         out: Folder for what the runs write.
+        cells: 26 cells with log-transformed raw counts, by default random ones of the tiny checkpoint's genes.
     """
 
-    def __init__(self, name: str, checkpoint: Path, out: Path):
+    def __init__(self, name: str, checkpoint: str | Path, out: Path, cells: AnnData | None = None):
         self.name, self.checkpoint, self.out = name, checkpoint, out
         processor = LangCellProcessor.from_pretrained(checkpoint)
-        rows = joint_rows(processor, 26)
+        if cells is None:
+            rows = joint_rows(processor, tiny.random_cells(26))
+        else:
+            rows = joint_rows(processor, cells, use_raw=True, counts="log1p")
         self.collator = None
         if name != "pre-training":
             rows = [{"input_ids": row["cell_input_ids"], "attention_mask": row["cell_attention_mask"]} for row in rows]
@@ -68,7 +78,7 @@ class Setting:
             "pre-training": (LangCellForPreTraining, config),
         }[self.name]
         set_seed(0)  # The checkpoint lacks the heads.
-        return model_class.from_pretrained(self.checkpoint, config=config)
+        return model_class.from_pretrained(self.checkpoint, config=config, dtype=torch.float32)
 
     def trainer(self, run: str, **options) -> Trainer:
         arguments = TrainingArguments(
@@ -125,7 +135,7 @@ def _parts(predictions) -> list:
 def joint_losses(checkpoint: Path, out: Path) -> None:
     """Saves the losses and gradients of twelve cells, of which each process has its share with its own texts."""
     processor = LangCellProcessor.from_pretrained(checkpoint)
-    rows = joint_rows(processor, 12)
+    rows = joint_rows(processor, tiny.random_cells(12))
     process, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _joined() else (0, 1)
     own = rows[process * len(rows) // processes : (process + 1) * len(rows) // processes]
     cells = {name: torch.stack([row[name] for row in own]) for name in own[0]}
@@ -161,14 +171,17 @@ def _joined() -> bool:
     return torch.distributed.is_initialized()
 
 
-def main(checkpoint: str, out: str) -> None:
+def main(checkpoint: str, out: str, what: str = "trained") -> None:
     torch.set_num_threads(1)
-    for name in NAMES:
-        setting = Setting(name, Path(checkpoint), Path(out))
-        found = train_and_resume(setting)
-        if int(torch.distributed.get_rank() if _joined() else 0) == 0:
-            (Path(out) / f"{name}.json").write_text(json.dumps(found))
-    joint_losses(Path(checkpoint), Path(out))
+    if what == "losses":
+        torch.distributed.init_process_group("gloo")
+        joint_losses(Path(checkpoint), Path(out))
+    else:
+        cells = load_example()[:26]
+        for name in NAMES:
+            found = train_and_resume(Setting(name, checkpoint, Path(out), cells))
+            if not _joined() or torch.distributed.get_rank() == 0:
+                (Path(out) / f"{name}.json").write_text(json.dumps(found))
     if _joined():
         torch.distributed.destroy_process_group()
 
