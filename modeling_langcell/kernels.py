@@ -162,7 +162,7 @@ def _agrees(kernel: str, outputs: Outputs, tolerance: float) -> bool:
 def _onednn_products(dtype: torch.dtype) -> Outputs:
     """Yields what oneDNN and torch make of a small example, in all the forms that are used."""
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise NotImplementedError("this CPU has no instructions for bfloat16")
+        raise RuntimeError("this CPU has no instructions for bfloat16")
     states, weight, more, bias = (part.to(dtype) for part in _random((2, 3, 32), (48, 32), (2, 3, 48), (48,)))
     multiply, product = torch.ops.mkldnn._linear_pointwise, F.linear(states, weight, bias)
     yield multiply(states, weight, bias, "none", [], ""), product

@@ -72,6 +72,8 @@ class Setting:
     def model(self) -> torch.nn.Module:
         config = AutoConfig.from_pretrained(self.checkpoint)
         config.cell_config.num_labels = 3
+        for objective in ("masked_gene", "cell_cell", "cell_text", "matching"):
+            setattr(config, f"{objective}_weight", 1.0)  # A checkpoint may have those of its last stage.
         model_class, config = {
             "classification": (LangCellForSequenceClassification, config.cell_config),
             "masked genes": (LangCellForMaskedLM, config.cell_config),
