@@ -1,14 +1,18 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+from . import pl as pl
 from .adaptation.adapt import AdaptationConfig as AdaptationConfig
 from .adaptation.adapt import adapt as adapt
 from .annotation.annotator import LangCellAnnotator as LangCellAnnotator
+from .annotation.annotator import annotate as annotate
 from .annotation.calibrate import calibrate as calibrate
 from .annotation.explain import explain as explain
 from .annotation.large_files import annotate_file as annotate_file
 from .annotation.large_files import embed_file as embed_file
 from .annotation.search import search as search
+from .annotation.table import to_table as to_table
 from .conversion.published import convert as convert
 from .corpus.build import make_corpus as make_corpus
+from .io.example import load_example as load_example
 from .model.configuration_langcell import LangCellCellConfig as LangCellCellConfig
 from .model.configuration_langcell import LangCellConfig as LangCellConfig
 from .model.configuration_langcell import LangCellTextConfig as LangCellTextConfig

@@ -506,6 +506,12 @@ def test_links_hold_in_the_repository(name):
     assert not broken
 
 
+def test_the_readme_is_read_in_minutes():
+    readme = PAGES["README.md"].read_text()
+    assert len(readme.splitlines()) <= 120
+    assert len(readme.split()) <= 900
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_picture_has_its_command_next_to_it(name):
     page = PAGES[name].read_text() + "\n\n"

@@ -160,6 +160,7 @@ class TestContent:
                 "NOTICE",
                 "README.md",
                 "CHANGELOG.md",
+                "CITATION.cff",
                 "CONTRIBUTING.md",
                 "Makefile",
                 "train.py",

@@ -1,10 +1,11 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """
-Screenshots of the report and the app in a browser, for the guide.
+Pictures for the guide: screenshots of the report and the app in a browser, and an annotated study.
 
     langcell annotate --example --report demo/report.html
     python eval/experiments/pictures.py report demo/report.html docs/report.png
     python eval/experiments/pictures.py app docs/app.png
+    python eval/experiments/pictures.py study ../shared/data/validation/pbmc_kang_ctrl.h5ad docs/kang.png
 """
 
 import os
@@ -120,6 +121,44 @@ def picture_app(
         tab.get_by_role("button", name="Annotate").click()
         tab.frame_locator("iframe").get_by_text("Coloured by").wait_for(timeout=300_000)
         tab.screenshot(path=picture)
+    typer.echo(f"Picture: {picture}")
+
+
+@app.command("study")
+def picture_study(
+    cells: Annotated[Path, typer.Argument(metavar="CELLS.h5ad", help="Cells with known types.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
+    reference: Annotated[str, typer.Option(help="Column of obs with the known types, which are the candidates.")] = (
+        "cell_type"
+    ),
+) -> None:
+    """Annotate cells by cluster, and draw them with their labels, and the markers of the labels."""
+    import anndata as ad
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    import modeling_langcell as langcell
+    from modeling_langcell.io.colours import colours
+    from modeling_langcell.io.columns import CLUSTER_LABEL
+    from modeling_langcell.ontology import short_name
+    from modeling_langcell.report import lay_out
+
+    adata = ad.read_h5ad(cells)
+    langcell.annotate(adata, sorted(adata.obs[reference].astype(str).unique()), cluster=True)
+    labels = adata.obs[CLUSTER_LABEL].astype(str).to_numpy()
+    layout, names = lay_out(adata), sorted({*labels})
+    figure, (plane, dots) = plt.subplots(1, 2, figsize=(14, 5), width_ratios=(1, 1.6), layout="constrained")
+    for name, colour in zip(names, colours(len(names)), strict=True):
+        places = layout.coordinates[labels[layout.rows] == name]
+        plane.scatter(*places.T, s=7, color=colour, linewidths=0, label=short_name(name))
+    plane.set(xticks=[], yticks=[], title=f"{adata.n_obs:,} cells by the label of their cluster")
+    plane.set_xlabel("UMAP of the embeddings")
+    plane.legend(ncols=4, frameon=False, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    adata.obs["label"] = [short_name(name) for name in labels]
+    langcell.pl.dotplot(adata, "label", ax=dots, show=False, var_group_rotation=30)
+    known = adata.obs[reference].astype(str).to_numpy()
+    typer.echo(f"The label of the cluster is that of {reference} in {np.mean(labels == known):.1%} of the cells.")
+    figure.savefig(picture, dpi=110, bbox_inches="tight")
     typer.echo(f"Picture: {picture}")
 
 

@@ -25,6 +25,7 @@ from ..io.atomic import atomic_folder
 from ..io.labels import Labels, rank_cells, read_labels
 from ..io.outputs import require_place
 from ..model.errors import InputError
+from ..model.feature_extraction_langcell import takes_cell_options
 from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import Description, as_description
@@ -85,6 +86,7 @@ class Adapted:
         return Path(folder)
 
 
+@takes_cell_options
 def adapt(
     checkpoint: str | Path,
     adata: ad.AnnData,

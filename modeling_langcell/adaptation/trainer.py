@@ -139,8 +139,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         if arguments.process_index > 0:  # What dropout drops from its share is different.
             torch.manual_seed(config.seed + arguments.process_index)
-        progress = opened.enter_context(progress_bar())
-        progress.disable |= arguments.process_index > 0
+        progress = opened.enter_context(progress_bar(shown=arguments.process_index == 0))
         trainer.add_callback(_EndOfEpoch(trainer, progress))
         trainer.train()
         losses = trainer.training_losses if held_out is None else trainer.held_out_losses

@@ -2,7 +2,8 @@
 """Annotates, embeds, searches and explains the cells of an AnnData."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..checkpoint.builtin import MINI
 from ..checkpoint.loading import load_checkpoint
 from ..io.colours import colours
 from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
 from ..io.progress import progress_bar
 from ..model.errors import InputError
+from ..model.feature_extraction_langcell import takes_cell_options
 from ..model.zero_shot import Shortlist
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
@@ -80,6 +83,22 @@ class LangCellAnnotator(Predictor):
         model, processor, adaptation = load_checkpoint(checkpoint, adapter, dtype=dtype, revision=revision)
         return cls(model, processor, adaptation=adaptation, device=found_device, batch_tokens=batch_tokens)
 
+    def __repr__(self) -> str:
+        return f"LangCellAnnotator({', '.join(f'{name}: {value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        """Returns the facts as a table, for notebooks."""
+        rows = [f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in self._facts().items()]
+        return f"<table><caption>LangCellAnnotator</caption>{''.join(rows)}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        origin = {name: value for name, value in self.origin().items() if value}
+        own = self.scorer().descriptions if self.has_labels else None
+        labels = "any, by description" if own is None else f"{len(own)} of its own"
+        weights = f"{str(self.model.dtype).removeprefix('torch.')} on {self.device}"
+        return {"checkpoint": "in memory", **origin, "labels": labels, "weights": weights}
+
+    @takes_cell_options
     def annotate(
         self,
         adata: ad.AnnData,
@@ -194,6 +213,7 @@ class LangCellAnnotator(Predictor):
         adata.uns[COLOURS] = np.array(colours(len(adata.obs[CELL_TYPE].cat.categories)), dtype=str)
         return adata
 
+    @takes_cell_options
     def embed(self, adata: ad.AnnData, **cell_options: Any) -> ad.AnnData:
         """
         Embeds the cells in the space that they share with texts.
@@ -239,6 +259,7 @@ class LangCellAnnotator(Predictor):
         """
         return search(self, adata, text, top_k, exact=exact, marker_weight=marker_weight)
 
+    @takes_cell_options
     def explain(
         self,
         adata: ad.AnnData,
@@ -256,6 +277,48 @@ class LangCellAnnotator(Predictor):
         return explain(self, adata, labels, method=method, cells_per_label=cells_per_label, seed=seed, **cell_options)
 
 
+def annotate(
+    adata: ad.AnnData,
+    labels: Labels | None = None,
+    *,
+    model: str | Path | None = None,
+    adapter: str | Path | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> ad.AnnData:
+    """
+    Annotates cells in one call, with langcell-mini by default. The checkpoint stays loaded for the next call.
+
+    Args:
+        adata: Cells with counts.
+        labels: Candidates, the same as for `LangCellAnnotator.annotate`; without them those of the cells' tissue.
+        model: Folder or Hub id of a checkpoint; by default an adapter's base, or else langcell-mini.
+        adapter, device: Same as for `LangCellAnnotator.from_pretrained`.
+        options: Further arguments of `LangCellAnnotator.annotate`, such as `cluster`, `tissue` and `error_rate`.
+
+    Returns:
+        The same AnnData with the annotation that `LangCellAnnotator.annotate` describes.
+
+    Raises:
+        InputError: For the reasons of `LangCellAnnotator.from_pretrained` and `LangCellAnnotator.annotate`.
+
+    Example:
+
+    ```python
+    >>> import modeling_langcell as langcell
+    >>> adata = langcell.load_example()  # doctest: +SKIP
+    >>> langcell.annotate(adata, ["B cell", "T cell", "monocyte"], use_raw=True, counts="log1p")  # doctest: +SKIP
+
+    ```"""
+    checkpoint = MINI if model is None and adapter is None else model
+    return _load(checkpoint, adapter, device).annotate(adata, labels, **options)
+
+
+@lru_cache(maxsize=1)
+def _load(checkpoint: str | Path | None, adapter: str | Path | None, device: str | None) -> LangCellAnnotator:
+    return LangCellAnnotator.from_pretrained(checkpoint, adapter=adapter, device=device)
+
+
 def _require_writable(adata: ad.AnnData) -> None:
     if adata.isbacked and adata.is_view:
         raise InputError("These cells are a view of a file, so nothing can be added to them: give cells.to_memory().")
@@ -267,4 +330,4 @@ def _make_actual(adata: ad.AnnData) -> None:
         adata.obs = adata.obs.copy()
 
 
-__all__ = ["LangCellAnnotator"]
+__all__ = ["LangCellAnnotator", "annotate"]

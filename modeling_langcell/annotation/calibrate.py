@@ -21,6 +21,7 @@ from ..io.h5ad import open_cells
 from ..io.labels import rank_cells, read_labels
 from ..io.outputs import require_new_folder
 from ..model.errors import InputError
+from ..model.feature_extraction_langcell import takes_cell_options
 from ..model.modeling_langcell import LangCellModel
 from ..model.zero_shot import DescriptionScorer, MarkerEvidence, read_cells
 from ..ontology import Labels
@@ -33,6 +34,7 @@ from .predictor import Predictor
 _WEIGHTS = ("alpha", "relatives_weight", "known_cells_weight")
 
 
+@takes_cell_options
 def calibrate(
     checkpoint: str | Path,
     inputs: Sequence[str | Path],

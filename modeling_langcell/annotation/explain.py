@@ -16,7 +16,7 @@ from ..io.columns import RUN
 from ..io.labels import rank_cells
 from ..io.progress import progress_bar
 from ..model.errors import InputError
-from ..model.feature_extraction_langcell import LangCellFeatureExtractor
+from ..model.feature_extraction_langcell import LangCellFeatureExtractor, takes_cell_options
 from ..model.marker_genes import NamedGenes
 from ..model.modeling_langcell import LangCellModel
 from ..model.prompts import as_texts
@@ -138,6 +138,7 @@ def _eager_attention(config: PreTrainedConfig) -> Iterator[None]:
         config._attn_implementation = before
 
 
+@takes_cell_options
 def explain(
     annotator: Predictor,
     adata: ad.AnnData,

@@ -37,7 +37,7 @@ from ..io.outputs import require_apart
 from ..io.progress import progress_bar
 from ..io.strings import writing_missing_text
 from ..model.errors import InputError, reason_of
-from ..model.feature_extraction_langcell import RankedChunks
+from ..model.feature_extraction_langcell import RankedChunks, takes_cell_options
 from ..model.modeling_langcell import LangCellModel
 from ..model.ranking import RankedCells
 from ..model.zero_shot import Shortlist
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 _BLOCK = 2**28  # Bytes of scores that are held while chunks of cells are turned into columns of labels.
 
 
+@takes_cell_options
 def annotate_file(
     annotator: Predictor,
     cells: str | Path,
@@ -146,6 +147,7 @@ def annotate_file(
         )
 
 
+@takes_cell_options
 def embed_file(
     annotator: Predictor,
     cells: str | Path,
@@ -271,8 +273,7 @@ def _read_chunks(
     read: Callable[[int, RankedCells, Callable[[int], Any]], dict[str, np.ndarray]],
 ) -> None:
     """Reads the missing chunks of this process; the first process then waits for those of the others."""
-    with progress_bar() as progress:
-        progress.disable |= store.rank > 0
+    with progress_bar(shown=store.rank == 0) as progress:
         task = progress.add_task("Cells", total=chunks.n_cells, completed=done)
         for number, ranked in chunks.ahead(store.missing()):
 

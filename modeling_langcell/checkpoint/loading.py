@@ -119,7 +119,7 @@ def load_model(
         InputError: The model cannot be loaded, or its weights are not finite.
     """
     _require_harmless(folder, source)
-    with _explaining(source):
+    with _explaining(source), _without_bars():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         require_weights_for(partial(build_model, config), folder, repr(str(source)))
         if adaptation is not None and adaptation.head == "classes":
@@ -214,6 +214,18 @@ def _require_harmless(folder: Path, source: str | Path) -> None:
     require_harmless(folder, repr(str(source)))
     if (folder / CONFIG_NAME).is_file() and not any((folder / name).is_file() for name in (TOKENIZER, "vocab.txt")):
         raise InputError(f"{str(source)!r} has no {TOKENIZER}, the vocabulary for its texts: use a complete copy.")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silences transformers' progress bars: weights are loaded in a second, and the bar would stay in logs."""
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

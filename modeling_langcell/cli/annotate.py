@@ -16,7 +16,7 @@ import modeling_langcell as langcell
 
 from .. import annotation, io, ontology, report
 from ..io.columns import RUN, require_own_column
-from ..io.file_kinds import CELLS, FIGURE, PAGE
+from ..io.file_kinds import CELLS, FIGURE, PAGE, TABLE
 from ..model.errors import InputError
 from .labels import Candidates, read_candidates
 from .options import (
@@ -97,6 +97,11 @@ ReportGenes = Annotated[
 ResultFigure = Annotated[
     Path | None, typer.Option(help="Figure of the results: .png, .pdf or .svg."), Writes(kind=FIGURE)
 ]
+ResultTable = Annotated[
+    Path | None,
+    typer.Option("--table", help="Table of the results, a row for each cell: .csv, .tsv or .xlsx."),
+    Writes(kind=TABLE),
+]
 Reference = Annotated[str | None, typer.Option(help="Column of obs with known labels to compare the results with.")]
 Alpha = Annotated[
     float | None,
@@ -157,6 +162,7 @@ class AnnotateOptions:
         report: The HTML report.
         report_genes: Number of cells per label whose driving genes the report shows.
         figure: The figure.
+        table: The table of cells.
         reference: Column of `obs` with known labels.
         as_json: True to print the results as JSON.
         loading: Arguments of `LangCellAnnotator.from_pretrained`.
@@ -172,6 +178,7 @@ class AnnotateOptions:
     report: Path | None
     report_genes: int
     figure: Path | None
+    table: Path | None
     reference: str | None
     as_json: bool
     loading: Mapping[str, Any]
@@ -223,6 +230,7 @@ def annotate(
     report: Report = None,
     report_genes: ReportGenes = 10,
     figure: ResultFigure = None,
+    table: ResultTable = None,
     reference: Reference = None,
     alpha: Alpha = None,
     marker_weight: MarkerWeight = None,
@@ -258,7 +266,7 @@ def annotate(
     scoring |= {"error_rate": error_rate, "marker_weight": marker_weight}
     scoring |= {"cluster_key": cluster_key, "cluster": cluster, "smooth": smooth}
     scoring |= {"tissue": tissue or None, "with_markers": not no_markers, "accept_text": accept_text}
-    results = (out, report, report_genes, figure, reference, as_json)
+    results = (out, report, report_genes, figure, table, reference, as_json)
     options = AnnotateOptions(cells, labels, ontology_root, markers, *results, loading, reading, scoring)
     run_annotation(options.with_defaults())
 
@@ -281,6 +289,9 @@ def run_annotation(options: AnnotateOptions) -> None:
         genes = explain_labels(annotator, options, cells, result.adata)
     written = {} if result.file is None else {"annotated": result.file}
     written |= write_pages(options, result.adata, quality, genes)
+    if options.table is not None:
+        langcell.to_table(result.adata, options.table)
+        written["table"] = options.table
     facts = summarize(options, result) | ({} if not_compared is None else {"not_compared": not_compared})
     if options.as_json:
         print_json(written, facts, quality)
@@ -302,6 +313,8 @@ def check_cells(options: AnnotateOptions) -> None:
             if options.reference not in cells.obs:
                 columns = sorted(map(str, cells.obs.columns))
                 raise InputError(f"No column {options.reference!r} in obs; columns here: {columns}.")
+        if options.table is not None:
+            io.require_room(options.table, cells.n_obs)
         if cluster_key is not None:
             annotation.require_clusters(cells.obs, cluster_key)
 

@@ -1,8 +1,11 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Kinds of files that the package writes, told by what a file holds: a file never replaces one of another kind."""
 
+import csv
 import re
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +74,13 @@ def _is_figure(path: Path) -> bool:
 
 def _is_table(path: Path) -> bool:
     """A table has several columns, and as many in each line: a text with a few tabs in it is none."""
+    if path.suffix.lower() == ".xlsx":
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            return "xl/workbook.xml" in archive.namelist()
+        return False
+    if path.suffix.lower() == ".csv":
+        columns = {len(row) - 1 for row in csv.reader(_text(path).splitlines()) if row}
+        return len(columns) == 1 and columns != {0}
     columns = {line.count("\t") for line in _text(path).split("\n") if line}
     return len(columns) == 1 and columns != {0}
 
@@ -78,7 +88,7 @@ def _is_table(path: Path) -> bool:
 CELLS = FileKind("a file of cells (.h5ad)", _is_h5ad)
 PAGE = FileKind("an HTML page", _begins_with(r"(<!doctype html|<html)\b"), (".html", ".htm"))
 FIGURE = FileKind("a figure", _is_figure, (".png", ".pdf", ".svg"))
-TABLE = FileKind("a table (.tsv)", _is_table)
+TABLE = FileKind("a table (.tsv, .csv or .xlsx)", _is_table)
 JSON = FileKind("a JSON object", _begins_with(r"\{"))
 #: A card begins with metadata, as the Hub and PEFT write it.
 CARD = FileKind("a card with metadata", _begins_with(r"---[ \t\r]*\n"))

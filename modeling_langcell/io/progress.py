@@ -1,18 +1,73 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The progress bar for work that takes more than a few seconds."""
+"""The progress of work that takes more than a few seconds."""
 
 import sys
+import time
+from importlib.util import find_spec
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from .printable import one_line
+
+_SECONDS = 10.0  # Between two lines of a log.
 
 
-def progress_bar() -> Progress:
-    """Returns a progress bar with counts and remaining time, disabled if the output is not a terminal."""
-    disabled = not sys.stdout.isatty()
-    console = Console(quiet=disabled)  # Some versions of rich end even a disabled bar with an empty line.
+def progress_bar(shown: bool = True) -> Progress:
+    """
+    Returns the progress of work, on standard error: a bar with counts and remaining time in a terminal or a notebook;
+    elsewhere, as in the log of a batch system or in a pipe, a line every ten seconds.
+
+    Args:
+        shown: False in a process that leaves the progress to another.
+    """
+    console = Console(stderr=True)
+    if not shown or not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):
+        return ProgressLines(shown)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=disabled)
+    return Progress(*columns, console=console, transient=True)
 
 
-__all__ = ["progress_bar"]
+class ProgressLines(Progress):
+    """
+    Progress where nothing that is written can be overwritten: a line from time to time.
+
+    Args:
+        shown: False to write nothing.
+    """
+
+    def __init__(self, shown: bool = True):
+        # Some versions of rich end even a disabled bar with an empty line.
+        super().__init__(console=Console(quiet=True), disable=True, auto_refresh=False)
+        self.shown = shown
+        self._next = time.monotonic() + _SECONDS
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._write(task_id)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._write(task_id)
+
+    def _write(self, task_id: TaskID) -> None:
+        if not self.shown or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _SECONDS
+        task = self._tasks[task_id]
+        line = f"{task.description}: {task.completed:,.0f}"
+        if task.total:
+            line += f" of {task.total:,.0f} ({task.percentage:.0f}%)"
+        if task.time_remaining is not None and not task.finished:
+            line += f", {_in_words(task.time_remaining)} left"
+        print(one_line(line), file=sys.stderr, flush=True)
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+__all__ = ["ProgressLines", "progress_bar"]

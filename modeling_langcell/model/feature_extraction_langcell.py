@@ -2,10 +2,11 @@
 """The feature extractor: reads counts, matches genes, and encodes cells as ranked gene ids (LangCell, section 3.1)."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import wraps
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,6 +20,8 @@ from .gene_matching import GeneMatch, GeneVocabulary, UsualPlaces
 from .ranking import RankedCells, RankedChunks
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Callable)
 
 
 class LangCellFeatureExtractor(FeatureExtractionMixin):
@@ -389,18 +392,36 @@ _CELL_OPTIONS = [
 ]
 
 
-def require_cell_options(names: Iterable[str]) -> None:
+def require_cell_options(names: Iterable[str], function: Callable | None = None) -> None:
     """
     Checks names of arguments that say how the cells of an AnnData are read.
 
+    Args:
+        names: The names.
+        function: The function that takes them besides its own arguments.
+
     Raises:
-        TypeError: There is no such argument; the message names the closest.
+        TypeError: There is no such argument; the message names the function and the closest argument.
     """
+    own = [] if function is None else [name for name in signature(function).parameters if name != "self"]
+    known = [*own, *_CELL_OPTIONS]
     for name in names:
-        if name not in _CELL_OPTIONS:
-            close = get_close_matches(name, _CELL_OPTIONS, 1)
+        if name not in known:
+            where = "There is" if function is None else f"{function.__qualname__} has"
+            close = get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"cells are read by {', '.join(_CELL_OPTIONS)}."
-            raise TypeError(f"There is no argument {name!r}: {hint}")
+            raise TypeError(f"{where} no argument {name!r}: {hint}")
 
 
-__all__ = ["LangCellFeatureExtractor", "require_cell_options"]
+def takes_cell_options(function: T) -> T:
+    """Lets a function whose further arguments say how cells are read refuse others before it does anything."""
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        require_cell_options(kwargs, function)
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+__all__ = ["LangCellFeatureExtractor", "require_cell_options", "takes_cell_options"]

@@ -331,8 +331,7 @@ class PretrainingRun:
 
     @contextmanager
     def _progress_bar(self) -> Iterator[Callable[[int, dict[str, float], float], None]]:
-        with progress_bar() as progress:
-            progress.disable |= not self.is_main
+        with progress_bar(shown=self.is_main) as progress:
             task = progress.add_task("Training", total=self.config.steps, completed=self.steps_done)
 
             def show(step: int, losses: dict[str, float], rate: float) -> None:

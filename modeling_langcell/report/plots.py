@@ -10,12 +10,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import accuracy_score, confusion_matrix
+from matplotlib.patches import Patch
+from sklearn.metrics import accuracy_score
 
 from ..annotation.metrics import Comparison, compare
 from ..annotation.nearest import connect
 from ..annotation.records import label_colours
+from ..io.colours import colours
 from ..io.columns import CELL_TYPE, EMBEDDING
 from ..io.file_kinds import FIGURE, require_replaceable
 from ..io.printable import one_line
@@ -77,7 +80,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     matrix with its labels.
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
-    scatter, axes_right = figure.subplots(1, 2, width_ratios=(1, 1.05))
+    scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))
     labels = adata.obs[CELL_TYPE].cat.remove_unused_categories()
     drawn = labels.iloc[layout.rows]
     names = labels.cat.categories
@@ -88,10 +91,10 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
     if reference is None:
         shares = labels.value_counts(normalize=True).sort_values()
-        axes_right.barh([_shorten(name) for name in shares.index], shares)
-        axes_right.set(title="Composition", xlabel="share of cells")
+        beside.barh([_shorten(name) for name in shares.index], shares)
+        beside.set(title="Composition", xlabel="share of cells")
     else:
-        _draw_confusion(figure, axes_right, compare(adata, reference), reference)
+        draw_confusion(beside, compare(adata, reference), reference)
     return figure
 
 
@@ -116,21 +119,44 @@ def draw_genes(explained: pd.DataFrame, genes: int = 10) -> Figure:
     return figure
 
 
-def _draw_confusion(figure, axes, compared: Comparison, reference: str) -> None:
+@_NAMES_AS_THEY_ARE
+def draw_confusion(axes: Axes, compared: Comparison, reference: str) -> None:
+    """Draws the share of the cells of each known type, in rows, that have each label, in columns."""
     truth, predicted, rows = compared.known, compared.found, compared.is_candidate
-    names = sorted(set(truth) | set(predicted))
-    shares = confusion_matrix(truth, predicted, labels=names, normalize="true")
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    ticks = range(len(names))
-    axes.set_xticks(ticks, [str(number + 1) for number in ticks])
-    sizes = [int((truth == name).sum()) for name in names]
-    axes.set_yticks(ticks, [f"{_shorten(name)} ({sizes[i]:,})   {i + 1}" for i, name in enumerate(names)], fontsize=8)
+    known, found = sorted(set(truth)), sorted(set(predicted))
+    counts = pd.crosstab(truth, predicted).reindex(index=known, columns=found).to_numpy()
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_xticks(range(len(found)), [_shorten(name, 32) for name in found], fontsize=8, rotation=40, ha="right")
+    sizes = counts.sum(axis=1)
+    names = [f"{_shorten(name)} ({size:,})" for name, size in zip(known, sizes, strict=True)]
+    axes.set_yticks(range(len(known)), names, fontsize=8)
     for row, column in np.argwhere(shares >= 0.05):
         colour = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=colour)
     accuracy = accuracy_score(truth[rows], predicted[rows])
     axes.set(title=f"{_shorten(reference)} (cells) and annotation: accuracy {accuracy:.2f}", xlabel="annotation")
-    figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
+    axes.figure.colorbar(image, ax=axes, label="share of the row's cells", shrink=0.8)
+
+
+@_NAMES_AS_THEY_ARE
+def draw_composition(axes: Axes, groups: pd.Series, labels: pd.Series, label_colours: list[str] | None = None) -> None:
+    """Draws a bar for each group of cells, divided by the shares of the labels, the most frequent first."""
+    labels = labels.astype("category")
+    names = labels.cat.categories
+    by_name = dict(zip(names, label_colours or colours(len(names)), strict=True))
+    shares = pd.crosstab(groups, labels, normalize="index")
+    frequent = labels.value_counts()
+    frequent = frequent[frequent > 0]
+    below = np.zeros(len(shares))
+    for name in frequent.index:
+        axes.bar([_shorten(str(group), 32) for group in shares.index], shares[name], bottom=below, color=by_name[name])
+        below += shares[name].to_numpy()
+    patches = [Patch(color=by_name[name], label=_shorten(str(name))) for name in frequent.index]
+    axes.legend(handles=patches, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.tick_params(axis="x", labelrotation=40)
+    axes.set(ylabel="share of cells", ylim=(0, 1), xlabel=_shorten(str(groups.name)))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _shorten(label: str, length: int = 60) -> str:
@@ -159,4 +185,4 @@ def write_figure(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
     return write_result(path, render(figure, dpi, path.suffix[1:].lower()), FIGURE)
 
 
-__all__ = ["Layout", "draw", "draw_genes", "lay_out", "render", "write_figure"]
+__all__ = ["Layout", "draw", "draw_composition", "draw_confusion", "draw_genes", "lay_out", "render", "write_figure"]

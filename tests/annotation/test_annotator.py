@@ -10,8 +10,10 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 from matplotlib.colors import to_hex
+from transformers.utils import logging as transformers_logging
 
 from modeling_langcell import AdaptationConfig, InputError, LangCellAnnotator, adapt
+from modeling_langcell.annotation.annotator import _load, annotate
 from modeling_langcell.annotation.explain import explain, explain_annotated
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.metrics import agreement
@@ -130,11 +132,9 @@ class TestCandidatesWithoutACell:
 
 def test_a_misspelt_argument_is_named_with_the_closest(annotator, cells):
     for call in (annotator.annotate, annotator.embed):
-        with pytest.raises(TypeError, match=r"^There is no argument 'gene_colum': did you mean 'gene_column'\?$"):
+        with pytest.raises(TypeError, match=r"has no argument 'gene_colum': did you mean 'gene_column'\?$"):
             call(cells, gene_colum="symbol")
-    with pytest.raises(
-        TypeError, match=r"^There is no argument 'zzz': cells are read by layer, use_raw, gene_column, "
-    ):
+    with pytest.raises(TypeError, match=r"has no argument 'zzz': cells are read by layer, use_raw, gene_column, "):
         annotator.embed(cells, zzz=1)
 
 
@@ -353,3 +353,71 @@ def test_labels_with_a_slash_can_be_written(annotator, cells, tmp_path):
     assert list(again.obsm["langcell_probabilities"].columns) == ["B|C", "nk"]
     assert list(again.uns["langcell"]["labels"]) == ["B/C", "nk"]
     assert set(again.obs["langcell_cell_type"]) <= {"B/C", "nk"}
+
+
+class TestInOneCall:
+    @pytest.fixture(autouse=True)
+    def none_loaded(self):
+        _load.cache_clear()
+        yield
+        _load.cache_clear()
+
+    def test_gives_what_the_annotator_gives(self, cells, tiny_checkpoint):
+        labels = ["B cell", "monocyte"]
+        expected = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu").annotate(cells.copy(), labels)
+        found = annotate(cells, labels, model=tiny_checkpoint, device="cpu")
+        assert found is cells
+        np.testing.assert_array_equal(found.obsm["X_langcell"], expected.obsm["X_langcell"])
+        assert found.obs["langcell_cell_type"].tolist() == expected.obs["langcell_cell_type"].tolist()
+
+    def test_keeps_the_last_checkpoint_loaded(self, cells, tiny_checkpoint):
+        for _ in range(2):
+            annotate(cells, ["B cell", "monocyte"], model=tiny_checkpoint)
+        assert (_load.cache_info().misses, _load.cache_info().currsize) == (1, 1)
+
+    def test_is_silent(self, tiny_checkpoint, cells, capsys):
+        """transformers' own bars would stay in a log."""
+        enabled = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.enable_progress_bar()
+        try:
+            annotate(cells, ["B cell", "monocyte"], model=tiny_checkpoint)
+            assert transformers_logging.is_progress_bar_enabled()
+        finally:
+            if not enabled:
+                transformers_logging.disable_progress_bar()
+        assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda one, cells: one.annotate(cells, tisue="blood"),
+            "annotate has no argument 'tisue': did you mean 'tissue'",
+        ),
+        (lambda one, cells: one.annotate(cells, lables=[]), "annotate has no argument 'lables': did you mean 'labels'"),
+        (lambda one, cells: one.annotate(cells, use_row=True), "did you mean 'use_raw'"),
+        (
+            lambda one, cells: one.embed(cells, gene_col="x"),
+            "embed has no argument 'gene_col': did you mean 'gene_column'",
+        ),
+        (lambda one, cells: one.explain(cells, qqq=1), "explain has no argument 'qqq': cells are read by"),
+        (
+            lambda one, cells: explain(one, cells, methods="x"),
+            "explain has no argument 'methods': did you mean 'method'",
+        ),
+    ],
+)
+def test_a_misspelt_argument_gets_the_function_and_the_closest(annotator, cells, call, said):
+    with pytest.raises(TypeError, match=said):
+        call(annotator, cells)
+
+
+def test_an_annotator_shows_what_it_is(tiny_checkpoint):
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint, device="cpu")
+    shown = repr(annotator)
+    assert shown.startswith("LangCellAnnotator(checkpoint: ")
+    assert shown.endswith("labels: any, by description, weights: float32 on cpu)")
+    assert "<td>any, by description</td>" in annotator._repr_html_()
+    annotator.model.config.name_or_path = "<b>"
+    assert "<td><b></td>" not in annotator._repr_html_()

@@ -84,7 +84,6 @@ def test_logs_are_as_before_when_the_command_ends(names_app):
 
 def test_a_progress_bar_reads_no_markup(monkeypatch):
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=True, width=99))
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with progress.progress_bar() as bar:
         bar.add_task(MARKUP, total=1)
         bar.refresh()
