@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedConfig
 
-from ..io.columns import RUN
+from ..io.columns import CELL_TYPE, RUN
 from ..io.labels import rank_cells
 from ..io.progress import progress_bar
 from ..model.errors import InputError
@@ -27,6 +27,7 @@ from .annotation_run import AnnotationRun
 from .open_set import OpenSetScorer
 from .predictor import Predictor
 from .records import best_labels, label_descriptions
+from .records import cell_options as recorded_options
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,8 @@ def explain(
     Args:
         annotator: An annotator that compares cells with texts.
         adata: Cells with counts, in memory or backed.
-        labels: Candidates, the same as for `LangCellAnnotator.annotate`.
+        labels: Candidates, the same as for `LangCellAnnotator.annotate`. By default cells that this checkpoint has
+            annotated are explained by the labels that they have, and are read as they were read then.
         method: Same as for `Explainer`.
         cells_per_label: Number of cells that are explained for each label, drawn at random; all if there are fewer.
         seed: Seed of the draw.
@@ -172,14 +174,30 @@ def explain(
         InputError: Same as for `LangCellAnnotator.annotate`; or there is no such method, or `cells_per_label` is below
             1.
     """
-    run = AnnotationRun(annotator, adata, cell_options | {"empty_cells": "mark"}, labels)
-    if not isinstance(run.scorer, DescriptionScorer | OpenSetScorer):
-        raise InputError("Only labels that are scored by their descriptions can be explained.")
-    explainer = Explainer(annotator, run.scorer.descriptions, method)
-    _require_cells(cells_per_label)
-    best = np.concatenate([part.predictions.best for part in run.annotate_all()])
-    extractor, markers = annotator.processor.feature_extractor, run.scorer.markers
+    extractor = annotator.processor.feature_extractor
+    if labels is None and _has_annotation(annotator, adata):
+        descriptions = label_descriptions(adata.uns[RUN])
+        explainer = Explainer(annotator, {label: one.texts for label, one in descriptions.items()}, method)
+        _require_cells(cells_per_label)
+        best = best_labels(adata).cat.codes.to_numpy()
+        markers = {label: annotator.processor.find_genes(one) for label, one in descriptions.items()}
+        given = {name: value for name, value in cell_options.items() if value not in (None, False, "auto")}
+        cell_options = recorded_options(adata.uns[RUN]) | given
+    else:
+        run = AnnotationRun(annotator, adata, cell_options | {"empty_cells": "mark"}, labels)
+        if not isinstance(run.scorer, DescriptionScorer | OpenSetScorer):
+            raise InputError("Only labels that are scored by their descriptions can be explained.")
+        explainer = Explainer(annotator, run.scorer.descriptions, method)
+        _require_cells(cells_per_label)
+        best, markers = np.concatenate([part.predictions.best for part in run.annotate_all()]), run.scorer.markers
     return _explain_labels(explainer, extractor, adata, best, markers, cells_per_label, seed, **cell_options)
+
+
+def _has_annotation(annotator: Predictor, adata: ad.AnnData) -> bool:
+    """Returns true if this checkpoint annotated the cells, and scored the labels by their descriptions alone."""
+    run = adata.uns.get(RUN, {})
+    own = "labels" in run and CELL_TYPE in adata.obs and "alpha" in run and "prototype_weight" not in run
+    return own and all(str(run.get(name, "")) == value for name, value in annotator.origin().items())
 
 
 def explain_annotated(

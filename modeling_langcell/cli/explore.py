@@ -268,7 +268,8 @@ def explain(
 ) -> None:
     """
     Show which genes drive the matches of cells with their best labels, and at which place in the rankings of the cells
-    (1 for the first, 0 for genes that are not expressed) the genes stand that describe a label.
+    (1 for the first, 0 for genes that are not expressed) the genes stand that describe a label. A file that 'langcell
+    annotate' has written needs no labels: those that its cells have are explained.
     """
     candidates = read_candidates(labels, ontology_root)
     adata = io.open_cells(cells)

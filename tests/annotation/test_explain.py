@@ -156,6 +156,25 @@ def test_an_earlier_annotation_is_explained_with_the_genes_of_its_record(annotat
     pd.testing.assert_frame_equal(found, expected)
 
 
+def test_annotated_cells_need_no_labels_again(annotator, cells):
+    """Those that they have are explained, read from the array that the annotation read."""
+    labels = {"mine": "cell type : b", "yours": "a natural killer"}
+    expected = explain(annotator, cells.copy(), labels)
+    cells.layers["counts"] = cells.X
+    cells.X = -cells.X
+    annotated = annotator.annotate(cells, labels, layer="counts")
+    pd.testing.assert_frame_equal(explain(annotator, annotated), expected)
+    pd.testing.assert_frame_equal(explain(annotator, annotated, layer=None, counts="auto"), expected)
+    changed = explain(annotator, annotated, ["B cell", "monocyte"], layer="counts")
+    assert {*changed["label"]} <= {"B cell", "monocyte"}
+
+
+def test_the_annotation_of_another_checkpoint_is_not_explained(annotator, cells):
+    annotated = annotator.annotate(cells, {"mine": "cell type : b", "yours": "a natural killer"})
+    annotated.uns["langcell"]["checkpoint"] = "another"
+    assert "mine" not in set(explain(annotator, annotated)["label"])
+
+
 def test_cells_without_known_genes_are_skipped(annotator, cells):
     cells.X = cells.X.toarray()
     cells.X[0] = 0
