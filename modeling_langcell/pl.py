@@ -24,7 +24,7 @@ from .annotation.metrics import compare
 from .annotation.records import candidate_labels, cell_options, label_colours, label_descriptions
 from .checkpoint.builtin import MINI
 from .checkpoint.loading import load_processor
-from .io.columns import CELL_TYPE, RUN
+from .io.columns import CELL_TYPE, RUN, require_column
 from .model.errors import InputError
 from .model.feature_extraction_langcell import LangCellFeatureExtractor
 from .ontology import cell_type, id_of
@@ -58,10 +58,10 @@ def dotplot(
     Raises:
         InputError: The cells are not annotated, or no label has a marker that they measure.
     """
-    require_column(adata, groupby)
+    require_column(adata.obs, groupby)
     names = [str(name) for name in adata.obs[groupby].dropna().unique()]
     reader = _extractor_of(adata) if extractor is None else extractor
-    genes = {name: _known(_markers(adata, name), reader) for name in sorted(names)}
+    genes = {name: _markers(adata, name) for name in sorted(names)}
     expressed = expression(adata, [gene for own in genes.values() for gene in own], extractor=reader)
     shown = {name: [gene for gene in own if gene in expressed.var_names][:n_genes] for name, own in genes.items()}
     shown = {name: own for name, own in shown.items() if own}
@@ -99,7 +99,7 @@ def markers(
         InputError: The cells are not annotated, or the label has no marker that they measure.
     """
     reader = _extractor_of(adata) if extractor is None else extractor
-    expressed = expression(adata, _known(_markers(adata, label), reader), extractor=reader)
+    expressed = expression(adata, _markers(adata, label), extractor=reader)
     if not expressed.n_vars:
         raise InputError(f"{label!r} has no marker that these cells measure.")
     if basis is None and "X_umap" not in adata.obsm:
@@ -131,8 +131,8 @@ def composition(adata: ad.AnnData, by: str, groupby: str = CELL_TYPE, *, ax: Axe
     Raises:
         InputError: There is no such column.
     """
-    require_column(adata, by)
-    require_column(adata, groupby)
+    require_column(adata.obs, by)
+    require_column(adata.obs, groupby)
     colours = label_colours(adata) if groupby == CELL_TYPE else None
     ax = _new_axes(width=8) if ax is None else ax
     draw_composition(ax, adata.obs[by], adata.obs[groupby], colours)
@@ -197,16 +197,6 @@ def expression(
     return ad.AnnData(values, obs=adata.obs.copy(), var=pd.DataFrame(index=[gene for gene, _ in chosen]))
 
 
-def require_column(adata: ad.AnnData, name: str) -> None:
-    """
-    Raises:
-        InputError: There is no such column of `obs`.
-    """
-    if name not in adata.obs:
-        hint = " Annotate the cells first." if name == CELL_TYPE else ""
-        raise InputError(f"No column {name!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.{hint}")
-
-
 def _extractor_of(adata: ad.AnnData) -> LangCellFeatureExtractor:
     """Returns the feature extractor of the checkpoint that annotated cells; of a model in memory, langcell-mini's."""
     checkpoint = str(adata.uns.get(RUN, {}).get("checkpoint") or MINI)
@@ -220,10 +210,6 @@ def _markers(adata: ad.AnnData, name: str) -> list[str]:
     own = list(described.markers or ()) if described is not None else []
     known = cell_type(id_of(name))
     return own or ([] if known is None else list(known.markers))
-
-
-def _known(names: Sequence[str], extractor: LangCellFeatureExtractor) -> list[str]:
-    return [name for name in names if extractor.genes.id_of(name) is not None]
 
 
 def _new_axes(width: float) -> Axes:

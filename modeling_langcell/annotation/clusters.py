@@ -16,6 +16,7 @@ from ..io.columns import (
     CLUSTER_LABEL,
     CLUSTER_MIXED,
     CLUSTER_SECOND,
+    require_column,
     require_own_column,
 )
 from ..model.errors import InputError
@@ -127,8 +128,7 @@ def require_clusters(obs: pd.DataFrame, cluster_key: str) -> None:
         InputError: `obs` has no such column, the column holds no cluster, or the annotation writes it itself.
     """
     require_own_column(cluster_key)
-    if cluster_key not in obs:
-        raise InputError(f"No column {cluster_key!r} in obs; columns here: {sorted(map(str, obs.columns))}.")
+    require_column(obs, cluster_key)
     if obs[cluster_key].isna().all():
         raise InputError(f"obs[{cluster_key!r}] holds no cluster: every value is missing.")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from ..io.columns import CELL_TYPE
+from ..io.columns import CELL_TYPE, require_column
 from ..io.labels import is_known
 from ..model.errors import InputError
 from ..ontology import ancestors, get_term, id_of
@@ -49,8 +49,7 @@ def compare(adata: ad.AnnData, reference: str) -> Comparison:
     Raises:
         InputError: There is no such column; or it is the annotation itself, has no labels, or none that is a candidate.
     """
-    if reference not in adata.obs:
-        raise InputError(f"No column {reference!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
+    require_column(adata.obs, reference)
     if reference == CELL_TYPE:
         raise InputError(f"obs[{CELL_TYPE!r}] is the annotation itself: name the column with the known labels.")
     candidates = candidate_labels(adata)

@@ -7,9 +7,8 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 
-from ..io.columns import PREFIX
+from ..io.columns import PREFIX, require_column
 from ..io.tables import write_table
-from ..model.errors import InputError
 from .records import candidate_labels
 
 
@@ -30,8 +29,8 @@ def to_table(adata: ad.AnnData, path: str | Path | None = None, *, columns: Sequ
         InputError: The cells are not annotated, there is no such column, or the file cannot be written.
     """
     candidate_labels(adata)
-    if missing := [name for name in columns if name not in adata.obs]:
-        raise InputError(f"No column {missing[0]!r} in obs; columns here: {sorted(map(str, adata.obs.columns))}.")
+    for name in columns:
+        require_column(adata.obs, name)
     own = {name: name.removeprefix(PREFIX) for name in map(str, adata.obs.columns) if name.startswith(PREFIX)}
     table = adata.obs[[*(name for name in columns if name not in own), *own]].rename(columns=own)
     table.index.name = "cell"

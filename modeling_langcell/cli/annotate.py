@@ -15,7 +15,7 @@ import typer
 import modeling_langcell as langcell
 
 from .. import annotation, io, ontology, report
-from ..io.columns import RUN, require_own_column
+from ..io.columns import RUN, require_column, require_own_column
 from ..io.file_kinds import CELLS, FIGURE, PAGE, TABLE
 from ..model.errors import InputError
 from .labels import Candidates, read_candidates
@@ -310,9 +310,7 @@ def check_cells(options: AnnotateOptions) -> None:
     with options.open_cells() as cells:
         if options.reference is not None:
             require_own_column(options.reference)
-            if options.reference not in cells.obs:
-                columns = sorted(map(str, cells.obs.columns))
-                raise InputError(f"No column {options.reference!r} in obs; columns here: {columns}.")
+            require_column(cells.obs, options.reference)
         if options.table is not None:
             io.require_room(options.table, cells.n_obs)
         if cluster_key is not None:

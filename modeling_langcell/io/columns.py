@@ -3,6 +3,8 @@
 
 from collections.abc import Iterable
 
+import pandas as pd
+
 from ..model.errors import InputError
 
 PREFIX = "langcell_"  # What the names of all columns begin with.
@@ -19,6 +21,18 @@ CLUSTER_ANSWER, CLUSTER_ANSWER_ID = "langcell_cluster_answer", "langcell_cluster
 CLUSTER_AGREEMENT, CLUSTER_MIXED = "langcell_cluster_agreement", "langcell_cluster_mixed"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
 RUN = "langcell"
+
+
+def require_column(obs: pd.DataFrame, name: str) -> None:
+    """
+    Checks that cells have a column.
+
+    Raises:
+        InputError: There is no such column; the message names those that there are.
+    """
+    if name not in obs:
+        hint = " Annotate the cells first." if name == CELL_TYPE else ""
+        raise InputError(f"No column {name!r} in obs; columns here: {sorted(map(str, obs.columns))}.{hint}")
 
 
 def require_own_column(name: str) -> None:
@@ -63,5 +77,6 @@ __all__ = [
     "SECOND",
     "UNKNOWN_BECAUSE",
     "probability_columns",
+    "require_column",
     "require_own_column",
 ]
