@@ -1,11 +1,15 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The names of the columns and tables that an annotation writes into an AnnData."""
 
-from collections.abc import Iterable
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ..model.errors import InputError
+
+if TYPE_CHECKING:  # The commands' help needs the names, and answers at once.
+    import pandas as pd
 
 PREFIX = "langcell_"  # What the names of all columns begin with.
 CELL_TYPE, SCORE, NOVELTY = "langcell_cell_type", "langcell_score", "langcell_novelty"

@@ -353,7 +353,7 @@ def test_many_columns_are_written_some_at_a_time(annotator, cells_file, tmp_path
 
 @pytest.mark.long
 def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
-    cells, labels = 1600, {f"type {number}": "b cell" for number in range(1000)}
+    cells, labels = 3200, {f"type {number}": "b cell" for number in range(1000)}
     some_cells(cells).write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr("modeling_langcell.annotation.predictor.CHUNK_SIZE", 100)
     monkeypatch.setattr("modeling_langcell.annotation.large_files._BLOCK", 400_000)
