@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from transformers import (
 )
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ..io.atomic import temporary_folder
 from ..io.progress import progress_bar
 from ..model.errors import InputError
 from .batches import Batch, CellBatches, ShuffledBatches
@@ -89,7 +89,7 @@ def fit(
     schedule = get_scheduler("cosine", optimizer, min(10, steps // 10), steps)
     with ExitStack() as opened:
         if log_dir is None:  # The Trainer makes a folder even if nothing is written.
-            folder = opened.enter_context(TemporaryDirectory())
+            folder = str(opened.enter_context(temporary_folder()))
         else:
             folder = str(log_dir)
             opened.enter_context(_environment(WANDB_DIR=folder))  # Otherwise W&B writes into the working directory.

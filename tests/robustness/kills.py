@@ -56,9 +56,9 @@ class Killer:
         while code != 0 and again < 3:
             code, _, errors = self._finish(run, place)
             again += 1
+            found = self._state(place)
             if code != 0 and "already" in errors and found["out"] == expected["out"]:
-                code = 0  # The kill came when all was done.
-        found = self._state(place)
+                code = 0  # The kill came when all was done, but for leftovers, which this run removed.
         left = {
             where: sorted(found[where].keys() ^ expected[where].keys()) if where == "out" else sorted(found[where])
             for where in ("out", "tmp")
