@@ -20,17 +20,15 @@ import pandas as pd
 import scanpy as sc
 from matplotlib.axes import Axes
 
+from .annotation.expression import express, markers_of, measured_markers
 from .annotation.metrics import compare
-from .annotation.records import candidate_labels, cell_options, label_colours, label_descriptions
+from .annotation.records import candidate_labels, label_colours
 from .checkpoint.builtin import MINI
 from .checkpoint.loading import load_processor
 from .io.columns import CELL_TYPE, RUN, require_column
 from .model.errors import InputError
 from .model.feature_extraction_langcell import LangCellFeatureExtractor
-from .ontology import cell_type, id_of
 from .report.plots import draw_composition, draw_confusion, lay_out
-
-_TARGET_COUNTS = 1e4
 
 
 def dotplot(
@@ -61,9 +59,9 @@ def dotplot(
     require_column(adata.obs, groupby)
     names = [str(name) for name in adata.obs[groupby].dropna().unique()]
     reader = _extractor_of(adata) if extractor is None else extractor
-    genes = {name: _markers(adata, name) for name in sorted(names)}
+    genes = {name: markers_of(adata, name) for name in sorted(names)}
     expressed = expression(adata, [gene for own in genes.values() for gene in own], extractor=reader)
-    shown = {name: [gene for gene in own if gene in expressed.var_names][:n_genes] for name, own in genes.items()}
+    shown = {name: measured_markers(own, expressed.var_names, n_genes) for name, own in genes.items()}
     shown = {name: own for name, own in shown.items() if own}
     if not shown:
         raise InputError(f"No name in obs[{groupby!r}] has a marker that these cells measure.")
@@ -99,7 +97,7 @@ def markers(
         InputError: The cells are not annotated, or the label has no marker that they measure.
     """
     reader = _extractor_of(adata) if extractor is None else extractor
-    expressed = expression(adata, _markers(adata, label), extractor=reader)
+    expressed = expression(adata, markers_of(adata, label), extractor=reader)
     if not expressed.n_vars:
         raise InputError(f"{label!r} has no marker that these cells measure.")
     if basis is None and "X_umap" not in adata.obsm:
@@ -180,36 +178,13 @@ def expression(
         InputError: The cells are not annotated, or cannot be read.
     """
     candidate_labels(adata)
-    reader = _extractor_of(adata) if extractor is None else extractor
-    source, match = reader.open(adata, **cell_options(adata.uns[RUN]))
-    measured = {*match.token_ids.tolist()}
-    chosen = [
-        (gene, number)
-        for gene in dict.fromkeys(genes)
-        if (number := reader.genes.id_of(gene)) is not None and number in measured
-    ]
-    matrix = source.rows(0, len(source))
-    matrix.data = source.kind.undo(matrix.data)
-    counts = reader.by_gene(matrix, match)[:, [number for _, number in chosen]]
-    totals = np.asarray(matrix.sum(axis=1)).ravel()
-    per_cell = np.divide(_TARGET_COUNTS, totals, out=np.zeros(len(totals)), where=totals > 0)
-    values = counts.multiply(per_cell[:, None]).tocsr().log1p().astype(np.float32)
-    return ad.AnnData(values, obs=adata.obs.copy(), var=pd.DataFrame(index=[gene for gene, _ in chosen]))
+    return express(_extractor_of(adata) if extractor is None else extractor, adata, adata, genes)
 
 
 def _extractor_of(adata: ad.AnnData) -> LangCellFeatureExtractor:
     """Returns the feature extractor of the checkpoint that annotated cells; of a model in memory, langcell-mini's."""
     checkpoint = str(adata.uns.get(RUN, {}).get("checkpoint") or MINI)
     return load_processor(checkpoint).feature_extractor
-
-
-def _markers(adata: ad.AnnData, name: str) -> list[str]:
-    """Returns the markers of a label: those that the annotation read, or else the catalogue's."""
-    candidate_labels(adata)
-    described = label_descriptions(adata.uns[RUN]).get(name)
-    own = list(described.markers or ()) if described is not None else []
-    known = cell_type(id_of(name))
-    return own or ([] if known is None else list(known.markers))
 
 
 def _new_axes(width: float) -> Axes:

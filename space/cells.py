@@ -15,6 +15,7 @@ from limits import ANNOTATED, CELLS, MOST_CELLS, MOST_GENES, MOST_IN_ALL, MOST_I
 
 from modeling_langcell import InputError, LangCellAnnotator
 from modeling_langcell.annotation.explain import explain_annotated
+from modeling_langcell.annotation.expression import express_markers
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
@@ -149,11 +150,13 @@ def annotate(folder: str, asked: dict[str, Any], options: dict[str, Any], said: 
     annotate_file(annotator(), cells, annotated_cells, empty_cells="mark", **asked, **options)
     annotated = read_annotation(annotated_cells, embeds=True)
     said(0.5, "Looking for the genes that drive the labels")
+    layout, extractor = lay_out(annotated), annotator().processor.feature_extractor
     with open_lightly(cells) as adata:
-        quality = examine(annotator().processor.feature_extractor, adata, annotated)
+        quality = examine(extractor, adata, annotated)
         genes = explain_annotated(annotator(), adata, annotated, cells_per_label=5, **options)
+        expressed = express_markers(extractor, adata, annotated, layout.rows)
     said(0.8, "Writing the report")
-    write_report(annotated, Path(folder, REPORT), lay_out(annotated), quality=quality, genes=genes)
+    write_report(annotated, Path(folder, REPORT), layout, quality=quality, genes=genes, expressed=expressed)
 
 
 __all__ = ["annotate", "annotator", "describe", "error_rates", "write_example"]

@@ -2,6 +2,7 @@
 from .clusters import count_clusters as count_clusters
 from .clusters import require_clusters as require_clusters
 from .explain import explain_annotated as explain_annotated
+from .expression import express_markers as express_markers
 from .metrics import agreement as agreement
 from .metrics import compare as compare
 from .metrics import describe_agreement as describe_agreement

@@ -2,6 +2,7 @@
 """One label for each cluster of cells, by the evidence of all of them."""
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -150,7 +151,7 @@ def count_clusters(obs: pd.DataFrame, cluster_key: str) -> dict[str, dict[str, A
             "second": _known(cells[CLUSTER_SECOND]) if CLUSTER_SECOND in cells else None,
             "mixed": bool(cells[CLUSTER_MIXED].iloc[0]),
         }
-    return dict(sorted(found.items(), key=lambda one: _in_order(one[0])))
+    return dict(sorted(found.items(), key=lambda one: in_order(one[0])))
 
 
 def _known(values: Iterable[Any]) -> str | None:
@@ -159,9 +160,10 @@ def _known(values: Iterable[Any]) -> str | None:
     return str(first) if pd.notna(first) else None
 
 
-def _in_order(cluster: str) -> tuple[bool, int, str]:
-    """Returns a sort key that puts numbered clusters in the order of their numbers."""
-    return not cluster.isdecimal(), int(cluster) if cluster.isdecimal() else 0, cluster
+def in_order(name: str) -> list[tuple[bool, int, str]]:
+    """Returns a sort key that puts numbers in names in the order of their size: cluster 2 before cluster 10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
 
 
-__all__ = ["CORRELATION", "MIXED", "ClusterLabels", "count_clusters", "require_clusters"]
+__all__ = ["CORRELATION", "MIXED", "ClusterLabels", "count_clusters", "in_order", "require_clusters"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from ..io.columns import ANSWER, CELL_TYPE, RUN
@@ -46,6 +47,8 @@ class InputQuality:
         genes: Number of genes of the median cell.
         counts: Number of counts of the median cell; None where the values are not counts.
         ambient: Share of the counts that look like a mixture of all cells; None where it cannot be estimated.
+        per_cell: For each examined cell the number of `genes`, the number of `counts` where the values are counts, and
+            the share of `mitochondrial` counts where genes are called `MT-...`.
         cautions: Reasons to be careful, a sentence or two each: `str(caution)` names arguments as Python does,
             `caution.on_command_line()` as options.
     """
@@ -54,6 +57,7 @@ class InputQuality:
     genes: float
     counts: float | None
     ambient: float | None
+    per_cell: pd.DataFrame
     cautions: tuple[Remedy, ...]
 
 
@@ -87,8 +91,16 @@ def examine(extractor: LangCellFeatureExtractor, cells: ad.AnnData, annotated: a
         *_novelty_cautions(annotated),
         *_candidate_cautions(annotated),
     ]
+    per_cell = pd.DataFrame({"genes": genes}, index=annotated.obs_names[rows])
+    if kind == "raw":
+        per_cell["counts"] = totals
+    if len(mitochondrial := _mitochondrial_genes(match)):
+        values.data = source.kind.undo(values.data)
+        of_all = np.asarray(values.sum(axis=1)).ravel()
+        of_these = np.asarray(values[:, mitochondrial].sum(axis=1)).ravel()
+        per_cell["mitochondrial"] = np.divide(of_these, of_all, out=np.zeros(len(of_all)), where=of_all > 0)
     counts = float(np.median(totals)) if kind == "raw" else None
-    return InputQuality(len(rows), float(np.median(genes)), counts, ambient, tuple(cautions))
+    return InputQuality(len(rows), float(np.median(genes)), counts, ambient, per_cell, tuple(cautions))
 
 
 def _gene_cautions(genes: np.ndarray, known: int, matched_counts: float, organism: str) -> list[Remedy]:
@@ -125,7 +137,7 @@ def _lost_genes(values: sp.csr_matrix, match: GeneMatch) -> list[Remedy]:
     by_gene = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
     shares = np.where(match.token_ids < 0, by_gene, 0) / max(by_gene.sum(), 1)
     many = np.argsort(-shares, kind="stable")[: (shares >= _LOST).sum()].tolist()
-    lost = [gene for gene in many if not any(map(_MITOCHONDRIAL.search, match.names_of(gene)))]
+    lost = [gene for gene in many if not _is_mitochondrial(match, gene)]
     if not lost:
         return []
     named = ", ".join(f"{' / '.join(match.names_of(gene))} ({shares[gene]:.1%})" for gene in lost[:_NAMED])
@@ -136,6 +148,14 @@ def _lost_genes(values: sp.csr_matrix, match: GeneMatch) -> list[Remedy]:
             "column of var."
         )
     ]
+
+
+def _mitochondrial_genes(match: GeneMatch) -> list[int]:
+    return [gene for gene in range(len(match.token_ids)) if _is_mitochondrial(match, gene)]
+
+
+def _is_mitochondrial(match: GeneMatch, gene: int) -> bool:
+    return any(map(_MITOCHONDRIAL.search, match.names_of(gene)))
 
 
 def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> list[Remedy]:

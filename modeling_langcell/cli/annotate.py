@@ -94,6 +94,9 @@ Report = Annotated[Path | None, typer.Option(help="HTML report of the results.")
 ReportGenes = Annotated[
     int, typer.Option(help="Number of cells per label whose driving genes the report shows; 0 for none.", min=0)
 ]
+SampleKey = Annotated[
+    str | None, typer.Option(help="Column of obs with samples or donors, whose compositions the report compares.")
+]
 ResultFigure = Annotated[
     Path | None, typer.Option(help="Figure of the results: .png, .pdf or .svg."), Writes(kind=FIGURE)
 ]
@@ -161,6 +164,7 @@ class AnnotateOptions:
         out: The annotated file. None if the annotated example is not written.
         report: The HTML report.
         report_genes: Number of cells per label whose driving genes the report shows.
+        sample_key: Column of `obs` with samples, which the report compares.
         figure: The figure.
         table: The table of cells.
         reference: Column of `obs` with known labels.
@@ -177,6 +181,7 @@ class AnnotateOptions:
     out: Path | None
     report: Path | None
     report_genes: int
+    sample_key: str | None
     figure: Path | None
     table: Path | None
     reference: str | None
@@ -229,6 +234,7 @@ def annotate(
     out: Out = None,
     report: Report = None,
     report_genes: ReportGenes = 10,
+    sample_key: SampleKey = None,
     figure: ResultFigure = None,
     table: ResultTable = None,
     reference: Reference = None,
@@ -266,7 +272,7 @@ def annotate(
     scoring |= {"error_rate": error_rate, "marker_weight": marker_weight}
     scoring |= {"cluster_key": cluster_key, "cluster": cluster, "smooth": smooth}
     scoring |= {"tissue": tissue or None, "with_markers": not no_markers, "accept_text": accept_text}
-    results = (out, report, report_genes, figure, table, reference, as_json)
+    results = (out, report, report_genes, sample_key, figure, table, reference, as_json)
     options = AnnotateOptions(cells, labels, ontology_root, markers, *results, loading, reading, scoring)
     run_annotation(options.with_defaults())
 
@@ -284,11 +290,10 @@ def run_annotation(options: AnnotateOptions) -> None:
     if result is None:
         return  # The first of several processes reports for all.
     options, not_compared = check_reference(options, result.adata)
+    written = {} if result.file is None else {"annotated": result.file}
     with options.open_cells() as cells:
         quality = annotation.examine(annotator.processor.feature_extractor, cells, result.adata)
-        genes = explain_labels(annotator, options, cells, result.adata)
-    written = {} if result.file is None else {"annotated": result.file}
-    written |= write_pages(options, result.adata, quality, genes)
+        written |= write_pages(annotator, options, cells, result.adata, quality)
     if options.table is not None:
         langcell.to_table(result.adata, options.table)
         written["table"] = options.table
@@ -304,13 +309,15 @@ def check_cells(options: AnnotateOptions) -> None:
     Checks that the input can be read.
 
     Raises:
-        InputError: The input cannot be read, or does not have the named columns of known labels and of clusters.
+        InputError: The input cannot be read, or does not have the named columns of known labels, samples and clusters.
     """
     cluster_key = options.scoring["cluster_key"]
     with options.open_cells() as cells:
         if options.reference is not None:
             require_own_column(options.reference)
             require_column(cells.obs, options.reference)
+        if options.sample_key is not None:
+            require_column(cells.obs, options.sample_key)
         if options.table is not None:
             io.require_room(options.table, cells.n_obs)
         if cluster_key is not None:
@@ -362,21 +369,12 @@ def annotate_cells(
     return AnnotationResult(io.read_annotation(file, embeds=pages), done_before, file)
 
 
-def explain_labels(
-    annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, cells: "AnnData", annotated: "AnnData"
-) -> "pd.DataFrame | None":
-    """Finds the driving genes that the report shows; None if it shows none."""
-    if options.report is None or options.report_genes == 0:
-        return None
-    reading = {name: value for name, value in options.reading.items() if name != "empty_cells"}
-    return annotation.explain_annotated(annotator, cells, annotated, cells_per_label=options.report_genes, **reading)
-
-
 def write_pages(
+    annotator: "langcell.LangCellAnnotator",
     options: AnnotateOptions,
+    cells: "AnnData",
     annotated: "AnnData",
     quality: "annotation.InputQuality",
-    genes: "pd.DataFrame | None",
 ) -> dict[str, Path]:
     """Writes the requested figure and report; returns their paths."""
     if options.figure is None and options.report is None:
@@ -385,16 +383,30 @@ def write_pages(
     if options.figure is not None:
         written["figure"] = report.write_figure(report.draw(annotated, layout, options.reference), options.figure)
     if options.report is not None:
+        extractor = annotator.processor.feature_extractor
         written["report"] = langcell.write_report(
             annotated,
             options.report,
             layout,
             quality=quality,
-            genes=genes,
+            genes=explain_labels(annotator, options, cells, annotated),
+            expressed=annotation.express_markers(extractor, cells, annotated, layout.rows),
             reference=options.reference,
+            sample_key=options.sample_key,
+            name="700 blood cells, the example" if options.cells is None else options.cells.name,
             command=shlex.join(["langcell", *sys.argv[1:]]),
         )
     return written
+
+
+def explain_labels(
+    annotator: "langcell.LangCellAnnotator", options: AnnotateOptions, cells: "AnnData", annotated: "AnnData"
+) -> "pd.DataFrame | None":
+    """Finds the driving genes that the report shows; None if it shows none."""
+    if options.report_genes == 0:
+        return None
+    reading = {name: value for name, value in options.reading.items() if name != "empty_cells"}
+    return annotation.explain_annotated(annotator, cells, annotated, cells_per_label=options.report_genes, **reading)
 
 
 def summarize(options: AnnotateOptions, result: AnnotationResult) -> dict[str, Any]:
