@@ -1,7 +1,6 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The command that annotates cells: its options, its steps and its output."""
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -20,9 +19,13 @@ from ..io.file_kinds import CELLS, FIGURE, PAGE, TABLE
 from ..model.errors import InputError
 from .labels import Candidates, read_candidates
 from .options import (
+    ANNOTATING,
     CELLS_HELP,
+    RESULTS,
+    SCORING,
     AcceptText,
     Adapter,
+    AsJson,
     BatchTokens,
     Counts,
     Device,
@@ -41,11 +44,12 @@ from .options import (
     Tissue,
     UseRaw,
     cell_options,
+    examples,
     existing_cells,
     loading_options,
 )
 from .paths import Reads, Writes
-from .terminal import say, say_resumed
+from .terminal import say, say_json, say_resumed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,30 +91,48 @@ InputOrExample = Annotated[
 Example = Annotated[bool, typer.Option("--example", help="Annotate the 700 blood cells that scanpy ships.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="The annotated .h5ad file.", show_default="INPUT_langcell.h5ad"),
+    typer.Option(help="The annotated .h5ad file.", show_default="INPUT_langcell.h5ad", rich_help_panel=RESULTS),
     Writes(annotated_file, CELLS, may_be="cells"),
 ]
-Report = Annotated[Path | None, typer.Option(help="HTML report of the results."), Writes(kind=PAGE)]
+Report = Annotated[
+    Path | None, typer.Option(help="HTML report of the results.", rich_help_panel=RESULTS), Writes(kind=PAGE)
+]
 ReportGenes = Annotated[
-    int, typer.Option(help="Number of cells per label whose driving genes the report shows; 0 for none.", min=0)
+    int,
+    typer.Option(
+        help="Number of cells per label whose driving genes the report shows; 0 for none.",
+        min=0,
+        rich_help_panel=RESULTS,
+    ),
 ]
 SampleKey = Annotated[
-    str | None, typer.Option(help="Column of obs with samples or donors, whose compositions the report compares.")
+    str | None,
+    typer.Option(
+        help="Column of obs with samples or donors, whose compositions the report compares.", rich_help_panel=RESULTS
+    ),
 ]
 ResultFigure = Annotated[
-    Path | None, typer.Option(help="Figure of the results: .png, .pdf or .svg."), Writes(kind=FIGURE)
+    Path | None,
+    typer.Option(help="Figure of the results: .png, .pdf or .svg.", rich_help_panel=RESULTS),
+    Writes(kind=FIGURE),
 ]
 ResultTable = Annotated[
     Path | None,
-    typer.Option("--table", help="Table of the results, a row for each cell: .csv, .tsv or .xlsx."),
+    typer.Option(
+        "--table", help="Table of the results, a row for each cell: .csv, .tsv or .xlsx.", rich_help_panel=RESULTS
+    ),
     Writes(kind=TABLE),
 ]
-Reference = Annotated[str | None, typer.Option(help="Column of obs with known labels to compare the results with.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(help="Column of obs with known labels to compare the results with.", rich_help_panel=RESULTS),
+]
 Alpha = Annotated[
     float | None,
     typer.Option(
         help="Weight of the similarity against the matching, from 0 to 1; 1 leaves out the matching.",
         show_default="the checkpoint's",
+        rich_help_panel=SCORING,
     ),
 ]
 Shortlist = Annotated[
@@ -119,12 +141,15 @@ Shortlist = Annotated[
         parser=parse_shortlist,
         metavar="NUMBER|auto|all",
         help="Number of candidates, the most similar ones, that the matching scores for each cell.",
+        rich_help_panel=SCORING,
     ),
 ]
 CheckShortlist = Annotated[
     int,
     typer.Option(
-        help="Score this many cells against all candidates as well, and report how often the shortlist agrees.", min=0
+        help="Score this many cells against all candidates as well, and report how often the shortlist agrees.",
+        min=0,
+        rich_help_panel=SCORING,
     ),
 ]
 ErrorRate = Annotated[
@@ -133,22 +158,29 @@ ErrorRate = Annotated[
         help="Accepted share of wrong answers; a lower one gives broader types, or 'unknown'. For calibrated "
         "checkpoints.",
         show_default="0.1",
+        rich_help_panel=SCORING,
     ),
 ]
 ClusterKey = Annotated[
-    str | None, typer.Option(help="Column of obs with clusters, each of which gets one label by all its cells.")
+    str | None,
+    typer.Option(
+        help="Column of obs with clusters, each of which gets one label by all its cells.", rich_help_panel=SCORING
+    ),
 ]
 Cluster = Annotated[
-    bool, typer.Option("--cluster", help="Make small clusters of the cells, each of which gets one label.")
+    bool,
+    typer.Option(
+        "--cluster", help="Make small clusters of the cells, each of which gets one label.", rich_help_panel=SCORING
+    ),
 ]
 Smooth = Annotated[
     bool,
     typer.Option(
         "--smooth",
         help="Average each cell's scores with those of its neighbours in gene expression, from 500 cells on.",
+        rich_help_panel=SCORING,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as one line of JSON.")]
 
 
 @dataclass(frozen=True)
@@ -218,7 +250,14 @@ class AnnotationResult:
     file: Path | None
 
 
-@app.command()
+@app.command(
+    rich_help_panel=ANNOTATING,
+    epilog=examples(
+        "langcell annotate cells.h5ad --cluster --report report.html",
+        'langcell annotate cells.h5ad --labels "B cell;monocyte;T cell" --table cells.xlsx',
+        "langcell annotate cells.h5ad --tissue blood --sample-key donor_id --report report.html",
+    ),
+)
 def annotate(
     cells: InputOrExample = None,
     example: Example = False,
@@ -444,10 +483,8 @@ def summarize_shortlist(run: Mapping[str, Any]) -> dict[str, float] | None:
 
 def print_json(written: Mapping[str, Path], facts: Mapping[str, Any], quality: "annotation.InputQuality") -> None:
     """Prints the results as one line of JSON."""
-    files = {name: str(path) for name, path in written.items()}
     cautions = [str(caution) for caution in quality.cautions]
-    # Numbers read from a file are NumPy's.
-    say(json.dumps({**files, **facts, "cautions": cautions}, default=lambda number: number.item()))
+    say_json({**written, **facts, "cautions": cautions})
 
 
 def print_text(

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Commands that look at cells and labels with a checkpoint: embed, describe, search and explain."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,16 +11,20 @@ import modeling_langcell as langcell
 
 from .. import annotation, checkpoint, io, ontology, report
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
-from ..io.columns import EMBEDDING
+from ..io.columns import EMBEDDING, RUN
 from ..io.file_kinds import CELLS, FIGURE, TABLE
 from ..model.errors import InputError
 from ..model.prompts import require_text
 from ..ontology import Candidate
 from .labels import read_candidates, read_labels
 from .options import (
+    ANNOTATING,
     CELLS_HELP,
+    LOOKING,
+    RESULTS,
     AcceptText,
     Adapter,
+    AsJson,
     BatchTokens,
     Counts,
     Device,
@@ -38,23 +43,24 @@ from .options import (
     Revision,
     UseRaw,
     cell_options,
+    examples,
     existing_cells,
     loading_options,
 )
 from .paths import Reads, Writes
-from .terminal import say, say_resumed
+from .terminal import ignore, say, say_json, say_resumed
 
 app = typer.Typer()
 
 # ---------------------------------------------------------------------- embed
 
 
-@app.command()
+@app.command(rich_help_panel=ANNOTATING, epilog=examples("langcell embed cells.h5ad --out embedded.h5ad"))
 def embed(
     cells: Input,
     out: Annotated[
         Path,
-        typer.Option(help="The .h5ad file with the embeddings in obsm['X_langcell']."),
+        typer.Option(help="The .h5ad file with the embeddings in obsm['X_langcell'].", rich_help_panel=RESULTS),
         Writes(kind=CELLS, may_be="cells"),
     ],
     model: OptionalModel = None,
@@ -69,6 +75,7 @@ def embed(
     device: Device = None,
     dtype: Dtype = "float32",
     batch_tokens: BatchTokens = None,
+    as_json: AsJson = False,
 ) -> None:
     """
     Embed each cell in the space that cells and texts share.
@@ -78,16 +85,26 @@ def embed(
     loading = loading_options(model, adapter, revision, device=device, dtype=dtype, batch_tokens=batch_tokens)
     annotator = langcell.LangCellAnnotator.from_pretrained(**loading)
     reading = cell_options(layer, use_raw, gene_column, organism, counts) | {"empty_cells": empty_cells}
-    file = langcell.embed_file(annotator, cells, out, resumed=say_resumed, **reading)
-    if file is not None:  # The first of several processes reports for all.
-        say(annotation.describe_input(io.read_annotation(file)))
-        say(f"Embedded: {file}")
+    file = langcell.embed_file(annotator, cells, out, resumed=ignore if as_json else say_resumed, **reading)
+    if file is None:
+        return  # The first of several processes reports for all.
+    embedded = io.read_annotation(file)
+    if as_json:
+        say_json({"embedded": file, "cells": embedded.n_obs, "input": embedded.uns[RUN]["input"]})
+        return
+    say(annotation.describe_input(embedded))
+    say(f"Embedded: {file}")
 
 
 # ---------------------------------------------------------------------- describe
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOKING,
+    epilog=examples(
+        'langcell describe "NK cell" CL:0000236', "langcell describe --labels types.tsv --cells cells.h5ad"
+    ),
+)
 def describe(
     labels: Annotated[
         list[str] | None, typer.Argument(metavar="[LABEL]...", help="Names, synonyms or ids of cell types.")
@@ -105,6 +122,7 @@ def describe(
     model: Model = MINI,
     revision: Revision = None,
     gene_column: GeneColumn = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show every text that describes a label, in order, with its source, and the genes that it names."""
     if (file is None) == (not labels):
@@ -117,49 +135,80 @@ def describe(
         # Raw counts are not checked until they are read: here the genes alone matter.
         _, match = processor.feature_extractor.open(io.open_cells(cells), gene_column=gene_column, counts="raw")
         measured = set(match.token_ids.tolist())
-    name = display_name(resolve_checkpoint(model))
     options = {"with_markers": not no_markers, "accept_text": accept_text}
-    for number, candidate in enumerate(ontology.candidates(asked, processor.prompt_templates, **options)):
+    candidates = ontology.candidates(asked, processor.prompt_templates, **options)
+    described = [facts_of(candidate, processor, measured) for candidate in candidates]
+    if as_json:
+        say_json(described)
+        return
+    name = display_name(resolve_checkpoint(model))
+    for number, facts in enumerate(described):
         if number > 0:
             say()
-        print_candidate(candidate, processor, name, measured)
+        print_described(facts, name)
 
 
-def print_candidate(candidate: Candidate, processor: Any, model: str, measured: set[int] | None) -> None:
+def facts_of(candidate: Candidate, processor: Any, measured: set[int] | None) -> dict[str, Any]:
     """
-    Prints a candidate with its term, its texts, and its genes. Marks texts that the model cuts, genes that it does not
-    know, and those that a matrix did not measure; `measured` has the ids of those that it did.
+    Returns what is known of a candidate: its term, its texts, with the number of word pieces of those that the model
+    cuts, its genes, those that the model does not know, and those that a matrix did not measure; `measured` has the ids
+    of those that it did.
     """
-    say(candidate.label)
-    if candidate.term is not None:
-        say(f"  means  {candidate.term.name} ({candidate.term.id})")
-        if candidate.term.synonyms:
-            say(f"  also   {'; '.join(sorted(candidate.term.synonyms))}")
-    tokenizer = processor.tokenizer
-    for text in candidate.texts:
-        say(f"  text   {text.text}")
-        say(f"  from   {text.origin}")
-        if text.template:
-            say(f"  as     {text.template}")
-        pieces, longest = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
-        if pieces > longest:
-            say(f"  cut    after {longest} of its {pieces} word pieces, the most that {model} reads")
     genes, named = processor.feature_extractor.genes, processor.find_genes(candidate.description)
-    for title, ids in (("genes", named.present), ("absent", named.absent)):
-        if ids:
-            say(f"  {title:<6} {', '.join(map(genes.symbol_of, ids))}")
-    if named.present or named.absent:
-        say(f"  from   {candidate.markers_from}")
-    if named.unknown:
-        say(f"  not known to {model}: {', '.join(named.unknown)}")
-    if measured is not None and (missing := [i for i in (*named.present, *named.absent) if i not in measured]):
-        say(f"  not measured: {', '.join(map(genes.symbol_of, missing))}")
+    tokenizer = processor.tokenizer
+    texts = []
+    for text in candidate.texts:
+        pieces, longest = len(tokenizer(text.text, truncation=False)["input_ids"]), tokenizer.model_max_length
+        cut = {"pieces": pieces, "read": longest} if pieces > longest else None
+        texts.append({"text": text.text, "from": text.origin, "template": text.template or None, "cut": cut})
+    term, missing = candidate.term, []
+    if measured is not None:
+        missing = [genes.symbol_of(i) for i in (*named.present, *named.absent) if i not in measured]
+    return {
+        "label": candidate.label,
+        "term": None if term is None else {"name": term.name, "id": term.id, "synonyms": sorted(term.synonyms)},
+        "texts": texts,
+        "genes": [*map(genes.symbol_of, named.present)],
+        "absent": [*map(genes.symbol_of, named.absent)],
+        "genes_from": candidate.markers_from if named.present or named.absent else None,
+        "not_known": [*named.unknown],
+        "not_measured": missing,
+    }
+
+
+def print_described(facts: Mapping[str, Any], model: str) -> None:
+    """Prints the facts of a candidate for people."""
+    say(facts["label"])
+    if (term := facts["term"]) is not None:
+        say(f"  means  {term['name']} ({term['id']})")
+        if term["synonyms"]:
+            say(f"  also   {'; '.join(term['synonyms'])}")
+    for text in facts["texts"]:
+        say(f"  text   {text['text']}")
+        say(f"  from   {text['from']}")
+        if text["template"]:
+            say(f"  as     {text['template']}")
+        if (cut := text["cut"]) is not None:
+            say(f"  cut    after {cut['read']} of its {cut['pieces']} word pieces, the most that {model} reads")
+    for title in ("genes", "absent"):
+        if facts[title]:
+            say(f"  {title:<6} {', '.join(facts[title])}")
+    if facts["genes_from"] is not None:
+        say(f"  from   {facts['genes_from']}")
+    if facts["not_known"]:
+        say(f"  not known to {model}: {', '.join(facts['not_known'])}")
+    if facts["not_measured"]:
+        say(f"  not measured: {', '.join(facts['not_measured'])}")
 
 
 # ---------------------------------------------------------------------- labels
 
 
-@app.command("labels")
+@app.command(
+    "labels",
+    rich_help_panel=LOOKING,
+    epilog=examples("langcell labels --tissue lung", "langcell labels --tissue blood --out types.tsv"),
+)
 def list_labels(
     tissue: Annotated[
         list[str] | None,
@@ -168,6 +217,7 @@ def list_labels(
     out: Annotated[
         Path | None, typer.Option(help="Table as .tsv.", show_default="printed only"), Writes(kind=TABLE)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the cell types of the catalogue, which are the candidates where none is named, with their markers."""
     rows = [
@@ -180,16 +230,27 @@ def list_labels(
         }
         for one in ontology.usual_in(tissue or [])
     ]
+    if out is not None:
+        io.write_table(rows, out)
+    if as_json:
+        say_json(rows)
+        return
     for row in rows:
         say(f"{row['id']}  {row['short_name']:<24}  {row['label']}: {row['markers']}")
     if out is not None:
-        say(f"Labels: {io.write_table(rows, out)}")
+        say(f"Labels: {out}")
 
 
 # ---------------------------------------------------------------------- search
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOKING,
+    epilog=examples(
+        'langcell search cells.h5ad "cells that kill virus-infected cells" --top 10',
+        'langcell search cells.h5ad "cells that express PPBP and PF4" --out found.tsv',
+    ),
+)
 def search(
     cells: Annotated[
         Path,
@@ -203,10 +264,12 @@ def search(
     text: Annotated[
         str, typer.Argument(help="Description of the cells in your own words, or a Cell Ontology name or id.")
     ],
-    top: Annotated[int, typer.Option(help="Number of cells to find.", min=1)] = 20,
+    top: Annotated[int, typer.Option(help="Number of cells to find.", min=1, rich_help_panel=RESULTS)] = 20,
     marker_weight: MarkerWeight = None,
     out: Annotated[
-        Path | None, typer.Option(help="Table of the cells as .tsv.", show_default="printed only"), Writes(kind=TABLE)
+        Path | None,
+        typer.Option(help="Table of the cells as .tsv.", show_default="printed only", rich_help_panel=RESULTS),
+        Writes(kind=TABLE),
     ] = None,
     model: Model = MINI,
     revision: Revision = None,
@@ -216,6 +279,7 @@ def search(
     organism: Organism = None,
     counts: Counts = "auto",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """
     Find the cells that a text describes best, the best first, with their similarity to the text and, if genes that it
@@ -241,22 +305,36 @@ def search(
 ExplainMethod = Literal["gradient", "attention"]
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LOOKING, epilog=examples("langcell explain cells_langcell.h5ad --out genes.tsv --figure genes.png")
+)
 def explain(
     cells: Input,
-    out: Annotated[Path, typer.Option(help="Table of the genes of each label as .tsv."), Writes(kind=TABLE)],
+    out: Annotated[
+        Path,
+        typer.Option(help="Table of the genes of each label as .tsv.", rich_help_panel=RESULTS),
+        Writes(kind=TABLE),
+    ],
     labels: Labels = None,
     ontology_root: OntologyRoot = None,
     figure: Annotated[
         Path | None,
-        typer.Option(help="Figure of the first genes of each label: .png, .pdf or .svg."),
+        typer.Option(help="Figure of the first genes of each label: .png, .pdf or .svg.", rich_help_panel=RESULTS),
         Writes(kind=FIGURE),
     ] = None,
     method: Annotated[
-        ExplainMethod, typer.Option(help="Explain the similarity by its gradient, or the matching by its attention.")
+        ExplainMethod,
+        typer.Option(
+            help="Explain the similarity by its gradient, or the matching by its attention.",
+            rich_help_panel="What is explained",
+        ),
     ] = "gradient",
-    cells_per_label: Annotated[int, typer.Option(help="Number of cells to explain for each label.", min=1)] = 50,
-    top: Annotated[int, typer.Option(help="Number of genes of each label to print and to draw.", min=1)] = 8,
+    cells_per_label: Annotated[
+        int, typer.Option(help="Number of cells to explain for each label.", min=1, rich_help_panel="What is explained")
+    ] = 50,
+    top: Annotated[
+        int, typer.Option(help="Number of genes of each label to print and to draw.", min=1, rich_help_panel=RESULTS)
+    ] = 8,
     model: Model = MINI,
     revision: Revision = None,
     layer: Layer = None,
@@ -265,6 +343,7 @@ def explain(
     organism: Organism = None,
     counts: Counts = "auto",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """
     Show which genes drive the matches of cells with their best labels, and at which place in the rankings of the cells
@@ -281,14 +360,20 @@ def explain(
         cells_per_label=cells_per_label,
         **cell_options(layer, use_raw, gene_column, organism, counts),
     )
-    for label, genes in found.groupby("label", sort=False):
+    written = {"genes": io.write_table(found, out)}
+    if figure is not None:
+        written["figure"] = report.write_figure(report.draw_genes(found, top), figure)
+    by_label = found.groupby("label", sort=False)
+    if as_json:
+        say_json(written | {"labels": {label: genes.head(top).to_dict("records") for label, genes in by_label}})
+        return
+    for label, genes in by_label:
         say(f"{label} ({genes['cells'].iloc[0]} cells): {', '.join(genes['gene'].head(top))}")
         for kind, title in (("marker", "markers"), ("absent", "absent")):
             if places := [_place(gene) for gene in genes[genes["named"] == kind].itertuples()]:
                 say(f"  {title}: {', '.join(places)}")
-    say(f"Genes: {io.write_table(found, out)}")
-    if figure is not None:
-        say(f"Figure: {report.write_figure(report.draw_genes(found, top), figure)}")
+    for name, path in written.items():
+        say(f"{name.capitalize()}: {path}")
 
 
 def _place(gene: Any) -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Commands that convert checkpoints and publish them on the Hub: convert, export, card and publish."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,20 @@ import modeling_langcell as langcell
 
 from .. import checkpoint, conversion, publishing
 from ..io.file_kinds import CARD
-from .options import Revision
+from .options import PUBLISHING, AsJson, Revision, examples
 from .paths import Reads, Writes, WritesFolder, local_checkpoint
-from .terminal import say
+from .terminal import say, say_json
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=PUBLISHING,
+    epilog=examples(
+        "langcell convert parts --token-dictionary tokens.pkl --gene-medians medians.pkl --gene-names names.pkl "
+        "--text-vocab vocab.txt --out runs/published"
+    ),
+)
 def convert(
     parts: Annotated[
         Path,
@@ -32,6 +39,7 @@ def convert(
     gene_names: Annotated[Path, typer.Option(help="Pickle file of gene symbols and their Ensembl ids."), Reads()],
     text_vocab: Annotated[Path, typer.Option(help="The text encoder's vocab.txt."), Reads()],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist."), WritesFolder()],
+    as_json: AsJson = False,
 ) -> None:
     """Turn the five published weight files into one checkpoint that AutoModel loads."""
     folder = langcell.convert(
@@ -42,10 +50,13 @@ def convert(
         text_vocab=text_vocab,
         output=out,
     )
+    if as_json:
+        say_json({"checkpoint": folder})
+        return
     say(f"Checkpoint: {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=PUBLISHING, epilog=examples("langcell export langcell-mini --out runs/encoder"))
 def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id."), Reads(local_checkpoint)
@@ -55,15 +66,19 @@ def export(
         bool, typer.Option("--masked-genes", help="Include the masked-gene head, as Geneformer is published.")
     ] = False,
     revision: Revision = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the cell encoder alone, as a BERT that transformers and Geneformer's tools load."""
     folder = conversion.export_cell_tower(model, out, masked_genes=masked_genes, revision=revision)
+    if as_json:
+        say_json({"encoder": folder, "defines_its_ids": (folder / conversion.GENES).is_file()})
+        return
     if not (folder / conversion.GENES).is_file():
         say(f"The checkpoint does not define its ids, so there is no {conversion.GENES}.")
     say(f"Encoder: {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=PUBLISHING, epilog=examples("langcell card runs/mine --results runs/results"))
 def card(
     folder: Annotated[
         Path,
@@ -78,12 +93,17 @@ def card(
         typer.Option(help="YAML file of facts that no other file in the folder holds: limits, failure modes, licence."),
         Reads(),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the card (README.md) of a checkpoint or an adapter from its own files and the results of an evaluation."""
-    say(f"Card: {publishing.write_card(folder, results, about)}")
+    written = publishing.write_card(folder, results, about)
+    if as_json:
+        say_json({"card": written})
+        return
+    say(f"Card: {written}")
 
 
-@app.command()
+@app.command(rich_help_panel=PUBLISHING, epilog=examples("langcell publish runs/mine --repo-id YOU/NAME --dry-run"))
 def publish(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint, an architecture or an adapter."), Reads()
@@ -100,9 +120,13 @@ def publish(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the folder and list the files, but send nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a checkpoint or an adapter, and push it to the Hub in one commit."""
     published = langcell.publish(folder, repo_id, base=base, results=results, private=private, tag=tag, dry_run=dry_run)
+    if as_json:
+        say_json(asdict(published) | {"sent": not dry_run})
+        return
     for name, size in published.files.items():
         say(f"{size:>14,}  {name}")
     say(f"{sum(published.files.values()):>14,}  bytes in {len(published.files)} files, {published.kind}")

@@ -77,7 +77,6 @@ app = typer.Typer(
     help="Annotate single cells by free text.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

@@ -1,14 +1,17 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The output of the commands on a terminal: all of it leaves the program here, in printable characters."""
 
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from ..io.launch import launched_processes
 from ..io.printable import one_line
 
 #: Errors of the command line itself, such as an unknown option; typer draws them.
@@ -21,9 +24,36 @@ def say(text: object = "", *, err: bool = False) -> None:
     typer.echo(one_line(text), err=err)
 
 
+def say_once(text: object, *, err: bool = False) -> None:
+    """Prints a line once, however many processes a launcher has started."""
+    if launched_processes()[0] == 0:
+        say(text, err=err)
+
+
+def say_json(facts: Any) -> None:
+    """Prints the results of a command as one line of JSON."""
+    say(json.dumps(_plain(facts)))
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value in JSON's types: paths as text, NumPy's numbers as Python's, and missing numbers as null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Path):
+        return str(value)
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else value
+
+
 def say_resumed(done: int) -> None:
     """Says how many cells an interrupted run has left to this one."""
     say(f"Resuming: {done:,} cells are already done.")
+
+
+def ignore(done: int) -> None:
+    """Says nothing, where a machine reads what is printed."""
 
 
 def say_error(message: str) -> None:
@@ -83,10 +113,13 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 __all__ = [
+    "ignore",
     "logging_to_stderr",
     "printable_logs",
     "printable_usage_errors",
     "say",
     "say_error",
+    "say_json",
+    "say_once",
     "say_resumed",
 ]

@@ -1,9 +1,11 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Commands that build a corpus or use labelled cells: corpus, adapt and calibrate."""
+"""Commands that make checkpoints: corpus, pretrain, adapt and calibrate."""
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,11 +17,19 @@ from .. import checkpoint, io
 from .. import corpus as corpora
 from ..checkpoint.builtin import MINI, display_name, resolve_checkpoint
 from ..io.launch import Launch, launched_processes
+from ..io.stopping import Stopped
 from ..model.errors import InputError
 from .extras import needs_extra
 from .labels import read_descriptions
 from .options import (
     CELLS_HELP,
+    LABELLED,
+    MACHINE,
+    MAKING,
+    RESULTS,
+    SCORING,
+    TRAINING,
+    AsJson,
     Counts,
     Device,
     GeneColumn,
@@ -30,11 +40,12 @@ from .options import (
     UseRaw,
     all_existing_cells,
     cell_options,
+    examples,
     existing_cells,
     existing_file,
 )
 from .paths import Reads, WritesFolder, existing, local_checkpoint
-from .terminal import say
+from .terminal import say, say_json, say_once
 
 if TYPE_CHECKING:
     from ..adaptation.adapt import Adapted
@@ -53,7 +64,10 @@ Unlabelled = Literal["error", "skip"]
 # ---------------------------------------------------------------------- corpus
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKING,
+    epilog=examples("langcell corpus studies --gene-info Homo_sapiens.gene_info.gz --out runs/corpus"),
+)
 def corpus(
     inputs: Annotated[
         list[str],
@@ -62,25 +76,38 @@ def corpus(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for the corpus; a build that was interrupted there is resumed."),
+        typer.Option(
+            help="Folder for the corpus; a build that was interrupted there is resumed.", rich_help_panel=RESULTS
+        ),
         WritesFolder(new=False),
     ],
-    gene_info: Annotated[Path, typer.Option(help="NCBI's gene_info(.gz) table of the genes to look for."), Reads()],
+    gene_info: Annotated[
+        Path,
+        typer.Option(help="NCBI's gene_info(.gz) table of the genes to look for.", rich_help_panel="Genes"),
+        Reads(),
+    ],
     orthologs: Annotated[
         list[Path] | None,
         typer.Option(
             help="Table of Ensembl BioMart with the orthologs of these genes in another organism, such as mouse, whose "
             "cells can then be read. May be repeated.",
+            rich_help_panel="Genes",
         ),
         Reads(),
     ] = None,
     vocabulary: Annotated[
         str | None,
-        typer.Option(help="Corpus, checkpoint, or folder of Geneformer's dictionaries whose genes are used."),
+        typer.Option(
+            help="Corpus, checkpoint, or folder of Geneformer's dictionaries whose genes are used.",
+            rich_help_panel="Genes",
+        ),
         Reads(local_checkpoint),
     ] = None,
     where: Annotated[
-        str | None, typer.Option(help="Condition on obs that selects cells, such as \"tissue == 'blood'\".")
+        str | None,
+        typer.Option(
+            help="Condition on obs that selects cells, such as \"tissue == 'blood'\".", rich_help_panel="Sources"
+        ),
     ] = None,
     sources: Annotated[
         Path | None,
@@ -88,23 +115,40 @@ def corpus(
             help="Table (.tsv) with columns source, study and licence: sources that share a study, and what the "
             "model card says of them.",
             callback=existing_file,
+            rich_help_panel="Sources",
         ),
         Reads(),
     ] = None,
     on_unfit: Annotated[
-        OnUnfit, typer.Option(help="Treatment of sources that cannot be used: stop with an error, or leave them out.")
+        OnUnfit,
+        typer.Option(
+            help="Treatment of sources that cannot be used: stop with an error, or leave them out.",
+            rich_help_panel="Sources",
+        ),
     ] = "refuse",
     max_genes: Annotated[
-        int, typer.Option(help="Largest number of genes to keep per cell, including <cls>.", min=2, max=65535)
+        int,
+        typer.Option(
+            help="Largest number of genes to keep per cell, including <cls>.", min=2, max=65535, rich_help_panel="Genes"
+        ),
     ] = 2048,
     min_cells: Annotated[
-        int, typer.Option(help="Smallest number of cells with counts of a gene for it to get an id.", min=1)
+        int,
+        typer.Option(
+            help="Smallest number of cells with counts of a gene for it to get an id.", min=1, rich_help_panel="Genes"
+        ),
     ] = 10,
     chunk_cells: Annotated[
-        int, typer.Option(help="Number of cells in a shard; the memory used grows with it.", min=1)
+        int,
+        typer.Option(help="Number of cells in a shard; the memory used grows with it.", min=1, rich_help_panel=MACHINE),
     ] = 4096,
-    num_proc: Annotated[int, typer.Option(help="Number of processes on this machine.", min=1)] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, for an atlas.")] = None,
+    num_proc: Annotated[
+        int, typer.Option(help="Number of processes on this machine.", min=1, rich_help_panel=MACHINE)
+    ] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, for an atlas.", rich_help_panel=MACHINE)
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Build a pre-training corpus from many studies; the same command resumes a build that was killed."""
     with needs_extra("train"):
@@ -124,13 +168,67 @@ def corpus(
         processes=num_proc,
         scheduler=scheduler,
     )
+    left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
+    n_studies = len({study for _, study in made.panels})
+    facts = {"corpus": out, "cells": len(made), "studies": n_studies, "genes": made.manifest["genes"]}
+    if as_json:
+        say_json(facts | {"left_out": left_out, "unfit": made.manifest["unfit"]})
+        return
     for name, fault in made.manifest["unfit"].items():
         say(f"Left out {name}: {fault}")
-    left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
     reasons = "".join(f"; {number:,} left out ({reason})" for reason, number in sorted(left_out.items()))
-    n_studies = len({study for _, study in made.panels})
     say(f"{len(made):,} cells of {n_studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
     say(f"Corpus: {out}")
+
+
+# ---------------------------------------------------------------------- pretrain
+
+
+@app.command(
+    rich_help_panel=MAKING,
+    epilog=examples(
+        "langcell pretrain config.yaml steps=1000 output=runs/mine",
+        "accelerate launch --num_processes 2 -m modeling_langcell.cli pretrain config.yaml",
+    ),
+)
+def pretrain(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="YAML file of settings, of which 'corpus' and 'output' must be set."),
+        Reads(),
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as steps=1000.")
+    ] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="Explain every setting, and exit.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Pre-train LangCell on a corpus, in one process or, under 'accelerate launch', in several. The same command resumes a
+    run that was stopped or killed.
+    """
+    if settings:
+        for line in (inspect.getdoc(langcell.PretrainingConfig) or "").splitlines():
+            say(line)
+        return
+    if config is None:
+        raise InputError("Give a CONFIG: 'langcell pretrain --settings' explains what it holds.")
+    with needs_extra("train"):
+        training = import_module("modeling_langcell.pretraining.run")
+    try:
+        output = training.pretrain(langcell.PretrainingConfig.from_yaml(config, changes or ()))
+    except training.TrainingStopped as stopped:
+        say_once(stopped, err=True)
+        raise typer.Exit(stopped.exit_code) from None
+    except Stopped as stopped:
+        say_once(f"{stopped}. The same command resumes.", err=True)
+        raise typer.Exit(stopped.exit_code) from None
+    if launched_processes()[0] > 0:
+        return
+    if as_json:
+        say_json({"checkpoint": output})
+        return
+    say(f"Checkpoint: {output}")
 
 
 # ---------------------------------------------------------------------- adapt
@@ -141,61 +239,105 @@ LabelledInput = Annotated[
     typer.Argument(metavar="INPUT", help="Cells with known labels. " + CELLS_HELP, callback=existing_cells),
     Reads(),
 ]
-LabelKey = Annotated[str, typer.Option(help="Column of obs with the labels; or, for --head classes, a table of obsm.")]
+LabelKey = Annotated[
+    str,
+    typer.Option(
+        help="Column of obs with the labels; or, for --head classes, a table of obsm.", rich_help_panel=LABELLED
+    ),
+]
 AdaptedFolder = Annotated[
     Path,
-    typer.Option(help="Folder for the adapter, or for the checkpoint of --method full."),
+    typer.Option(help="Folder for the adapter, or for the checkpoint of --method full.", rich_help_panel=RESULTS),
     WritesFolder(alone=False),  # Several processes may work on it; see `_launched`.
 ]
-Shots = Annotated[int | None, typer.Option(help="Number of cells per label to learn from.", show_default="all")]
+Shots = Annotated[
+    int | None,
+    typer.Option(help="Number of cells per label to learn from.", show_default="all", rich_help_panel=LABELLED),
+]
 HeadOption = Annotated[
     Head,
     typer.Option(
         help="Part that separates the labels: their descriptions, classes (LangCell-CE), or prototypes, which take "
-        "seconds."
+        "seconds.",
+        rich_help_panel=TRAINING,
     ),
 ]
 MethodOption = Annotated[
-    Method, typer.Option(help="Weights to train: LoRA's, all of them (full), or the head alone (frozen).")
+    Method,
+    typer.Option(
+        help="Weights to train: LoRA's, all of them (full), or the head alone (frozen).", rich_help_panel=TRAINING
+    ),
 ]
 Descriptions = Annotated[
     Path | None,
     typer.Option(
-        help="Descriptions of the labels, and genes that mark them: .json, .tsv, .csv or .gmt, as for annotate."
+        help="Descriptions of the labels, and genes that mark them: .json, .tsv, .csv or .gmt, as for annotate.",
+        rich_help_panel=LABELLED,
     ),
     Reads(),
 ]
-Epochs = Annotated[int, typer.Option(help="Number of passes over the cells.")]
+Epochs = Annotated[int, typer.Option(help="Number of passes over the cells.", rich_help_panel=TRAINING)]
 LearningRate = Annotated[
-    float | None, typer.Option(help="Peak learning rate, after warm-up.", show_default="by the method")
+    float | None,
+    typer.Option(help="Peak learning rate, after warm-up.", show_default="by the method", rich_help_panel=TRAINING),
 ]
-Rank = Annotated[int, typer.Option(help="LoRA rank.")]
+Rank = Annotated[int, typer.Option(help="LoRA rank.", rich_help_panel=TRAINING)]
 GeneDropout = Annotated[
-    float, typer.Option(help="Upper bound of the random share of genes dropped from a cell in each epoch.")
+    float,
+    typer.Option(
+        help="Upper bound of the random share of genes dropped from a cell in each epoch.", rich_help_panel=TRAINING
+    ),
 ]
 Matching = Annotated[
-    bool | None, typer.Option(help="Adapt the matching too.", show_default="if the checkpoint uses it")
+    bool | None,
+    typer.Option(help="Adapt the matching too.", show_default="if the checkpoint uses it", rich_help_panel=TRAINING),
 ]
-AdaptTexts = Annotated[bool, typer.Option(help="Adapt the text tower too.")]
-Balanced = Annotated[bool, typer.Option("--balanced", help="Give all labels the same weight, for --head classes.")]
+AdaptTexts = Annotated[bool, typer.Option(help="Adapt the text tower too.", rich_help_panel=TRAINING)]
+Balanced = Annotated[
+    bool,
+    typer.Option("--balanced", help="Give all labels the same weight, for --head classes.", rich_help_panel=TRAINING),
+]
 HeldOut = Annotated[
-    float, typer.Option(help="Share of the cells to hold out, to stop when their loss no longer falls.")
+    float,
+    typer.Option(
+        help="Share of the cells to hold out, to stop when their loss no longer falls.", rich_help_panel=TRAINING
+    ),
 ]
 UnlabelledOption = Annotated[
-    Unlabelled, typer.Option(help="Treatment of cells without a label: stop with an error, or leave them out.")
+    Unlabelled,
+    typer.Option(
+        help="Treatment of cells without a label: stop with an error, or leave them out.", rich_help_panel=LABELLED
+    ),
 ]
 PrecisionOption = Annotated[
-    Precision, typer.Option(help="Precision to train in: no for float32, or bf16, which is faster on GPUs.")
+    Precision,
+    typer.Option(
+        help="Precision to train in: no for float32, or bf16, which is faster on GPUs.", rich_help_panel=TRAINING
+    ),
 ]
-ReportTo = Annotated[Logger, typer.Option(help="Logger of the losses; its package must be installed.")]
+ReportTo = Annotated[
+    Logger, typer.Option(help="Logger of the losses; its package must be installed.", rich_help_panel=RESULTS)
+]
 LogDir = Annotated[
-    Path | None, typer.Option(help="Folder for the files of --report-to."), WritesFolder(new=False, alone=False)
+    Path | None,
+    typer.Option(help="Folder for the files of --report-to.", rich_help_panel=RESULTS),
+    WritesFolder(new=False, alone=False),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the drawn cells and of everything else that is random.")]
-PushTo = Annotated[str | None, typer.Option(help="Hub id of a repository to push the result to.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the drawn cells and of everything else that is random.", rich_help_panel=TRAINING)
+]
+PushTo = Annotated[
+    str | None, typer.Option(help="Hub id of a repository to push the result to.", rich_help_panel=RESULTS)
+]
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKING,
+    epilog=examples(
+        "langcell adapt labelled.h5ad --label-key my_label --shots 9 --out runs/adapter",
+        "langcell adapt labelled.h5ad --label-key my_label --head prototypes --out runs/prototypes",
+    ),
+)
 def adapt(
     cells: LabelledInput,
     label_key: LabelKey,
@@ -226,6 +368,7 @@ def adapt(
     organism: Organism = None,
     counts: Counts = "auto",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Adapt a checkpoint to cells whose labels are known, few or many."""
     descriptions = None if labels is None else read_descriptions(labels)
@@ -263,10 +406,15 @@ def adapt(
         )
         if not is_first:
             return
+        facts = {"adapted": adapted.save(out), "cells": adapted.adaptation.cells, "losses": adapted.losses}
+    if not as_json:
         print_adapted(adapted, held_out > 0)
-        say(f"Adapted: {adapted.save(out)}")
-    if push_to is not None:
-        push_adapted(out, push_to)
+        say(f"Adapted: {out}")
+    pushed = None if push_to is None else push_adapted(out, push_to)
+    if as_json:
+        say_json(facts | {"trained_share": adapted.trained_share, "pushed": pushed})
+    elif pushed is not None:
+        say(f"Pushed: {pushed}")
 
 
 @contextmanager
@@ -312,25 +460,27 @@ def require_pushable(model: str, repo_id: str) -> None:
     checkpoint.require_write_access(repo_id)
 
 
-def push_adapted(folder: Path, repo_id: str) -> None:
+def push_adapted(folder: Path, repo_id: str) -> str:
     """
-    Pushes an adapted checkpoint, and prints its address.
+    Pushes an adapted checkpoint, and returns its address.
 
     Raises:
         InputError: It could not be pushed, and is still in its folder.
     """
     try:
-        pushed = langcell.publish(folder, repo_id)
+        return langcell.publish(folder, repo_id).url
     except InputError as error:
         message = f"The adapted checkpoint is in {folder}; 'langcell publish' pushes it. {error.message}"
         raise InputError(message, *error.remedies) from error
-    say(f"Pushed: {pushed.url}")
 
 
 # ---------------------------------------------------------------------- calibrate
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MAKING,
+    epilog=examples("langcell calibrate blood.h5ad lung.h5ad --label-key cell_type --out runs/calibrated"),
+)
 def calibrate(
     cells: Annotated[
         list[Path],
@@ -341,8 +491,14 @@ def calibrate(
         ),
         Reads(),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the calibrated checkpoint; it must not exist."), WritesFolder()],
-    label_key: Annotated[str, typer.Option(help="Column of obs with the types, named as in the Cell Ontology.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the calibrated checkpoint; it must not exist.", rich_help_panel=RESULTS),
+        WritesFolder(),
+    ],
+    label_key: Annotated[
+        str, typer.Option(help="Column of obs with the types, named as in the Cell Ontology.", rich_help_panel=LABELLED)
+    ],
     model: Model = MINI,
     marker_weight: Annotated[
         float | None,
@@ -350,6 +506,7 @@ def calibrate(
             help="Weight of the genes that mark a type; fitted by default. 0 leaves them out.",
             min=0,
             show_default="fitted",
+            rich_help_panel=SCORING,
         ),
     ] = None,
     cross_fit: Annotated[
@@ -358,6 +515,7 @@ def calibrate(
             metavar="FILE=CHECKPOINT",
             help="A file that the checkpoint was trained on, with a checkpoint of the same training without that file, "
             "which scores it; repeatable.",
+            rich_help_panel=LABELLED,
         ),
         Reads(lambda pairs, _: [path for pair in pairs or () for path in pair.split("=", 1) if Path(path).exists()]),
     ] = None,
@@ -367,6 +525,7 @@ def calibrate(
     organism: Organism = None,
     counts: Counts = "auto",
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """
     Calibrate a checkpoint on cells of known types: fit the weight of marker genes, and make its probabilities show how
@@ -382,6 +541,10 @@ def calibrate(
         device=device,
         **cell_options(layer, use_raw, gene_column, organism, counts),
     )
+    if as_json:
+        facts = {"calibrated": out, "marker_weight": found.marker_weight, "temperature": found.temperature}
+        say_json(facts | {"thresholds": found.thresholds, "fitted": found.fitted})
+        return
     for name, number in found.fitted["cells"].items():
         say(f"{number:>8,}  {name}")
     before, after = found.fitted["error_before"], found.fitted["error_after"]

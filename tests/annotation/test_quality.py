@@ -3,6 +3,7 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -48,6 +49,23 @@ def test_good_cells_give_no_caution(annotator, blood):
     assert found.genes == np.median(blood.X.getnnz(axis=1))
     assert found.counts == np.median(np.asarray(blood.X.sum(axis=1)))
     assert found.ambient < 0.1
+
+
+def test_each_cell_has_its_genes_counts_and_mitochondrial_share(annotator, blood):
+    cells = blood.copy()
+    annotated = annotator.annotate(cells.copy(), LABELS)
+    assert [*examine(annotator.processor.feature_extractor, cells, annotated).per_cell] == ["genes", "counts"]
+    names = cells.var_names.to_list()
+    most = np.argsort(-np.asarray(cells.X.sum(axis=0)).ravel())[:2]
+    for place, name in zip(most, ("MT-CO1", "MT-ND1"), strict=True):
+        names[place] = name
+    cells.var = pd.DataFrame(index=names)
+    found = examine(annotator.processor.feature_extractor, cells, annotated).per_cell
+    assert found.index.equals(cells.obs_names)
+    counts = cells.X.toarray()
+    np.testing.assert_array_equal(found["genes"], (counts > 0).sum(axis=1))
+    np.testing.assert_allclose(found["counts"], counts.sum(axis=1))
+    np.testing.assert_allclose(found["mitochondrial"], counts[:, most].sum(axis=1) / counts.sum(axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.4])

@@ -16,6 +16,8 @@ from modeling_langcell.adaptation import trainer
 from modeling_langcell.annotation import explain
 from modeling_langcell.checkpoint import adaptation_record
 from modeling_langcell.cli import explore, options, train
+from modeling_langcell.eval import TASKS
+from modeling_langcell.eval import command as evaluation
 from modeling_langcell.io.labels import read_labels
 from modeling_langcell.model.errors import InputError
 
@@ -37,6 +39,7 @@ def choices_of(function, argument):
         (train.Method, typing.get_args(adaptation.Method)),
         (train.Precision, typing.get_args(adaptation.Precision)),
         (train.Logger, trainer.LOGGERS),
+        (evaluation.TaskName, ("all", *TASKS)),
         (explore.ExplainMethod, typing.get_args(explain.Method)),
     ],
 )
