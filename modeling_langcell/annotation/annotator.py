@@ -26,7 +26,7 @@ from .device import find_device
 from .explain import Method, explain
 from .predictions import Predictions, delete_predictions
 from .predictor import Predictor
-from .search import search
+from .search import score_cells, search
 
 
 class LangCellAnnotator(Predictor):
@@ -258,6 +258,13 @@ class LangCellAnnotator(Predictor):
         errors are the same as for `modeling_langcell.search`.
         """
         return search(self, adata, text, top_k, exact=exact, marker_weight=marker_weight)
+
+    def score_cells(self, adata: ad.AnnData, text: str, *, marker_weight: float | None = None) -> pd.DataFrame:
+        """
+        Scores every cell by how well a text describes it, and writes the scores into `obs["langcell_search"]`.
+        Arguments, result and errors are the same as for `modeling_langcell.annotation.search.score_cells`.
+        """
+        return score_cells(self, adata, text, marker_weight=marker_weight)
 
     @takes_cell_options
     def explain(

@@ -1,8 +1,9 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Search: the cells that a text describes best, and the texts that describe a cell best."""
+"""Search: the cells that a text describes best, how well it describes each, and the texts that describe a cell best."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import anndata as ad
@@ -10,12 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..io.columns import EMBEDDING, RUN
+from ..io.columns import ANSWER, CELL_TYPE, EMBEDDING, RUN, SEARCH
 from ..model.errors import InputError
 from ..model.marker_genes import NamedGenes
 from ..model.prompts import as_description, require_text
 from ..model.zero_shot import MarkerEvidence
 from ..ontology import Labels, human_terms, id_of
+from .calibration import Calibration
+from .open_set import OtherTypes, lead
 from .predictor import Predictor
 from .records import cell_options
 
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 EXACT = 1_000_000
 
 _BLOCK = 2**26  # Similarities that are held at once.
+_CELLS = 65536  # Cells that are compared with all known types at once.
 
 
 class Neighbours:
@@ -87,6 +91,129 @@ def _build_index(embeds: np.ndarray) -> Any:
     return index
 
 
+class Query:
+    """
+    What a text asks for: its embedding, and the genes that it names.
+
+    Args:
+        annotator: The annotator that embedded the cells.
+        text: Free text, or a name or id of the Cell Ontology, which is searched for by its description.
+        marker_weight: Weight of the genes, same as for `DescriptionScorer`.
+
+    Attributes:
+        is_term: True where the text means a term.
+        embed: `(width,)` embedding.
+        named: The genes that count.
+        weight: Their weight.
+
+    Raises:
+        InputError: The text is empty, or the ontology has no such `CL:` id.
+    """
+
+    def __init__(self, annotator: Predictor, text: str, marker_weight: float | None = None):
+        require_text(text, "The text to search for")
+        self.annotator, self.text = annotator, text
+        self.is_term = text.startswith("CL:") or id_of(text) is not None
+        given = annotator.descriptions_of([text])[text] if self.is_term else text
+        config = annotator.model.config
+        self.weight = getattr(config, "marker_weight", 0) if marker_weight is None else marker_weight
+        found = annotator.processor.find_genes(given) if self.weight else NamedGenes()
+        self.named = found if found.present or found.absent else None
+        self.embed = annotator.embed_texts([as_description("", given).texts])[0]
+        self._temperature = config.temperature
+        self._calibration = None if config.calibration is None else Calibration.from_dict(config.calibration)
+        if self._calibration is not None and (self._calibration.lead is None or config.known_types is None):
+            self._calibration = None
+
+    @cached_property
+    def _others(self) -> OtherTypes:
+        return OtherTypes(self.annotator.model, self.annotator.processor)
+
+    @cached_property
+    def _competes(self) -> np.ndarray:
+        related, alike = self._others.alike([self.text], torch.from_numpy(self.embed[None]).to(self._others.embeds))
+        return (~related.any(dim=0) & ~alike).cpu().numpy()
+
+    def of_embeds(self, embeds: np.ndarray) -> pd.DataFrame:
+        """Scores `(cells, width)` embeddings: columns `similarity` and, where the checkpoint can tell, `fit`."""
+        cosines = embeds @ self.embed
+        found = pd.DataFrame({"similarity": cosines})
+        if self._calibration is not None:
+            fits = [np.zeros(0)]
+            for block in _blocks(embeds):
+                fits.append(self._fit(block @ self.embed / self._temperature, self._others_logits(block)))
+            found["fit"] = np.concatenate(fits)
+        return found
+
+    def of_cells(self, embeds: np.ndarray, adata: ad.AnnData) -> pd.DataFrame:
+        """Scores embedded cells by the genes, too: columns `evidence` and `agreeing` besides."""
+        assert self.named is not None
+        usual = self.annotator.processor.feature_extractor.usual_places
+        evidence = MarkerEvidence({"": self.named}, usual, torch.device("cpu"))
+        absent = np.isin(evidence.ids, self.named.absent)
+        of_others = () if self._calibration is None else self._others.evidence.ids
+        asked = tuple(sorted({*evidence.ids, *of_others}))
+        own, others = np.searchsorted(asked, evidence.ids), np.searchsorted(asked, of_others)
+        options = cell_options(adata.uns[RUN]) | {"empty_cells": "mark", "places_of": asked}
+        parts, start = [], 0
+        for ranked in self.annotator.chunks(adata, **options):
+            block = embeds[start : start + len(ranked.places)]
+            start += len(block)
+            places = torch.from_numpy(ranked.places)
+            part = pd.DataFrame({"similarity": block @ self.embed})
+            part["evidence"] = evidence(places[:, own])[:, 0].numpy()
+            measured = ~np.isnan(ranked.places[:, own])
+            agrees = ((ranked.places[:, own] > 0) != absent) & measured
+            part["agreeing"] = agrees.sum(axis=1) / np.maximum(measured.sum(axis=1), 1)
+            if self._calibration is not None:
+                of_text = part["similarity"] / self._temperature + self.weight * part["evidence"]
+                of_types = self._others_logits(block) + self.weight * self._others.evidence(places[:, others]).numpy()
+                part["fit"] = self._fit(of_text.to_numpy(), of_types)
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    def _others_logits(self, embeds: np.ndarray) -> np.ndarray:
+        return embeds @ self._others.embeds.cpu().numpy().T / self._temperature
+
+    def _fit(self, logits: np.ndarray, other_logits: np.ndarray) -> np.ndarray:
+        """Returns `(cells,)` probabilities that the text describes a cell; missing where the cell has no embedding."""
+        assert self._calibration is not None
+        there = ~np.isnan(logits)
+        found = np.full(len(logits), np.nan)
+        found[there] = self._calibration.fit_probability(lead(logits[there, None], other_logits[there], self._competes))
+        return found
+
+
+def _blocks(embeds: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(embeds), _CELLS):
+        yield embeds[start : start + _CELLS]
+
+
+def score_cells(
+    annotator: Predictor, adata: ad.AnnData, text: str, *, marker_weight: float | None = None
+) -> pd.DataFrame:
+    """
+    Scores every cell by how well a text describes it, and writes the scores into `obs["langcell_search"]`, to colour a
+    map of the cells by: the probability that the text describes the cell (`fit`), or its similarity where the
+    checkpoint does not know other types to compare with.
+
+    Args:
+        annotator, adata, text, marker_weight: Same as for `search`.
+
+    Returns:
+        A row for each cell, by its name, with the columns of `search` except `row` and `label`. Cells without an
+        embedding have missing values.
+
+    Raises:
+        InputError: Same as for `search`.
+    """
+    embeds, query = _embeds_of(annotator, adata), Query(annotator, text, marker_weight)
+    found = query.of_embeds(embeds) if query.named is None else query.of_cells(embeds, adata)
+    found = found.set_axis(adata.obs_names).rename_axis("cell")
+    adata.obs[SEARCH] = (found["fit"] if "fit" in found else found["similarity"]).astype(np.float32)
+    return found
+
+
 def search(
     annotator: Predictor,
     adata: ad.AnnData,
@@ -111,9 +238,11 @@ def search(
         marker_weight: Weight of the genes, same as for `DescriptionScorer`.
 
     Returns:
-        A row for each cell, the best first: its name as the index, its position in `adata` (`row`), its cosine with the
-        text (`similarity`) and, if genes count, their evidence (`evidence`) and the share of the measured ones that the
-        cell expresses, or does not express if they should be absent (`agreeing`).
+        A row for each cell, the best first: its name as the index, its position in `adata` (`row`), its answer or label
+        if it was annotated (`label`), its cosine with the text (`similarity`), the probability that the text describes
+        it (`fit`: the lead of the text over the other types that the checkpoint knows, calibrated; more probably than
+        not from 0.5 on) if the checkpoint can tell and, if genes count, their evidence (`evidence`) and the share of
+        the measured ones that the cell expresses, or does not express if they should be absent (`agreeing`).
 
     Raises:
         InputError: The cells were not embedded, or were embedded by a different checkpoint; the text is empty; the
@@ -121,41 +250,23 @@ def search(
     """
     _require_positive(top_k)
     require_text(text, "The text to search for")
-    embeds = _embeds_of(annotator, adata)
-    is_term = text.startswith("CL:") or id_of(text) is not None
-    given = annotator.descriptions_of([text])[text] if is_term else text
-    weight = getattr(annotator.model.config, "marker_weight", 0) if marker_weight is None else marker_weight
-    named = annotator.processor.find_genes(given) if weight else NamedGenes()
-    query = annotator.embed_texts([as_description("", given).texts])
-    if not named.present and not named.absent:
-        (rows,), (cosines,) = Neighbours(embeds, exact)(query, top_k)
-        found = pd.DataFrame({"row": rows, "similarity": cosines}, index=adata.obs_names[rows])
-        return found.rename_axis("cell")
-    cosines = embeds @ query[0]
-    evidence, agreeing = _evidence(annotator, adata, named)
-    scores = cosines / annotator.model.config.temperature + weight * evidence
-    order = np.lexsort((-scores, np.zeros(len(scores)) if is_term else -agreeing))  # Missing values come last.
-    rows = order[~np.isnan(scores[order])][:top_k]
-    columns = {"row": rows, "similarity": cosines[rows], "evidence": evidence[rows], "agreeing": agreeing[rows]}
-    return pd.DataFrame(columns, index=adata.obs_names[rows]).rename_axis("cell")
-
-
-def _evidence(annotator: Predictor, adata: ad.AnnData, named: NamedGenes) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Returns the `(cells,)` evidence of the genes that a text names, and the `(cells,)` share of those measured that a
-    cell expresses, or does not express if they should be absent.
-    """
-    usual = annotator.processor.feature_extractor.usual_places
-    evidence = MarkerEvidence({"": named}, usual, torch.device("cpu"))
-    absent = np.isin(evidence.ids, named.absent)
-    options = cell_options(adata.uns[RUN]) | {"empty_cells": "mark", "places_of": evidence.ids}
-    found, shares = [], []
-    for ranked in annotator.chunks(adata, **options):
-        measured = ~np.isnan(ranked.places)
-        agrees = ((ranked.places > 0) != absent) & measured
-        found.append(evidence(torch.from_numpy(ranked.places))[:, 0].numpy())
-        shares.append(agrees.sum(axis=1) / np.maximum(measured.sum(axis=1), 1))
-    return np.concatenate(found), np.concatenate(shares)
+    embeds, query = _embeds_of(annotator, adata), Query(annotator, text, marker_weight)
+    if query.named is None:
+        (rows,), _ = Neighbours(embeds, exact)(query.embed[None], top_k)
+        found = query.of_embeds(embeds[rows])
+    else:
+        scored = query.of_cells(embeds, adata)
+        scores = (
+            scored["similarity"] / annotator.model.config.temperature + query.weight * scored["evidence"]
+        ).to_numpy()
+        # The genes that the text itself names come before all else. Missing values come last.
+        order = np.lexsort((-scores, np.zeros(len(scores)) if query.is_term else -scored["agreeing"].to_numpy()))
+        rows = order[~np.isnan(scores[order])][:top_k]
+        found = scored.iloc[rows].reset_index(drop=True)
+    found.insert(0, "row", rows)
+    if (column := next((one for one in (ANSWER, CELL_TYPE) if one in adata.obs), None)) is not None:
+        found.insert(1, "label", adata.obs[column].astype("string").iloc[rows].fillna("").to_numpy(dtype=object))
+    return found.set_axis(adata.obs_names[rows]).rename_axis("cell")
 
 
 def nearest_texts(
@@ -219,4 +330,4 @@ def _require_positive(top_k: int) -> None:
         raise InputError(f"top_k={top_k} is not a number of results: give 1 or more.")
 
 
-__all__ = ["EXACT", "Neighbours", "nearest_texts", "search"]
+__all__ = ["EXACT", "Neighbours", "Query", "nearest_texts", "score_cells", "search"]

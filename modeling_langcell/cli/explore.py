@@ -266,6 +266,14 @@ def search(
     ],
     top: Annotated[int, typer.Option(help="Number of cells to find.", min=1, rich_help_panel=RESULTS)] = 20,
     marker_weight: MarkerWeight = None,
+    scored: Annotated[
+        Path | None,
+        typer.Option(
+            help="The cells with a score of each in obs['langcell_search'], as .h5ad: colour a map by it.",
+            rich_help_panel=RESULTS,
+        ),
+        Writes(kind=CELLS),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Table of the cells as .tsv.", show_default="printed only", rich_help_panel=RESULTS),
@@ -282,8 +290,9 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """
-    Find the cells that a text describes best, the best first, with their similarity to the text and, if genes that it
-    names count, the evidence for them and the share of them that the cell expresses.
+    Find the cells that a text describes best, the best first, with their similarity to the text, the probability that
+    it describes them (fit) and, if genes that it names count, the evidence for them and the share of them that the cell
+    expresses (agreeing).
     """
     require_text(text, "The text to search for")
     adata = io.open_cells(cells)
@@ -293,11 +302,25 @@ def search(
             adata, empty_cells="mark", **cell_options(layer, use_raw, gene_column, organism, counts)
         )
     found = annotator.search(adata, text, top, marker_weight=marker_weight)
-    numbers = found.drop(columns="row")
-    for cell, values in zip(found.index, numbers.to_numpy(), strict=True):
-        say("".join(f"{value:>8.3f}" for value in values) + f"  {cell}")
-    if out is not None:
-        say(f"Cells: {io.write_table(found, out, index=True)}")
+    written = {} if out is None else {"cells": io.write_table(found, out, index=True)}
+    if scored is not None:
+        annotator.score_cells(adata, text, marker_weight=marker_weight)
+        written["scored"] = io.write_annotated(adata, scored)
+    if as_json:
+        say_json(written | {"text": text, "found": found.reset_index().to_dict("records")})
+        return
+    print_found(found)
+    for name, path in written.items():
+        say(f"{name.capitalize()}: {path}")
+
+
+def print_found(found: Any) -> None:
+    """Prints found cells, a line for each: what the numbers are, then numbers, name and label."""
+    numbers = found.drop(columns=["row", "label"], errors="ignore")
+    say("".join(f"{name:>11}" for name in numbers) + "  cell")
+    labels = found["label"] if "label" in found else [""] * len(found)
+    for cell, values, label in zip(found.index, numbers.to_numpy(), labels, strict=True):
+        say("".join(f"{value:>11.3f}" for value in values) + f"  {cell}" + (f"  {label}" if label else ""))
 
 
 # ---------------------------------------------------------------------- explain

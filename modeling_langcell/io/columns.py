@@ -23,6 +23,8 @@ CLUSTER = "langcell_cluster"
 CLUSTER_LABEL, CLUSTER_SECOND = "langcell_cluster_label", "langcell_cluster_second"
 CLUSTER_ANSWER, CLUSTER_ANSWER_ID = "langcell_cluster_answer", "langcell_cluster_answer_id"
 CLUSTER_AGREEMENT, CLUSTER_MIXED = "langcell_cluster_agreement", "langcell_cluster_mixed"
+#: How well a text that was searched for describes each cell.
+SEARCH = "langcell_search"
 EMBEDDING, PROBABILITIES = "X_langcell", "langcell_probabilities"
 RUN = "langcell"
 
@@ -78,6 +80,7 @@ __all__ = [
     "PROVEN",
     "RUN",
     "SCORE",
+    "SEARCH",
     "SECOND",
     "UNKNOWN_BECAUSE",
     "probability_columns",

@@ -1,8 +1,10 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Search: exact neighbours, nearly exact ones from the index, cells by text and texts by cell, and the command."""
 
+import json
 import sys
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -213,5 +215,67 @@ class TestGenes:
         ]
         result = CliRunner().invoke(app, [*arguments, "--marker-weight", "3"])
         assert result.exit_code == 0, result.output
-        assert len(result.stdout.splitlines()) == 3
-        assert len(result.stdout.splitlines()[0].split()) == 4
+        head, *lines = result.stdout.splitlines()
+        assert head.split() == ["similarity", "evidence", "agreeing", "cell"]
+        assert len(lines) == 3
+        assert {len(line.split()) for line in lines} == {4}
+
+
+class TestScoresOfRealCells:
+    """langcell-mini knows other types, so that it can tell how probably a text describes a cell."""
+
+    @pytest.fixture(scope="class")
+    def mini(self):
+        return LangCellAnnotator.from_pretrained("langcell-mini")
+
+    @pytest.fixture(scope="class")
+    def blood(self, mini, shared):
+        cells = ad.read_h5ad(shared / "data" / "validation" / "pbmc_kang_ctrl.h5ad")[:300].copy()
+        return mini.annotate(cells, ["B cell", "monocyte", "T cell", "NK cell"], alpha=1)
+
+    @pytest.mark.parametrize("text", ["B cell", "cells that make antibodies", "cells that express MS4A1 and CD79A"])
+    def test_a_fit_of_a_half_separates_cells(self, mini, blood, text):
+        found = mini.score_cells(blood, text)
+        is_b_cell = (blood.obs["cell_type"] == "B cell").to_numpy()
+        assert found.index.equals(blood.obs_names)
+        assert found["fit"].between(0, 1).all()
+        assert found["fit"][is_b_cell].mean() > 1.8 * found["fit"][~is_b_cell].mean()
+        if text == "B cell":
+            assert ((found["fit"] >= 0.5) == is_b_cell).mean() > 0.95
+        np.testing.assert_allclose(blood.obs["langcell_search"], found["fit"], atol=1e-6)
+
+    def test_what_no_blood_cell_is_fits_none(self, mini, blood):
+        assert (mini.score_cells(blood, "hepatocyte")["fit"] < 0.5).mean() > 0.97
+
+    @pytest.mark.parametrize("text", ["NK cells", "cells that kill virus-infected cells"])
+    def test_search_shows_the_same_scores_and_the_types(self, mini, blood, text):
+        found, of_all = mini.search(blood, text, 5), mini.score_cells(blood, text)
+        for column in set(found) - {"row", "label"}:
+            np.testing.assert_allclose(found[column], of_all.loc[found.index, column], atol=1e-5)
+        assert found["label"].tolist() == blood.obs["langcell_answer"].astype(str).loc[found.index].tolist()
+        assert [*found][:2] == ["row", "label"]
+
+    def test_cells_without_an_embedding_have_no_score(self, mini, blood):
+        some = blood[:20].copy()
+        some.obsm["X_langcell"][3] = np.nan
+        found = mini.score_cells(some, "cells that make antibodies")
+        assert found.isna().any(axis=1).tolist() == [number == 3 for number in range(20)]
+
+    def test_many_cells_are_compared_in_blocks(self, mini, blood, monkeypatch):
+        expected = mini.score_cells(blood, "cells that make antibodies")
+        monkeypatch.setattr(searching, "_CELLS", 77)
+        pd.testing.assert_frame_equal(mini.score_cells(blood, "cells that make antibodies"), expected)
+
+    def test_scored_cells_are_written(self, blood, tmp_path):
+        blood.write_h5ad(tmp_path / "cells.h5ad")
+        arguments = ["search", str(tmp_path / "cells.h5ad"), "B cell", "--top", "2"]
+        result = CliRunner().invoke(app, [*arguments, "--scored", str(tmp_path / "scored.h5ad")])
+        assert result.exit_code == 0, result.output
+        head, *lines = result.stdout.splitlines()
+        assert head.split() == ["similarity", "evidence", "agreeing", "fit", "cell"]
+        assert lines[0].endswith("  B cell")
+        assert lines[-1] == f"Scored: {tmp_path / 'scored.h5ad'}"
+        scores = ad.read_h5ad(tmp_path / "scored.h5ad").obs["langcell_search"]
+        assert scores.nlargest(2).index.tolist() == [line.split()[4] for line in lines[:2]]
+        as_json = CliRunner().invoke(app, [*arguments, "--json"])
+        assert [one["label"] for one in json.loads(as_json.stdout)["found"]] == ["B cell", "B cell"]
