@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The work on a visitor's cells. It runs in a process with limits: see `jobs`."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,21 +12,40 @@ from typing import Any
 
 import h5py
 import torch
-from limits import ANNOTATED, CELLS, MOST_CELLS, MOST_GENES, MOST_IN_ALL, MOST_IN_TABLES, MOST_PARTS, REPORT
+from limits import (
+    ANNOTATED,
+    CELLS,
+    EMBEDDED,
+    MOST_CELLS,
+    MOST_GENES,
+    MOST_IN_ALL,
+    MOST_IN_TABLES,
+    MOST_PARTS,
+    REPORT,
+    TABLE,
+)
+from pandas.api.types import is_numeric_dtype
+from words import LAYER, VALUES, in_words
 
-from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell import InputError, LangCellAnnotator, to_table
+from modeling_langcell.annotation.calibration import LEAST_FIT
 from modeling_langcell.annotation.explain import explain_annotated
 from modeling_langcell.annotation.expression import express_markers
-from modeling_langcell.annotation.large_files import annotate_file
+from modeling_langcell.annotation.large_files import annotate_file, embed_file
+from modeling_langcell.annotation.metrics import compare
 from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
 from modeling_langcell.io.containers import find_reader
 from modeling_langcell.io.example import load_example
-from modeling_langcell.io.h5ad import open_lightly, read_annotation, reading_h5ad
+from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, reading_h5ad
+from modeling_langcell.io.progress import watching
 from modeling_langcell.report.page import write_report
 from modeling_langcell.report.plots import lay_out
 
 Said = Callable[[float, str], Any]
+
+_MOST_NAMES = 200  # Different names of a column that a visitor can choose.
+_SHOWN = 20  # Cells that a search shows.
 
 
 @cache
@@ -48,22 +68,26 @@ def load() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
 
 
-def error_rates(labels: list[str], said: Said) -> list[int]:
+def error_rates(said: Said) -> list[int]:
     """Returns the wrong answers per 100 that the checkpoint is calibrated for; none without a calibration."""
-    calibration = DecisionRule(annotator().scorer(labels)).calibration
+    calibration = DecisionRule(annotator().scorer(["B cell", "T cell"])).calibration
     return [round(100 * float(rate)) for rate in calibration.thresholds] if calibration else []
 
 
-def write_example(folder: str, said: Said) -> tuple[int, int, list[str]]:
+def write_example(folder: str, said: Said) -> dict[str, Any]:
     """Writes the example into a folder, and describes it as `describe` does."""
     load_example().write_h5ad(Path(folder, CELLS))
     return describe(folder, said)
 
 
-def describe(folder: str, said: Said) -> tuple[int, int, list[str]]:
+def describe(folder: str, said: Said) -> dict[str, Any]:
     """
-    Returns the numbers of cells and genes of the file in a folder, and the names of its arrays other than X: `raw.X`
-    and layers as `layer NAME`.
+    Describes the file in a folder.
+
+    Returns:
+        `cells` and `genes`, their numbers; `arrays`, the names of its arrays other than X: `raw.X` and layers as
+        `layer NAME`; `columns` of names, such as samples and known labels; and `counts`, a sentence on the counts that
+        were found, or on what is missing.
 
     Raises:
         InputError: The file cannot be read, or is too large for the app.
@@ -73,8 +97,25 @@ def describe(folder: str, said: Said) -> tuple[int, int, list[str]]:
     with open_lightly(cells) as adata:
         n_cells, n_genes = adata.shape
         n_genes = max(n_genes, 0 if adata.raw is None else adata.raw.n_vars)
-        arrays = [f"layer {name}" for name in adata.layers if name] + ([] if adata.raw is None else ["raw.X"])
-    return n_cells, n_genes, arrays
+        arrays = [f"{LAYER}{name}" for name in adata.layers if name] + ([] if adata.raw is None else ["raw.X"])
+        columns = [str(name) for name in adata.obs if _holds_names(adata.obs[name])]
+        return {"cells": n_cells, "genes": n_genes, "arrays": arrays, "columns": columns, "counts": _counts_of(adata)}
+
+
+def _holds_names(column: Any) -> bool:
+    """Returns true for a column of few names: not for numbers, nor for names that are each cell's own."""
+    return not is_numeric_dtype(column) and 1 < column.nunique() <= min(_MOST_NAMES, len(column) // 2)
+
+
+def _counts_of(adata: Any) -> str:
+    """Returns a sentence on the counts that are read if the visitor does not choose."""
+    try:
+        source, match = annotator().processor.feature_extractor.open(adata)
+    except InputError as error:
+        return in_words(error)
+    kind = next(name for name, counts in VALUES.items() if counts == source.kind.counts)
+    known = int((match.token_ids >= 0).sum())
+    return f"{source.label} holds {kind}; {known:,} of {len(match.token_ids):,} {match.organism} genes are known."
 
 
 def require_size(cells: Path) -> None:
@@ -135,28 +176,83 @@ def _rows(table: Any) -> int:
     return len(index) if isinstance(index, h5py.Dataset) and index.shape else 0
 
 
-def annotate(folder: str, asked: dict[str, Any], options: dict[str, Any], said: Said) -> None:
+def annotate(
+    folder: str,
+    sample: str,
+    asked: dict[str, Any],
+    options: dict[str, Any],
+    reference: str | None,
+    sample_key: str | None,
+    said: Said,
+) -> str:
     """
-    Writes the annotated file and the report for the cells in a folder.
+    Writes the annotated file, the report and the table for the cells in a folder. Returns why they were not compared
+    with known labels, or nothing.
 
     Args:
         folder: The visitor's folder.
+        sample: What the visitor's file is called.
         asked: What the visitor wants to know: arguments of `annotate_file`.
         options: How the cells are read.
+        reference: Column of `obs` with known labels.
+        sample_key: Column of `obs` with samples.
         said: Takes how far the work is.
     """
     cells, annotated_cells = Path(folder, CELLS), Path(folder, ANNOTATED)
-    said(0.1, "Reading and annotating the cells")
-    annotate_file(annotator(), cells, annotated_cells, empty_cells="mark", **asked, **options)
+    said(0.0, "Reading and annotating the cells")
+    with watching(lambda _, share: said(0.6 * share, "Reading and annotating the cells")):
+        annotate_file(annotator(), cells, annotated_cells, empty_cells="mark", **asked, **options)
     annotated = read_annotation(annotated_cells, embeds=True)
-    said(0.5, "Looking for the genes that drive the labels")
+    said(0.6, "Drawing the map")
     layout, extractor = lay_out(annotated), annotator().processor.feature_extractor
     with open_lightly(cells) as adata:
-        quality = examine(extractor, adata, annotated)
-        genes = explain_annotated(annotator(), adata, annotated, cells_per_label=5, **options)
-        expressed = express_markers(extractor, adata, annotated, layout.rows)
-    said(0.8, "Writing the report")
-    write_report(annotated, Path(folder, REPORT), layout, quality=quality, genes=genes, expressed=expressed)
+        parts: dict[str, Any] = {"quality": examine(extractor, adata, annotated)}
+        parts["expressed"] = express_markers(extractor, adata, annotated, layout.rows)
+        with watching(lambda _, share: said(0.7 + 0.2 * share, "Looking for the genes that drive the labels")):
+            parts["genes"] = explain_annotated(annotator(), adata, annotated, cells_per_label=5, **options)
+    said(0.9, "Writing the report and the table")
+    not_compared = ""
+    if reference is not None:
+        try:
+            compare(annotated, reference)
+        except InputError as error:
+            reference, not_compared = None, f"Not compared with {reference}. {in_words(error)}"
+    parts |= {"name": sample, "reference": reference, "sample_key": sample_key}
+    write_report(annotated, Path(folder, REPORT), layout, **parts)
+    to_table(annotated, Path(folder, TABLE), columns=[] if sample_key is None else [sample_key])
+    return not_compared
 
 
-__all__ = ["annotate", "annotator", "describe", "error_rates", "write_example"]
+def search(folder: str, text: str, options: dict[str, Any], said: Said) -> dict[str, Any]:
+    """
+    Finds the cells in a folder that a text describes best.
+
+    Args:
+        folder: The visitor's folder.
+        text: The text.
+        options: How the cells are read.
+        said: Takes how far the work is.
+
+    Returns:
+        `cells`, their number; `fitting`, the number of those that the text describes more probably than not, or None
+        where the checkpoint cannot tell; and `found`, the best of them.
+    """
+    cells, embedded, read_as = Path(folder, CELLS), Path(folder, EMBEDDED), Path(folder, f"{EMBEDDED}.json")
+    if not (embedded.exists() and read_as.exists() and read_as.read_text() == json.dumps(options)):
+        said(0.0, "Reading the cells")
+        with watching(lambda _, share: said(0.9 * share, "Reading the cells")):
+            embed_file(annotator(), cells, embedded, empty_cells="mark", **options)
+        read_as.write_text(json.dumps(options))
+    said(0.9, "Searching")
+    adata = open_cells(embedded)
+    annotated = Path(folder, ANNOTATED)
+    if annotated.exists():
+        adata.obs = read_annotation(annotated).obs
+    scores = annotator().score_cells(adata, text)
+    found = annotator().search(adata, text, _SHOWN).reset_index()
+    fitting = int((scores["fit"] >= LEAST_FIT).sum()) if "fit" in scores else None
+    rows = found[[name for name in ("cell", "label", "similarity", "fit") if name in found]].to_dict("records")
+    return {"cells": len(scores), "fitting": fitting, "found": rows}
+
+
+__all__ = ["annotate", "annotator", "describe", "error_rates", "search", "write_example"]

@@ -3,7 +3,9 @@
 
 from dataclasses import dataclass
 
-CELLS, ANNOTATED, REPORT = "cells.h5ad", "annotated.h5ad", "report.html"
+CELLS, EMBEDDED = "cells.h5ad", "embedded.h5ad"
+#: The files that a visitor takes away.
+ANNOTATED, REPORT, TABLE = "annotated.h5ad", "report.html", "table.xlsx"
 
 #: An uploaded file, its cells and genes, and the types that a visitor names.
 MOST_MEGABYTES, MOST_CELLS, MOST_GENES, MOST_CANDIDATES = 200, 20_000, 100_000, 100

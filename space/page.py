@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+from candidates import read_types, type_choices, types_of
 from gate import PAGE
 from jobs import JobFailed, Jobs, Turns, VisitorLeft
 from limits import (
@@ -15,33 +16,23 @@ from limits import (
     ANNOTATED_AT_ONCE,
     ANNOTATING,
     CELLS,
-    MOST_CANDIDATES,
     MOST_CELLS,
     MOST_MEGABYTES,
     MOST_WAITING,
     READ_AT_ONCE,
     READING,
     REPORT,
+    TABLE,
 )
 from visits import Visit, Visits
+from words import ARRAY, ERRORS, KIND, LAYER, TISSUE, TYPES, VALUES, X, in_words
 
 from modeling_langcell import InputError
-from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES
-from modeling_langcell.ontology import human_terms, tissues
+from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES, LABEL_COLUMN
+from modeling_langcell.ontology import tissues
 
-_LAYER = "layer "
 _PROGRESS = gr.Progress()  # Gradio finds it among the default arguments.
-#: X, unless the kind of the values is told from them and raw or a layer has the counts.
-_X = "X, or where the counts are"
-VALUES = {
-    "told from the values": "auto",
-    "raw counts": "raw",
-    "corrected counts (such as SoupX's)": "corrected",
-    "counts scaled by cell (such as CPM)": "normalized",
-    "log-transformed counts": "log1p",
-}
-BLOOD = ["B cell", "natural killer cell", "CD14-positive monocyte", "CD4-positive, alpha-beta T cell"]
-BLOOD += ["CD8-positive, alpha-beta T cell", "dendritic cell", "megakaryocyte"]
+_NO_COLUMN = ""
 
 log = logging.getLogger("langcell.space")
 
@@ -99,8 +90,8 @@ class Events:
         self._visits, self._jobs = visits, jobs
         self._reading, self._annotating = Turns(READ_AT_ONCE, MOST_WAITING), Turns(ANNOTATED_AT_ONCE, MOST_WAITING)
 
-    def receive(self, upload: None, request: gr.Request) -> tuple[str, dict]:
-        """Describes the file that has arrived. Returns its size in words, and its arrays as choices."""
+    def receive(self, upload: None, request: gr.Request) -> tuple:
+        """Describes the file that has arrived: in words, and as choices of arrays and columns."""
         with self._visits.working(page_of(request)) as visit:
             cells = visit.folder / CELLS
             if not cells.is_file():
@@ -111,55 +102,77 @@ class Events:
                 cells.unlink(missing_ok=True)
                 raise
 
-    def forget(self, request: gr.Request) -> tuple[str, dict]:
+    def forget(self, request: gr.Request) -> tuple:
         """Deletes the visitor's file."""
         self._visits.renew(page_of(request))
-        return "", gr.update(choices=[_X], value=_X)
+        nothing = gr.update(choices=[_NO_COLUMN], value=_NO_COLUMN)
+        return "", gr.update(choices=[X], value=X), nothing, nothing
 
-    def take_example(self, request: gr.Request) -> tuple[None, str, dict, str, list[str]]:
+    def take_example(self, request: gr.Request) -> tuple:
         """Writes the example into the visitor's folder, in place of an uploaded file, and sets how it is read."""
         with self._visits.working(page_of(request), new=True) as visit:
-            said, arrays = self._read(visit, "write_example")
+            visit.sample = "blood_example"
+            said, arrays, known, samples = self._read(visit, "write_example")
         values = next(name for name, counts in VALUES.items() if counts == CELL_OPTIONS["counts"])
         said += " Blood cells of Zheng et al. 2017, which come with scanpy."
-        return None, said, arrays | {"value": "raw.X"}, values, sorted(CELL_TYPES.values())
+        known = known | {"value": LABEL_COLUMN}
+        return None, said, arrays | {"value": "raw.X"}, known, samples, values, sorted(CELL_TYPES.values())
 
-    def _read(self, visit: Visit, work: str) -> tuple[str, dict]:
+    def _read(self, visit: Visit, work: str) -> tuple[str, dict, dict, dict]:
         with self._reading.turn(visit):
-            n_cells, n_genes, arrays = self._jobs.run(visit, work, str(visit.folder), limits=READING)
-        return f"{n_cells:,} cells x {n_genes:,} genes.", gr.update(choices=[_X, *arrays], value=_X)
+            found = self._jobs.run(visit, work, str(visit.folder), limits=READING)
+        columns = gr.update(choices=[_NO_COLUMN, *found["columns"]], value=_NO_COLUMN)
+        said = f"{found['cells']:,} cells x {found['genes']:,} genes. {html.escape(found['counts'])}"
+        return said, gr.update(choices=[X, *found["arrays"]], value=X), columns, columns
+
+    def choose_tissue(self, tissue: str, request: gr.Request) -> list[str]:
+        """Returns the types of a tissue as candidates."""
+        return types_of(tissue) if tissue else []
 
     def annotate(
         self,
         names: list[str],
-        own: str,
+        described: str,
+        marked: str,
         tissue: str,
+        clusters: bool,
+        known: str,
+        samples: str,
         array: str,
         values: str,
         errors: int | None,
-        clusters: bool,
         request: gr.Request,
         progress=_PROGRESS,
     ) -> tuple[str, str]:
         """Annotates the visitor's cells. Returns HTML with links to the results, and HTML that shows the report."""
-        rate = None if errors is None else errors / 100
-        asked = {"labels": read_types(names, own), "tissue": tissue or None, "error_rate": rate, "cluster": clusters}
-        layer = array.removeprefix(_LAYER) if array.startswith(_LAYER) else None
-        options = {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
+        rate, types = None if errors is None else errors / 100, read_types(names, described, marked)
+        own_tissue = tissue if tissue and types is None else None
+        asked = {"labels": types, "error_rate": rate, "cluster": clusters, "tissue": own_tissue}
         with self._visits.working(page_of(request)) as visit:
-            if not (visit.folder / CELLS).is_file():
-                raise InputError(
-                    "Drop an .h5ad file first, or take the example. Unused files are deleted after half an hour."
-                )
+            require_cells(visit)
             with self._annotating.turn(visit, lambda what: progress(0, what)):
-                self._jobs.run(visit, "annotate", str(visit.folder), asked, options, limits=ANNOTATING, said=progress)
+                given = (str(visit.folder), visit.sample, asked, reading(array, values), known or None, samples or None)
+                said = self._jobs.run(visit, "annotate", *given, limits=ANNOTATING, said=progress)
         at = f"results/{visit.token}"
         links = (
             f'<p><a href="{at}/{ANNOTATED}" download>Download the annotated .h5ad</a> · '
-            f'<a href="{at}/{REPORT}" download>Download this report</a></p>'
+            f'<a href="{at}/{REPORT}" download>Download this report</a> · '
+            f'<a href="{at}/{TABLE}" download>Download the table (.xlsx)</a></p>'
         )
+        links += f"<p>{html.escape(said)}</p>" if said else ""
         page = f'<iframe title="Report" src="{at}/{REPORT}" sandbox="allow-scripts allow-downloads"></iframe>'
         return links, page
+
+    def search(self, text: str, array: str, values: str, request: gr.Request, progress=_PROGRESS) -> str:
+        """Finds the visitor's cells that a text describes. Returns them as HTML."""
+        if not (text or "").strip():
+            raise InputError("Write what the cells should be like: a type, what they do, or genes that they express.")
+        with self._visits.working(page_of(request)) as visit:
+            require_cells(visit)
+            with self._annotating.turn(visit, lambda what: progress(0, what)):
+                given = (str(visit.folder), text, reading(array, values))
+                found = self._jobs.run(visit, "search", *given, limits=ANNOTATING, said=progress)
+        return found_cells(found)
 
     def leave(self, request: gr.Request) -> None:
         """Deletes a visitor's files when the page is closed."""
@@ -173,7 +186,7 @@ class Events:
             try:
                 return act(*given, **more)
             except InputError as error:
-                raise refusal(self._visits.without_paths(str(error))) from error
+                raise refusal(self._visits.without_paths(in_words(error))) from error
             except VisitorLeft as error:
                 raise refusal("This page was closed.") from error
             except Exception as error:
@@ -190,28 +203,45 @@ def page_of(request: gr.Request) -> str:
     return str(request.headers[PAGE])
 
 
-def read_types(names: list[str] | None, own: str | None) -> dict[str, str] | None:
+def require_cells(visit: Visit) -> None:
     """
-    Returns the labels that were picked, and those that the visitor described, one `label: description` per line; None
-    if there are none.
+    Checks that a visitor has cells.
+
+    Raises:
+        InputError: There are none.
     """
-    labels = dict.fromkeys(map(str, names or []), "")
-    for line in filter(None, map(str.strip, (own or "").splitlines())):
-        label, colon, text = (part.strip() for part in line.partition(":"))
-        if not (label and colon and text):
-            raise InputError(f"{line!r} is not a label with its description: write 'label: description'.")
-        if label in labels:
-            raise InputError(f"The label {label!r} was given twice: remove one of them.")
-        labels[label] = text
-    if len(labels) > MOST_CANDIDATES:
-        raise InputError(f"{len(labels)} candidates are more than this app takes: name at most {MOST_CANDIDATES}.")
-    return labels or None
+    if not (visit.folder / CELLS).is_file():
+        raise InputError("Drop an .h5ad file first, or take the example. Unused files are deleted after half an hour.")
+
+
+def reading(array: str, values: str) -> dict[str, Any]:
+    """Returns how the cells are read, as arguments of the package."""
+    layer = array.removeprefix(LAYER) if array.startswith(LAYER) else None
+    return {"use_raw": array == "raw.X", "layer": layer, "counts": VALUES[values]}
+
+
+def found_cells(found: dict[str, Any]) -> str:
+    """Returns what a search found as HTML."""
+    said = "The best cells come first."
+    if found["fitting"] is not None:
+        said = (
+            f"{found['fitting']:,} of {found['cells']:,} cells are described by this more probably than not (a fit of "
+            f"0.5 or more). {said}"
+        )
+    names = list(found["found"][0]) if found["found"] else []
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = "".join(f"<tr>{''.join(map(_table_cell, row.values()))}</tr>" for row in found["found"])
+    return f"<p>{said}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _table_cell(value: Any) -> str:
+    return f"<td>{value:.3f}</td>" if isinstance(value, float) else f"<td>{html.escape(str(value))}</td>"
 
 
 _ABOUT = f"""# LangCell
 Label single cells by free text, with no training labels. Drop an `.h5ad` with counts (up to {MOST_MEGABYTES} MB and
-{MOST_CELLS:,} cells), or take the example, and name the types that may be among them. Nobody else can see your file.
-It is deleted when you close the page, or after half an hour without use.
+{MOST_CELLS:,} cells), or take the example. Nobody else can see your file. It is deleted when you close the page, or
+after half an hour without use.
 """
 
 
@@ -230,41 +260,65 @@ def build_page(events: Events, rates: list[int]) -> gr.Blocks:
                 upload = gr.File(label="Cells (.h5ad)", file_types=[".h5ad"], height=140)
                 example = gr.Button("Take the example: 700 blood cells", size="sm")
                 said = gr.Markdown()
-                array = gr.Dropdown([_X], value=_X, label="Array with the counts")
-                values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label="Values in this array")
-                usual = 10 if 10 in rates else next(iter(rates), None)
-                errors = gr.Dropdown(rates, value=usual, label="Accepted wrong answers per 100", visible=bool(rates))
+                with gr.Accordion("How the cells are read", open=False):
+                    array = gr.Dropdown([X], value=X, label=ARRAY)
+                    values = gr.Dropdown(list(VALUES), value=next(iter(VALUES)), label=KIND)
+                with gr.Accordion("Known labels and samples", open=False):
+                    known = _columns("Known labels", "The report compares the results with them.")
+                    samples = _columns("Samples", "The report shows what each sample, donor or condition consists of.")
             with gr.Column():
-                terms = sorted(term.name for term in human_terms())
-                about = "Names as you say them (NK, Tregs, AT2), or ids of the Cell Ontology."
+                about = "Its types become the candidates below. Empty: the cells' markers tell it."
+                tissue = gr.Dropdown(["", *tissues()], value="", label=TISSUE, info=about)
+                about = "Names as you say them (NK, Tregs, AT2). None: the types that are usual in the tissue."
                 names = gr.Dropdown(
-                    terms, value=BLOOD, multiselect=True, allow_custom_value=True, label="Types of cells", info=about
+                    type_choices(), value=[], multiselect=True, allow_custom_value=True, label=TYPES, info=about
                 )
-                own = gr.Textbox(
-                    label="Types in your own words",
-                    info="One label: description per line.",
-                    lines=3,
-                    placeholder="exhausted T cell: cell type: T cell with PDCD1, LAG3 and TOX after long stimulation.",
-                )
-                tissue = gr.Dropdown(
-                    ["", *tissues()],
-                    value="",
-                    label="Tissue",
-                    info="Without types, those of this tissue are the candidates. Empty: the cells' markers tell it.",
-                )
+                with gr.Accordion("Types in your own words or by your own markers", open=False):
+                    described = gr.Textbox(
+                        label="Types in your own words",
+                        info="One label: description per line.",
+                        lines=2,
+                        placeholder="exhausted T cell: T cell with PDCD1, LAG3 and TOX after long stimulation.",
+                    )
+                    marked = gr.Textbox(
+                        label="Types by your own markers",
+                        info="One label: genes per line, also for types that are named above.",
+                        lines=2,
+                        placeholder="plasmablast: MZB1, JCHAIN, XBP1",
+                    )
                 clusters = gr.Checkbox(label="Cluster the cells, and give each cluster one label")
-        run = gr.Button("Annotate", variant="primary")
-        links, report = gr.HTML(), gr.HTML()
+                usual = 10 if 10 in rates else next(iter(rates), None)
+                errors = gr.Dropdown(rates, value=usual, label=ERRORS, visible=bool(rates))
+        with gr.Tab("Annotate"):
+            run = gr.Button("Annotate the cells", variant="primary")
+            links, report = gr.HTML(), gr.HTML()
+        with gr.Tab("Find cells by text"):
+            text = gr.Textbox(
+                label="What the cells should be like",
+                placeholder="NK cell; or: cells that kill virus-infected cells; or: cells that express PPBP and PF4",
+            )
+            find = gr.Button("Find", variant="primary")
+            found = gr.HTML()
 
         # Visitors wait for their turn in `Turns`, which says what they wait for.
         usually: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-        upload.upload(events.with_messages(events.receive), upload, [said, array], **usually)
-        upload.clear(events.with_messages(events.forget), None, [said, array], **usually)
-        example.click(events.with_messages(events.take_example), None, [upload, said, array, values, names], **usually)
-        asked = [names, own, tissue, array, values, errors, clusters]
-        run.click(events.with_messages(events.annotate), asked, [links, report], **usually)
+        described_file = [said, array, known, samples]
+        upload.upload(events.with_messages(events.receive), upload, described_file, **usually)
+        upload.clear(events.with_messages(events.forget), None, described_file, **usually)
+        taken = [upload, *described_file, values, names]
+        example.click(events.with_messages(events.take_example), None, taken, **usually)
+        tissue.change(events.with_messages(events.choose_tissue), tissue, names, **usually)
+        asked = [names, described, marked, tissue, clusters, known, samples, array, values, errors]
+        run.click(events.with_messages(events.annotate), asked, [links, report], show_progress_on=links, **usually)
+        for act in (find.click, text.submit):
+            act(events.with_messages(events.search), [text, array, values], found, **usually)
         page.unload(events.leave)
     return page
 
 
-__all__ = ["BLOOD", "VALUES", "Events", "Page", "build_page", "named_files", "read_types", "refusal"]
+def _columns(label: str, info: str) -> gr.Dropdown:
+    """Returns a choice of a column of the cells, none at first."""
+    return gr.Dropdown([_NO_COLUMN], value=_NO_COLUMN, label=label, info=info)
+
+
+__all__ = ["Events", "Page", "build_page", "named_files", "refusal"]

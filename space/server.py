@@ -2,12 +2,14 @@
 """The server: the page, uploads, each visitor's results at an address with a token, and the gate before all of them."""
 
 import os
+import re
 import signal
 import sys
 import tempfile
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
@@ -25,6 +27,7 @@ from limits import (
     MOST_VISITORS,
     READING,
     REPORT,
+    TABLE,
 )
 from visits import Visits
 
@@ -43,6 +46,11 @@ ROUTES = (
     Route("GET", "/gradio_api/queue/data", named=True, query=True),
     Route("GET", f"/results/{_FILE}/{_FILE}"),
 )
+#: The header with the name of an uploaded file.
+_NAME = "x-langcell-file"
+_LONGEST_NAME = 80
+#: What a visitor's files are called when they are taken away, after the sample.
+_TAKEN_AS = {ANNOTATED: "{}_langcell.h5ad", REPORT: "{}_report.html", TABLE: "{}_cells.xlsx"}
 #: Runs in the browser: each page gives itself a random name, tells it to the server, and sends an upload as it is.
 _NAME_PAGE = """<script>
 (() => {
@@ -54,11 +62,12 @@ _NAME_PAGE = """<script>
         if (!path.includes("/gradio_api/")) return fetch(asked, more);
         const headers = new Headers(more.headers);
         headers.set("HEADER", page);
-        const body = path.endsWith("/upload") ? more.body.get("files") : more.body;
-        return fetch(asked, { ...more, headers, body });
+        const file = path.endsWith("/upload") ? more.body.get("files") : null;
+        if (file) headers.set("NAME_OF_FILE", encodeURIComponent(file.name));
+        return fetch(asked, { ...more, headers, body: file ?? more.body });
     };
 })();
-</script>""".replace("HEADER", PAGE)
+</script>""".replace("HEADER", PAGE).replace("NAME_OF_FILE", _NAME)
 #: Longest folder for a socket, whose path has at most 104 bytes.
 _LONGEST = 60
 _STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }"
@@ -80,34 +89,43 @@ def build_server(visits: Visits, jobs: Jobs) -> Gate:
     # Gradio makes its folder for temporary files when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"] = "False", str(visits.temporary)
     import gradio as gr
-    from page import BLOOD, Events, build_page
+    from page import Events, build_page
 
     api = FastAPI(openapi_url=None)
 
     @api.get("/results/{token}/{name}")
     def result(token: str, name: str) -> FileResponse:
-        path = visits.find(token, name)
-        if path is None or name not in (ANNOTATED, REPORT):
+        found = visits.find(token, name)
+        if found is None or name not in _TAKEN_AS:
             raise HTTPException(404, "This result does not exist, or was deleted.")
-        return FileResponse(path, filename=name, headers=_HEADERS, content_disposition_type="inline")
+        path, sample = found
+        called = _TAKEN_AS[name].format(sample)
+        return FileResponse(path, filename=called, headers=_HEADERS, content_disposition_type="inline")
 
     @api.post(_UPLOAD)
     async def upload(request: Request) -> Response:
         try:
             with visits.working(request.headers[PAGE], new=True) as visit:
+                visit.sample = sample_name(request.headers.get(_NAME, ""))
                 await _store(request, visit.folder / CELLS, visits)
         except InputError as error:
             return PlainTextResponse(str(error), 503)
         return JSONResponse([CELLS])
 
     own = visits.of("")  # The visit of the server itself.
-    rates = jobs.run(own, "error_rates", BLOOD, limits=READING)
+    rates = jobs.run(own, "error_rates", limits=READING)
     visits.end("")
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     appearance: dict[str, Any] = {"theme": theme, "css": _STYLE, "footer_links": []}
     page = build_page(Events(visits, jobs), rates)
     gr.mount_gradio_app(api, page, path="/", max_file_size=f"{MOST_MEGABYTES}mb", **appearance)
     return Gate(Introduced(api, _NAME_PAGE), ROUTES)
+
+
+def sample_name(header: str) -> str:
+    """Returns the name of a visitor's file without its ending, of letters that are safe in the name of any file."""
+    stem = unquote(header[: 9 * _LONGEST_NAME]).rpartition("/")[2].removesuffix(".h5ad")
+    return re.sub(r"[^\w.-]+", "_", stem)[:_LONGEST_NAME].strip("._") or "cells"
 
 
 async def _store(request: Request, path: Path, visits: Visits) -> None:

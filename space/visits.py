@@ -42,6 +42,7 @@ class Visit:
         folder: The folder of its files.
         seen: Time of its last use, in seconds.
         token: A random name by which its results are requested.
+        sample: What the visitor's file is called, without its ending.
         working: True while its files are written or read.
         left: True after the visitor has left.
         job: The work for the visitor that is going on.
@@ -50,6 +51,7 @@ class Visit:
     folder: Path
     seen: float
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    sample: str = "cells"
     working: bool = False
     left: bool = False
     job: Job | None = None
@@ -156,14 +158,17 @@ class Visits:
                 total += path.lstat().st_size
         return total
 
-    def find(self, token: str, name: str) -> Path | None:
-        """Returns the path of a file by its visit's token; None if no visit has the token or the file."""
+    def find(self, token: str, name: str) -> tuple[Path, str] | None:
+        """
+        Returns the path of a file by its visit's token, and what the visitor's file is called; None if no visit has the
+        token or the file.
+        """
         with self._lock:
             for visit in self._visits.values():
                 if secrets.compare_digest(visit.token.encode(), token.encode()):
                     visit.seen = self._clock()
                     path = visit.folder / Path(name).name
-                    return path if path.is_file() and not path.is_symlink() else None
+                    return (path, visit.sample) if path.is_file() and not path.is_symlink() else None
         return None
 
     def without_paths(self, text: str) -> str:

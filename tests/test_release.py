@@ -4,14 +4,18 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from contextlib import suppress
 from email import message_from_bytes
 from pathlib import Path
 
 import anndata as ad
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -224,3 +228,36 @@ class TestWheelAlone:
         assert ran.returncode == 2, ran.stderr
         assert f'pip install "modeling-langcell[{extra}]"' in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.e2e
+def test_a_space_installs_and_runs_from_its_own_files(scripts, empty):
+    """`requirements.txt` of the folder is installed where nothing but the package is, and the app answers."""
+    space = empty / "space"
+    made = alone([sys.executable, REPOSITORY / "space" / "bundle.py", space], empty)
+    assert made.returncode == 0, made.stderr
+    assert [path.name for path in space.glob("modeling_langcell*")] == [f"modeling_langcell-{VERSION}-py3-none-any.whl"]
+    assert "sdk: docker" in (space / "README.md").read_text()
+    docker = (space / "Dockerfile").read_text()
+    assert "pip install --no-cache-dir -r requirements.txt" in docker
+    assert 'CMD ["python", "app.py"]' in docker
+    installed = alone([scripts / "pip", "install", "--quiet", "--no-cache-dir", "-r", "requirements.txt"], space)
+    assert installed.returncode == 0, installed.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    variables |= {"SPACE_ID": "YOU/NAME", "HOST": "127.0.0.1", "PORT": str(port)}
+    app = subprocess.Popen([scripts / "python", "app.py"], cwd=space, env=variables)
+    try:
+        for _ in range(600):
+            with suppress(httpx.HTTPError):
+                page = httpx.get(f"http://127.0.0.1:{port}/")
+                break
+            time.sleep(0.2)
+            assert app.poll() is None
+        assert page.status_code == 200
+        assert "Find cells by text" in page.text
+    finally:
+        app.terminate()
+        app.wait()

@@ -3,6 +3,9 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +17,21 @@ from .printable import one_line
 _SECONDS = 10.0  # Between two lines of a log.
 
 
+#: Takes what is being done, and the share of it that is done.
+Watch = Callable[[str, float], Any]
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Lets a program that shows the progress in its own way, such as the app, follow it for as long as this lasts."""
+    before = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(before)
+
+
 def progress_bar(shown: bool = True) -> Progress:
     """
     Returns the progress of work, on standard error: a bar with counts and remaining time in a terminal or a notebook;
@@ -22,6 +40,8 @@ def progress_bar(shown: bool = True) -> Progress:
     Args:
         shown: False in a process that leaves the progress to another.
     """
+    if (watch := _watch.get()) is not None:
+        return WatchedProgress(watch)
     console = Console(stderr=True)
     if not shown or not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):
         return ProgressLines(shown)
@@ -64,10 +84,28 @@ class ProgressLines(Progress):
         print(one_line(line), file=sys.stderr, flush=True)
 
 
+class WatchedProgress(ProgressLines):
+    """
+    Progress that a program follows.
+
+    Args:
+        watch: Takes what is being done, and the share of it that is done.
+    """
+
+    def __init__(self, watch: Watch):
+        super().__init__()
+        self.watch = watch
+
+    def _write(self, task_id: TaskID) -> None:
+        task = self._tasks[task_id]
+        if task.total:
+            self.watch(task.description, task.completed / task.total)
+
+
 def _in_words(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-__all__ = ["ProgressLines", "progress_bar"]
+__all__ = ["ProgressLines", "Watch", "WatchedProgress", "progress_bar", "watching"]

@@ -32,6 +32,9 @@ from modeling_langcell.eval.experiments.pictures import running_app
 from modeling_langcell.eval.record import write_record
 
 _TYPES = ["B cell", "CD14-positive monocyte", "natural killer cell"]
+#: What the page asks for: types, named, described and by markers; tissue, clusters, known labels and samples; array and
+#: kind of its values; accepted errors.
+_ASKED = [_TYPES, "", "", "", False, "", "", "X, or where the counts are", "told from the values", 10]
 _PATIENT = httpx.Timeout(600)
 
 
@@ -63,8 +66,7 @@ class Visitor:
 
     def annotate(self) -> list[bytes]:
         """Annotates the file. Returns the annotated file and the report, or nothing if that does not work."""
-        asked = [_TYPES, "", "", "X, or where the counts are", "told from the values", 10, False]
-        found = self._send("click", asked, inputs=len(asked))
+        found = self._send("click", _ASKED, inputs=len(_ASKED))
         return [self._client.get(f"/{link}").content for link in re.findall(r'href="([^"]+)"', str(found))]
 
     def ask(self, method: str, path: str, **more: Any) -> int:
@@ -73,8 +75,7 @@ class Visitor:
 
     def begin(self) -> None:
         """Begins an annotation without waiting for it."""
-        asked = [_TYPES, "", "", "X, or where the counts are", "told from the values", 10, False]
-        self._join("click", asked, inputs=len(asked))
+        self._join("click", _ASKED, inputs=len(_ASKED))
 
     def leave(self) -> None:
         """Closes the page."""
@@ -124,7 +125,7 @@ def visit(address: str, cells: Path) -> bool:
         described = one.drop(cells)
         results = one.annotate()
         return (
-            "cells x" in described and len(results) == 2 and results[1].lstrip().lower().startswith(b"<!doctype html")
+            "cells x" in described and len(results) == 3 and results[1].lstrip().lower().startswith(b"<!doctype html")
         )
 
 

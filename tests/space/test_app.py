@@ -22,6 +22,7 @@ import pytest
 from modeling_langcell import LangCellAnnotator
 from modeling_langcell.annotation.records import label_descriptions
 from modeling_langcell.ontology import usual_in
+from tests.support.accessibility import serious_faults
 
 LONG = 180_000  # Milliseconds: enough to annotate a few cells on a busy machine.
 
@@ -73,6 +74,18 @@ def drop(tab, path: Path) -> None:
     tab.locator("input[type=file]").first.set_input_files(path)
 
 
+def unfold(tab, title: str) -> None:
+    """Opens a part of the page that is closed at first."""
+    tab.get_by_role("button", name=title).click()
+
+
+def pick_blood(tab) -> None:
+    """Takes the types of blood as candidates."""
+    tab.get_by_label("Tissue").click()
+    tab.get_by_role("option", name="blood", exact=True).click()
+    tab.get_by_label("Types of cells").locator("xpath=ancestor::*[3]").get_by_text("B cell").first.wait_for()
+
+
 def annotate(tab):
     """Clicks the button. Returns the frame of the report."""
     tab.get_by_role("button", name="Annotate").click()
@@ -101,7 +114,14 @@ def test_a_file_is_annotated_shown_and_given_back(visit, blood, tmp_path):
     tab = visit()
     drop(tab, blood)
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.get_by_text("X holds raw counts; 8,737 of 9,015 human genes are known.").wait_for()
+    pick_blood(tab)
+    unfold(tab, "Types in your own words")
     tab.get_by_label("Types in your own words").fill("platelet maker: cell type: megakaryocyte, full of PF4 and PPBP.")
+    tab.get_by_label("Types by your own markers").fill("plasmablast: MZB1, JCHAIN")
+    unfold(tab, "Known labels and samples")
+    tab.get_by_label("Known labels").click()
+    tab.get_by_role("option", name="cell_type", exact=True).click()
     page = annotate(tab)
     for said in (
         "150 cells; X read as raw values",
@@ -124,6 +144,14 @@ def test_a_file_is_annotated_shown_and_given_back(visit, blood, tmp_path):
     assert "B cell" in names
     labels = label_descriptions(found.uns["langcell"])
     assert labels["platelet maker"].markers == ("PF4", "PPBP"), "the genes that the text names"
+    assert labels["plasmablast"].markers == ("MZB1", "JCHAIN")
+    assert started.value.suggested_filename == "blood_langcell.h5ad", "it is named after the visitor's file"
+    assert page.get_by_role("heading", level=1).inner_text() == "blood"
+    page.get_by_role("heading", name="Comparison with cell_type").wait_for()
+    with tab.expect_download() as started:
+        tab.get_by_role("link", name="Download the table").click()
+    assert len(pd.read_excel(started.value.path())) == 150
+    assert started.value.suggested_filename == "blood_cells.xlsx"
     again = LangCellAnnotator.from_pretrained("langcell-mini").annotate(ad.read_h5ad(blood), labels, empty_cells="mark")
     assert (found.obs["langcell_cell_type"].astype(str) == again.obs["langcell_cell_type"].astype(str)).mean() > 0.99
     np.testing.assert_allclose(found.obs["langcell_score"], again.obs["langcell_score"], atol=1e-4)
@@ -133,9 +161,7 @@ def test_a_tissue_names_the_candidates(visit, blood):
     tab = visit()
     drop(tab, blood)
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
-    tab.locator(".remove-all").click()
-    tab.get_by_label("Tissue").click()
-    tab.get_by_role("option", name="blood", exact=True).click()
+    pick_blood(tab)
     page = annotate(tab)
     page.get_by_text(f"of {len(usual_in(['blood']))}").first.wait_for()
     page.locator("#labels + .wide td", has_text="monocyte").first.wait_for()
@@ -152,10 +178,42 @@ def test_clusters_are_made_and_labelled(visit, blood):
     assert clusters.count() > 5
 
 
+def test_cells_are_found_by_a_text(visit, blood):
+    tab = visit()
+    drop(tab, blood)
+    tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    tab.get_by_role("tab", name="Find cells by text").click()
+    tab.get_by_role("button", name="Find").click()
+    assert "Write what the cells should be like" in said_in_error(tab)
+    tab.get_by_label("What the cells should be like").fill("B cell")
+    tab.get_by_role("button", name="Find").click()
+    tab.get_by_text("cells are described by this more probably than not").wait_for()
+    rows = tab.locator("table tbody tr")
+    assert rows.count() == 20
+    known = ad.read_h5ad(blood).obs["cell_type"].astype(str)
+    best = [row.locator("td").first.inner_text() for row in rows.all()[:5]]
+    assert {*known.loc[best]} == {"B cell"}
+
+
+def test_everyday_names_are_offered_first(visit):
+    tab = visit()
+    tab.get_by_label("Types of cells").click()
+    tab.get_by_label("Types of cells").press_sequentially("NK")
+    first = tab.get_by_role("option").first
+    first.wait_for()
+    assert "natural killer cell" in first.inner_text()
+
+
+def test_nobody_is_shut_out(visit):
+    tab = visit()
+    assert serious_faults(tab) == []
+
+
 def test_the_example(visit):
     tab = visit()
     tab.get_by_role("button", name="Take the example").click()
     tab.get_by_text("700 cells x 765 genes.").wait_for()
+    unfold(tab, "How the cells are read")
     assert tab.get_by_label("Array with the counts").input_value() == "raw.X"
     assert tab.get_by_label("Values in this array").input_value() == "log-transformed counts"
     page = annotate(tab)
@@ -200,6 +258,7 @@ def test_errors_tell_the_visitor_what_to_do(visit, blood, tmp_path):
     tab.get_by_role("button", name="Annotate").click()
     assert "negative values" in said_in_error(tab)
 
+    unfold(tab, "Types in your own words")
     tab.get_by_label("Types in your own words").fill("no description")
     tab.get_by_role("button", name="Annotate").click()
     assert "write 'label: description'" in said_in_error(tab)
@@ -507,9 +566,11 @@ def test_markup_in_every_text_of_a_file_is_shown_as_text(visit, blood, tmp_path)
     tab.reload()
     drop(tab, tmp_path / "markup.h5ad")
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
+    unfold(tab, "How the cells are read")
     tab.get_by_label("Array with the counts").click()
     tab.get_by_role("option", name="layer <img").wait_for()
     tab.get_by_role("option", name="layer <img").click()
+    unfold(tab, "Types in your own words")
     tab.get_by_label("Types in your own words").fill(f"{MARKUP}: cell type: B cell {MARKUP}")
     page = annotate(tab)
     page.get_by_text("150 cells").first.wait_for()

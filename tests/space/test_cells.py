@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Files that visitors may send: their sizes are known before any of their parts is read."""
 
+import re
 import sys
 
 import anndata as ad
@@ -34,7 +35,24 @@ def change(folder):
 
 
 def test_a_file_is_described(folder):
-    assert work.describe(str(folder), ignore) == (30, 20, ["layer counts", "raw.X"])
+    found = work.describe(str(folder), ignore)
+    assert found.pop("counts") == "layers['counts'] holds raw counts; 3 of 20 human genes are known."
+    arrays = ["layer counts", "raw.X"]
+    assert found == {"cells": 30, "genes": 20, "arrays": arrays, "columns": ["donor"]}
+
+
+def test_counts_are_detected(folder):
+    work.load_example().write_h5ad(folder / "cells.h5ad")
+    found = work.describe(str(folder), ignore)
+    assert "bulk_labels" in found["columns"]
+    assert "n_genes" not in found["columns"]
+    assert "choose 'raw.X' under 'Array with the counts'" in found["counts"]
+    adata = work.load_example().raw.to_adata()
+    adata.X = np.round(adata.X.expm1())
+    adata.write_h5ad(folder / "cells.h5ad")
+    assert re.match(
+        "X holds raw counts; 7[0-9][0-9] of 765 human genes are known.", work.describe(str(folder), ignore)["counts"]
+    )
 
 
 def of_shape(name):

@@ -120,8 +120,9 @@ def test_a_visit_is_found_only_by_its_token(visits, tmp_path):
     (visit.folder / "link").symlink_to(__file__)
     assert visits.of("page") is visit
     assert visits.of("another page").folder != visit.folder
-    assert visits.find(visit.token, "report.html") == visit.folder / "report.html"
-    assert visits.find(visit.token, "../report.html") == visit.folder / "report.html"
+    visit.sample = "blood"
+    assert visits.find(visit.token, "report.html") == (visit.folder / "report.html", "blood")
+    assert visits.find(visit.token, "../report.html") == (visit.folder / "report.html", "blood")
     for token, name in (
         *(("page", "report.html"), ("\xe9", "report.html"), ("", "report.html")),
         *((visit.token, "other"), (visit.token, "link")),
