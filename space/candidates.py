@@ -10,7 +10,6 @@ from modeling_langcell import InputError
 from modeling_langcell.ontology import get_term, human_terms, usual_in
 from modeling_langcell.ontology.catalogue import cell_types
 
-_SHOWN = 4  # Names of a type that are shown.
 #: Species that are named by terms of one atlas.
 _SPECIES = re.compile(r"\((Mmus|Hsap|Mmul|Sscr)\)")
 
@@ -23,8 +22,8 @@ def type_choices() -> list[tuple[str, str]]:
     found = {}
     for one in sorted(cell_types().values(), key=lambda one: (len(one.short_name), one.short_name)):
         name = get_term(one.id).name
-        spoken = dict.fromkeys([one.short_name, name, *one.names])
-        found[name] = " · ".join([*spoken][:_SHOWN])
+        known = one.short_name.casefold() in name.casefold()
+        found[name] = name if known else f"{one.short_name} · {name}"
     others = sorted(term.name for term in human_terms() if not _SPECIES.search(term.name))
     return [*((shown, name) for name, shown in found.items()), *((name, name) for name in others if name not in found)]
 

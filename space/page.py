@@ -271,7 +271,13 @@ def build_page(events: Events, rates: list[int]) -> gr.Blocks:
                 tissue = gr.Dropdown(["", *tissues()], value="", label=TISSUE, info=about)
                 about = "Names as you say them (NK, Tregs, AT2). None: the types that are usual in the tissue."
                 names = gr.Dropdown(
-                    type_choices(), value=[], multiselect=True, allow_custom_value=True, label=TYPES, info=about
+                    type_choices(),
+                    value=[],
+                    multiselect=True,
+                    allow_custom_value=True,
+                    label=TYPES,
+                    info=about,
+                    elem_id="types",
                 )
                 with gr.Accordion("Types in your own words or by your own markers", open=False):
                     described = gr.Textbox(

@@ -70,7 +70,12 @@ _NAME_PAGE = """<script>
 </script>""".replace("HEADER", PAGE).replace("NAME_OF_FILE", _NAME)
 #: Longest folder for a socket, whose path has at most 104 bytes.
 _LONGEST = 60
-_STYLE = "iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }"
+_STYLE = """
+iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+#types .wrap-inner { max-height: 15rem; overflow-y: auto; }
+.dark { --color-accent: var(--primary-400); }
+.or { color: var(--body-text-color-subdued) !important; }
+"""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "sandbox allow-scripts allow-downloads",
@@ -115,7 +120,16 @@ def build_server(visits: Visits, jobs: Jobs) -> Gate:
     own = visits.of("")  # The visit of the server itself.
     rates = jobs.run(own, "error_rates", limits=READING)
     visits.end("")
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(
+        primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    # Gradio's own greys and accents are too light to be read by everybody.
+    theme.set(color_accent="*primary_700", button_primary_background_fill="*primary_700")
+    theme.set(button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover="*primary_800")
+    greys = ("body_text_color_subdued", "block_info_text_color", "input_placeholder_color", "block_label_text_color")
+    theme.set(
+        **dict.fromkeys(greys, "*neutral_600"), **dict.fromkeys((f"{grey}_dark" for grey in greys), "*neutral_300")
+    )
     appearance: dict[str, Any] = {"theme": theme, "css": _STYLE, "footer_links": []}
     page = build_page(Events(visits, jobs), rates)
     gr.mount_gradio_app(api, page, path="/", max_file_size=f"{MOST_MEGABYTES}mb", **appearance)

@@ -8,7 +8,7 @@ from ..annotation.records import label_colours
 from ..io.colours import GREY, colours
 from ..io.columns import CELL_TYPE
 
-_COLOURED = 40  # Names beyond these would be hard to tell apart.
+_COLOURED = 60  # There are no more.
 
 
 class NameColours:
