@@ -299,6 +299,7 @@ def adapt_to_your_data(session):
 
 
 @page("index.md")
+@page("coming-from.md")
 @page("search.md")
 @page("explanations.md")
 @page("transformers.md")
