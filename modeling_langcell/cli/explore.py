@@ -207,7 +207,7 @@ def print_described(facts: Mapping[str, Any], model: str) -> None:
 @app.command(
     "labels",
     rich_help_panel=LOOKING,
-    epilog=examples("langcell labels --tissue lung", "langcell labels --tissue blood --out types.tsv"),
+    epilog=examples("langcell labels --tissue lung", "langcell labels --tissue blood --out blood.tsv"),
 )
 def list_labels(
     tissue: Annotated[

@@ -61,7 +61,7 @@ def test_help_of_each_module(run, command):
 def test_without_a_command_there_is_help():
     done = run_python("-m", "modeling_langcell.cli")
     assert done.returncode == 2
-    assert "Commands" in done.stdout + done.stderr
+    assert "Make a checkpoint" in done.stdout + done.stderr
 
 
 def test_bad_input_ends_a_process_with_2_and_without_traceback(tmp_path):

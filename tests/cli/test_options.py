@@ -39,7 +39,7 @@ def choices_of(function, argument):
         (train.Method, typing.get_args(adaptation.Method)),
         (train.Precision, typing.get_args(adaptation.Precision)),
         (train.Logger, trainer.LOGGERS),
-        (evaluation.TaskName, ("all", *TASKS)),
+        (typing.Literal[tuple(one.value for one in evaluation.TaskName)], ("all", *TASKS)),
         (explore.ExplainMethod, typing.get_args(explain.Method)),
     ],
 )
