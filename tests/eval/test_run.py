@@ -247,7 +247,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (("some-task",), "is not one of 'zero-shot'"),
+            (("some-task",), "is not one of"),
             (("zero-shot", "--study", "mine"), "No study 'mine'"),
             (("zero-shot", "--method", "mine"), "no method 'mine'"),
             (("zero-shot", "--studies", "nowhere.yaml"), "nowhere.yaml"),

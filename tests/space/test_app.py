@@ -188,7 +188,7 @@ def test_cells_are_found_by_a_text(visit, blood):
     tab.get_by_label("What the cells should be like").fill("B cell")
     tab.get_by_role("button", name="Find").click()
     tab.get_by_text("cells are described by this more probably than not").wait_for()
-    rows = tab.locator("table tbody tr")
+    rows = tab.locator("table.found tbody tr")
     assert rows.count() == 20
     known = ad.read_h5ad(blood).obs["cell_type"].astype(str)
     best = [row.locator("td").first.inner_text() for row in rows.all()[:5]]
