@@ -231,7 +231,7 @@ def found_cells(found: dict[str, Any]) -> str:
     names = list(found["found"][0]) if found["found"] else []
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(f"<tr>{''.join(map(_table_cell, row.values()))}</tr>" for row in found["found"])
-    return f"<p>{said}</p><table class="found"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<p>{said}</p><table class='found'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _table_cell(value: Any) -> str:
