@@ -36,7 +36,7 @@ from modeling_langcell.annotation.metrics import compare
 from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
 from modeling_langcell.io.containers import find_reader
-from modeling_langcell.io.example import load_example
+from modeling_langcell.io.example import CELL_OPTIONS, load_example
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, reading_h5ad
 from modeling_langcell.io.progress import watching
 from modeling_langcell.report.page import write_report
@@ -77,12 +77,17 @@ def error_rates(said: Said) -> list[int]:
 def write_example(folder: str, said: Said) -> dict[str, Any]:
     """Writes the example into a folder, and describes it as `describe` does."""
     load_example().write_h5ad(Path(folder, CELLS))
-    return describe(folder, said)
+    return describe(folder, said, **CELL_OPTIONS)
 
 
-def describe(folder: str, said: Said) -> dict[str, Any]:
+def describe(folder: str, said: Said, **options: Any) -> dict[str, Any]:
     """
     Describes the file in a folder.
+
+    Args:
+        folder: The visitor's folder.
+        said: Takes how far the work is.
+        options: How its cells are read, if not as is told from the values.
 
     Returns:
         `cells` and `genes`, their numbers; `arrays`, the names of its arrays other than X: `raw.X` and layers as
@@ -99,7 +104,13 @@ def describe(folder: str, said: Said) -> dict[str, Any]:
         n_genes = max(n_genes, 0 if adata.raw is None else adata.raw.n_vars)
         arrays = [f"{LAYER}{name}" for name in adata.layers if name] + ([] if adata.raw is None else ["raw.X"])
         columns = [str(name) for name in adata.obs if _holds_names(adata.obs[name])]
-        return {"cells": n_cells, "genes": n_genes, "arrays": arrays, "columns": columns, "counts": _counts_of(adata)}
+        return {
+            "cells": n_cells,
+            "genes": n_genes,
+            "arrays": arrays,
+            "columns": columns,
+            "counts": _counts_of(adata, options),
+        }
 
 
 def _holds_names(column: Any) -> bool:
@@ -107,10 +118,10 @@ def _holds_names(column: Any) -> bool:
     return not is_numeric_dtype(column) and 1 < column.nunique() <= min(_MOST_NAMES, len(column) // 2)
 
 
-def _counts_of(adata: Any) -> str:
-    """Returns a sentence on the counts that are read if the visitor does not choose."""
+def _counts_of(adata: Any, options: dict[str, Any]) -> str:
+    """Returns a sentence on the counts that are read, or on why there are none."""
     try:
-        source, match = annotator().processor.feature_extractor.open(adata)
+        source, match = annotator().processor.feature_extractor.open(adata, **options)
     except InputError as error:
         return in_words(error)
     kind = next(name for name, counts in VALUES.items() if counts == source.kind.counts)

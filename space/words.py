@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What the package says, in the words of the page: fields instead of arguments."""
+"""Messages of the package in the words of the page, which names fields instead of arguments."""
 
 from typing import Any
 

@@ -231,6 +231,7 @@ class TestWheelAlone:
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_a_space_installs_and_runs_from_its_own_files(scripts, empty):
     """`requirements.txt` of the folder is installed where nothing but the package is, and the app answers."""
     space = empty / "space"

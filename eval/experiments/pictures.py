@@ -96,8 +96,6 @@ def report(
         for scheme in ("light", "dark"):
             tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
             tab.goto(page.resolve().as_uri())
-            if scheme == "dark":
-                tab.get_by_label("Coloured by").select_option("uncertainty")
             halves.append(picture.with_name(f".{scheme}.png"))
             tab.screenshot(path=halves[-1])
     both = Image.new("RGB", (2 * width, height))

@@ -136,8 +136,7 @@ class Query:
 
     def of_embeds(self, embeds: np.ndarray) -> pd.DataFrame:
         """Scores `(cells, width)` embeddings: columns `similarity` and, where the checkpoint can tell, `fit`."""
-        cosines = embeds @ self.embed
-        found = pd.DataFrame({"similarity": cosines})
+        found = pd.DataFrame({"similarity": embeds @ self.embed})
         if self._calibration is not None:
             fits = [np.zeros(0)]
             for block in _blocks(embeds):
@@ -151,9 +150,9 @@ class Query:
         usual = self.annotator.processor.feature_extractor.usual_places
         evidence = MarkerEvidence({"": self.named}, usual, torch.device("cpu"))
         absent = np.isin(evidence.ids, self.named.absent)
-        of_others = () if self._calibration is None else self._others.evidence.ids
-        asked = tuple(sorted({*evidence.ids, *of_others}))
-        own, others = np.searchsorted(asked, evidence.ids), np.searchsorted(asked, of_others)
+        other_ids = () if self._calibration is None else self._others.evidence.ids
+        asked = tuple(sorted({*evidence.ids, *other_ids}))
+        own, others = np.searchsorted(asked, evidence.ids), np.searchsorted(asked, other_ids)
         options = cell_options(adata.uns[RUN]) | {"empty_cells": "mark", "places_of": asked}
         parts, start = [], 0
         for ranked in self.annotator.chunks(adata, **options):
@@ -167,8 +166,8 @@ class Query:
             part["agreeing"] = agrees.sum(axis=1) / np.maximum(measured.sum(axis=1), 1)
             if self._calibration is not None:
                 of_text = part["similarity"] / self._temperature + self.weight * part["evidence"]
-                of_types = self._others_logits(block) + self.weight * self._others.evidence(places[:, others]).numpy()
-                part["fit"] = self._fit(of_text.to_numpy(), of_types)
+                of_others = self._others.evidence(places[:, others].to(self._others.embeds.device)).cpu().numpy()
+                part["fit"] = self._fit(of_text.to_numpy(), self._others_logits(block) + self.weight * of_others)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 

@@ -46,7 +46,7 @@ def map_data(
         most = max(usual, float(obs[NOVELTY].quantile(0.99)))
         views.append(_by_number("novelty", obs[NOVELTY], (0, most), ("like a candidate", "unlike all candidates")))
     if expressed is not None:
-        values = expressed.X.toarray()
+        values = expressed.X.toarray()  # A few markers of the drawn cells, of which there are at most 20,000.
         for number, gene in enumerate(expressed.var_names):
             highest = max(1e-9, float(values[:, number].max(initial=0)))
             of_gene = pd.Series(values[:, number])

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What it takes to repeat an annotation: the code, and the facts about the run."""
+"""Code that repeats an annotation, and the facts about its run."""
 
 from collections.abc import Mapping
 from datetime import date

@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What the tables and charts of the page show, from the annotated cells."""
+"""Tables and charts of the page, as data from the annotated cells."""
 
 from typing import Any
 

@@ -47,6 +47,8 @@ def test_counts_are_detected(folder):
     assert "bulk_labels" in found["columns"]
     assert "n_genes" not in found["columns"]
     assert "choose 'raw.X' under 'Array with the counts'" in found["counts"]
+    of_example = work.write_example(str(folder), ignore)["counts"]
+    assert of_example == "raw.X holds log-transformed counts; 748 of 765 human genes are known."
     adata = work.load_example().raw.to_adata()
     adata.X = np.round(adata.X.expm1())
     adata.write_h5ad(folder / "cells.h5ad")
