@@ -21,6 +21,7 @@ E2E ?= -m e2e
 .PHONY: demo test test-e2e test-all test-nightly test-matrix test-lowest test-newest clean
 
 demo: .venv/demo-installed  ## annotate 700 real blood cells with the shipped checkpoint
+	@echo "Annotating 700 blood cells that come with scanpy: half a minute."
 	$(BIN)/langcell annotate --example --out demo/pbmc68k_annotated.h5ad \
 		--figure demo/figure.png --report demo/report.html
 
@@ -47,9 +48,12 @@ test-lowest test-newest: test-%: .venv-%/installed
 	.venv-$*/bin/$(PYTEST) $(TESTS)
 
 .venv/demo-installed: pyproject.toml
+	@echo "Installing $(TORCH), transformers, scanpy and LangCell into .venv: about 1 GB and 2 minutes with PyTorch's" \
+		"build for CPUs, several GB with its builds for GPUs."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@echo "Installed: $$(du -sh .venv | cut -f 1)."
 	touch $@
 
 .venv/test-installed: .venv/demo-installed

@@ -28,7 +28,7 @@ from visits import Visit, Visits
 from words import ARRAY, ERRORS, KIND, LAYER, TISSUE, TYPES, VALUES, X, in_words
 
 from modeling_langcell import InputError
-from modeling_langcell.io.example import CELL_OPTIONS, CELL_TYPES, LABEL_COLUMN
+from modeling_langcell.io.example import CELL_OPTIONS, MAIN_TYPE_COLUMN, MAIN_TYPES
 from modeling_langcell.ontology import tissues
 
 _PROGRESS = gr.Progress()  # Gradio finds it among the default arguments.
@@ -115,8 +115,8 @@ class Events:
             said, arrays, known, samples = self._read(visit, "write_example")
         values = next(name for name, counts in VALUES.items() if counts == CELL_OPTIONS["counts"])
         said += " Blood cells of Zheng et al. 2017, which come with scanpy."
-        known = known | {"value": LABEL_COLUMN}
-        return None, said, arrays | {"value": "raw.X"}, known, samples, values, sorted(CELL_TYPES.values())
+        known = known | {"value": MAIN_TYPE_COLUMN}
+        return None, said, arrays | {"value": "raw.X"}, known, samples, values, sorted({*MAIN_TYPES.values()})
 
     def _read(self, visit: Visit, work: str) -> tuple[str, dict, dict, dict]:
         with self._reading.turn(visit):

@@ -7,6 +7,7 @@ files that the page names, and prints what the page shows. The guide builds with
 import doctest
 import gzip
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from typer.testing import CliRunner
 from modeling_langcell.cli.main import app
 from modeling_langcell.conversion.published import read_gene_vocabulary
 from modeling_langcell.ontology import kinds_below
+from tests.support.census import write_census
 from tests.support.commands import LANGCELL, link_cache, run_python
 from tests.support.hub_stand_in import HubStandIn
 from tests.support.paths import REPOSITORY
@@ -102,6 +104,8 @@ class Session:
     shared: Path
     environment: dict[str, str] = field(default_factory=dict)
     names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
+    #: Files here that stand in for what the page reads from the network.
+    copies: dict[str, str] = field(default_factory=dict)
 
     def cells(self, study: str) -> ad.AnnData:
         """Reads the shared cells of a study."""
@@ -140,6 +144,7 @@ class Session:
         Returns the output of a command; if it should fail, that on stderr, with exit code 2. `langcell` runs in this
         process, unless the page sets environment variables, which are read when packages are imported.
         """
+        arguments = [self.copies.get(argument, argument) for argument in arguments]
         if arguments[0] != "langcell" or self.environment:
             return self.process(arguments, fails)
         called = CliRunner().invoke(app, arguments[1:], prog_name="langcell", catch_exceptions=False)
@@ -206,6 +211,8 @@ def test_every_setup_belongs_to_a_page():
 #: Two studies of blood that were not used to train langcell-mini; the second has 15 cells of each of 11 types.
 BLOOD, SORTED_BLOOD = "validation/pbmc_kang_ctrl", "validation/zheng68k_subset_pbmc"
 
+CENSUS = "s3://cellxgene-census-public-us-west-2/cell-census/2025-11-08/soma/census_data/homo_sapiens"
+
 
 @page("pre-train-your-own.md")
 def pre_train_your_own(session):
@@ -217,9 +224,14 @@ def pre_train_your_own(session):
         "Homo_sapiens.gene_info.gz": "data/genes/Homo_sapiens.gene_info.gz",
     }
     session.link(**files)
+    cells = session.cells("train/zheng_sorted_safe")
+    cells.obs = cells.obs.assign(tissue_general="blood", suspension_type="cell", dataset_id="another")
+    cells.obs.loc[cells.obs_names[:100], "dataset_id"] = "ID"
+    session.copies[CENSUS] = str(write_census(cells, session.folder / "census"))
     with hub_for(session) as hub:
         yield
         assert "model.safetensors" in hub.repositories["YOU/langcell-mine"]
+    assert json.loads(Path("runs/census/manifest.json").read_text())["sources"][0]["kept"] == 400
     annotated = ad.read_h5ad("annotated.h5ad")
     assert set(annotated.obs["langcell_cell_type"]) <= {"B cell", "monocyte", "natural killer cell"}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,16 @@ def annotate_study(cells: Path, n_cells: int, labels: list[str], kill_at: float)
         }
 
 
-def tile(cells: Path, n_cells: int, output: Path) -> int:
-    """Writes a file of `n_cells` cells that repeats the cells of another, and returns the number in one round."""
+def tile(
+    cells: Path,
+    n_cells: int,
+    output: Path,
+    change: Callable[[sp.csr_matrix], sp.csr_matrix] = lambda counts: counts,
+) -> int:
+    """
+    Writes a file of `n_cells` cells that repeats the cells of another, in eight samples, and returns the number of
+    cells in one round. `change` is applied to the counts of every round.
+    """
     adata = open_cells(cells).to_memory()
     once = sp.csr_matrix(adata.X)
     with h5py.File(output, "w") as file:
@@ -84,8 +93,10 @@ def tile(cells: Path, n_cells: int, output: Path) -> int:
         write_elem(file, "X", once[:0])
         matrix = sparse_dataset(file["X"])
         for first in range(0, n_cells, adata.n_obs):
-            matrix.append(once[: n_cells - first])
-        write_elem(file, "obs", pd.DataFrame(index=[f"cell{number}" for number in range(n_cells)]))
+            matrix.append(change(once[: n_cells - first]))
+        samples = [f"sample {8 * number // n_cells + 1}" for number in range(n_cells)]
+        names = [f"cell{number}" for number in range(n_cells)]
+        write_elem(file, "obs", pd.DataFrame({"sample": pd.Categorical(samples)}, index=names))
         write_elem(file, "var", adata.var)
         for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
             write_elem(file, name, {})

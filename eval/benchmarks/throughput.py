@@ -30,6 +30,10 @@ Time and memory of annotating a large file with the command, which is killed onc
 
     python eval/benchmarks/throughput.py study --json eval/results/throughput_study.json
 
+Size of the report of a large study, and the time that a browser takes to open it:
+
+    python eval/benchmarks/throughput.py report --json eval/results/throughput_report.json
+
 Speed of pre-training, and the time that the paper's run would take at that speed:
 
     python eval/benchmarks/throughput.py train --json eval/results/throughput_train.json
@@ -60,6 +64,7 @@ from modeling_langcell.eval.benchmarks import annotation_rate
 from modeling_langcell.eval.benchmarks.checkouts import compare_checkouts
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
+from modeling_langcell.eval.benchmarks.report_opening import open_report
 from modeling_langcell.eval.benchmarks.study_run import annotate_study
 from modeling_langcell.eval.benchmarks.tokenizing_rate import (
     MAX_LENGTH,
@@ -467,10 +472,7 @@ def study(
     json_file: JsonFile = None,
 ) -> None:
     """Annotate a study of 100,000 cells with langcell-mini and the command, which is killed once and run again."""
-    labels = sorted(
-        {label for label in open_cells(cells_file).obs["cell_type"].astype(str).unique() if label != "unknown"}
-    )
-    figures = annotate_study(cells_file, n_cells or (20_000 if quick else 100_000), labels, kill_at)
+    figures = annotate_study(cells_file, n_cells or (20_000 if quick else 100_000), _known_types(cells_file), kill_at)
     for number, run in enumerate(figures["runs"], 1):
         typer.echo(
             f"run {number}: {run['seconds']:.0f} s, {run['cells_done']:,} of {figures['cells']:,} cells done, "
@@ -478,6 +480,28 @@ def study(
         )
     typer.echo(f"equal cells with equal answers: {figures['equal_cells_get_equal_answers']:.2%}")
     write_record(json_file, {"source": cells_file.name, **figures})
+
+
+@app.command()
+def report(
+    cells_file: Cells = Path("../shared/data/train/pbmc_facs_zheng.h5ad"),
+    n_cells: Annotated[int, typer.Option("--number", help="Number of cells, copies of those of the file.")] = 100_000,
+    rounds: Annotated[int, typer.Option(help="Number of times that the report is opened.")] = 5,
+    keep: Annotated[Path | None, typer.Option(help="File for the report.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Annotate 100,000 cells by cluster with a report, and measure its size and how long Chromium takes to open it."""
+    figures = open_report(cells_file, n_cells, _known_types(cells_file), rounds, keep)
+    typer.echo(
+        f"report of {n_cells:,} cells: {figures['report_mb']:.2f} MB, opened in "
+        f"{np.median(figures['opened_in_seconds']):.2f} s (at most {max(figures['opened_in_seconds']):.2f} s)"
+    )
+    write_record(json_file, {"source": cells_file.name, **figures})
+
+
+def _known_types(cells_file: Path) -> list[str]:
+    types = open_cells(cells_file).obs["cell_type"].astype(str).unique()
+    return sorted({label for label in types if label != "unknown"})
 
 
 # ---------------------------------------------------------------------- train

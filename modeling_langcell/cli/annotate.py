@@ -226,7 +226,8 @@ class AnnotateOptions:
         """Returns the options with the output next to the input, or with everything that the example needs."""
         if self.cells is not None:
             return replace(self, out=annotated_file(self.out, {"cells": self.cells})[0])
-        known = io.example.LABEL_COLUMN if self.loading["adapter"] is None else None  # An adapter has its own labels.
+        own_labels = self.loading["adapter"] is not None
+        known = None if own_labels else io.example.MAIN_TYPE_COLUMN
         return replace(self, reference=self.reference or known, reading={**self.reading, **io.example.CELL_OPTIONS})
 
     def open_cells(self) -> "AbstractContextManager[AnnData]":
@@ -324,7 +325,7 @@ def run_annotation(options: AnnotateOptions) -> None:
     check_cells(options)
     annotator = langcell.LangCellAnnotator.from_pretrained(**options.loading)
     if annotator.adaptation is None and options.cells is None and options.scoring["tissue"] is None:
-        candidates = candidates or sorted(io.example.CELL_TYPES.values())
+        candidates = candidates or sorted({*io.example.MAIN_TYPES.values()})
     result = annotate_cells(annotator, options, candidates)
     if result is None:
         return  # The first of several processes reports for all.
@@ -496,7 +497,8 @@ def print_text(
 ) -> None:
     """Prints the results for people."""
     if options.cells is None:
-        say("700 blood cells of Zheng et al. 2017; .raw holds log1p values of 765 genes, read as such.")
+        for sentence in io.example.CAPTION:
+            say(sentence)
     say(annotation.describe_input(annotated))
     if facts["shortlist"] is not None:
         say(shortlist_sentences(facts["shortlist"]))

@@ -88,7 +88,9 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
         chosen = (drawn == name).to_numpy()
         scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour, label=_shorten(name), linewidths=0)
     scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by label", xlabel="UMAP of X_langcell")
-    scatter.legend(fontsize=7, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
+    columns = 2 if all(len(name) <= 40 for name in names) else 1  # Two columns of long names are wider than the map.
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": columns}
+    scatter.legend(fontsize=7, markerscale=2, frameon=False, **below)
     if reference is None:
         shares = labels.value_counts(normalize=True).sort_values()
         beside.barh([_shorten(name) for name in shares.index], shares)

@@ -14,6 +14,7 @@ import pytest
 from modeling_langcell import InputError
 from modeling_langcell.corpus.sources import CellsFile, ToldOfSource, cell_facts, find_sources
 from tests.corpus.conftest import build, same_folders
+from tests.support.census import write_census
 from tests.support.paths import REPOSITORY
 
 
@@ -76,23 +77,22 @@ def test_h5ad_files_are_read_in_slices(studies):
 
 
 @pytest.mark.long
-def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path, monkeypatch):
-    soma_io = pytest.importorskip("tiledbsoma.io")
-    name = "zheng_sorted_safe"
-    adata = ad.read_h5ad(shared / "data" / "train" / f"{name}.h5ad")
-    experiment = str(tmp_path / name)
-    # tiledbsoma 2.3 takes X, which anndata 0.13 counts among the layers, for a layer of no name.
-    monkeypatch.setattr(type(adata.layers), "items", lambda layers: [(n, layers[n]) for n in layers if n is not None])
-    soma_io.from_anndata(experiment, adata, measurement_name="RNA", X_layer_name="raw")
-    monkeypatch.undo()
+def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path):
+    pytest.importorskip("tiledbsoma")
+    adata = ad.read_h5ad(shared / "data" / "train" / "zheng_sorted_safe.h5ad")
+    adata.obs["dataset_id"] = ["first", "second"] * (len(adata) // 2)
+    experiment = str(write_census(adata, tmp_path / "homo_sapiens"))
+    adata.write_h5ad(tmp_path / "homo_sapiens.h5ad")
     gene_info = str(shared / "data" / "genes" / "Homo_sapiens.gene_info.gz")
     options = {"vocabulary": str(REPOSITORY / "hub_configs" / "langcell-mini"), "chunk_cells": 128}
     corpus = build(experiment, tmp_path / "corpus", gene_info, **options)
-    of_file = build(shared / "data" / "train" / f"{name}.h5ad", tmp_path / "file", gene_info, **options)
+    of_file = build(tmp_path / "homo_sapiens.h5ad", tmp_path / "file", gene_info, **options)
     assert same_folders(corpus.folder / "shards", of_file.folder / "shards")
     condition = "cell_type == 'B cell' and tissue == 'blood'"
     b_cells = build(experiment, tmp_path / "b", gene_info, where=condition, **options)
     assert len(b_cells) == (adata.obs["cell_type"] == "B cell").sum()
+    one = build(experiment, tmp_path / "one", gene_info, where="dataset_id != 'second'", **options)
+    assert [study for _, study in one.panels] == ["first"]
     with pytest.raises(InputError, match="cannot be evaluated"):
         build(experiment, tmp_path / "none", gene_info, where="no_such == 1", **options)
 

@@ -165,6 +165,20 @@ def test_a_killed_study_continues(shared, tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.heavy
+def test_a_report_is_opened(browser, shared, tmp_path):
+    file, page = tmp_path / "figures.json", tmp_path / "report.html"
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    options = ["--cells", str(cells), "--number", "400", "--rounds", "1", "--keep", str(page), "--json", str(file)]
+    run_python("eval/benchmarks/throughput.py", "report", *options, cwd=REPOSITORY, check=True)
+    report = json.loads(file.read_text())
+    assert report["cells"] == 400
+    assert report["report_mb"] == pytest.approx(page.stat().st_size / 1e6)
+    assert 0 < report["opened_in_seconds"][0] < report["annotated_in_seconds"]
+    assert "sample 8" in page.read_text()
+
+
+@pytest.mark.e2e
+@pytest.mark.heavy
 def test_the_rate_of_training(tmp_path):
     file = tmp_path / "figures.json"
     options = ["--quick", "--geometry", "mini", "--json", str(file)]
