@@ -1,9 +1,8 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Search: the cells that a text describes best, how well it describes each, and the texts that describe a cell best."""
+"""Search: the cells that a text describes best, and the texts that describe a cell best."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
 import anndata as ad
@@ -13,14 +12,10 @@ import torch
 
 from ..io.columns import ANSWER, CELL_TYPE, EMBEDDING, RUN, SEARCH
 from ..model.errors import InputError
-from ..model.marker_genes import NamedGenes
-from ..model.prompts import as_description, require_text
-from ..model.zero_shot import MarkerEvidence
-from ..ontology import Labels, human_terms, id_of
-from .calibration import Calibration
-from .open_set import OtherTypes, lead
+from ..model.prompts import require_text
+from ..ontology import Labels, human_terms
 from .predictor import Predictor
-from .records import cell_options
+from .query import Query
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +23,6 @@ logger = logging.getLogger(__name__)
 EXACT = 1_000_000
 
 _BLOCK = 2**26  # Similarities that are held at once.
-_CELLS = 65536  # Cells that are compared with all known types at once.
 
 
 class Neighbours:
@@ -89,103 +83,6 @@ def _build_index(embeds: np.ndarray) -> Any:
     index = Index(ndim=width, metric="ip", dtype="f32", connectivity=32, expansion_add=200, expansion_search=256)
     index.add(np.arange(len(embeds)), embeds)
     return index
-
-
-class Query:
-    """
-    What a text asks for: its embedding, and the genes that it names.
-
-    Args:
-        annotator: The annotator that embedded the cells.
-        text: Free text, or a name or id of the Cell Ontology, which is searched for by its description.
-        marker_weight: Weight of the genes, same as for `DescriptionScorer`.
-
-    Attributes:
-        is_term: True where the text means a term.
-        embed: `(width,)` embedding.
-        named: The genes that count.
-        weight: Their weight.
-
-    Raises:
-        InputError: The text is empty, or the ontology has no such `CL:` id.
-    """
-
-    def __init__(self, annotator: Predictor, text: str, marker_weight: float | None = None):
-        require_text(text, "The text to search for")
-        self.annotator, self.text = annotator, text
-        self.is_term = text.startswith("CL:") or id_of(text) is not None
-        given = annotator.descriptions_of([text])[text] if self.is_term else text
-        config = annotator.model.config
-        self.weight = getattr(config, "marker_weight", 0) if marker_weight is None else marker_weight
-        found = annotator.processor.find_genes(given) if self.weight else NamedGenes()
-        self.named = found if found.present or found.absent else None
-        self.embed = annotator.embed_texts([as_description("", given).texts])[0]
-        self._temperature = config.temperature
-        self._calibration = None if config.calibration is None else Calibration.from_dict(config.calibration)
-        if self._calibration is not None and (self._calibration.lead is None or config.known_types is None):
-            self._calibration = None
-
-    @cached_property
-    def _others(self) -> OtherTypes:
-        return OtherTypes(self.annotator.model, self.annotator.processor)
-
-    @cached_property
-    def _competes(self) -> np.ndarray:
-        related, alike = self._others.alike([self.text], torch.from_numpy(self.embed[None]).to(self._others.embeds))
-        return (~related.any(dim=0) & ~alike).cpu().numpy()
-
-    def of_embeds(self, embeds: np.ndarray) -> pd.DataFrame:
-        """Scores `(cells, width)` embeddings: columns `similarity` and, where the checkpoint can tell, `fit`."""
-        found = pd.DataFrame({"similarity": embeds @ self.embed})
-        if self._calibration is not None:
-            fits = [np.zeros(0)]
-            for block in _blocks(embeds):
-                fits.append(self._fit(block @ self.embed / self._temperature, self._others_logits(block)))
-            found["fit"] = np.concatenate(fits)
-        return found
-
-    def of_cells(self, embeds: np.ndarray, adata: ad.AnnData) -> pd.DataFrame:
-        """Scores embedded cells by the genes, too: columns `evidence` and `agreeing` besides."""
-        assert self.named is not None
-        usual = self.annotator.processor.feature_extractor.usual_places
-        evidence = MarkerEvidence({"": self.named}, usual, torch.device("cpu"))
-        absent = np.isin(evidence.ids, self.named.absent)
-        other_ids = () if self._calibration is None else self._others.evidence.ids
-        asked = tuple(sorted({*evidence.ids, *other_ids}))
-        own, others = np.searchsorted(asked, evidence.ids), np.searchsorted(asked, other_ids)
-        options = cell_options(adata.uns[RUN]) | {"empty_cells": "mark", "places_of": asked}
-        parts, start = [], 0
-        for ranked in self.annotator.chunks(adata, **options):
-            block = embeds[start : start + len(ranked.places)]
-            start += len(block)
-            places = torch.from_numpy(ranked.places)
-            part = pd.DataFrame({"similarity": block @ self.embed})
-            part["evidence"] = evidence(places[:, own])[:, 0].numpy()
-            measured = ~np.isnan(ranked.places[:, own])
-            agrees = ((ranked.places[:, own] > 0) != absent) & measured
-            part["agreeing"] = agrees.sum(axis=1) / np.maximum(measured.sum(axis=1), 1)
-            if self._calibration is not None:
-                of_text = part["similarity"] / self._temperature + self.weight * part["evidence"]
-                of_others = self._others.evidence(places[:, others].to(self._others.embeds.device)).cpu().numpy()
-                part["fit"] = self._fit(of_text.to_numpy(), self._others_logits(block) + self.weight * of_others)
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
-
-    def _others_logits(self, embeds: np.ndarray) -> np.ndarray:
-        return embeds @ self._others.embeds.cpu().numpy().T / self._temperature
-
-    def _fit(self, logits: np.ndarray, other_logits: np.ndarray) -> np.ndarray:
-        """Returns `(cells,)` probabilities that the text describes a cell; missing where the cell has no embedding."""
-        assert self._calibration is not None
-        there = ~np.isnan(logits)
-        found = np.full(len(logits), np.nan)
-        found[there] = self._calibration.fit_probability(lead(logits[there, None], other_logits[there], self._competes))
-        return found
-
-
-def _blocks(embeds: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(embeds), _CELLS):
-        yield embeds[start : start + _CELLS]
 
 
 def score_cells(
@@ -329,4 +226,4 @@ def _require_positive(top_k: int) -> None:
         raise InputError(f"top_k={top_k} is not a number of results: give 1 or more.")
 
 
-__all__ = ["EXACT", "Neighbours", "Query", "nearest_texts", "score_cells", "search"]
+__all__ = ["EXACT", "Neighbours", "nearest_texts", "score_cells", "search"]
