@@ -22,7 +22,7 @@ def shown(cell) -> list[str]:
         if "image/png" in data:
             found.append("picture")
         else:
-            found.append(re.sub(r"[0-9]+(\\.[0-9]+)?", "0", " ".join(data["text/plain"].split())))
+            found.append(re.sub(r"\d+(\.\d+)?", "0", " ".join(data["text/plain"].split())))
     return found
 
 
