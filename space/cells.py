@@ -3,8 +3,8 @@
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +36,7 @@ from modeling_langcell.annotation.metrics import compare
 from modeling_langcell.annotation.predictions import DecisionRule
 from modeling_langcell.annotation.quality import examine
 from modeling_langcell.io.containers import find_reader
+from modeling_langcell.io.content import READING
 from modeling_langcell.io.example import CELL_OPTIONS, load_example
 from modeling_langcell.io.h5ad import open_cells, open_lightly, read_annotation, reading_h5ad
 from modeling_langcell.io.progress import watching
@@ -210,8 +211,7 @@ def annotate(
         said: Takes how far the work is.
     """
     cells, annotated_cells = Path(folder, CELLS), Path(folder, ANNOTATED)
-    said(0.0, "Reading and annotating the cells")
-    with watching(lambda _, share: said(0.6 * share, "Reading and annotating the cells")):
+    with _reading_cells("Reading and annotating the cells", 0.6, said):
         annotate_file(annotator(), cells, annotated_cells, empty_cells="mark", **asked, **options)
     annotated = read_annotation(annotated_cells, embeds=True)
     said(0.6, "Drawing the map")
@@ -234,6 +234,21 @@ def annotate(
     return not_compared
 
 
+@contextmanager
+def _reading_cells(what: str, end: float, said: Said) -> Iterator[None]:
+    """Says how far the reading of the cells is, up to a share of the work, while this lasts."""
+    furthest = 0.0
+
+    def watch(title: str, share: float) -> None:
+        nonlocal furthest  # The file is read for its hash before and after the cells.
+        furthest = max(furthest, 0.05 * share if title == READING else 0.05 + (end - 0.05) * share)
+        said(furthest, what)
+
+    said(0.0, what)
+    with watching(watch):
+        yield
+
+
 def search(folder: str, text: str, options: dict[str, Any], said: Said) -> dict[str, Any]:
     """
     Finds the cells in a folder that a text describes best.
@@ -250,8 +265,7 @@ def search(folder: str, text: str, options: dict[str, Any], said: Said) -> dict[
     """
     cells, embedded, read_as = Path(folder, CELLS), Path(folder, EMBEDDED), Path(folder, f"{EMBEDDED}.json")
     if not (embedded.exists() and read_as.exists() and read_as.read_text() == json.dumps(options)):
-        said(0.0, "Reading the cells")
-        with watching(lambda _, share: said(0.9 * share, "Reading the cells")):
+        with _reading_cells("Reading the cells", 0.9, said):
             embed_file(annotator(), cells, embedded, empty_cells="mark", **options)
         read_as.write_text(json.dumps(options))
     said(0.9, "Searching")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from .progress import progress_bar
 
+#: What is said while an input is read for its hash.
+READING = "Reading the input"
+
 _BLOCK = 2**20  # Bytes that are read at once.
 
 
@@ -29,7 +32,7 @@ def content_hash(path: str | Path, files: Iterable[Path] | None = None) -> str:
     parts = sorted(part for part in files if part.is_file())
     digest = hashlib.sha256()
     with progress_bar() as progress:
-        task = progress.add_task("Reading the input", total=sum(part.stat().st_size for part in parts))
+        task = progress.add_task(READING, total=sum(part.stat().st_size for part in parts))
         for part in parts:
             if part != path:
                 digest.update(b"%s\0%d\0" % (os.fsencode(os.path.relpath(part, path)), part.stat().st_size))
@@ -40,4 +43,4 @@ def content_hash(path: str | Path, files: Iterable[Path] | None = None) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["content_hash"]
+__all__ = ["READING", "content_hash"]

@@ -325,6 +325,8 @@ def test_it_fits_a_phone(tab):
         "[...document.querySelectorAll('p, td, dd')].map(one => parseFloat(getComputedStyle(one).fontSize))"
     )
     assert min(sizes) >= 12
+    tab.locator("h1").evaluate("one => { one.textContent = 'a_sample_with_a_name_' + 'that_does_not_end_'.repeat(4) }")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
     for region in tab.locator(".wide").all():
         assert "radial-gradient" in region.evaluate("one => getComputedStyle(one).backgroundImage"), "a sign of more"
 

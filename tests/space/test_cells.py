@@ -2,6 +2,7 @@
 """Files that visitors may send: their sizes are known before any of their parts is read."""
 
 import re
+import shutil
 import sys
 
 import anndata as ad
@@ -70,6 +71,17 @@ def of_shape(name):
 
 def stated(file):
     file["X"].attrs["shape"] = np.array([10**12, 20])
+
+
+def test_progress_never_goes_back(folder, shared):
+    told = []
+    shutil.copyfile(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad", folder / "cells.h5ad")
+    asked = {"labels": ["B cell", "T cell"], "error_rate": None, "cluster": False, "tissue": None}
+    work.annotate(str(folder), "cells", asked, {}, None, None, lambda share, what: told.append((share, what)))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert len({what for _, what in told}) == 4
+    assert sum(0.05 < share < 0.6 for share in shares) >= 1
 
 
 @pytest.mark.parametrize("enlarge", [*map(of_shape, ("X", "raw/X", "layers/counts", "obs/_index")), stated])
