@@ -213,6 +213,7 @@ def annotate(
     cells, annotated_cells = Path(folder, CELLS), Path(folder, ANNOTATED)
     with _reading_cells("Reading and annotating the cells", 0.6, said):
         annotate_file(annotator(), cells, annotated_cells, empty_cells="mark", **asked, **options)
+    _note_read_as(annotated_cells, options)
     annotated = read_annotation(annotated_cells, embeds=True)
     said(0.6, "Drawing the map")
     layout, extractor = lay_out(annotated), annotator().processor.feature_extractor
@@ -263,21 +264,32 @@ def search(folder: str, text: str, options: dict[str, Any], said: Said) -> dict[
         `cells`, their number; `fitting`, the number of those that the text describes more probably than not, or None
         where the checkpoint cannot tell; and `found`, the best of them.
     """
-    cells, embedded, read_as = Path(folder, CELLS), Path(folder, EMBEDDED), Path(folder, f"{EMBEDDED}.json")
-    if not (embedded.exists() and read_as.exists() and read_as.read_text() == json.dumps(options)):
+    files = [Path(folder, name) for name in (ANNOTATED, EMBEDDED)]
+    embedded = next((file for file in files if _is_read_as(file, options)), None)
+    if embedded is None:
+        embedded = files[1]
         with _reading_cells("Reading the cells", 0.9, said):
-            embed_file(annotator(), cells, embedded, empty_cells="mark", **options)
-        read_as.write_text(json.dumps(options))
+            embed_file(annotator(), Path(folder, CELLS), embedded, empty_cells="mark", **options)
+        _note_read_as(embedded, options)
     said(0.9, "Searching")
     adata = open_cells(embedded)
-    annotated = Path(folder, ANNOTATED)
-    if annotated.exists():
-        adata.obs = read_annotation(annotated).obs
+    if files[0].exists():
+        adata.obs = read_annotation(files[0]).obs
     scores = annotator().score_cells(adata, text)
     found = annotator().search(adata, text, _SHOWN).reset_index()
     fitting = int((scores["fit"] >= LEAST_FIT).sum()) if "fit" in scores else None
     rows = found[[name for name in ("cell", "label", "similarity", "fit") if name in found]].to_dict("records")
     return {"cells": len(scores), "fitting": fitting, "found": rows}
+
+
+def _note_read_as(embedded: Path, options: dict[str, Any]) -> None:
+    """Notes how the cells were read for a file with their embeddings, which a search can then use."""
+    embedded.with_suffix(".json").write_text(json.dumps(options))
+
+
+def _is_read_as(embedded: Path, options: dict[str, Any]) -> bool:
+    note = embedded.with_suffix(".json")
+    return embedded.exists() and note.exists() and note.read_text() == json.dumps(options)
 
 
 __all__ = ["annotate", "annotator", "describe", "error_rates", "search", "write_example"]

@@ -13,12 +13,14 @@ import multiprocessing
 import os
 import re
 import resource
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,14 @@ class Jobs:
         self._module = module
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([preloaded])
+        # Python before 3.12.8 does not tell that process where modules are, and it ignores those that it cannot find.
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        forkserver.ensure_running()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
     def run(
         self,

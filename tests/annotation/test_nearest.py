@@ -3,6 +3,7 @@
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 
@@ -51,7 +52,8 @@ def test_a_process_without_room_on_disk_works(hits, tmp_path):
 
 @pytest.mark.parametrize(("size", "metric"), [(300, "cosine"), (4100, "euclidean")])
 def test_the_graph_is_that_of_scanpy(size, metric):
-    cells = ad.AnnData(obsm={"places": np.random.default_rng(0).normal(size=(size, 4)).astype(np.float32)})
+    places = np.random.default_rng(0).normal(size=(size, 4)).astype(np.float32)
+    cells = ad.AnnData(obs=pd.DataFrame(index=[f"cell{n}" for n in range(size)]), obsm={"places": places})
     usual = cells.copy()
     sc.pp.neighbors(usual, 10, use_rep="places", metric=metric, random_state=0)
     connect(cells, 10, use_rep="places", metric=metric)

@@ -82,6 +82,10 @@ def test_progress_never_goes_back(folder, shared):
     assert shares == sorted(shares)
     assert len({what for _, what in told}) == 4
     assert sum(0.05 < share < 0.6 for share in shares) >= 1
+    told.clear()
+    found = work.search(str(folder), "B cell", {}, lambda share, what: told.append(what))
+    assert told == ["Searching"], "an annotated file has the embeddings"
+    assert found["found"][0]["label"] == "B cell"
 
 
 @pytest.mark.parametrize("enlarge", [*map(of_shape, ("X", "raw/X", "layers/counts", "obs/_index")), stated])

@@ -23,6 +23,11 @@ WORK = """
 import os, signal, time
 from modeling_langcell import InputError
 
+LOADED_BY = os.getpid()
+
+def loaded_by(said):
+    return LOADED_BY
+
 def double(number, said):
     said(0.5, "half of it")
     return 2 * number
@@ -69,6 +74,13 @@ def jobs(tmp_path_factory):
 @pytest.fixture
 def visit(tmp_path):
     return Visit(tmp_path, time.time())
+
+
+def test_work_starts_with_everything_loaded(jobs, visit):
+    """Otherwise every visitor waits for torch, transformers and the checkpoint to be loaded."""
+    loaded = {jobs.run(visit, "loaded_by", limits=LIMITS) for _ in range(2)}
+    assert len(loaded) == 1
+    assert os.getpid() not in loaded
 
 
 def test_work_says_how_far_it_is_and_what_it_found(jobs, visit):
