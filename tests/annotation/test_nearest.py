@@ -3,7 +3,6 @@
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import scanpy as sc
 
@@ -53,7 +52,7 @@ def test_a_process_without_room_on_disk_works(hits, tmp_path):
 @pytest.mark.parametrize(("size", "metric"), [(300, "cosine"), (4100, "euclidean")])
 def test_the_graph_is_that_of_scanpy(size, metric):
     places = np.random.default_rng(0).normal(size=(size, 4)).astype(np.float32)
-    cells = ad.AnnData(obs=pd.DataFrame(index=[f"cell{n}" for n in range(size)]), obsm={"places": places})
+    cells = ad.AnnData(obsm={"places": places}, shape=(size, 0))
     usual = cells.copy()
     sc.pp.neighbors(usual, 10, use_rep="places", metric=metric, random_state=0)
     connect(cells, 10, use_rep="places", metric=metric)
@@ -64,7 +63,7 @@ def test_the_graph_is_that_of_scanpy(size, metric):
 def test_many_cells_have_neighbours():
     """Their neighbours are searched for, by another library than those of a few thousand."""
     places = np.repeat(np.eye(3, 20) * 50, 3000, axis=0) + np.random.default_rng(0).normal(size=(9000, 20))
-    cells = ad.AnnData(obsm={"places": places.astype(np.float32)})
+    cells = ad.AnnData(obsm={"places": places.astype(np.float32)}, shape=(9000, 0))
     connect(cells, 10, use_rep="places")
     graph = cells.obsp["connectivities"]
     start, end = graph.nonzero()
