@@ -223,11 +223,13 @@ def reading(array: str, values: str) -> dict[str, Any]:
 def found_cells(found: dict[str, Any]) -> str:
     """Returns what a search found as HTML."""
     said = "The best cells come first."
-    if found["fitting"] is not None:
+    if found["fitting"]:
         said = (
             f"{found['fitting']:,} of {found['cells']:,} cells are described by this more probably than not (a fit of "
             f"0.5 or more). {said}"
         )
+    elif found["fitting"] == 0:
+        said = f"No cell reaches a fit of 0.5, as is usual for texts on what cells do, not on what they are. {said}"
     names = list(found["found"][0]) if found["found"] else []
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(f"<tr>{''.join(map(_table_cell, row.values()))}</tr>" for row in found["found"])

@@ -71,7 +71,8 @@ _NAME_PAGE = """<script>
 #: Longest folder for a socket, whose path has at most 104 bytes.
 _LONGEST = 60
 _STYLE = """
-.found th, .found td { border: none !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.found, .found tr, .found th, .found td { border: none !important; }
+.found th, .found td { border-bottom: 1px solid var(--border-color-primary) !important; }
 .found td:nth-child(n + 3), .found th:nth-child(n + 3) { text-align: right; font-variant-numeric: tabular-nums; }
 iframe { width: 100%; height: 75rem; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 #types .wrap-inner { max-height: 15rem; overflow-y: auto; }

@@ -4,7 +4,7 @@ Pictures for the guide: screenshots of the report and the app in a browser, and 
 
     langcell annotate --example --report demo/report.html
     python eval/experiments/pictures.py report demo/report.html docs/report.png
-    python eval/experiments/pictures.py app docs/app.png
+    python eval/experiments/pictures.py app docs/app.png docs/found.png
     python eval/experiments/pictures.py study ../shared/data/validation/pbmc_kang_ctrl.h5ad docs/kang.png
 """
 
@@ -108,9 +108,10 @@ def report(
 
 @app.command("app")
 def picture_app(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture of annotated cells.")],
+    of_search: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture of found cells.")],
 ) -> None:
-    """Take a picture of the app with its example annotated."""
+    """Take pictures of the app with its example annotated, and with cells found by a text."""
     with running_app() as address, chromium() as browser:
         tab = browser.new_page(viewport={"width": 1100, "height": 1500})
         tab.goto(address)
@@ -119,7 +120,15 @@ def picture_app(
         tab.get_by_role("button", name="Annotate").click()
         tab.frame_locator("iframe").get_by_text("Coloured by").wait_for(timeout=300_000)
         tab.screenshot(path=picture)
-    typer.echo(f"Picture: {picture}")
+        tab.get_by_role("tab", name="Find cells by text").click()
+        tab.get_by_label("What the cells should be like").fill("cells that kill tumour cells")
+        tab.get_by_role("button", name="Find").click()
+        tab.locator("table.found").wait_for()
+        place = tab.get_by_role("tablist").bounding_box()
+        assert place is not None
+        tab.screenshot(path=of_search, full_page=True, clip={"x": 0, "y": place["y"], "width": 1100, "height": 640})
+    for made in (picture, of_search):
+        typer.echo(f"Picture: {made}")
 
 
 @app.command("study")
