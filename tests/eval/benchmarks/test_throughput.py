@@ -165,7 +165,7 @@ def test_a_killed_study_continues(shared, tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.heavy
-def test_a_report_is_opened(browser, shared, tmp_path):
+def test_a_report_is_opened(chromium, shared, tmp_path):
     file, page = tmp_path / "figures.json", tmp_path / "report.html"
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
     options = ["--cells", str(cells), "--number", "400", "--rounds", "1", "--keep", str(page), "--json", str(file)]
