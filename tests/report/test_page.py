@@ -331,6 +331,21 @@ def test_it_fits_a_phone(tab):
         assert "radial-gradient" in region.evaluate("one => getComputedStyle(one).backgroundImage"), "a sign of more"
 
 
+def test_a_long_table_scrolls_in_its_place(tab):
+    """A study of many clusters, samples or candidates does not make a page of which nobody sees the end."""
+    for table in ("labels-table", "answers-table", "clusters-table", "by-sample", "uncertain-cells"):
+        lines = f"#{table} tbody"
+        tab.locator(lines).evaluate(
+            "body => { for (let i = 0; i < 500; i++) body.append(body.rows[0].cloneNode(true)) }"
+        )
+        region = tab.locator(f".wide:has(#{table})")
+        assert region.bounding_box()["height"] <= 500
+        heading = tab.locator(f"#{table} thead th").first
+        place = heading.bounding_box()["y"]
+        region.evaluate("one => one.scrollBy(0, 2000)")
+        assert heading.bounding_box()["y"] == pytest.approx(place, abs=2), "its headings stay in sight"
+
+
 def test_the_command_can_be_copied(tab, report):
     assert tab.locator("#code").inner_text() == report.with_name("command.txt").read_text()
     tab.get_by_role("button", name="Copy").click()
