@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from modeling_langcell import InputError, LangCellAnnotator
+from modeling_langcell.annotation import query
 from modeling_langcell.annotation import search as searching
 from modeling_langcell.annotation.search import Neighbours, nearest_texts, search
 from modeling_langcell.cli.main import app
@@ -263,7 +264,7 @@ class TestScoresOfRealCells:
 
     def test_many_cells_are_compared_in_blocks(self, mini, blood, monkeypatch):
         expected = mini.score_cells(blood, "cells that make antibodies")
-        monkeypatch.setattr(searching, "_CELLS", 77)
+        monkeypatch.setattr(query, "_CELLS", 77)
         pd.testing.assert_frame_equal(mini.score_cells(blood, "cells that make antibodies"), expected)
 
     def test_scored_cells_are_written(self, blood, tmp_path):
