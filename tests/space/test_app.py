@@ -50,8 +50,8 @@ def visit(chromium, address):
     """Opens the page as a new visitor."""
     contexts = []
 
-    def visit():
-        contexts.append(chromium.new_context())
+    def visit(**screen):
+        contexts.append(chromium.new_context(**screen))
         tab = contexts[-1].new_page()
         tab.set_default_timeout(LONG)
         tab.goto(address)
@@ -193,6 +193,7 @@ def test_cells_are_found_by_a_text(visit, blood):
     known = ad.read_h5ad(blood).obs["cell_type"].astype(str)
     best = [row.locator("td").first.inner_text() for row in rows.all()[:5]]
     assert {*known.loc[best]} == {"B cell"}
+    assert serious_faults(tab) == []
 
 
 def test_everyday_names_are_offered_first(visit):
@@ -204,9 +205,12 @@ def test_everyday_names_are_offered_first(visit):
     assert "natural killer cell" in first.inner_text()
 
 
-def test_nobody_is_shut_out(visit):
-    tab = visit()
+@pytest.mark.parametrize("screen", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}])
+def test_nobody_is_shut_out(visit, screen):
+    tab = visit(**screen)
+    unfold(tab, "Types in your own words")
     assert serious_faults(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_example(visit):
