@@ -48,8 +48,8 @@ test-lowest test-newest: test-%: .venv-%/installed
 	.venv-$*/bin/$(PYTEST) $(TESTS)
 
 .venv/demo-installed: pyproject.toml
-	@echo "Installing $(TORCH), transformers, scanpy and LangCell into .venv: about 1 GB and 2 minutes with PyTorch's" \
-		"build for CPUs, several GB with its builds for GPUs."
+	@echo "Installing $(TORCH), transformers, scanpy and LangCell into .venv: 2 GB and about 3 minutes with PyTorch's" \
+		"build for CPUs, several GB more with its builds for GPUs."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
