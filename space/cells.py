@@ -211,6 +211,7 @@ def annotate(
         said: Takes how far the work is.
     """
     cells, annotated_cells = Path(folder, CELLS), Path(folder, ANNOTATED)
+    annotated_cells.with_suffix(".json").unlink(missing_ok=True)  # It would tell of the file that is replaced.
     with _reading_cells("Reading and annotating the cells", 0.6, said):
         annotate_file(annotator(), cells, annotated_cells, empty_cells="mark", **asked, **options)
     _note_read_as(annotated_cells, options)
