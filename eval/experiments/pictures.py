@@ -8,6 +8,7 @@ Pictures for the guide: screenshots of the report and the app in a browser, and 
     python eval/experiments/pictures.py study ../shared/data/validation/pbmc_kang_ctrl.h5ad docs/kang.png
 """
 
+import io
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from PIL import Image
@@ -89,20 +90,18 @@ def report(
     page: Annotated[Path, typer.Argument(metavar="REPORT.html", help="Page that 'langcell annotate --report' wrote.")],
     picture: Annotated[Path, typer.Argument(metavar="PICTURE.png", help="File for the picture.")],
 ) -> None:
-    """Take a picture of the first screen of a report, light on the left and dark on the right."""
-    width, height = 1000, 1100
+    """Take a picture of the first screen of a report: light, dark, and on a phone."""
+    height = 1100
+    screens: list[tuple[Literal["light", "dark"], int]] = [("light", 1000), ("dark", 1000), ("light", 390)]
+    whole = Image.new("RGB", (sum(width for _, width in screens), height))
+    place = 0
     with chromium() as browser:
-        halves = []
-        for scheme in ("light", "dark"):
+        for scheme, width in screens:
             tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
             tab.goto(page.resolve().as_uri())
-            halves.append(picture.with_name(f".{scheme}.png"))
-            tab.screenshot(path=halves[-1])
-    both = Image.new("RGB", (2 * width, height))
-    for place, half in enumerate(halves):
-        both.paste(Image.open(half), (place * width, 0))
-        half.unlink()
-    both.quantize(256).save(picture, optimize=True)
+            whole.paste(Image.open(io.BytesIO(tab.screenshot())), (place, 0))
+            place += width
+    whole.quantize(256).save(picture, optimize=True)
     typer.echo(f"Picture: {picture}")
 
 
