@@ -10,7 +10,9 @@ import scanpy as sc
 import scipy.sparse as sp
 from numba.core.caching import FunctionCache
 
-_FEW = 8192  # Cells among which all distances are computed, as scanpy does.
+#: Cells among which all distances are computed. Up to here that takes less time than to compile the search, which every
+#: process does anew.
+_FEW = 65_536
 
 
 def connect(cells: ad.AnnData, n_neighbors: int, *, use_rep: str, metric: str = "euclidean", seed: int = 0) -> None:
@@ -22,7 +24,7 @@ def connect(cells: ad.AnnData, n_neighbors: int, *, use_rep: str, metric: str = 
         n_neighbors: Number of neighbours of a cell; at most one less than there are cells.
         use_rep: The key of their places in `obsm`.
         metric: Name of a distance.
-        seed: Seed of the search among 8,192 cells or more.
+        seed: Seed of the search among 65,536 cells or more.
     """
     _keep_compiled()
     nearest: Any = "sklearn" if cells.n_obs < _FEW else _approximate(cells.n_obs, n_neighbors, metric, seed)
