@@ -61,11 +61,12 @@ class Jobs:
         # Python before 3.12.8 does not tell that process where modules are, and it ignores those that it cannot find.
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        forkserver.ensure_running()
-        if before is None:
+        try:
+            forkserver.ensure_running()
+        finally:
             del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
 
     def run(
         self,
