@@ -131,6 +131,15 @@ def takes_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
+def cpu_has_instructions(dtype: torch.dtype) -> bool:
+    """Returns true if this CPU has instructions for a precision; also where torch cannot tell."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    try:
+        return dtype not in supported or getattr(torch.ops.mkldnn, supported[dtype])()
+    except (AttributeError, RuntimeError):  # Another torch, or one without oneDNN.
+        return True
+
+
 @cache
 def _onednn_works(dtype: torch.dtype) -> bool:
     return _agrees("oneDNN's matrix products", _onednn_products(dtype), _TOLERANCE[dtype])
@@ -161,7 +170,7 @@ def _agrees(kernel: str, outputs: Outputs, tolerance: float) -> bool:
 
 def _onednn_products(dtype: torch.dtype) -> Outputs:
     """Yields what oneDNN and torch make of a small example, in all the forms that are used."""
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not cpu_has_instructions(dtype):
         raise RuntimeError("this CPU has no instructions for bfloat16")
     states, weight, more, bias = (part.to(dtype) for part in _random((2, 3, 32), (48, 32), (2, 3, 48), (48,)))
     multiply, product = torch.ops.mkldnn._linear_pointwise, F.linear(states, weight, bias)
@@ -195,4 +204,4 @@ def _is_intel() -> bool:
     return "intel" in str(capabilities.get("cpu_name", platform.processor())).lower()
 
 
-__all__ = ["add_kernels", "attention", "linear", "takes_onednn"]
+__all__ = ["add_kernels", "attention", "cpu_has_instructions", "linear", "takes_onednn"]

@@ -21,6 +21,7 @@ from modeling_langcell.checkpoint.builtin import MINI, resolve_checkpoint
 from modeling_langcell.eval.benchmarks.naive import BATCH, NaiveProcedure
 from modeling_langcell.eval.benchmarks.operations import matrix_rate, operations_of_cells, operations_of_pairs, time_of
 from modeling_langcell.io.h5ad import open_cells
+from modeling_langcell.kernels import cpu_has_instructions
 from modeling_langcell.model.packed_langcell import PackedSequences
 from modeling_langcell.model.ranking import RankedCells
 from modeling_langcell.model.zero_shot import DescriptionScorer, read_cells
@@ -383,7 +384,7 @@ def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds
 def precisions(context: BenchmarkContext) -> Iterator[str]:
     """Yields the precisions that the device computes fast."""
     yield "float32"
-    if context.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if context.device.type == "cuda" or cpu_has_instructions(torch.bfloat16):
         yield "bfloat16"
 
 

@@ -30,6 +30,11 @@ Time and memory of annotating a large file with the command, which is killed onc
 
     python eval/benchmarks/throughput.py study --json eval/results/throughput_study.json
 
+The same for an atlas, which is killed twice and compared with an unbroken run (20 minutes, 20 GB of disk):
+
+    python eval/benchmarks/throughput.py study --number 1000000 --kill-at 0.3 --kill-at 0.7 --unbroken \\
+        --json eval/results/throughput_atlas.json
+
 Size of the report of a large study, and the time that a browser takes to open it:
 
     python eval/benchmarks/throughput.py report --json eval/results/throughput_report.json
@@ -468,17 +473,28 @@ def study(
         int | None,
         typer.Option("--number", help="Number of cells, repeated from the file; 100,000 by default."),
     ] = None,
-    kill_at: Annotated[float, typer.Option(help="Share of the cells after which the first run is killed.")] = 0.5,
+    kill_at: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the cells after which a run is killed; can be repeated. At half by default."),
+    ] = None,
+    unbroken: Annotated[
+        bool, typer.Option("--unbroken", help="Compare the output with that of a run without a kill.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Annotate a study of 100,000 cells with langcell-mini and the command, which is killed once and run again."""
-    figures = annotate_study(cells_file, n_cells or (20_000 if quick else 100_000), _known_types(cells_file), kill_at)
-    for number, run in enumerate(figures["runs"], 1):
+    """Annotate a large study with langcell-mini and the command, which is killed and run again."""
+    n_cells = n_cells or (20_000 if quick else 100_000)
+    figures = annotate_study(cells_file, n_cells, _known_types(cells_file), kill_at or [0.5], unbroken)
+    runs = {f"run {number}": run for number, run in enumerate(figures["runs"], 1)}
+    runs |= {"unbroken run": figures["unbroken"]} if unbroken else {}
+    for name, run in runs.items():
         typer.echo(
-            f"run {number}: {run['seconds']:.0f} s, {run['cells_done']:,} of {figures['cells']:,} cells done, "
-            f"peak {run['peak_gb']:.2f} GB, ended by {run['ended_by']}"
+            f"{name}: {run['seconds']:.0f} s, {run['cells_done']:,} of {n_cells:,} cells done, "
+            f"peak {run['peak_gb']:.2f} GB, {run['disk_gb']:.2f} GB on disk, ended by {run['ended_by']}"
         )
     typer.echo(f"equal cells with equal answers: {figures['equal_cells_get_equal_answers']:.2%}")
+    if unbroken:
+        typer.echo(f"identical to the unbroken run: {figures['is_identical']}")
     write_record(json_file, {"source": cells_file.name, **figures})
 
 

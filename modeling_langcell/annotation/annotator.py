@@ -22,7 +22,7 @@ from ..model.feature_extraction_langcell import takes_cell_options
 from ..model.zero_shot import Shortlist
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
-from .device import find_device
+from .device import find_device, warn_if_slow
 from .explain import Method, explain
 from .predictions import Predictions, delete_predictions
 from .predictor import Predictor
@@ -80,6 +80,7 @@ class LangCellAnnotator(Predictor):
         if dtype not in ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"dtype {dtype!r} is not one of float32, bfloat16 and float16.")
         found_device = find_device(device)
+        warn_if_slow(found_device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         model, processor, adaptation = load_checkpoint(checkpoint, adapter, dtype=dtype, revision=revision)
         return cls(model, processor, adaptation=adaptation, device=found_device, batch_tokens=batch_tokens)
 

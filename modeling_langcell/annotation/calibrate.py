@@ -164,7 +164,7 @@ def _rival_scores(
     """
     related, alike = others.alike(scorer.descriptions, scorer.label_embeds)
     found = (
-        scorer.logits(embeds),
+        scorer.support(scorer.compare(embeds)),
         scorer.model.get_similarity_logits(embeds, others.embeds),
         others.evidence(places),
         related,

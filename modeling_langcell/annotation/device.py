@@ -1,11 +1,12 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""The device to compute on."""
+"""The device to compute on, and the precision that it computes fast."""
 
 import logging
 import os
 
 import torch
 
+from ..kernels import cpu_has_instructions
 from ..model.errors import InputError, reason_of
 
 logger = logging.getLogger(__name__)
@@ -34,4 +35,11 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-__all__ = ["find_device"]
+def warn_if_slow(device: torch.device, dtype: torch.dtype) -> None:
+    """Warns of a precision that a CPU computes more slowly than single precision."""
+    if device.type == "cpu" and not cpu_has_instructions(dtype):
+        name = str(dtype).removeprefix("torch.")
+        logger.warning("This CPU has no instructions for %s, which is several times slower than float32.", name)
+
+
+__all__ = ["find_device", "warn_if_slow"]

@@ -233,8 +233,12 @@ def explain_annotated(
     sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
     if (found := int((sizes > 0).sum())) > _MOST_LABELS:
         logger.info("Genes are explained for the %d most frequent of %d labels.", _MOST_LABELS, found)
-    frequent = np.argsort(-sizes, kind="stable")[:_MOST_LABELS]
-    best = np.where(np.isin(best, frequent), best, -1)
+    labels = list(descriptions)
+    frequent = np.sort(np.argsort(-sizes, kind="stable")[: min(max(found, 1), _MOST_LABELS)])
+    descriptions = {label: descriptions[label] for label in (labels[number] for number in frequent)}
+    place = np.full(len(labels) + 1, -1)  # The last is that of cells without a label, -1.
+    place[frequent] = np.arange(len(frequent))
+    best = place[best]
     markers = {label: annotator.processor.find_genes(one) for label, one in descriptions.items()}
     explainer = Explainer(annotator, {label: one.texts for label, one in descriptions.items()})
     extractor = annotator.processor.feature_extractor

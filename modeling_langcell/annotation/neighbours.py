@@ -3,7 +3,8 @@
 Cells as neighbours of each other in gene expression, whatever a checkpoint makes of them: their principal components,
 the graph of their nearest neighbours, clusters in it, and scores smoothed over it.
 
-The counts are read in chunks, several times, and memory holds a few numbers for each cell.
+The counts are read in chunks, several times, and memory holds a few numbers for each cell. scanpy, which takes seconds
+to import, is imported where it is used: most annotations need no neighbours.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from importlib.util import find_spec
 
 import anndata as ad
 import numpy as np
-import scanpy as sc
 import scipy.sparse as sp
 from scipy.sparse.linalg import LinearOperator, cg
 
@@ -63,6 +63,7 @@ def principal_components(chunks: RankedChunks) -> np.ndarray:
     """Returns the `(cells, components)` principal components: see `neighbour_graph`."""
     import dask  # Of the extra `clusters`, as igraph is.
     import dask.array as da
+    import scanpy as sc
 
     known = np.flatnonzero(chunks.match.token_ids >= 0)
 
@@ -94,6 +95,8 @@ def cluster(graph: sp.csr_matrix, seed: int = 0) -> np.ndarray:
     Returns:
         `(cells,)` names of clusters: `0` for the largest, and so on.
     """
+    import scanpy as sc
+
     cells = ad.AnnData(obsp={"connectivities": graph}, shape=(graph.shape[0], 0))
     options = {"obsp": "connectivities", "flavor": "igraph", "directed": False, "n_iterations": _ITERATIONS}
     sc.tl.leiden(cells, _RESOLUTION, random_state=seed, **options)

@@ -111,14 +111,13 @@ class OpenSetScorer:
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, cells: PackedSequences, places: torch.Tensor | None = None) -> Scored:
         assert places is not None, "it has marker_ids"
-        own = places[:, self._own]
-        scored = self.by_description(ids, cells, own)
-        logits = self.by_description.logits(scored.embeds, own)
-        weight, model = self.by_description.marker_weight, self.by_description.model
-        other_logits = model.get_similarity_logits(scored.embeds, self.others.embeds)
-        other_logits = other_logits + weight * self.others.evidence(places[:, self._of_others])
-        found = lead(logits.cpu(), other_logits.cpu(), self._competes)
-        return scored._replace(lead=torch.from_numpy(found))
+        own, others = self.by_description, self.others
+        states, embeds = own.read(ids, cells)
+        compared = own.compare(embeds, places[:, self._own])
+        support_of_others = own.model.get_similarity_logits(embeds, others.embeds)
+        support_of_others = support_of_others + own.marker_weight * others.evidence(places[:, self._of_others])
+        found = lead(own.support(compared).cpu(), support_of_others.cpu(), self._competes)
+        return own.score(compared, states, cells)._replace(lead=torch.from_numpy(found))
 
     def reading(self, shortlist: Shortlist) -> "OpenSetScorer":
         return OpenSetScorer(self.by_description.reading(shortlist), self.others)

@@ -174,8 +174,8 @@ def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> lis
     if kind in ("corrected", "normalized") and largest < LARGEST_LOGARITHM and recognise(values) is None:
         return [
             Remedy(
-                f"Probably logarithms: no value is above {largest:.1f}, though they were declared as {kind} counts. If "
-                "they are logarithms, say so: {option}.",
+                f"Small values: none is above {largest:.1f}, as in shallow cells, but also in logarithms. They were "
+                f"read as {kind} counts, as you say. If they are logarithms, read them so: {{option}}.",
                 "counts",
                 "log1p",
             )

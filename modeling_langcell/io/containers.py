@@ -15,7 +15,6 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 import zarr
 
@@ -332,6 +331,8 @@ def _matrices(folder: Path) -> list[Path]:
 
 def _read_matrix_market(path: Path) -> ad.AnnData:
     """Reads Cell Ranger's folder, or the files of one sample, whose names begin alike (`GSM123_matrix.mtx.gz`)."""
+    import scanpy as sc  # It takes seconds to import, which no other container needs to wait for.
+
     matrix, prefix = _matrix_and_prefix(path)
     return sc.read_10x_mtx(matrix.parent, var_names="gene_ids", gex_only=False, prefix=prefix or None)
 

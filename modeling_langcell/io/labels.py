@@ -8,7 +8,6 @@ from typing import Any, Literal
 import anndata as ad
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from ..model.errors import InputError, Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
@@ -89,6 +88,8 @@ class Labels:
         Raises:
             InputError: Too few cells to hold any out.
         """
+        from sklearn.model_selection import train_test_split  # A second to import, and explanations need only labels.
+
         try:
             parts = train_test_split(
                 np.arange(len(self)),

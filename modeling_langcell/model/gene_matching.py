@@ -122,6 +122,7 @@ class GeneVocabulary:
         token_ids = range(self.first_gene_id, self.first_gene_id + len(ensembl_ids))
         self.cls_token_id = token_ids.stop
         self.median_of_id = np.concatenate([[np.nan] * self.first_gene_id, medians])
+        self._has_median: list[bool] = (~np.isnan(self.median_of_id)).tolist()
         symbols, synonyms = _by_name(token_ids, names)
         self._names = _Names(dict(zip(ensembl_ids, token_ids, strict=True)), symbols, lambda: synonyms)
         own = {token_id: symbol for symbol, token_id in self._names.symbols.items()}
@@ -173,7 +174,7 @@ class GeneVocabulary:
         )
 
     def _is_used(self, token_id: int) -> bool:
-        return not np.isnan(self.median_of_id[token_id])
+        return self._has_median[token_id]
 
     def symbol_of(self, token_id: int) -> str:
         """Returns the symbol of a gene, or its Ensembl id where it has no symbol or that of another gene."""
@@ -257,11 +258,13 @@ class GeneVocabulary:
                 token_ids[gene], matched_by[gene] = token_id, how
             else:
                 others.append((gene, symbols))
-        for how, table in (("symbol", names.symbols), ("synonym", names.synonyms), ("symbol", names.spellings)):
+        for how, kind in (("symbol", "symbols"), ("synonym", "synonyms"), ("symbol", "spellings")):
+            if not others:
+                break
             # Genes of one step are summed, so that the order of the matrix's columns does not matter.
-            claimed, left = set(token_ids.tolist()), []
+            claimed, left, table = set(token_ids.tolist()), [], getattr(names, kind)
             for gene, symbols in others:
-                spelt = symbols if table is not names.spellings else list(map(mangled, symbols))
+                spelt = symbols if kind != "spellings" else list(map(mangled, symbols))
                 token_id = _first_known(table, spelt)
                 if token_id >= 0 and token_id not in claimed:
                     token_ids[gene], matched_by[gene] = token_id, how
@@ -337,11 +340,11 @@ def _unambiguous(tables: Sequence[Mapping[str, int]], spell: Callable[[str], str
     """Returns ids by another spelling of names; an earlier table comes first, and what two genes share is left out."""
     spelt: dict[str, int] = {}
     for table in tables:
-        ids: dict[str, set[int]] = {}
+        ids: dict[str, int] = {}
         for name, token_id in table.items():
-            ids.setdefault(spell(name), set()).add(token_id)
-        for name, of_name in ids.items():
-            spelt.setdefault(name, next(iter(of_name)) if len(of_name) == 1 else -1)
+            if ids.setdefault(spelling := spell(name), token_id) != token_id:
+                ids[spelling] = -1
+        spelt = ids | spelt
     return {name: token_id for name, token_id in spelt.items() if token_id >= 0}
 
 

@@ -18,6 +18,7 @@ _SEPARATORS = re.compile(r"[|:;,()\[\]\s/]+")
 _IDENTIFIER = re.compile(r"^(?:\d+|HGNC|MGI|NCBI|Entrez\w*|ENS[A-Z]*[TP]\d+(?:\.\d+)?)$", re.IGNORECASE)
 _EDGES = "_-.|:;,/ "
 _REPEATED = re.compile(r"^(.+)[-._]\d+$")
+_NEITHER_LETTER_NOR_DIGIT = re.compile(r"[^A-Za-z0-9]")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def mangled(symbol: str) -> str:
     Returns what R's `make.names` makes of a symbol (`HLA.DRA`, `X7SK`), with the underscores as points, too, which
     Seurat turns into hyphens. Spellings that differ in nothing else become equal.
     """
-    plain = re.sub(r"[^A-Za-z0-9]", ".", symbol)
+    plain = symbol if symbol.isalnum() and symbol.isascii() else _NEITHER_LETTER_NOR_DIGIT.sub(".", symbol)
     return f"X{plain}" if plain[:1].isdigit() else plain
 
 

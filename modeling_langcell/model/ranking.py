@@ -183,7 +183,8 @@ class RankedChunks(Sequence[RankedCells]):
         blocks = range(rows.start, rows.stop, _BLOCK)
         # NumPy releases the interpreter lock while it works on large arrays.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            groups = [group for block in pool.map(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
+            apply = pool.map if len(blocks) > 1 else map  # A sample has many small chunks, which need no thread.
+            groups = [group for block in apply(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
         ranked = RankedCells.concatenate(groups)
         ranked.places[:, self._unmeasured] = np.nan
         if self.empty_cells == "error" and ranked.without_genes.any():

@@ -52,6 +52,23 @@ class Scored(NamedTuple):
     lead: torch.Tensor | None = None
 
 
+class Compared(NamedTuple):
+    """
+    Cells compared with labels.
+
+    Args:
+        embeds: `(cells, width)` float32, L2-normalised.
+        logits: `(cells, labels)` cosines divided by the temperature.
+        known: `(cells, known types)` the same for the known types; None where there is no share of relatives.
+        evidence: `(cells, labels)` weighted evidence of the markers; None where it has no weight.
+    """
+
+    embeds: torch.Tensor
+    logits: torch.Tensor
+    known: torch.Tensor | None
+    evidence: torch.Tensor | None
+
+
 class DescriptionScorer:
     """
     Scores cells zero-shot (LangCell, section 3.3): a label's score blends two probabilities over the labels, that of
@@ -168,18 +185,43 @@ class DescriptionScorer:
             cells: Lengths of the cells.
             places: `(cells, genes of marker_ids)` places of the genes, as in `RankedCells`.
         """
-        model = self.model
-        read = model.cell_model(ids, pooled_only=self.alpha == 1, return_dict=True, **cells.arguments)
-        states, embeds = read.last_hidden_state, model.project_cells(read.pooler_output).float()
-        logits = model.get_similarity_logits(embeds, self.label_embeds)
-        max_cosine = logits.amax(dim=1) * model.config.temperature
-        similarity = logits.softmax(dim=1)
+        states, embeds = self.read(ids, cells)
+        return self.score(self.compare(embeds, places), states, cells)
+
+    def read(self, ids: torch.Tensor, cells: PackedSequences) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the last hidden states of packed cells, and their `(cells, width)` embeddings."""
+        read = self.model.cell_model(ids, pooled_only=self.alpha == 1, return_dict=True, **cells.arguments)
+        return read.last_hidden_state, self.model.project_cells(read.pooler_output).float()
+
+    def compare(self, embeds: torch.Tensor, places: torch.Tensor | None = None) -> Compared:
+        """
+        Compares embedded cells with all that decides their scores, except the matching.
+
+        Args:
+            embeds: `(cells, width)` L2-normalised.
+            places: Same as for a call.
+        """
+        logits = self.model.get_similarity_logits(embeds, self.label_embeds)
+        known = evidence = None
         if self.relatives is not None:
-            known = model.get_similarity_logits(embeds, self.relatives.known_embeds).softmax(dim=1)
-            similarity = self.relatives(similarity, known)
-        evidence = None
+            known = self.model.get_similarity_logits(embeds, self.relatives.known_embeds)
         if self.evidence is not None and places is not None:
             evidence = self.marker_weight * self.evidence(places)
+        return Compared(embeds, logits, known, evidence)
+
+    def score(self, compared: Compared, states: torch.Tensor, cells: PackedSequences) -> Scored:
+        """
+        Scores cells that have been compared. The matching, where it has a weight, reads them.
+
+        Args:
+            compared: The cells.
+            states, cells: Their hidden states, as `read` returns them, and their lengths.
+        """
+        embeds, logits, known, evidence = compared
+        max_cosine = logits.amax(dim=1) * self.model.config.temperature
+        similarity = logits.softmax(dim=1)
+        if self.relatives is not None and known is not None:
+            similarity = self.relatives(similarity, known.softmax(dim=1))
         if self.alpha == 1:
             shortlist_is_exact = torch.ones(len(cells), dtype=torch.bool)
             scores = _with_evidence(similarity, evidence)
@@ -196,25 +238,15 @@ class DescriptionScorer:
         shortlist_is_exact = exact.cpu()
         return Scored(embeds, self._calibrated(scores), shortlist_is_exact, max_cosine)
 
-    def logits(self, embeds: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+    def support(self, compared: Compared) -> torch.Tensor:
         """
         Returns how well each label fits each cell, regardless of the other labels: the cosine divided by the
-        temperature, with the share of relatives, and the weighted evidence.
-
-        Args:
-            embeds: `(cells, projection_dim)` L2-normalised.
-            places: Same as for a call.
-
-        Returns:
-            `(cells, labels)`.
+        temperature, with the share of relatives, and the weighted evidence; `(cells, labels)`.
         """
-        logits = self.model.get_similarity_logits(embeds, self.label_embeds)
-        if self.relatives is not None:
-            known = self.model.get_similarity_logits(embeds, self.relatives.known_embeds)
-            logits = torch.logaddexp(logits, (known.double().exp() @ self.relatives.shares.double()).log().float())
-        if self.evidence is not None and places is not None:
-            logits = logits + self.marker_weight * self.evidence(places)
-        return logits
+        _, support, known, evidence = compared
+        if self.relatives is not None and known is not None:
+            support = torch.logaddexp(support, (known.double().exp() @ self.relatives.shares.double()).log().float())
+        return support if evidence is None else support + evidence
 
     def _calibrated(self, scores: torch.Tensor) -> torch.Tensor:
         if self.calibration is None:
@@ -428,7 +460,7 @@ class MarkerEvidence:
         for label, genes in enumerate(named.values()):
             signs[[column[gene] for gene in genes.present], label] = 1
             signs[[column[gene] for gene in genes.absent], label] = -1
-        self._signs = signs.to(device)
+        self._signs, self._named = signs.to(device), signs.abs().to(device)
         ids = np.array(self.ids, dtype=int)
         self._means, self._spreads = (torch.from_numpy(a[ids]).to(device) for a in (usual.means, usual.spreads))
 
@@ -440,7 +472,10 @@ class MarkerEvidence:
             places: `(cells, genes of ids)` places; NaN for genes that were not measured, which say nothing.
         """
         above = self._compressed((places - self._means) / self._spreads).nan_to_num(0)
-        measured = (~places.isnan()).to(above.dtype) @ self._signs.abs()
+        measured = ~places.isnan()
+        if len(measured) and (measured == measured[:1]).all():  # The cells of one matrix: one row is enough.
+            measured = measured[:1]
+        measured = measured.to(above.dtype) @ self._named
         mean, spread = UsualPlaces.AVERAGE
         further = self.FURTHER_GENES * self._compressed(torch.tensor((0 - mean) / spread))
         return (above @ self._signs + further) / (measured + self.FURTHER_GENES)
@@ -508,6 +543,7 @@ def read_cells(
 
 __all__ = [
     "SHORTLIST",
+    "Compared",
     "DescriptionScorer",
     "KnownTypes",
     "MarkerEvidence",

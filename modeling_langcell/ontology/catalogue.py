@@ -69,9 +69,10 @@ def cell_type(term_id: str | None) -> CellType | None:
     return None if term_id is None else cell_types().get(term_id)
 
 
-def tissues() -> list[str]:
+@cache
+def tissues() -> tuple[str, ...]:
     """Returns the names of the tissues that have types of their own in the catalogue, as Uberon has them."""
-    return sorted({tissue for one in cell_types().values() for tissue in one.tissues} - {EVERYWHERE})
+    return tuple(sorted({tissue for one in cell_types().values() for tissue in one.tissues} - {EVERYWHERE}))
 
 
 def usual_in(names: Sequence[str] = ()) -> tuple[CellType, ...]:
@@ -89,12 +90,9 @@ def usual_in(names: Sequence[str] = ()) -> tuple[CellType, ...]:
         return tuple(one for one in cell_types().values() if one.tissues)
     wanted = {find_tissue(name) for name in names}
     around = wanted.union(*map(ancestors, wanted))
-
-    def is_usual(one: CellType) -> bool:
-        places = {ids_by_name("UBERON")[tissue] for tissue in one.tissues if tissue != EVERYWHERE}
-        return EVERYWHERE in one.tissues or any(place in around or wanted & ancestors(place) for place in places)
-
-    found = tuple(one for one in cell_types().values() if one.tissues and is_usual(one))
+    places = {tissue: ids_by_name("UBERON")[tissue] for tissue in tissues()}
+    meant = {tissue for tissue, place in places.items() if place in around or wanted & ancestors(place)} | {EVERYWHERE}
+    found = tuple(one for one in cell_types().values() if not meant.isdisjoint(one.tissues))
     if all(EVERYWHERE in one.tissues for one in found):
         raise InputError(f"The catalogue has no cell types of {' and '.join(names)}: name a larger part of the body.")
     return found

@@ -3,7 +3,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 
 from rapidfuzz import fuzz, process
@@ -78,36 +78,51 @@ def _any_order(name: str) -> str:
     return "" if len(words) == 1 and len(words[0]) == 1 and words[0] not in _LETTERS else " ".join(words)
 
 
+#: Names of terms, each with the id of its term.
+Names = list[tuple[str, str]]
+
+
+def _own() -> Names:
+    """Returns the ontology's own names of human types."""
+    return [(term.name, term.id) for term in all_terms() if not of_other_species(term.name)]
+
+
+def _own_and_foreign() -> Names:
+    """
+    Returns the ontology's own names, and those of types of other species, which only have names that say so: a bare
+    synonym, such as "alpha cell" for a mouse's retina, means something else for human cells.
+    """
+    named = ((name, term.id) for term in all_terms() for name in (term.name, *term.synonyms))
+    return [*_own(), *((name, term_id) for name, term_id in named if of_other_species(name))]
+
+
+def _everyday() -> Names:
+    """Returns the everyday names of the catalogue."""
+    return [(name, one.id) for one in cell_types().values() for name in (one.short_name, *one.names)]
+
+
+def _synonyms() -> Names:
+    """Returns the synonyms of human types."""
+    human = (term for term in all_terms() if not of_other_species(term.name))
+    return [(synonym, term.id) for term in human for synonym in term.synonyms if not of_other_species(synonym)]
+
+
+#: Where a name is looked up, in this order, and by what. Synonyms count that only one term has.
+_TABLES: tuple[tuple[Callable[[], Names], Callable[[str], str]], ...] = (
+    (_own_and_foreign, normalized),
+    (_everyday, normalized),
+    (_synonyms, normalized),
+    (_everyday, _any_order),
+    (_own, _any_order),
+    (_synonyms, _any_order),
+)
+
+
 @cache
-def _names() -> tuple[tuple[Callable[[str], str], dict[str, str]], ...]:
-    """
-    Returns tables of term ids, asked one after the other, each with the function that makes its keys of names.
-
-    The ontology's own name of a human type comes first, then the catalogue's everyday names, then synonyms that only
-    one term has. A term of another species has only the names that say so: a bare synonym, such as "alpha cell" for a
-    mouse's retina, means something else for human cells.
-    """
-    human = [term for term in all_terms() if not of_other_species(term.name)]
-    others = [term for term in all_terms() if of_other_species(term.name)]
-    own = [(term.name, term.id) for term in human]
-    everyday = [(name, one.id) for one in cell_types().values() for name in (one.short_name, *one.names)]
-    synonyms = [(synonym, term.id) for term in human for synonym in term.synonyms if not of_other_species(synonym)]
-    foreign = [(name, term.id) for term in others for name in (term.name, *term.synonyms) if of_other_species(name)]
-    foreign += [(synonym, term.id) for term in human for synonym in term.synonyms if of_other_species(synonym)]
-    return (
-        (normalized, _by_key(own, normalized) | _by_key(foreign, normalized)),
-        (normalized, _by_key(everyday, normalized)),
-        (normalized, _by_key(synonyms, normalized)),
-        (_any_order, _by_key(everyday, _any_order)),
-        (_any_order, _by_key(own, _any_order)),
-        (_any_order, _by_key(synonyms, _any_order)),
-    )
-
-
-def _by_key(names: Iterable[tuple[str, str]], key: Callable[[str], str]) -> dict[str, str]:
+def _ids(names: Callable[[], Names], key: Callable[[str], str]) -> dict[str, str]:
     """Returns ids by the keys of names, without keys that several terms share."""
     ids: dict[str, set[str]] = {}
-    for name, term_id in names:
+    for name, term_id in names():
         ids.setdefault(key(name), set()).add(term_id)
     return {one: next(iter(of_key)) for one, of_key in ids.items() if one and len(of_key) == 1}
 
@@ -124,7 +139,11 @@ def id_of(label: str) -> str | None:
     """
     if (term_id := as_id(label)) is not None:
         return term_id if is_term(term_id) else None
-    found = next((table[key] for key_of, table in _names() if (key := key_of(label)) in table), None)
+    if is_term(term_id := ids_by_name("CL").get(label, "")):
+        return term_id
+    # A table is made when the ones before do not have the name.
+    looked_up = (_ids(names, key).get(key(label)) for names, key in _TABLES)
+    found = next((term_id for term_id in looked_up if term_id is not None), None)
     words = normalized(label).split()
     if found is not None or _CYCLING.isdisjoint(words) or _CYCLING.issuperset(words):
         return found
@@ -184,8 +203,7 @@ def unknown_names(labels: list[str]) -> InputError:
 
 def _closest(label: str) -> list[str]:
     """Returns the human types with the names most like a label: those of the catalogue, if they are as close."""
-    own, everyday, synonyms = (table for key_of, table in _names() if key_of is normalized)
-    exact = synonyms | everyday | own
+    exact = _ids(_synonyms, normalized) | _ids(_everyday, normalized) | _ids(_own_and_foreign, normalized)
     query = normalized(label)
     # Abbreviations are like every short word: they answer to short queries alone.
     shortest = min(len(query) - 2, _ABBREVIATION + 1)

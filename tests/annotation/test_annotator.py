@@ -20,6 +20,7 @@ from modeling_langcell.annotation.metrics import agreement
 from modeling_langcell.annotation.records import best_labels, describe_input
 from modeling_langcell.io.example import CELL_OPTIONS, load_example
 from modeling_langcell.io.h5ad import open_cells, write_annotated
+from modeling_langcell.kernels import cpu_has_instructions
 from modeling_langcell.ontology import id_of, short_name
 
 LABELS = ["B cell", "natural killer cell", "monocyte"]
@@ -338,9 +339,12 @@ def test_a_damaged_file_is_an_input_error(tmp_path, content):
         open_cells(path)
 
 
-def test_half_precision_stays_close(tiny_checkpoint, cells):
+def test_half_precision_stays_close(tiny_checkpoint, cells, caplog):
     exact = LangCellAnnotator.from_pretrained(tiny_checkpoint).annotate(cells.copy(), LABELS)
-    rough = LangCellAnnotator.from_pretrained(tiny_checkpoint, dtype="bfloat16").annotate(cells.copy(), LABELS)
+    with caplog.at_level("WARNING", logger="modeling_langcell"):
+        annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint, dtype="bfloat16", device="cpu")
+    assert ("slower than float32" in caplog.text) != cpu_has_instructions(torch.bfloat16)
+    rough = annotator.annotate(cells.copy(), LABELS)
     assert rough.uns["langcell"]["dtype"] == "bfloat16"
     assert rough.obsm["X_langcell"].dtype == np.float32
     np.testing.assert_allclose(rough.obsm["X_langcell"], exact.obsm["X_langcell"], atol=0.05)

@@ -144,7 +144,7 @@ def test_values_that_are_not_counts_give_a_caution(annotator, blood):
     uncertain.X = sp.csr_matrix(sp.diags(np.linspace(0.7, 1, uncertain.n_obs)) @ uncertain.X)
     caution = "If they are logarithms, say so: counts='log1p'."
     assert caution in cautions(annotator, uncertain, counts="normalized")
-    assert "Probably logarithms" in cautions(annotator, uncertain, counts="corrected")
+    assert "Small values" in cautions(annotator, uncertain, counts="corrected")
     assert "Probably normalised and rounded" in cautions(annotator, rounded)
     assert "Probably no counts" in cautions(annotator, binary)
     assert "Probably" not in cautions(annotator, scaled, counts="normalized")

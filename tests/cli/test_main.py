@@ -15,7 +15,10 @@ from modeling_langcell.cli import app
 from modeling_langcell.cli.main import Commands
 from tests.support.commands import run_python
 
-HEAVY = {"torch", "transformers", "anndata", "scanpy", "pandas", "sklearn", "matplotlib", "huggingface_hub"}
+HEAVY = {
+    *("torch", "transformers", "huggingface_hub", "anndata", "pandas"),
+    *("scanpy", "sklearn", "numba", "matplotlib"),
+}
 
 #: Runs a command, and prints the heavy modules that it imported on the last line.
 PROGRAM = f"""
@@ -49,6 +52,14 @@ def test_light_answers_import_nothing_heavy(arguments, code, shown):
     assert done.returncode == code, done.stderr
     assert shown in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_annotating_imports_nothing_that_it_can_do_without(cells_file, tiny_checkpoint, tmp_path):
+    """Its other options need packages that take seconds to import."""
+    options = ["--model", tiny_checkpoint, "--labels", "B cell;T cell", "--out", tmp_path / "o.h5ad"]
+    command = map(str, [sys.executable, "-c", PROGRAM, "annotate", cells_file, *options])
+    done = subprocess.run([*command], check=True, capture_output=True, text=True)
+    assert {*done.stdout.splitlines()[-1].split()} == HEAVY - {"scanpy", "sklearn", "numba", "matplotlib"}
 
 
 @pytest.mark.parametrize("command", [[], ["annotate"], ["corpus"], ["evaluate"], ["publish"]])
