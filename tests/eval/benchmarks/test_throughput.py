@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from modeling_langcell import LangCellConfig
 from modeling_langcell.eval.benchmarks import annotation_rate, training_rate
+from modeling_langcell.eval.benchmarks.index_recall import spread
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.naive import NaiveProcedure
 from modeling_langcell.eval.benchmarks.tokenizing_rate import disagreements
@@ -152,15 +153,42 @@ def test_other_kernels_give_the_same(context, monkeypatch):
 def test_a_killed_study_continues(shared, tmp_path):
     file = tmp_path / "figures.json"
     cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
-    options = ["--cells", str(cells), "--number", "9000", "--kill-at", "0.4", "--json", str(file)]
+    options = ["--cells", str(cells), "--number", "13000", "--kill-at", "0.3", "--kill-at", "0.6", "--unbroken"]
+    options += ["--json", str(file)]
     run_python("eval/benchmarks/throughput.py", "study", *options, cwd=REPOSITORY, check=True)
     report = json.loads(file.read_text())
-    killed, finished = report["runs"]
-    assert (killed["ended_by"], finished["ended_by"]) == ("SIGKILL", 0)
-    assert killed["cells_done"] == report["cells_done_before"] >= 4096
-    assert finished["cells_done"] == report["cells"] == sum(report["labels"].values()) == 9000
+    *killed, finished = report["runs"]
+    assert [run["ended_by"] for run in killed] == ["SIGKILL", "SIGKILL"]
+    assert finished["ended_by"] == 0
+    assert killed[1]["cells_done"] == report["cells_done_before"] >= 8192
+    assert report["is_identical"]
+    assert finished["cells_done"] == report["cells"] == sum(report["labels"].values()) == 13000
     assert report["equal_cells_get_equal_answers"] == 1
     assert report["nothing_left"]
+
+
+def test_further_embeddings_lie_between_neighbours():
+    rng = np.random.default_rng(0)
+    embeds = rng.normal(size=(40, 8)).astype(np.float32)
+    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+    found = spread(embeds, 100, rng)
+    np.testing.assert_array_equal(found[:40], embeds)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    assert len(np.unique(found.round(6), axis=0)) == 100
+    assert (found[40:] @ embeds.T).max(axis=1).min() > 0.5
+
+
+@pytest.mark.e2e
+@pytest.mark.heavy
+def test_an_index_finds_what_looking_at_all_finds(shared, tmp_path):
+    file = tmp_path / "figures.json"
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    options = ["--cells", str(cells), "--number", "3000", "--queries", "10", "--json", str(file)]
+    run_python("eval/benchmarks/throughput.py", "index", *options, cwd=REPOSITORY, check=True)
+    report = json.loads(file.read_text())
+    assert report["embeddings"] == 3000
+    assert 0.95 <= report["recall"] <= 1
+    assert report["index"]["building"] > report["exact"]["building"]
 
 
 @pytest.mark.e2e
