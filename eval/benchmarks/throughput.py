@@ -22,6 +22,10 @@ A change of the package, measured against a checkout without it:
 
     python eval/benchmarks/throughput.py checkouts --before ../before --json eval/results/throughput_checkouts.json
 
+How long the command takes for one file, from its start on:
+
+    python eval/benchmarks/throughput.py first --before ../before --json eval/results/throughput_first.json
+
 Alternative kernels for the cell tower:
 
     python eval/benchmarks/throughput.py kernels --json eval/results/throughput_kernels.json
@@ -71,6 +75,7 @@ from modeling_langcell.corpus.build import CorpusSettings, make_corpus
 from modeling_langcell.corpus.sources import find_sources
 from modeling_langcell.eval.benchmarks import annotation_rate
 from modeling_langcell.eval.benchmarks.checkouts import compare_checkouts
+from modeling_langcell.eval.benchmarks.first_answer import measure_first_answer
 from modeling_langcell.eval.benchmarks.index_recall import measure_index
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
@@ -450,6 +455,23 @@ def checkouts(
         for name, folder in (("before", before), ("after", Path()))
     }
     write_record(json_file, {"commits": commits, "file": cells_file.name, **found})
+
+
+@app.command("first")
+def first_answer(
+    cells_file: Cells = PBMC,
+    rounds: Rounds = 5,
+    before: Annotated[Path | None, typer.Option(help="Folder of another checkout, to compare with.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how long the command takes for one file, from its start on, beside the imports that it needs."""
+    found = measure_first_answer(cells_file, rounds, before)
+    for way, by_checkout in found.items():
+        for name in ("before", "after"):
+            if name in by_checkout:
+                one = by_checkout[name]
+                typer.echo(f"{way}, {name}: {one['cpu_seconds']:.1f} s of CPU, {one['seconds']:.1f} s")
+    write_record(json_file, {"cells": cells_file.name, "rounds": rounds, "ways": found})
 
 
 def _context(cells: Path, device: str | None, seed: int) -> annotation_rate.BenchmarkContext:

@@ -167,6 +167,20 @@ def test_a_killed_study_continues(shared, tmp_path):
     assert report["nothing_left"]
 
 
+@pytest.mark.e2e
+@pytest.mark.heavy
+def test_the_first_answer(shared, tmp_path):
+    file = tmp_path / "figures.json"
+    cells = shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad"
+    options = ["--cells", str(cells), "--rounds", "1", "--before", str(REPOSITORY), "--json", str(file)]
+    run_python("eval/benchmarks/throughput.py", "first", *options, cwd=REPOSITORY, check=True)
+    ways = json.loads(file.read_text())["ways"]
+    assert list(ways) == ["imports", "annotate", "annotate with report and figure"]
+    for way in ways.values():
+        assert way["ratio"] > 0
+        assert way["before"]["cpu_seconds"] > 1, "that of the child, which imports torch"
+
+
 def test_further_embeddings_lie_between_neighbours():
     rng = np.random.default_rng(0)
     embeds = rng.normal(size=(40, 8)).astype(np.float32)
