@@ -44,10 +44,10 @@ def annotate_study(
         with_unbroken: Also annotate the study without a kill, and compare the outputs.
 
     Returns:
-        `runs`: `seconds`, `cells_done` and peak memory `peak_gb` of each process; `cells_done_before`, as the last one
-        reports it; the sizes of the study and of the largest content of the output's folder; and the share of cells
-        with the same answer as their first copy. With an unbroken run: its process, and whether all that it wrote
-        `is_identical`.
+        `runs`: `seconds`, those until the first chunk was stored and those after the last one was, `cells_done`, peak
+        memory `peak_gb` and most space of unfinished files `disk_gb` of each process; `cells_done_before`, as the last
+        one reports it; the size of the study; and the share of cells with the same answer as their first copy. With an
+        unbroken run: its process, and whether all that it wrote `is_identical`.
     """
     with tempfile.TemporaryDirectory() as folder:
         study, output, whole = (Path(folder) / f"{name}.h5ad" for name in ("study", "annotated", "unbroken"))
@@ -77,17 +77,23 @@ def _run(study: Path, output: Path, labels: list[str], n_cells: int, kill_at: fl
     command = [sys.executable, "-m", "modeling_langcell.cli", "annotate", str(study), "--out", str(output)]
     command += ["--labels", "; ".join(labels), "--json"]
     unfinished, start, peak, on_disk = _unfinished(output), time.perf_counter(), 0.0, 0
+    begun = annotated = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         while process.poll() is None:
             peak = max(peak, peak_gb(process.pid) or 0.0)
-            on_disk = max(on_disk, _bytes_in(unfinished))
-            if kill_at is not None and _cells_done(unfinished) >= kill_at * n_cells:
+            on_disk, done = max(on_disk, _bytes_in(unfinished)), _cells_done(unfinished)
+            begun = time.perf_counter() if begun is None and done else begun
+            annotated = time.perf_counter() if annotated is None and done >= n_cells else annotated
+            if kill_at is not None and done >= kill_at * n_cells:
                 os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.05)
+            time.sleep(0.25)  # To look costs time, too.
         said = process.stdout.read() if process.stdout else ""
+    end = time.perf_counter()
     return {
         "ended_by": "SIGKILL" if process.returncode == -signal.SIGKILL else process.returncode,
-        "seconds": time.perf_counter() - start,
+        "seconds": end - start,
+        "seconds_to_first_chunk": None if begun is None else begun - start,
+        "seconds_after_last_chunk": None if annotated is None else end - annotated,
         "cells_done": n_cells if output.exists() else _cells_done(unfinished),
         "peak_gb": peak,
         "disk_gb": on_disk / GIGABYTE,
