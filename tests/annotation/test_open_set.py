@@ -15,6 +15,8 @@ from modeling_langcell.annotation.calibration import (
     fit_lead,
 )
 from modeling_langcell.annotation.open_set import OtherTypes, lead
+from modeling_langcell.model.token_budget import TokenBudget
+from modeling_langcell.model.zero_shot import MarkerEvidence, read_cells
 
 BLOOD = ["B cell", "natural killer cell", "CD14-positive monocyte"]
 T_CELLS = {"CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell"}
@@ -126,3 +128,23 @@ def test_a_checkpoint_that_does_not_name_its_types_has_no_fit(calibrated_checkpo
 def test_known_types_and_their_number_must_agree():
     with pytest.raises(Exception, match="known_types names 1 types, not n_known_types=2"):
         LangCellConfig(n_known_types=2, known_types=["CL:0000084"])
+
+
+def test_cells_are_compared_once_with_each_type(mini, blood, monkeypatch):
+    scorer = mini.scorer([*BLOOD, "a cell that nobody has described"], accept_text=True)
+    compared, weighed = [], []
+    similarity, evidence = mini.model.get_similarity_logits, MarkerEvidence.__call__
+    monkeypatch.setattr(
+        mini.model, "get_similarity_logits", lambda *given: compared.append(given[1]) or similarity(*given)
+    )
+    monkeypatch.setattr(MarkerEvidence, "__call__", lambda self, places: weighed.append(self) or evidence(self, places))
+    ranked = mini.processor.feature_extractor.rank(blood, places_of=scorer.marker_ids)
+    list(read_cells(ranked, scorer, TokenBudget(10**6), mini.device))
+    own = scorer.by_description
+    assert own.relatives is not None, "one candidate is new"
+    assert [len(embeds) for embeds in compared] == [
+        len(own.label_embeds),
+        len(own.relatives.known_embeds),
+        len(scorer.others.embeds),
+    ]
+    assert weighed == [own.evidence, scorer.others.evidence]
