@@ -229,16 +229,13 @@ def explain_annotated(
         return None
     descriptions = label_descriptions(run)
     _require_cells(cells_per_label)
-    best = best_labels(annotated).cat.codes.to_numpy()
-    sizes = np.bincount(best[best >= 0], minlength=len(descriptions))
+    labels = best_labels(annotated)
+    sizes = labels.value_counts(sort=False).sort_values(ascending=False, kind="stable")
     if (found := int((sizes > 0).sum())) > _MOST_LABELS:
         logger.info("Genes are explained for the %d most frequent of %d labels.", _MOST_LABELS, found)
-    labels = list(descriptions)
-    frequent = np.sort(np.argsort(-sizes, kind="stable")[: min(max(found, 1), _MOST_LABELS)])
-    descriptions = {label: descriptions[label] for label in (labels[number] for number in frequent)}
-    place = np.full(len(labels) + 1, -1)  # The last is that of cells without a label, -1.
-    place[frequent] = np.arange(len(frequent))
-    best = place[best]
+    frequent = sizes.index[: min(max(found, 1), _MOST_LABELS)]
+    descriptions = {label: one for label, one in descriptions.items() if label in frequent}
+    best = labels.cat.set_categories(list(descriptions)).cat.codes.to_numpy()
     markers = {label: annotator.processor.find_genes(one) for label, one in descriptions.items()}
     explainer = Explainer(annotator, {label: one.texts for label, one in descriptions.items()})
     extractor = annotator.processor.feature_extractor
