@@ -175,7 +175,7 @@ def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> lis
         return [
             Remedy(
                 f"Small values: none is above {largest:.1f}, as in shallow cells, but also in logarithms. They were "
-                f"read as {kind} counts, as you say. If they are logarithms, read them so: {{option}}.",
+                f"read as {kind} counts, as you say. If they are logarithms, say so: {{option}}.",
                 "counts",
                 "log1p",
             )

@@ -18,9 +18,9 @@ import scipy.io
 import scipy.sparse as sp
 
 from modeling_langcell import InputError, LangCellAnnotator, annotate_file
+from modeling_langcell.annotation.annotation_run import AnnotationRun
 from modeling_langcell.io import open_cells, open_lightly
 from modeling_langcell.io.containers import as_h5ad
-from modeling_langcell.model.zero_shot import DescriptionScorer
 from tests.support.commands import run_python
 
 LABELS = ["B cell", "T cell", "monocyte"]
@@ -205,13 +205,13 @@ def test_an_h5ad_file_is_not_copied(cells, tmp_path):
 
 def test_a_container_that_changes_meanwhile_is_refused(annotator, cells, tmp_path, monkeypatch):
     path = write_zarr(cells, tmp_path)
-    score = DescriptionScorer.__call__
+    annotate = AnnotationRun.annotate
 
     def and_change(*arguments, **options):
         (path / "note").write_text("changed")
-        return score(*arguments, **options)
+        return annotate(*arguments, **options)
 
-    monkeypatch.setattr(DescriptionScorer, "__call__", and_change)
+    monkeypatch.setattr(AnnotationRun, "annotate", and_change)
     with pytest.raises(InputError, match="was changed while its cells were annotated"):
         annotate_file(annotator, path, tmp_path / "annotated.h5ad", LABELS)
     assert not (tmp_path / "annotated.h5ad").exists()
