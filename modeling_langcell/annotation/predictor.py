@@ -24,7 +24,7 @@ from ..model.ranking import RankedCells
 from ..model.token_budget import TokenBudget, dispatched_to
 from ..model.zero_shot import DescriptionScorer, Shortlist, read_cells
 from ..ontology import Labels, descriptions_of, get_term, texts_of, usual_in, without_repeats
-from .device import find_device
+from .device import find_device, reuse_memory
 from .open_set import OpenSetScorer, OtherTypes
 from .scorers import ClassScorer, PrototypeScorer, Scorer
 
@@ -60,7 +60,9 @@ class Predictor:
         self.device = dispatched or find_device(device)
         self.model = (model if dispatched else model.to(self.device)).eval()
         self.processor, self.adaptation = processor, adaptation
-        self.budget = TokenBudget.for_model(self.model) if batch_tokens is None else TokenBudget(batch_tokens)
+        reuses_memory = self.device.type == "cpu" and reuse_memory()
+        chosen = TokenBudget.for_model(self.model, reuses_memory)
+        self.budget = chosen if batch_tokens is None else TokenBudget(batch_tokens)
 
     def chunks(self, adata: ad.AnnData, **cell_options: Any) -> RankedChunks:
         """

@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 #: Number of positions at once above which nothing is gained: a CPU's cores are busy and its cache is full.
 _ENOUGH = {"cpu": 4_096, "cuda": 262_144, "mps": 65_536}
+#: The same for a small tower on a CPU, where what is spent once a batch counts: operations that keep it busy, and the
+#: largest numbers of positions, for which the memory comes anew from the system, or is reused.
+_BUSY, _MOST, _MOST_REUSED = 2**33, 8_192, 65_536
 _LEAST = 64  # Number of positions below which halving does not help: the model itself does not fit.
 #: Messages of CUDA and MPS, torch on a CPU, and oneDNN.
 _OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|could not create a", re.I)
@@ -41,10 +44,14 @@ class TokenBudget:
         self.tokens = tokens
 
     @classmethod
-    def for_model(cls, model: Any) -> "TokenBudget":
+    def for_model(cls, model: Any, reuses_memory: bool = False) -> "TokenBudget":
         """
         Chooses as many positions as half of the device's free memory holds, up to the number that keeps the device
         busy.
+
+        Args:
+            model: The model.
+            reuses_memory: True if the process keeps the memory of a batch for the next one.
         """
         config = model.config
         towers = [getattr(config, name) for name in ("cell_config", "text_config") if hasattr(config, name)] or [config]
@@ -52,6 +59,9 @@ class TokenBudget:
         widest = max(10 * tower.hidden_size + 2 * tower.intermediate_size for tower in towers)
         device = execution_device(model)
         enough = _ENOUGH.get(device.type, _ENOUGH["cpu"])
+        if device.type == "cpu":
+            most = _MOST_REUSED if reuses_memory else _MOST
+            enough = max(enough, min(most, _BUSY // (towers[0].num_hidden_layers * towers[0].hidden_size ** 2)))
         free = _free_memory(device)
         return cls(enough if free is None else max(_LEAST, min(enough, free // 2 // (widest * model.dtype.itemsize))))
 
