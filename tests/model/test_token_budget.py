@@ -1,12 +1,14 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The token budget: bounded by memory, halved when it runs out, with nothing lost or done twice."""
 
+import platform
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from modeling_langcell import InputError, LangCellModel
+from modeling_langcell import InputError, LangCellConfig, LangCellModel
 from modeling_langcell.model.token_budget import TokenBudget
 from tests.support.commands import run_python
 from tests.support.tiny import tiny_config
@@ -77,6 +79,42 @@ def test_is_chosen_from_free_memory(monkeypatch):
         monkeypatch.setattr("modeling_langcell.model.token_budget._free_memory", lambda device, free=free: free)
         assert TokenBudget.for_model(model).tokens == tokens
     assert TokenBudget.for_model(model.bfloat16()).tokens == 200
+
+
+def test_a_small_network_reads_more_at_once(monkeypatch):
+    monkeypatch.setattr("modeling_langcell.model.token_budget._free_memory", lambda device: None)
+    small, base = LangCellModel(tiny_config()), LangCellModel(LangCellConfig()).to("meta")
+    base_tokens = 4096
+    monkeypatch.setattr("modeling_langcell.model.token_budget.execution_device", lambda model: torch.device("cpu"))
+    assert TokenBudget.for_model(base).tokens == TokenBudget.for_model(base, reuses_memory=True).tokens == base_tokens
+    assert base_tokens < TokenBudget.for_model(small).tokens < TokenBudget.for_model(small, reuses_memory=True).tokens
+
+
+#: Allocates and frees a few large blocks many times, and prints how often the kernel had to give a page.
+BATCHES = """
+import resource, sys, torch
+from modeling_langcell.annotation.device import reuse_memory
+
+if sys.argv[1] == "reused":
+    assert reuse_memory()
+for batch in range(30):
+    if batch == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    states = torch.ones(65_536, 256)
+    more = states + 1
+    del states, more
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps memory when it is asked to")
+def test_the_memory_of_a_batch_is_reused():
+    """In fresh processes, because libraries and other tests use memory, too."""
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", BATCHES, way], check=True, capture_output=True).stdout)
+        for way in ("fresh", "reused")
+    }
+    assert faults["reused"] < faults["fresh"] / 10
 
 
 #: Cells of a model wide enough for memory to matter, read where the kernel gives no more than 300 MB.
