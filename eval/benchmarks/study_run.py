@@ -78,12 +78,12 @@ def _run(study: Path, output: Path, labels: list[str], n_cells: int, kill_at: fl
     command = [sys.executable, "-m", "modeling_langcell.cli", "annotate", str(study), "--out", str(output)]
     command += ["--labels", "; ".join(labels), "--json"]
     unfinished, start, peak, on_disk = _unfinished(output), time.perf_counter(), 0.0, 0
-    begun = annotated = None
+    begun, annotated, before = None, None, _cells_done(_unfinished(output))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         while process.poll() is None:
             peak = max(peak, peak_gb(process.pid) or 0.0)
             on_disk, done = max(on_disk, _bytes_in(unfinished)), _cells_done(unfinished)
-            begun = time.perf_counter() if begun is None and done else begun
+            begun = time.perf_counter() if begun is None and done > before else begun
             annotated = time.perf_counter() if annotated is None and done >= n_cells else annotated
             if kill_at is not None and done >= kill_at * n_cells:
                 os.kill(process.pid, signal.SIGKILL)
