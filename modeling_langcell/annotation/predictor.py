@@ -61,8 +61,9 @@ class Predictor:
         self.model = (model if dispatched else model.to(self.device)).eval()
         self.processor, self.adaptation = processor, adaptation
         reuses_memory = self.device.type == "cpu" and reuse_memory()
-        chosen = TokenBudget.for_model(self.model, reuses_memory)
-        self.budget = chosen if batch_tokens is None else TokenBudget(batch_tokens)
+        self.budget = (
+            TokenBudget.for_model(self.model, reuses_memory) if batch_tokens is None else TokenBudget(batch_tokens)
+        )
 
     def chunks(self, adata: ad.AnnData, **cell_options: Any) -> RankedChunks:
         """

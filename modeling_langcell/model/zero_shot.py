@@ -103,7 +103,8 @@ class DescriptionScorer:
         alpha: Weight of the similarity; 1 omits the matching, which is much faster.
         shortlist: Number of labels that the matching reads for each cell; `None` for all. The default, `"auto"`, reads
             up to 32.
-        budget: Bounds the number of positions that go through a tower at once.
+        budget: Bounds the number of positions that go through a tower at once. The text tower gets no more of them
+            than it would be given for itself.
         marker_weight: Weight of the marker evidence; by default the checkpoint's own. 0 leaves it out.
         relatives_weight: Weight of the share of relatives; by default the checkpoint's own. 0 leaves it out.
         known_cells_weight: Weight of the training cells of known types; by default the checkpoint's own. 0 leaves them
@@ -151,6 +152,9 @@ class DescriptionScorer:
         calibration = model.config.calibration
         self.calibration = calibration if _fits(calibration, alpha, self.marker_weight, processor) else None
         self.budget = TokenBudget.for_model(model) if budget is None else budget
+        # A small cell tower reads more positions at once than suit the text tower, which is deeper and wider.
+        of_texts = TokenBudget.for_model(model.text_model)
+        self._text_budget = TokenBudget(min(self.budget.tokens, of_texts.tokens))
         self._set_shortlist(shortlist)
         # The first text of each label, at the label's number, and then all the others.
         read = [list(texts) for texts in self.descriptions.values()]
@@ -284,7 +288,7 @@ class DescriptionScorer:
         all_texts = self._by_length(range(len(self.descriptions))) if self.shortlist is None else None
         texts_of_cell = [all_texts or self._by_length(labels) for labels in chosen.tolist()]
         tokens = [sum(self.lengths[text] for text in texts) for texts in texts_of_cell]
-        for block in self.budget.blocks(range(len(cells)), tokens):
+        for block in self._text_budget.blocks(range(len(cells)), tokens):
             first, last = block[0], block[-1] + 1
             block_states = states[:, cells.offsets[first] : cells.offsets[last]]
             block_cells = PackedSequences(cells.lengths[first:last], states.device)
@@ -292,7 +296,7 @@ class DescriptionScorer:
             parts = [texts_of_cell[first:last]]
             if len(block) == 1:
                 lengths = [self.lengths[text] for text in texts_of_cell[first]]
-                parts = [[part] for part in self.budget.blocks(texts_of_cell[first], lengths)]
+                parts = [[part] for part in self._text_budget.blocks(texts_of_cell[first], lengths)]
             for part in parts:
                 texts = self._by_length({*chain(*part)})
                 place = {text: place for place, text in enumerate(texts)}
@@ -329,7 +333,7 @@ class DescriptionScorer:
         embeds = torch.empty(size, device=execution_device(self.model))
         with torch.inference_mode():
             every = self._by_length(range(len(self.lengths)))
-            for rows, pooled in self.budget.spend(every, self.lengths.__getitem__, self._read_texts):
+            for rows, pooled in self._text_budget.spend(every, self.lengths.__getitem__, self._read_texts):
                 embeds[rows] = self.model.project_texts(pooled).float()
         start = len(self.descriptions)
         for label, texts in enumerate(self.descriptions.values()):

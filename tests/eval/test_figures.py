@@ -217,3 +217,16 @@ def test_recorded_commands_start_what_is_there(file):
         assert place.is_file(), place
     else:
         assert (program, what) == ("langcell", "evaluate")
+
+
+def test_the_readme_has_the_recorded_scores():
+    rows = re.findall(
+        r"^\| [^|]*, (\w+) \(\d+\)((?: \| [\d.]+ / [\d.]+){4}) \|$", (REPOSITORY / "README.md").read_text(), re.M
+    )
+    results = json.loads((REPOSITORY / "eval/results/celltypist.json").read_text())["results"]
+    assert len(rows) == len(results) == 4
+    for name, row in rows:
+        (found,) = (one for study, one in results.items() if study.startswith((name, f"pbmc_{name}")))
+        ways = [found[method][way] for method in ("langcell", "celltypist") for way in ("cells", "clusters")]
+        said = [f"{one['accuracy']:.2f} / {one['macro_f1']:.2f}" for one in ways]
+        assert row.strip(" |").split(" | ") == said, name

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from modeling_langcell import InputError, LangCellConfig, LangCellModel
+from modeling_langcell import InputError, LangCellAnnotator, LangCellConfig, LangCellModel
 from modeling_langcell.model.token_budget import TokenBudget
 from tests.support.commands import run_python
 from tests.support.tiny import tiny_config
@@ -88,6 +88,13 @@ def test_a_small_network_reads_more_at_once(monkeypatch):
     monkeypatch.setattr("modeling_langcell.model.token_budget.execution_device", lambda model: torch.device("cpu"))
     assert TokenBudget.for_model(base).tokens == TokenBudget.for_model(base, reuses_memory=True).tokens == base_tokens
     assert base_tokens < TokenBudget.for_model(small).tokens < TokenBudget.for_model(small, reuses_memory=True).tokens
+
+
+def test_the_text_tower_gets_no_more_than_for_itself():
+    annotator = LangCellAnnotator.from_pretrained("langcell-mini", device="cpu")
+    scorer = annotator.scorer(["B cell", "T cell"]).by_description
+    of_texts = TokenBudget.for_model(annotator.model.text_model).tokens
+    assert scorer._text_budget.tokens == of_texts < scorer.budget.tokens
 
 
 #: Allocates and frees a few large blocks many times, and prints how often the kernel had to give a page.
