@@ -60,10 +60,10 @@ class CountMatrix:
             InputError: The array is damaged, or does not hold numbers.
         """
         with naming_the_array(self.label, self.file):
-            if sp.issparse(self.matrix) and self.matrix.dtype.kind in "fiub":
+            self._require_numbers(getattr(self.matrix, "dtype", None))  # Some dtypes cannot become sparse.
+            if getattr(self.matrix, "format", None) == "csr":
                 rows = slice_rows(self.matrix, start, stop)
             else:
-                self._require_numbers(getattr(self.matrix, "dtype", None))  # Some dtypes cannot become sparse.
                 block = self.matrix[start:stop]
                 block = block.compute() if hasattr(block, "compute") else block  # A Dask array.
                 block = block if sp.issparse(block) else np.asarray(block)
@@ -83,12 +83,20 @@ class CountMatrix:
         return ", ".join(names) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
-def slice_rows(matrix: sp.csr_matrix, start: int, stop: int) -> sp.csr_matrix:
-    """Returns some rows of a matrix, which share its memory: scipy would copy them."""
-    indptr = matrix.indptr[start : stop + 1]
-    stored = slice(indptr[0], indptr[-1])
-    rows = sp.csr_matrix((min(stop, matrix.shape[0]) - start, matrix.shape[1]), dtype=matrix.dtype)
-    rows.data, rows.indices, rows.indptr = matrix.data[stored], matrix.indices[stored], indptr - indptr[0]
+def slice_rows(matrix: Any, start: int, stop: int) -> sp.csr_matrix:
+    """
+    Returns some rows of a CSR matrix in memory, whose memory they share, or on disk. scipy would copy the ones, and
+    anndata takes ten milliseconds for any number of the others.
+    """
+    stored = getattr(matrix, "group", None)  # A file's arrays have the names of scipy's attributes.
+    parts = ("data", "indices", "indptr")
+    data, indices, indptr = (getattr(matrix, part) if stored is None else stored[part] for part in parts)
+    indptr = indptr[start : stop + 1]
+    values = slice(int(indptr[0]), int(indptr[-1]))
+    rows = sp.csr_matrix((min(stop, matrix.shape[0]) - start, matrix.shape[1]))
+    rows.data, rows.indices, rows.indptr = data[values], indices[values], indptr - indptr[0]
+    if rows.dtype == np.float16:  # scipy has no sparse half precision.
+        rows.data = rows.data.astype(np.float32)
     return rows
 
 

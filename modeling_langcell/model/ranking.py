@@ -152,7 +152,7 @@ class RankedChunks(Sequence[RankedCells]):
         genes are kept.
         """
         blocks = self.watching(places_of)
-        blocks.chunk_size, blocks.empty_cells = _SAMPLED_BLOCK, "mark"
+        blocks.chunk_size, blocks.empty_cells = _SAMPLED_BLOCK if n_cells < self.n_cells else n_cells, "mark"
         spread = np.linspace(0, len(blocks) - 1, min(len(blocks), n_cells // _SAMPLED_BLOCK))
         return RankedCells.concatenate([blocks[number] for number in spread.astype(int).tolist()])
 

@@ -3,6 +3,7 @@
 
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sklearn.metrics import accuracy_score
 from ..annotation.metrics import Comparison, compare
 from ..annotation.nearest import connect
 from ..annotation.records import label_colours
-from ..io.colours import colours
+from ..io.colours import GREY, colours
 from ..io.columns import CELL_TYPE, EMBEDDING
 from ..io.file_kinds import FIGURE, require_replaceable
 from ..io.printable import one_line
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 _NAMES_AS_THEY_ARE = rc_context({"text.parse_math": False})
 _SEED = 0
 _MOST_CELLS = 20_000  # Most cells on a map; a random sample of this size is drawn from more cells.
+_MOST_BARS = 60  # Most labels whose shares are drawn: the most frequent ones, which have different colours.
+_LINE = 0.16  # Height of a line of a legend, in inches.
 
 
 @dataclass(frozen=True)
@@ -77,27 +80,44 @@ def lay_out(adata: ad.AnnData) -> Layout:
 def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Figure:
     """
     Draws the cells, coloured by label, next to the shares of the labels or, with a reference column, the confusion
-    matrix with its labels.
+    matrix with its labels. The figure is as high as these names need.
     """
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))
     labels = adata.obs[CELL_TYPE].cat.remove_unused_categories()
-    drawn = labels.iloc[layout.rows]
     names = labels.cat.categories
-    for name, colour in zip(names, label_colours(adata), strict=True):
-        chosen = (drawn == name).to_numpy()
-        scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour, label=_shorten(name), linewidths=0)
-    scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by label", xlabel="UMAP of X_langcell")
+    compared = None if reference is None else compare(adata, reference)
     columns = 2 if all(len(name) <= 40 for name in names) else 1  # Two columns of long names are wider than the map.
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": columns}
-    scatter.legend(fontsize=7, markerscale=2, frameon=False, **below)
-    if reference is None:
-        shares = labels.value_counts(normalize=True).sort_values()
-        beside.barh([_shorten(name) for name in shares.index], shares)
-        beside.set(title="Composition", xlabel="share of cells")
+    legend = 0 if compared is None else _LINE * -(-len(names) // columns)
+    lines = min(len(names), _MOST_BARS) if compared is None else len(set(compared.known))
+    figure = Figure(figsize=(15, max(5.0, 1 + 1.4 * _LINE * lines) + legend), layout="constrained")
+    scatter, beside = figure.subplots(1, 2, width_ratios=(1, 1.05))
+    drawn, colour_of = labels.iloc[layout.rows], dict(zip(names, label_colours(adata), strict=True))
+    for name in names:
+        chosen = (drawn == name).to_numpy()
+        scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour_of[name], label=_shorten(name), linewidths=0)
+    scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by label", xlabel="UMAP of X_langcell")
+    if compared is None:
+        draw_shares(beside, labels, colour_of)
     else:
-        draw_confusion(beside, compare(adata, reference), reference)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": columns}
+        scatter.legend(fontsize=7, markerscale=2, frameon=False, **below)
+        draw_confusion(beside, compared, str(reference))
     return figure
+
+
+def draw_shares(axes: Axes, labels: pd.Series, colour_of: Mapping[str, str]) -> None:
+    """Draws the share of the cells that each label has, the most frequent at the top, in the label's colour."""
+    shares = labels.value_counts(normalize=True)
+    shown, others = shares[:_MOST_BARS], shares[_MOST_BARS:]
+    names, colour = [_shorten(name) for name in shown.index], [colour_of[name] for name in shown.index]
+    if len(others):
+        names, colour = [*names, f"{len(others)} further labels"], [*colour, GREY]
+    sizes = [*shown, *([others.sum()] if len(others) else [])]
+    axes.barh(range(len(names)), sizes, color=colour)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(title="Composition", xlabel="share of cells")
 
 
 @_NAMES_AS_THEY_ARE
