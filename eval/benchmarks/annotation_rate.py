@@ -313,7 +313,9 @@ def measure_matching(
 ) -> dict[str, Any]:
     """Measures rounds of matching cells that are already encoded: median pairs per second, and their ratios."""
     texts = context.texts(candidates)
-    ways = {precision: context.scorer(Setting(candidates, None, precision, cells)) for precision in precisions(context)}
+    ways = {
+        precision: context.scorer(Setting(candidates, None, precision, cells)) for precision in fast_on(context.device)
+    }
     chosen = torch.arange(candidates).expand(cells, -1)
     rates: dict[str, list[float]] = {"naive": [], **{way: [] for way in ways}}
     for _ in range(rounds):
@@ -358,7 +360,7 @@ def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds
         shares: dict[str, list[float]] = {}
         for number in range(rounds + 1):
             taken = {"naive": time_of(lambda n=naive, i=ids, m=mask: n.encode_cells(i, m), context.device)}
-            for precision in precisions(context):
+            for precision in fast_on(context.device):
                 tower = context.model_in(precision).cell_model
                 with torch.inference_mode():
                     taken[precision] = time_of(
@@ -381,10 +383,10 @@ def measure_cell_tower(context: BenchmarkContext, lengths: Sequence[int], rounds
     return measured
 
 
-def precisions(context: BenchmarkContext) -> Iterator[str]:
-    """Yields the precisions that the device computes fast."""
+def fast_on(device: torch.device) -> Iterator[str]:
+    """Yields the precisions that a device computes fast."""
     yield "float32"
-    if context.device.type == "cuda" or cpu_has_instructions(torch.bfloat16):
+    if device.type == "cuda" or cpu_has_instructions(torch.bfloat16):
         yield "bfloat16"
 
 
@@ -422,9 +424,9 @@ __all__ = [
     "Setting",
     "agreement_of_mini",
     "draw",
+    "fast_on",
     "largest_difference",
     "measure_annotation",
     "measure_cell_tower",
     "measure_matching",
-    "precisions",
 ]

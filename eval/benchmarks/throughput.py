@@ -77,7 +77,7 @@ from modeling_langcell.eval.benchmarks import annotation_rate
 from modeling_langcell.eval.benchmarks.checkouts import compare_checkouts
 from modeling_langcell.eval.benchmarks.first_answer import measure_first_answer
 from modeling_langcell.eval.benchmarks.index_recall import measure_index
-from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
+from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices, measure_mini
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
 from modeling_langcell.eval.benchmarks.report_opening import open_report
 from modeling_langcell.eval.benchmarks.study_run import annotate_study
@@ -338,7 +338,7 @@ def annotate(
         exact, short = dict.fromkeys(exact, 32), dict.fromkeys(short, 32)
     settings = [
         annotation_rate.Setting(candidates, shortlist, precision, cells)
-        for precision in annotation_rate.precisions(context)
+        for precision in annotation_rate.fast_on(context.device)
         for shortlist, sizes in ((None, exact), (16, short))
         for candidates, cells in sizes.items()
         if not (quick and precision != "float32" and candidates == 512)
@@ -406,10 +406,20 @@ def kernels(
     device: Device = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure the cell tower compiled, in half precision and with int8 weights: the reasons for the defaults."""
-    figures = measure_choices(_context(cells_file, device, seed), length, rounds)
+    """
+    Measure the cell tower compiled, in half precision and with int8 weights, and langcell-mini with these weights: the
+    reasons for the defaults.
+    """
+    context = _context(cells_file, device, seed)
+    figures = measure_choices(context, length, rounds)
     for way, one in figures["ways"].items():
         typer.echo(f"{way:<22} {one['ratio']:5.2f} times the naive rate, cosine at least {one['cosine']:.4f}")
+    figures["mini"] = measure_mini(ad.read_h5ad(cells_file), _types_of_blood(), context.device, rounds)
+    for way, one in figures["mini"].items():
+        typer.echo(
+            f"langcell-mini, {way}: {one['ratio']:.2f} times the rate of float32, the same label for "
+            f"{one['same_label']:.1%}, cosine at least {one['cosine']:.4f}"
+        )
     write_record(json_file, {"seed": seed, **figures})
 
 
@@ -446,8 +456,7 @@ def checkouts(
     json_file: JsonFile = None,
 ) -> None:
     """Measure this checkout against another one, in turn: the rates of annotating with langcell-mini."""
-    labels = [get_term(one.id).name for one in usual_in(["blood"])][:8]
-    found = compare_checkouts(before, cells_file, labels, rounds, n_cells)
+    found = compare_checkouts(before, cells_file, _types_of_blood(), rounds, n_cells)
     for way, ratio in found["ratio"].items():
         typer.echo(f"{way}: {ratio:.3f} times the rate before")
     commits = {
@@ -563,6 +572,11 @@ def report(
         f"{np.median(figures['opened_in_seconds']):.2f} s (at most {max(figures['opened_in_seconds']):.2f} s)"
     )
     write_record(json_file, {"source": cells_file.name, **figures})
+
+
+def _types_of_blood() -> list[str]:
+    """Returns the first eight types that the catalogue has for blood."""
+    return [get_term(one.id).name for one in usual_in(["blood"])][:8]
 
 
 def _known_types(cells_file: Path) -> list[str]:

@@ -98,7 +98,7 @@ def test_the_naive_procedure_is_the_published_one(context):
 def test_the_rate_of_annotation(context):
     ways = [
         annotation_rate.Setting(candidates, shortlist, precision, 4)
-        for precision in annotation_rate.precisions(context)
+        for precision in annotation_rate.fast_on(context.device)
         for candidates, shortlist in ((3, None), (40, None), (40, 2))
     ]
     said = []
@@ -118,7 +118,7 @@ def test_the_rate_of_annotation(context):
     assert [one["length"] for one in figures["cell_tower"]] == [16, 32]
     left, right = annotation_rate.draw(figures).axes
     assert len(left.lines) == 1 + len({way.way for way in ways})
-    assert len(right.lines) == 1 + len([*annotation_rate.precisions(context)])
+    assert len(right.lines) == 1 + len([*annotation_rate.fast_on(context.device)])
 
 
 def test_the_cost_of_a_text_depends_on_its_length(context):
