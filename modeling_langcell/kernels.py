@@ -9,8 +9,9 @@ needed, and left out where it fails or differs. That is why they are here, and n
 
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,19 @@ from .model.packed_langcell import is_aligned, kernels, pairs_of_runs
 
 logger = logging.getLogger(__name__)
 
-#: Activations that oneDNN can fuse with a matrix product, by its names of function and algorithm.
-_FUSED_ACTIVATIONS = {type(None): ("none", ""), nn.ReLU: ("relu", ""), GELUActivation: ("gelu", "none")}
+
+class _Activation(NamedTuple):
+    """How an activation follows a matrix product: oneDNN's names of function and algorithm, and torch's own way."""
+
+    fused: tuple[str, str]
+    in_place: Callable[[torch.Tensor], torch.Tensor]
+
+
+_ACTIVATIONS = {
+    type(None): _Activation(("none", ""), lambda product: product),
+    nn.ReLU: _Activation(("relu", ""), torch.relu_),
+    GELUActivation: _Activation(("gelu", "none"), torch.ops.aten.gelu_),
+}
 _QUERIES = 512  # Queries of a sequence that are computed at once, so that their scores fit into the CPU's cache.
 _FEW_SCORES = 100_000  # Number of scores per head below which two matrix products cost more than they save.
 #: The largest difference from the standard way, relative to the largest value, with which a kernel is used.
@@ -41,17 +53,24 @@ def linear(
     activation: nn.Module | None,
     plus: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """Applies a linear layer, and an activation or a sum; see `Kernels.linear`."""
-    fused = _FUSED_ACTIVATIONS.get(type(activation))
-    if fused is None or (plus is not None and activation is not None) or not takes_onednn(states, weight):
+    """
+    Applies a linear layer, and an activation or a sum, in one pass or at least without another copy of the output; see
+    `Kernels.linear`.
+    """
+    if type(activation) not in _ACTIVATIONS or (plus is not None and activation is not None):
         return None
-    name, algorithm = fused
-    try:
-        if plus is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(states, plus, weight, bias, "add")
-        return torch.ops.mkldnn._linear_pointwise(states, weight, bias, name, [], algorithm)
-    except RuntimeError:  # oneDNN lacks the memory for its code, or the product: the standard way tells which.
+    if takes_onednn(states, weight):
+        name, algorithm = _ACTIVATIONS[type(activation)].fused
+        try:
+            if plus is not None:
+                return torch.ops.mkldnn._linear_pointwise.binary(states, plus, weight, bias, "add")
+            return torch.ops.mkldnn._linear_pointwise(states, weight, bias, name, [], algorithm)
+        except RuntimeError:  # oneDNN lacks the memory for its code, or the product: the standard way tells which.
+            return None
+    if not _infers_on_cpu(states, weight) or (plus is not None and plus.dtype != states.dtype):
         return None
+    product = F.linear(states, weight, bias)
+    return _ACTIVATIONS[type(activation)].in_place(product) if plus is None else product.add_(plus)
 
 
 def attention(
@@ -64,7 +83,8 @@ def attention(
     longest_key: int,
 ) -> torch.Tensor | None:
     """
-    Attends in single precision on a GPU, and in long sequences on a CPU other than Intel's; see `Kernels.attention`.
+    Attends in single precision on a GPU, and in long sequences on a CPU with AVX-512 that is not Intel's; see
+    `Kernels.attention`.
     """
     if query.is_cuda:
         if query.dtype != torch.float32 or not is_aligned(query) or not _nested_works(query.device):
@@ -116,18 +136,26 @@ def _attend_by_products(query, key, value, attended):
 
 def takes_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """
-    Returns true if oneDNN can compute a matrix product: on a CPU, without gradients, autocast, tracing or compilation.
-    torch itself would use MKL in single precision, which has no AVX-512 on CPUs other than Intel's.
+    Returns true if oneDNN computes a matrix product, and faster than torch, which uses MKL in single precision. On
+    CPUs other than Intel's, MKL does without AVX-512. Without AVX-512 it is the faster one, with any activation.
     """
+    return (
+        _infers_on_cpu(states, weight)
+        and states.dtype == weight.dtype
+        and states.dtype in _TOLERANCE
+        and (states.dtype != torch.float32 or _has_avx512())
+        and _onednn_works(states.dtype)
+    )
+
+
+def _infers_on_cpu(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Returns true on a CPU, without gradients, autocast, tracing or compilation."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and states.device.type == weight.device.type == "cpu"
-        and states.dtype == weight.dtype
-        and states.dtype in _TOLERANCE
-        and _onednn_works(states.dtype)
     )
 
 
@@ -195,6 +223,11 @@ def _random(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     """Returns random numbers, always the same ones, without use of the program's own."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@cache
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 @cache

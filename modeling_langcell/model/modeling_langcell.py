@@ -14,6 +14,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -633,7 +634,7 @@ class LangCellTextModel(LangCellTowerModel):
         texts: PackedSequences,
         cell_states: torch.Tensor,
         cells: PackedSequences,
-        chosen: Sequence[Sequence[int]],
+        chosen: Sequence[Sequence[int]] | np.ndarray,
     ) -> torch.Tensor:
         """
         Reads texts against cells, both laid end to end. States that depend only on the text are computed once per
@@ -650,20 +651,19 @@ class LangCellTextModel(LangCellTowerModel):
             `(pairs, hidden_size)` `[CLS]` states, cell by cell.
         """
         device = input_ids.device  # The weights may be elsewhere, offloaded.
-        flat = [text for of_cell in chosen for text in of_cell]
-        pairs = PackedSequences([texts.lengths[text] for text in flat], device)
-        copied = torch.tensor(flat, device=device)
+        flat = np.concatenate([np.asarray(of_cell, dtype=np.int64) for of_cell in chosen])
+        pairs, copied = PackedSequences(texts.sizes[flat], device), torch.from_numpy(flat).to(device)
         # The queries of all the texts of a cell attend to it in one call.
-        queries = PackedSequences([sum(texts.lengths[text] for text in of_cell) for of_cell in chosen], device)
         cls_queries = PackedSequences([len(of_cell) for of_cell in chosen], device)
+        queries = PackedSequences(np.diff(pairs.ends[cls_queries.ends]), device)
 
         sequences = texts
-        states = self.embeddings(input_ids, None, texts.positions[None], max(texts.lengths))
+        states = self.embeddings(input_ids, None, texts.positions[None], int(texts.sizes.max()))
         for layer in self.encoder.layer:
             last = layer is self.encoder.layer[-1]
             copies = None
             if sequences is texts:  # The first cross-attention makes pairs of the texts.
-                copies = copied if last else texts.first[copied].repeat_interleave(pairs.counts) + pairs.positions
+                copies = copied if last else pairs.repeat(texts.first[copied]) + pairs.positions
             of_layer = PackedPairs(cls_queries if last else queries, cells, copies)
             states = layer(states, None, cell_states, cls_only=last, pairs=of_layer, **sequences.attention)
             sequences = pairs
@@ -863,7 +863,7 @@ class LangCellModel(LangCellPreTrainedModel):
         cells: PackedSequences,
         input_ids: torch.Tensor,
         texts: PackedSequences,
-        chosen: Sequence[Sequence[int]],
+        chosen: Sequence[Sequence[int]] | np.ndarray,
     ) -> torch.Tensor:
         """
         Returns `(pairs,)` float32 match probabilities; arguments are those of `LangCellTextModel.read_pairs`.

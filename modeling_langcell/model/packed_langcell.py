@@ -9,9 +9,10 @@ ones, as `kernels`.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -50,27 +51,42 @@ class PackedSequences:
     Sequences of different lengths, laid end to end.
 
     Args:
-        lengths: Length of each sequence, on the host, where they decide which sequences are computed together.
+        lengths: Length of each sequence, on the host, where they decide which sequences are computed together. On the
+            host there may be hundreds of thousands of them: a card waits for whatever is done to each in turn.
         device: Device of the sequences' states.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu"):
-        self.lengths = list(lengths)
-        self.offsets = [0, *accumulate(self.lengths)]
+    def __init__(self, lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu"):
+        self.sizes = np.asarray(lengths, dtype=np.int64)
         self.device = device
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.sizes)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Length of each sequence."""
+        return self.sizes.tolist()
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """`(sequences + 1,)` the beginning of each sequence, and the end of the last."""
+        return np.concatenate([[0], np.cumsum(self.sizes)])
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The beginning of each sequence, and the end of the last."""
+        return self.ends.tolist()
 
     @property
     def tokens(self) -> int:
         """Number of tokens of all the sequences together."""
-        return self.offsets[-1]
+        return int(self.ends[-1])
 
     @cached_property
     def cumulative(self) -> torch.Tensor:
         """`(sequences + 1,)` int32 offsets: the beginning of each sequence, and the end of the last."""
-        return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
+        return torch.from_numpy(self.ends.astype(np.int32)).to(self.device)
 
     @cached_property
     def first(self) -> torch.Tensor:
@@ -80,7 +96,7 @@ class PackedSequences:
     @property
     def attention(self) -> dict[str, Any]:
         """The arguments by which transformers tells attention where each of the sequences of a row begins."""
-        starts, longest = self.cumulative, max(self.lengths)
+        starts, longest = self.cumulative, int(self.sizes.max())
         return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
 
     @property
@@ -91,12 +107,16 @@ class PackedSequences:
     @cached_property
     def counts(self) -> torch.Tensor:
         """`(sequences,)` lengths, on the device of the states."""
-        return torch.tensor(self.lengths, device=self.device)
+        return torch.from_numpy(self.sizes).to(self.device)
 
     @cached_property
     def positions(self) -> torch.Tensor:
         """`(tokens,)` position of each token in its sequence."""
-        return torch.arange(self.tokens, device=self.device) - self.first.repeat_interleave(self.counts)
+        return torch.arange(self.tokens, device=self.device) - self.repeat(self.first)
+
+    def repeat(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns `(tokens,)` values, of `(sequences,)` ones, without waiting for a device to say how many they are."""
+        return values.repeat_interleave(self.counts, output_size=self.tokens)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from .errors import InputError
@@ -77,6 +78,14 @@ class TokenBudget:
             used += length
         if block:
             yield block
+
+    def slices(self, lengths: np.ndarray) -> Iterator[slice]:
+        """Splits `(items,)` lengths in the same way as `blocks`, without going through them one by one."""
+        ends, start = np.concatenate([[0], np.cumsum(lengths)]), 0
+        while start < len(lengths):
+            fit = int(np.searchsorted(ends, ends[start] + self.tokens, side="right")) - 1
+            yield slice(start, max(start + 1, fit))
+            start = max(start + 1, fit)
 
     def spend(
         self, items: Sequence[T], length: Callable[[T], int], read: Callable[[list[T]], Any]

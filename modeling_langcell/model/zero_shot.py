@@ -4,7 +4,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -162,8 +162,10 @@ class DescriptionScorer:
             read = [[without_gene_lists(text) or text for text in texts] for texts in read]
         first = [texts[0] for texts in read]
         others = [text for texts in read for text in texts[1:]]
-        self.text_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
-        self.lengths = [len(ids) for ids in self.text_ids]
+        token_ids = processor(text=first + others, text_kwargs={"padding": False})["input_ids"]
+        #: The texts laid end to end, where the model computes: what is read of them is gathered there.
+        self.texts = PackedSequences([len(ids) for ids in token_ids], execution_device(model))
+        self._token_ids = torch.tensor([*chain(*token_ids)], device=self.texts.device)
         self.text_embeds = self._embed()
         #: What the cells of each label are compared with.
         self.label_embeds = self.text_embeds
@@ -173,6 +175,11 @@ class DescriptionScorer:
             known = KnownTypes(model.known_texts.float(), model.known_cells.float(), weights["known_cells_weight"])
             self.label_embeds = known.place(self.text_embeds)
             self.relatives = RelativesShare.of(self.text_embeds, known, weights["relatives_weight"])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each text: the first of each label, and then all the others."""
+        return self.texts.lengths
 
     @property
     def marker_ids(self) -> tuple[int, ...]:
@@ -285,25 +292,22 @@ class DescriptionScorer:
             `(cells, labels)` match probabilities, 0 for labels that were not chosen.
         """
         match = torch.zeros(len(cells), len(self.descriptions), device=states.device)
-        all_texts = self._by_length(range(len(self.descriptions))) if self.shortlist is None else None
-        texts_of_cell = [all_texts or self._by_length(labels) for labels in chosen.tolist()]
-        tokens = [sum(self.lengths[text] for text in texts) for texts in texts_of_cell]
-        for block in self._text_budget.blocks(range(len(cells)), tokens):
-            first, last = block[0], block[-1] + 1
-            block_states = states[:, cells.offsets[first] : cells.offsets[last]]
-            block_cells = PackedSequences(cells.lengths[first:last], states.device)
-            # A cell with more texts than the budget holds is alone in its block, and its texts are read in parts.
-            parts = [texts_of_cell[first:last]]
-            if len(block) == 1:
-                lengths = [self.lengths[text] for text in texts_of_cell[first]]
-                parts = [[part] for part in self._text_budget.blocks(texts_of_cell[first], lengths)]
+        # There may be hundreds of thousands of pairs: none of this goes through them one by one.
+        sizes, every = self.texts.sizes, self._by_length(chosen.numpy())
+        for block in self._text_budget.slices(sizes[every].sum(axis=1)):
+            block_states = states[:, cells.offsets[block.start] : cells.offsets[block.stop]]
+            block_cells = PackedSequences(cells.sizes[block], states.device)
+            parts = [slice(None)]
+            if block.stop == block.start + 1:  # A cell with more texts than the budget holds: they are read in parts.
+                parts = [*self._text_budget.slices(sizes[every[block.start]])]
             for part in parts:
-                texts = self._by_length({*chain(*part)})
-                place = {text: place for place, text in enumerate(texts)}
-                pairs = [[place[text] for text in of_cell] for of_cell in part]
-                found = self.model.match_packed(block_states, block_cells, *self._pack(texts), pairs)
-                rows = [cell for cell, of_cell in enumerate(part, first) for _ in of_cell]
-                match[rows, [*chain(*part)]] = found
+                pairs = every[block, part]
+                texts = self._by_length(np.unique(pairs))
+                place = np.empty(len(sizes), dtype=np.int64)
+                place[texts] = np.arange(len(texts))
+                found = self.model.match_packed(block_states, block_cells, *self._pack(texts), place[pairs])
+                columns = torch.from_numpy(pairs).to(match.device)
+                match[block].scatter_(1, columns, found.view(pairs.shape).to(match.dtype))
         return match
 
     def _shortlist_is_exact(self, similarity, match, evidence, best, chosen) -> torch.Tensor:
@@ -332,7 +336,7 @@ class DescriptionScorer:
         size = len(self.lengths), self.model.config.projection_dim
         embeds = torch.empty(size, device=execution_device(self.model))
         with torch.inference_mode():
-            every = self._by_length(range(len(self.lengths)))
+            every = self._by_length(np.arange(len(self.lengths))).tolist()
             for rows, pooled in self._text_budget.spend(every, self.lengths.__getitem__, self._read_texts):
                 embeds[rows] = self.model.project_texts(pooled).float()
         start = len(self.descriptions)
@@ -343,18 +347,19 @@ class DescriptionScorer:
                 start = stop
         return embeds[: len(self.descriptions)]
 
-    def _by_length(self, texts: Iterable[int]) -> list[int]:
-        """Sorts texts by length, so that texts of one length are neighbours and are read at once."""
-        return sorted(texts, key=lambda text: (self.lengths[text], text))
+    def _by_length(self, texts: np.ndarray) -> np.ndarray:
+        """Sorts texts along the last axis by length: neighbours of one length are read at once."""
+        order = np.argsort(self.texts.sizes, kind="stable")
+        return order[np.sort(np.argsort(order)[texts], axis=-1)]
 
     def _read_texts(self, texts: list[int]) -> torch.Tensor:
-        ids, packed = self._pack(texts)
+        ids, packed = self._pack(np.array(texts))
         return self.model.text_model(ids, pooled_only=True, return_dict=True, **packed.arguments).pooler_output
 
-    def _pack(self, texts: list[int]) -> tuple[torch.Tensor, PackedSequences]:
-        device = execution_device(self.model)
-        ids = torch.tensor([[*chain(*(self.text_ids[text] for text in texts))]], device=device)
-        return ids, PackedSequences([self.lengths[text] for text in texts], device)
+    def _pack(self, texts: np.ndarray) -> tuple[torch.Tensor, PackedSequences]:
+        packed = PackedSequences(self.texts.sizes[texts], self.texts.device)
+        starts = torch.from_numpy(self.texts.ends[texts]).to(packed.device)
+        return self._token_ids[packed.repeat(starts) + packed.positions][None], packed
 
 
 class KnownTypes:

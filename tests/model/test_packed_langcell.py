@@ -2,6 +2,7 @@
 """Inference without padding: same results as with padding, and no more work than needed."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -122,6 +123,7 @@ class TestAttention:
         """Makes sure that the comparison above covers both kernels."""
         states, starts = given
         monkeypatch.setattr(kernels, "_is_intel", lambda: False)
+        monkeypatch.setattr(kernels, "_has_avx512", lambda: True)
         with torch.no_grad():
             if not kernels.takes_onednn(*states[:2]):
                 pytest.skip("torch has no oneDNN here")
@@ -155,7 +157,8 @@ class TestKernels:
     """Private operators of torch are used only where they are there and give what the standard ones give."""
 
     @pytest.fixture(autouse=True)
-    def untried(self):
+    def untried(self, monkeypatch):
+        monkeypatch.setattr(kernels, "_has_avx512", lambda: True)
         kernels._onednn_works.cache_clear()
         yield
         kernels._onednn_works.cache_clear()
@@ -187,6 +190,11 @@ class TestKernels:
 
 
 class TestDense:
+    @pytest.fixture(autouse=True, params=["oneDNN", "torch"])
+    def kernel(self, request, monkeypatch):
+        """Both ways of a CPU, whichever this one takes."""
+        monkeypatch.setattr(kernels, "_has_avx512", lambda: request.param == "oneDNN")
+
     @pytest.fixture
     def layer(self):
         torch.manual_seed(0)
@@ -208,6 +216,15 @@ class TestDense:
         with torch.no_grad():
             torch.testing.assert_close(dense(layer, states, plus=more), layer(states) + kept, atol=1e-5, rtol=0)
         assert torch.equal(more, kept), "what is added is not written to"
+
+    @pytest.mark.parametrize("activation", [None, nn.ReLU(), GELUActivation()])
+    @torch.no_grad()
+    def test_the_input_is_not_written_to(self, layer, activation):
+        layer, states = nn.Linear(16, 16), torch.randn(5, 16)
+        kept = states.clone()
+        dense(layer, states, activation)
+        dense(layer, states, plus=states)
+        assert torch.equal(states, kept)
 
     def test_states_that_are_not_contiguous(self, layer):
         states = torch.randn(16, 5).T
@@ -377,3 +394,37 @@ class TestWork:
 
     def test_without_the_matching(self, scored):
         assert scored(alpha=1)[0] < 0.35 * scored()[0]
+
+    @pytest.mark.parametrize("shortlist", [None, 16])
+    def test_the_host_does_not_go_through_pairs_one_by_one(self, model, tiny_processor, shortlist):
+        """A card would wait for it: with thousands of candidates a batch has hundreds of thousands of pairs."""
+        ids, _, _ = random_ids(CELLS, model.config.cell_config.vocab_size)
+
+        def lines(candidates):
+            descriptions = {str(n): "cell type : " + "b " * (1 + n % 4) for n in range(candidates)}
+            scorer = DescriptionScorer(model, tiny_processor, descriptions, 0.1, shortlist, TokenBudget(10**6))
+            with torch.inference_mode():
+                states, embeds = scorer.read(ids, PackedSequences(CELLS))
+                compared = scorer.compare(embeds)
+                return _lines_of_the_package(lambda: scorer.score(compared, states, PackedSequences(CELLS)))
+
+        assert lines(200) < 1.1 * lines(40)
+
+
+def _lines_of_the_package(work):
+    """Counts the lines of the model's modules that run, comprehensions once for each item."""
+    counted, before = 0, sys.gettrace()
+
+    def trace(frame, event, argument):
+        nonlocal counted
+        if "modeling_langcell/model/" not in frame.f_code.co_filename:
+            return None
+        counted += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return counted

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,14 @@ def test_blocks_hold_what_fits_and_at_least_one_item():
     assert list(TokenBudget(14).blocks(range(6), LENGTHS)) == [[0], [1, 2], [3, 4, 5]]
     assert list(TokenBudget(1).blocks("abc", [5, 5, 5])) == [["a"], ["b"], ["c"]]
     assert list(TokenBudget(1).blocks([], [])) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 14, 22, 1000])
+@pytest.mark.parametrize("lengths", [LENGTHS, [5, 5, 5], [100, 1, 100], []])
+def test_slices_are_the_blocks(tokens, lengths):
+    budget = TokenBudget(tokens)
+    found = [[*range(len(lengths))[part]] for part in budget.slices(np.array(lengths, dtype=int))]
+    assert found == list(budget.blocks(range(len(lengths)), lengths))
 
 
 def test_a_budget_of_zero_is_refused():

@@ -1,12 +1,16 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Figures: cells on a plane, and the genes that drive each label."""
 
+import itertools
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 from modeling_langcell import InputError, LangCellAnnotator
-from modeling_langcell.report.plots import draw, draw_genes, lay_out, render
+from modeling_langcell.io.columns import CELL_TYPE, RUN
+from modeling_langcell.report.plots import Layout, draw, draw_genes, lay_out, render
 
 
 @pytest.fixture
@@ -37,6 +41,29 @@ def test_cells_are_drawn_by_label(annotated, reference):
     assert len(scatter.collections) == annotated.obs["langcell_cell_type"].nunique()
     assert beside.get_title().startswith("Composition" if reference is None else "known (cells) and annotation")
     assert render(figure, dpi=20).startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [35, 70])
+@pytest.mark.parametrize("reference", [None, "known"])
+def test_many_labels_are_readable(number, reference):
+    """No name covers another or is cut off, and the map stays a map: matplotlib warns where there is no room."""
+    names = [f"cell type {letter} with a name of usual length" for letter in range(number)]
+    obs = pd.DataFrame({CELL_TYPE: pd.Categorical(names * 2, names), "known": [*names[:2]] * number})
+    adata = ad.AnnData(obs=obs.set_index(obs.index.astype(str)))
+    adata.uns[RUN] = {"labels": np.array(names)}
+    layout = Layout(np.arange(2 * number), np.random.default_rng(0).random((2 * number, 2)))
+    figure = draw(adata, layout, reference)
+    figure.draw_without_rendering()
+    scatter, beside = figure.axes[:2]
+    assert scatter.get_window_extent().height > 250
+    if reference is None:
+        bars = [text.get_window_extent() for text in beside.get_yticklabels()]
+        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(bars))
+        assert [text.get_text() for text in beside.get_yticklabels()][60:] == ["10 further labels"] * (number > 60)
+        assert sum(bar.get_width() for bar in beside.patches) == pytest.approx(1)
+    else:
+        assert figure.get_tightbbox().y0 >= 0  # In inches: the legend ends above the lower edge.
 
 
 def test_genes_have_a_panel_for_each_label():

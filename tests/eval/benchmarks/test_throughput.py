@@ -3,6 +3,7 @@
 
 import json
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -12,7 +13,7 @@ from datasets import Dataset
 from modeling_langcell import LangCellConfig
 from modeling_langcell.eval.benchmarks import annotation_rate, training_rate
 from modeling_langcell.eval.benchmarks.index_recall import spread
-from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices
+from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices, measure_mini
 from modeling_langcell.eval.benchmarks.naive import NaiveProcedure
 from modeling_langcell.eval.benchmarks.tokenizing_rate import disagreements
 from tests.support.commands import run_python
@@ -146,6 +147,13 @@ def test_other_kernels_give_the_same(context, monkeypatch):
     for way, one in figures["ways"].items():
         # int8 is inaccurate for weights as large as these.
         assert one["cosine"] > (0.99999 if way.startswith(("naive", "float32")) else 0.5), way
+
+
+def test_langcell_mini_is_measured_with_int8_weights(shared):
+    cells = ad.read_h5ad(shared / "data" / "validation" / "zheng68k_subset_pbmc.h5ad")[:20].to_memory()
+    found = measure_mini(cells, ["B cell", "monocyte", "T cell"], torch.device("cpu"), 1)
+    assert (found["float32"]["ratio"], found["float32"]["same_label"]) == (1, 1)
+    assert 0.99 < found["int8 weights"]["cosine"] < 0.99999
 
 
 @pytest.mark.e2e
