@@ -121,16 +121,26 @@ class BenchmarkContext:
 class NaiveSeconds:
     """
     Seconds of the naive procedure on a batch. It reads texts one at a time, at a cost that depends on their length
-    alone: timing a few texts from the shortest to the longest gives the cost of any number.
+    alone: timing a few texts from the shortest to the longest gives the cost of any number. It pads all cells to the
+    longest: a few of them, with the longest, give the cost of each.
 
     Args:
         context: Model and cells.
-        rows: Rows of the batch.
+        rows: Rows of the batch, the longest cell last.
         texts: Token ids of all texts.
         timed: Number of texts that are timed.
+        cells: Number of cells that are timed.
     """
 
-    def __init__(self, context: BenchmarkContext, rows: np.ndarray, texts: Sequence[Sequence[int]], timed: int):
+    def __init__(
+        self,
+        context: BenchmarkContext,
+        rows: np.ndarray,
+        texts: Sequence[Sequence[int]],
+        timed: int,
+        cells: int = BATCH,
+    ):
+        rows = rows[np.linspace(0, len(rows) - 1, min(cells, len(rows))).astype(int)]
         self.lengths = np.array([len(text) for text in texts])
         order = np.argsort(self.lengths, kind="stable")
         sample = np.unique(order[np.linspace(0, len(order) - 1, min(timed, len(order))).astype(int)])
@@ -163,11 +173,16 @@ class NaiveSeconds:
 
 
 def measure_annotation(
-    context: BenchmarkContext, settings: Sequence[Setting], rounds: int, timed_texts: int, say: Callable[[str], None]
+    context: BenchmarkContext,
+    settings: Sequence[Setting],
+    rounds: int,
+    timed_texts: int,
+    timed_cells: int,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """
     Measures rounds of the naive procedure and of every setting on the same cells, without the encoding of candidates,
-    which both do once per run.
+    which both do once per run. `timed_texts` and `timed_cells` are numbers for `NaiveSeconds`.
 
     Returns:
         `ways`: for every setting the medians over rounds of `cells_per_second` and of `ratio` to the naive procedure.
@@ -187,7 +202,7 @@ def measure_annotation(
     naive: dict[int, list[float]] = {setting.candidates: [] for setting in settings}
     for number in range(rounds):
         rows = context.batch()
-        seconds = NaiveSeconds(context, rows, texts, timed_texts)
+        seconds = NaiveSeconds(context, rows, texts, timed_texts, timed_cells)
         for candidates, times in naive.items():
             times.append(seconds.annotate(candidates))
         best: dict[tuple[int, int], int] = {}  # The exact answers, by number of candidates and cell.

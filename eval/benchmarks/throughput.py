@@ -79,6 +79,7 @@ from modeling_langcell.eval.benchmarks.first_answer import measure_first_answer
 from modeling_langcell.eval.benchmarks.index_recall import measure_index
 from modeling_langcell.eval.benchmarks.kernel_choices import measure_choices, measure_mini
 from modeling_langcell.eval.benchmarks.memory import GIGABYTE, peak_gb, resident
+from modeling_langcell.eval.benchmarks.naive import BATCH
 from modeling_langcell.eval.benchmarks.report_opening import open_report
 from modeling_langcell.eval.benchmarks.study_run import annotate_study
 from modeling_langcell.eval.benchmarks.tokenizing_rate import (
@@ -354,7 +355,8 @@ def annotate(
             n: annotation_rate.largest_difference(context, n, 2) for n in ((8,) if quick else (8, 128))
         },
     }
-    figures |= annotation_rate.measure_annotation(context, settings, rounds, 2 if quick else 5, say)
+    timed = (2, 8) if quick else (5, BATCH)
+    figures |= annotation_rate.measure_annotation(context, settings, rounds, *timed, say)
     lengths = (512,) if quick else (128, 256, 512, 1024, 2048)
     figures["cell_tower"] = annotation_rate.measure_cell_tower(context, lengths, 1 if quick else rounds)
     figures["ratio"] = next(

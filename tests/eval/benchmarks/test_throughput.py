@@ -103,7 +103,7 @@ def test_the_rate_of_annotation(context):
         for candidates, shortlist in ((3, None), (40, None), (40, 2))
     ]
     said = []
-    figures = annotation_rate.measure_annotation(context, ways, 2, 2, said.append)
+    figures = annotation_rate.measure_annotation(context, ways, 2, 2, 3, said.append)
     assert len(said) == 3 * len(ways), "one line when it is ready, and one per round"
     assert figures["naive_cells_per_second"].keys() == {3, 40}
     for way, one in zip(ways, figures["ways"], strict=True):
