@@ -32,7 +32,7 @@ _MODULES = (
 _RESUMED = ("annotate", "embed", "corpus", "evaluate")
 #: New objects after which Python looks for unreachable ones. Libraries make millions while they are imported, and a
 #: fifth of that time would go into looking for what is not there.
-_NEW_OBJECTS = 100_000
+_NEW_OBJECTS = 10_000
 
 
 class Commands(TyperGroup):

@@ -293,8 +293,10 @@ class DescriptionScorer:
         """
         match = torch.zeros(len(cells), len(self.descriptions), device=states.device)
         # There may be hundreds of thousands of pairs: none of this goes through them one by one.
-        sizes, every = self.texts.sizes, self._by_length(chosen.numpy())
-        for block in self._text_budget.slices(sizes[every].sum(axis=1)):
+        sizes = self.texts.sizes
+        texts_of = self._by_length(chosen.numpy() if self.shortlist is not None else chosen[:1].numpy())
+        every = np.broadcast_to(texts_of, chosen.shape)
+        for block in self._text_budget.slices(np.broadcast_to(sizes[texts_of].sum(axis=1), len(cells))):
             block_states = states[:, cells.offsets[block.start] : cells.offsets[block.stop]]
             block_cells = PackedSequences(cells.sizes[block], states.device)
             parts = [slice(None)]
@@ -306,7 +308,7 @@ class DescriptionScorer:
                 place = np.empty(len(sizes), dtype=np.int64)
                 place[texts] = np.arange(len(texts))
                 found = self.model.match_packed(block_states, block_cells, *self._pack(texts), place[pairs])
-                columns = torch.from_numpy(pairs).to(match.device)
+                columns = torch.from_numpy(pairs.copy()).to(match.device)
                 match[block].scatter_(1, columns, found.view(pairs.shape).to(match.dtype))
         return match
 
