@@ -298,7 +298,7 @@ def agreement_of_mini(
     descriptions = {term.name: term.description for term in chosen}
     answers: dict[str, np.ndarray] = {}
     shortlist_is_exact = np.zeros(0)
-    for precision in ("float32", "bfloat16"):
+    for precision in fast_on(device):
         annotator = LangCellAnnotator.from_pretrained(MINI, device=device, dtype=precision)
         ranked = annotator.processor.feature_extractor.rank(adata, empty_cells="mark")
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(~ranked.without_genes))[:n_cells]
