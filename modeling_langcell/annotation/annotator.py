@@ -251,7 +251,7 @@ class LangCellAnnotator(Predictor):
         text: str,
         top_k: int = 20,
         *,
-        exact: bool | None = None,
+        exact: bool = True,
         marker_weight: float | None = None,
     ) -> pd.DataFrame:
         """

@@ -19,31 +19,28 @@ from .query import Query
 
 logger = logging.getLogger(__name__)
 
-#: Up to this many embeddings are all compared with a query; more are searched through an index.
-EXACT = 1_000_000
-
 _BLOCK = 2**26  # Similarities that are held at once.
 
 
 class Neighbours:
     """
-    Finds the nearest of many embeddings by cosine. Up to a million embeddings the result is exact. For more, an HNSW
-    graph (Malkov & Yashunin, 2018) is built once, and finds nearly all of the nearest without comparing with all
-    embeddings.
+    Finds the nearest of many embeddings by cosine: exactly, or by an HNSW graph (Malkov & Yashunin, 2018), which is
+    built once and finds most of the nearest without comparing with all embeddings. To build it takes as long as
+    thousands of exact queries.
 
     Args:
         embeds: `(embeddings, width)` of length 1; rows of missing values are never found.
-        exact: True to compare with all embeddings, the default up to a million.
+        exact: False to build the graph.
 
     Raises:
-        InputError: An index is needed and usearch is not installed.
+        InputError: The graph is asked for and usearch is not installed.
     """
 
-    def __init__(self, embeds: np.ndarray, exact: bool | None = None):
+    def __init__(self, embeds: np.ndarray, exact: bool = True):
         self.rows = np.flatnonzero(~np.isnan(embeds[:, 0]))
         self._embeds = np.ascontiguousarray(embeds[self.rows] if len(self.rows) < len(embeds) else embeds, np.float32)
         self._index: Any = None
-        if not (len(self.rows) <= EXACT if exact is None else exact):
+        if not exact:
             logger.info("Building an approximate index of %d embeddings.", len(self.rows))
             self._index = _build_index(self._embeds)
 
@@ -77,10 +74,11 @@ def _build_index(embeds: np.ndarray) -> Any:
         from usearch.index import Index
     except ImportError as error:
         raise InputError(
-            'An index of this many embeddings needs usearch: pip install "modeling-langcell[search]".'
+            'The graph of neighbours (exact=False) needs usearch: pip install "modeling-langcell[search]".'
         ) from error
     width = embeds.shape[1]
-    index = Index(ndim=width, metric="ip", dtype="f32", connectivity=32, expansion_add=200, expansion_search=256)
+    # Texts lie apart from cells, whose neighbours lead past the nearest ones: the search has to look at many.
+    index = Index(ndim=width, metric="ip", dtype="f32", connectivity=32, expansion_add=200, expansion_search=16_384)
     index.add(np.arange(len(embeds)), embeds)
     return index
 
@@ -116,7 +114,7 @@ def search(
     text: str,
     top_k: int = 20,
     *,
-    exact: bool | None = None,
+    exact: bool = True,
     marker_weight: float | None = None,
 ) -> pd.DataFrame:
     """
@@ -226,4 +224,4 @@ def _require_positive(top_k: int) -> None:
         raise InputError(f"top_k={top_k} is not a number of results: give 1 or more.")
 
 
-__all__ = ["EXACT", "Neighbours", "nearest_texts", "score_cells", "search"]
+__all__ = ["Neighbours", "nearest_texts", "score_cells", "search"]

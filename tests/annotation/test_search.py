@@ -60,12 +60,22 @@ class TestNeighbours:
         np.testing.assert_allclose(cosines[:, 0], (queries * embeds[found[:, 0]]).sum(axis=1), atol=1e-5)
         assert (np.diff(cosines, axis=1) <= 1e-6).all()
 
-    def test_more_than_a_million_use_the_index(self, monkeypatch):
-        monkeypatch.setattr(searching, "EXACT", 10)
+    @pytest.mark.long
+    def test_the_index_finds_cells_by_texts(self):
+        """Texts lie apart from cells, which lie close together: few of a cell's neighbours are as near to a text."""
+        pytest.importorskip("usearch")
+        embeds = unit(20_000) + 3 * unit(1, seed=2)
+        embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+        queries = unit(50, seed=1)
+        exact, _ = Neighbours(embeds)(queries, 20)
+        found, _ = Neighbours(embeds, exact=False)(queries, 20)
+        assert np.mean([len({*a} & {*b}) / 20 for a, b in zip(exact, found, strict=True)]) > 0.9
+
+    def test_the_index_needs_an_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "usearch.index", None)
         Neighbours(unit(10))
         with pytest.raises(InputError, match=r"modeling-langcell\[search\]"):
-            Neighbours(unit(11))
+            Neighbours(unit(10), exact=False)
 
 
 def test_search_finds_the_most_similar_cells(annotator, embedded):
