@@ -33,7 +33,7 @@ class _Activation(NamedTuple):
 _ACTIVATIONS = {
     type(None): _Activation(("none", ""), lambda product: product),
     nn.ReLU: _Activation(("relu", ""), torch.relu_),
-    GELUActivation: _Activation(("gelu", "none"), torch.ops.aten.gelu_),
+    GELUActivation: _Activation(("gelu", "none"), torch.ops.aten.gelu_),  # `F.gelu` has no form in place.
 }
 _QUERIES = 512  # Queries of a sequence that are computed at once, so that their scores fit into the CPU's cache.
 _FEW_SCORES = 100_000  # Number of scores per head below which two matrix products cost more than they save.

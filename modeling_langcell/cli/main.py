@@ -30,8 +30,8 @@ _MODULES = (
 )
 #: Commands that continue where an earlier run with the same output stopped.
 _RESUMED = ("annotate", "embed", "corpus", "evaluate")
-#: New objects after which Python looks for unreachable ones. Libraries make millions while they are imported, and a
-#: fifth of that time would go into looking for what is not there.
+#: New objects after which Python looks for unreachable ones. Libraries make millions while they are imported, and up
+#: to a fifth of that time would go into looking for what is not there.
 _NEW_OBJECTS = 10_000
 
 

@@ -83,9 +83,10 @@ class TokenBudget:
         """Splits `(items,)` lengths in the same way as `blocks`, without going through them one by one."""
         ends, start = np.concatenate([[0], np.cumsum(lengths)]), 0
         while start < len(lengths):
-            fit = int(np.searchsorted(ends, ends[start] + self.tokens, side="right")) - 1
-            yield slice(start, max(start + 1, fit))
-            start = max(start + 1, fit)
+            fitting = int(np.searchsorted(ends, ends[start] + self.tokens, side="right")) - 1
+            stop = max(start + 1, fitting)
+            yield slice(start, stop)
+            start = stop
 
     def spend(
         self, items: Sequence[T], length: Callable[[T], int], read: Callable[[list[T]], Any]

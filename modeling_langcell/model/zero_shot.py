@@ -294,7 +294,8 @@ class DescriptionScorer:
         match = torch.zeros(len(cells), len(self.descriptions), device=states.device)
         # There may be hundreds of thousands of pairs: none of this goes through them one by one.
         sizes = self.texts.sizes
-        texts_of = self._by_length(chosen.numpy() if self.shortlist is not None else chosen[:1].numpy())
+        # Without a shortlist all cells have the same texts, which are sorted once.
+        texts_of = self._by_length((chosen[:1] if self.shortlist is None else chosen).numpy())
         every = np.broadcast_to(texts_of, chosen.shape)
         for block in self._text_budget.slices(np.broadcast_to(sizes[texts_of].sum(axis=1), len(cells))):
             block_states = states[:, cells.offsets[block.start] : cells.offsets[block.stop]]

@@ -96,7 +96,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
         scatter.scatter(*layout.coordinates[chosen].T, s=9, color=colour_of[name], label=_shorten(name), linewidths=0)
     scatter.set(xticks=[], yticks=[], title=f"{len(drawn):,} cells by label", xlabel="UMAP of X_langcell")
     if compared is None:
-        draw_shares(beside, labels, colour_of)
+        _draw_shares(beside, labels, colour_of)
     else:
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.06), "ncols": columns}
         scatter.legend(fontsize=7, markerscale=2, frameon=False, **below)
@@ -104,7 +104,7 @@ def draw(adata: ad.AnnData, layout: Layout, reference: str | None = None) -> Fig
     return figure
 
 
-def draw_shares(axes: Axes, labels: pd.Series, colour_of: Mapping[str, str]) -> None:
+def _draw_shares(axes: Axes, labels: pd.Series, colour_of: Mapping[str, str]) -> None:
     """Draws the share of the cells that each label has, the most frequent at the top, in the label's colour."""
     shares = labels.value_counts(normalize=True)
     shown, others = shares[:_MOST_BARS], shares[_MOST_BARS:]

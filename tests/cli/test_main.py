@@ -135,7 +135,7 @@ class TestVerbose:
 
 
 def test_the_command_looks_for_unreachable_objects_rarely():
-    """A fifth of the time of importing torch and transformers goes into it otherwise."""
+    """Up to a fifth of the time of importing torch and transformers goes into it otherwise."""
     lines = ["import atexit, gc", "atexit.register(lambda: print(gc.get_threshold()[0]))"]
     lines += ["from modeling_langcell.cli import main", "main()"]
     command = [sys.executable, "-c", "\n".join(lines), "--version"]
