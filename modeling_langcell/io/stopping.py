@@ -1,13 +1,18 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Signals that tell a run to end, as an exception: so that it cleans up, and its caller says how to continue."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+#: Seconds after which a signal comes again whose exception Python dropped.
+_AGAIN = 0.01
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,6 +42,9 @@ def stopping() -> Iterator[None]:
     Turns the signals that tell a process to end into `Stopped`. A second one does not disturb the cleaning up. Signals
     that are ignored, as SIGHUP is under `nohup`, stay so; in a thread other than the main one nothing changes.
 
+    Python drops what is raised in a destructor or in the callback of a weak reference, and a signal may come while one
+    of them runs. The hook for dropped exceptions has the signal sent again then.
+
     Raises:
         Stopped: A signal came.
     """
@@ -46,14 +54,29 @@ def stopping() -> Iterator[None]:
             signal.signal(caught, signal.SIG_IGN)
         raise Stopped(number)
 
+    def send_again(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Stopped):
+            show_dropped(dropped)
+            return
+        for caught in before:
+            signal.signal(caught, stop)
+        timers.append(threading.Timer(_AGAIN, os.kill, (os.getpid(), dropped.exc_value.number)))
+        timers[-1].start()
+
     is_main = threading.current_thread() is threading.main_thread()
     wanted = [number for number in SIGNALS if is_main and signal.getsignal(number) is not signal.SIG_IGN]
+    timers: list[threading.Timer] = []
+    show_dropped, sys.unraisablehook = sys.unraisablehook, send_again
     before = {number: signal.signal(number, stop) for number in wanted}
     try:
         yield
     finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = show_dropped
 
 
 __all__ = ["SIGNALS", "Stopped", "stopping"]

@@ -3,6 +3,9 @@
 
 import os
 import signal
+import threading
+import time
+import weakref
 
 import pytest
 
@@ -37,6 +40,66 @@ def test_a_signal_is_an_exception_with_its_exit_code(number):
     assert str(stopped.value) == f"Stopped by {'Ctrl-C' if number == signal.SIGINT else number.name}"
     assert cleaned
     assert signal.getsignal(number) == before
+
+
+class Referred:
+    """An object with a destructor."""
+
+    at_the_end = staticmethod(lambda: None)
+
+    def __del__(self):
+        self.at_the_end()
+
+
+def in_a_destructor(call):
+    referred = Referred()
+    referred.at_the_end = call
+
+
+def in_the_callback_of_a_weak_reference(call):
+    referred = Referred()
+    reference = weakref.ref(referred, lambda _: call())
+    del referred
+    assert reference() is None
+
+
+@pytest.mark.parametrize("drop", [in_a_destructor, in_the_callback_of_a_weak_reference])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(drop, times, capsys):
+    came = []
+
+    def be_stopped():
+        came.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def work():
+        for _ in range(times):
+            drop(be_stopped)
+        time.sleep(10)
+
+    with pytest.raises(Stopped) as stopped, stopping():
+        work()
+    assert stopped.value.number == signal.SIGTERM
+    assert came
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lost_signal_does_not_come_again_after_the_work(monkeypatch):
+    monkeypatch.setattr("modeling_langcell.io.stopping._AGAIN", 10)
+    before = threading.active_count()
+    with stopping():
+        in_a_destructor(lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_dropped_exceptions_are_shown_as_before(monkeypatch):
+    shown = []
+    monkeypatch.setattr("sys.unraisablehook", shown.append)
+    with stopping():
+        in_a_destructor(lambda: 1 / 0)
+    assert [dropped.exc_type for dropped in shown] == [ZeroDivisionError]
 
 
 def test_signals_that_are_ignored_stay_ignored():

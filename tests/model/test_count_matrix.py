@@ -14,7 +14,7 @@ from modeling_langcell.model.count_matrix import CountMatrix
 
 @pytest.fixture
 def counts():
-    drawn = sp.random(50, 30, density=0.2, format="csr", rng=np.random.default_rng(0))
+    drawn = sp.random(50, 30, density=0.2, format="csr", random_state=np.random.default_rng(0))
     drawn.data = np.ceil(9 * drawn.data).astype(np.float32)
     return drawn
 
