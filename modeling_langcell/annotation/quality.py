@@ -135,7 +135,7 @@ def _lost_genes(values: sp.csr_matrix, match: GeneMatch) -> list[Remedy]:
     has no Ensembl ids for them, and they tell the state of a cell rather than its type.
     """
     by_gene = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
-    shares = np.where(match.token_ids < 0, by_gene, 0) / max(by_gene.sum(), 1)
+    shares = np.where((match.token_ids < 0) & ~match.is_foreign, by_gene, 0) / max(by_gene.sum(), 1)
     many = np.argsort(-shares, kind="stable")[: (shares >= _LOST).sum()].tolist()
     lost = [gene for gene in many if not _is_mitochondrial(match, gene)]
     if not lost:

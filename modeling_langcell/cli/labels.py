@@ -3,15 +3,16 @@
 
 import csv
 import io
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..io.documents import parse_json, read_text
 from ..io.printable import plain_text
 from ..model.errors import InputError, reason_of
-from ..ontology import descendants, given_descriptions
+from ..ontology import Labels, descendants, given_descriptions, without_repeats
 
 #: Labels; or labels with their descriptions, in any form that `as_description` reads.
 Candidates = list[str] | dict[str, Any]
@@ -22,9 +23,14 @@ _SUFFIXES = (".json", ".tsv", ".csv", ".txt", ".gmt")
 _COLUMNS = ("label", "description", "markers", "absent")
 #: Columns that `langcell labels` writes besides, and that are not read.
 _IGNORED = ("id", "short_name")
-#: Other names of the column of labels.
-_NAMES_OF_TYPES = ("cell_type", "celltype", "cell type")
-_COLUMN_NAMES = dict.fromkeys(_NAMES_OF_TYPES, "label")
+#: Other names of columns, in lower case.
+_COLUMN_NAMES = {
+    **dict.fromkeys(("labels", "cell_type", "celltype", "cell type", "type", "name", "annotation", "term"), "label"),
+    **dict.fromkeys(("descriptions", "definition"), "description"),
+    **dict.fromkeys(("", "unnamed: 0"), "id"),  # The numbers of rows, as pandas writes them.
+}
+#: What separates the columns of a table, by its suffix; the others count if its first line names columns with them.
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;", ".txt": "\t,;"}
 
 
 def read_candidates(labels: str | None, ontology_root: str | None, markers: Path | None = None) -> Candidates | None:
@@ -42,7 +48,7 @@ def read_candidates(labels: str | None, ontology_root: str | None, markers: Path
         found = [term.name for term in descendants(ontology_root)]
     elif labels is not None:
         file = labels_file(labels)
-        found = _split(labels) if file is None else read_labels(file)
+        found = _checked(without_repeats(_split(labels) if file is None else _read_labels(file)))
     return found if markers is None else _with_markers(found, markers)
 
 
@@ -70,16 +76,35 @@ def _with_markers(candidates: Candidates | None, path: Path) -> Candidates:
 
 
 def labels_file(labels: str | None) -> Path | None:
-    """Returns the file that `--labels` names; None if it holds the labels themselves."""
-    return Path(labels) if labels is not None and Path(labels).suffix.lower() in _SUFFIXES else None
+    """
+    Returns the file that `--labels` names; None if it holds the labels themselves.
+
+    Raises:
+        InputError: It is a file of another kind.
+    """
+    if labels is None:
+        return None
+    path = Path(labels)
+    if path.suffix.lower() in _SUFFIXES:
+        return path
+    if path.suffix and os.path.isfile(path):
+        raise InputError(
+            f"{path} cannot be read: a file of labels ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}. Save a "
+            "spreadsheet as CSV UTF-8 (.csv)."
+        )
+    return None
 
 
 def _split(labels: str) -> list[str]:
     """Returns the labels of a text that names several."""
     # Names in the ontology contain commas ("CD8-positive, alpha-beta T cell"), so ';' is the separator if there is one.
-    found = [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
+    return [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
+
+
+def _checked(found: Labels) -> Candidates:
+    """Returns labels from the command line or a file, checked as those that are given in Python are checked."""
     given_descriptions(found)
-    return found
+    return dict(found) if isinstance(found, Mapping) else list(found)
 
 
 def read_labels(path: Path) -> Candidates:
@@ -89,7 +114,8 @@ def read_labels(path: Path) -> Candidates:
     - `.json`: a list of labels, or an object that maps labels to descriptions: a text, a list of texts, or an object
       with `description`, `markers` and `absent`;
     - `.tsv`, `.csv`, `.txt`: a table whose first line names its columns: `label`, and any of `description`, `markers`
-      and `absent`, with genes separated by commas or blanks. Cells may be quoted, as spreadsheets write them;
+      and `absent`, with genes separated by commas or blanks. Cells may be quoted, and columns separated by commas,
+      semicolons or tabs, as spreadsheets write them;
     - `.gmt`: a label, a description, which is not read, and genes, separated by tabs;
     - any of these tables without such a first line: a label in each line or, in `.tsv` and `.txt`, a label, a tab and a
       description. A label with several descriptions has a line for each.
@@ -97,14 +123,16 @@ def read_labels(path: Path) -> Candidates:
     Raises:
         InputError: The file cannot be read, or holds something else.
     """
-    found = _read_labels(path)
-    if not found:
-        raise InputError(f"{path} holds no labels.")
-    given_descriptions(found)
-    return found
+    return _checked(_read_labels(path))
 
 
 def _read_labels(path: Path) -> Candidates:
+    if not (found := _parsed(path)):
+        raise InputError(f"{path} holds no labels.")
+    return found
+
+
+def _parsed(path: Path) -> Candidates:
     suffix = path.suffix.lower()
     try:
         text = read_text(path, _MAX_BYTES)
@@ -114,15 +142,28 @@ def _read_labels(path: Path) -> Candidates:
             return _checked_json(parse_json(text, path), path)
         if suffix == ".gmt":
             return _read_gmt([line for line in text.splitlines() if line.strip()], path)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text, suffix), strict=True)
         rows = [[plain_text(cell.strip()) for cell in row] for row in reader]
     except csv.Error as error:
         raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
     rows = [row for row in rows if any(row)]
-    header = [_COLUMN_NAMES.get(name.casefold(), name.casefold()) for name in rows[0]] if rows else []
-    if "label" in header:
-        return _read_table(header, rows[1:], path)
+    if rows and (columns := _columns(rows[0])) is not None:
+        return _read_table(columns, rows[1:], path)
     return _read_lines(rows, path)
+
+
+def _columns(row: list[str]) -> list[str] | None:
+    """Returns the columns that the first row of a table names; None if it names none."""
+    names = [name.strip().casefold() for name in row]
+    names = [_COLUMN_NAMES.get(name, name) for name in names]
+    return None if set(_COLUMNS).isdisjoint(names) else names
+
+
+def _separator(text: str, suffix: str) -> str:
+    """Returns what separates the columns that a table's first line names, or else those of its kind."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    found = (one for one in _SEPARATORS[suffix] if _columns(next(csv.reader([first], delimiter=one))))
+    return next(found, _SEPARATORS[suffix][0])
 
 
 def _read_lines(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
@@ -134,6 +175,11 @@ def _read_lines(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
             raise InputError(
                 f"{path} has a line of {len(row)} columns, {row[0]!r}, ...: name the columns in a first line "
                 f"({', '.join(_COLUMNS)}), and quote cells that contain the separator."
+            )
+        if ";" in row[0] and not any(row[1:]):
+            raise InputError(
+                f"{path} has the line {row[0]!r}: write one label in each line. If it is a label and its description, "
+                "name the columns in a first line: label;description."
             )
         found.setdefault(row[0], []).extend(filter(None, row[1:2]))
     return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
@@ -158,9 +204,11 @@ def _read_gmt(lines: Iterable[str], path: Path) -> dict[str, Any]:
 
 def _read_table(columns: list[str], rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
     """Reads the rows of a table whose columns are named."""
+    if "label" not in columns:
+        raise InputError(f"{path} names its columns in the first line, but none of them is 'label'.")
     if unknown := [name for name in columns if name not in (*_COLUMNS, *_IGNORED)]:
         raise InputError(
-            f"{path} has a column {unknown[0]!r}: the columns of its first line are {', '.join(_COLUMNS)}."
+            f"{path} has a column {unknown[0]!r}: rename it to one of {', '.join(_COLUMNS)}, or leave it out."
         )
     found: dict[str, Any] = {}
     for row in rows:

@@ -36,8 +36,8 @@ ASPECTS = {
 UNKNOWN = "unknown"
 #: Keys of `uns` that name the origin of the cells; CELLxGENE's files have the first two.
 ORIGIN = ("title", "citation", "source", "licence", "license")
-#: An id of an ontology as OWL writes it, such as CL_0000236.
-_UNDERSCORED_ID = re.compile(r"^([A-Za-z]+)_(\d+)$")
+#: An id of an ontology as OWL writes it, such as CL_0000236, also at the end of an address.
+_UNDERSCORED_ID = re.compile(r"^(?:https?://\S+/)?([A-Za-z]+)_(\d+)$")
 _TRUTH = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "t"), True),
     **dict.fromkeys(("false", "0", "0.0", "no", "f", "", "nan"), False),

@@ -6,6 +6,7 @@ A document has a limit on its size, on how deep it is nested, and on its number 
 take all memory or hang. YAML may not refer to its own parts (aliases), which makes a file of a few lines endless.
 """
 
+import codecs
 import gzip
 import json
 import math
@@ -54,7 +55,7 @@ def read_bytes(path: str | Path, at_most: int = MAX_BYTES) -> bytes:
 
 def read_text(path: str | Path, at_most: int = MAX_BYTES) -> str:
     """
-    Reads a text in UTF-8, with or without a byte order mark.
+    Reads a text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
         InputError: Same as for `read_bytes`; or the file is not text.
@@ -187,8 +188,14 @@ def _read(file: BinaryIO | gzip.GzipFile, at_most: int) -> bytes:
 
 
 def _decoded(content: bytes, path: str | Path) -> str:
-    with _naming(path):
-        return content.decode("utf-8-sig")
+    """Returns the text of a file: in UTF-8, or in UTF-16 with a mark, as Excel and PowerShell write it."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} cannot be read: {reason_of(error)}. Save it as UTF-8, or use an intact copy."
+        ) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""Which array of the input is read, X, raw or a layer, and which of its columns are genes."""
+"""Which array of the input is read: X, raw or a layer."""
 
-import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,34 +13,8 @@ import scipy.sparse as sp
 from .count_matrix import CountMatrix, naming_the_array, stored_by_rows
 from .count_values import KINDS, LARGEST_LOGARITHM, RAW, is_whole, noted_base, recognise, require_kind
 from .errors import InputError, Remedy
+from .gene_columns import described_by, find_genes, name_columns
 
-logger = logging.getLogger(__name__)
-
-#: Columns of `var` that may name the genes, besides its index.
-GENE_COLUMNS = (
-    "ensembl_id",
-    "gene_ids",
-    "gene_id",
-    "feature_id",
-    "ensembl",
-    "Accession",
-    "symbol",
-    "gene_symbol",
-    "gene_symbols",
-    "feature_name",
-    "gene_name",
-    "gene_names",
-    "gene_short_name",
-)
-#: Columns of `var` that may say what is measured in each of its rows, such as "Gene Expression" or "Antibody Capture".
-FEATURE_COLUMNS = ("feature_types", "feature_type", "modality")
-_GENES = {"gene expression", "gene", "genes", "rna", "gex", "mrna"}
-_NO_GENES = re.compile(
-    r"\b(?:antibod(?:y|ies)|adt|hto|hashtags?|crispr|guides?|multiplexing|custom|peaks?|atac|chromatin|antigens?|spike)\b"
-    r"|^prot(?:eins?)?$"
-)
-#: Names of rows that no gene has: regions of chromosomes, and antibodies.
-_NO_GENE_NAME = re.compile(r"^(?:chr\w+|[\dXYM]+)[:-]\d+-\d+$|TotalSeq|_(?:ADT|HTO)$")
 #: Names of layers of counts, in lower case; velocyto's `matrix` holds all that its other layers divide.
 _CALLED_COUNTS = {"counts", "count", "raw", "raw_counts", "rawcounts", "umi", "umis", "umi_counts", "matrix"}
 _SAMPLE = 64  # Number of cells by which an array is judged.
@@ -126,7 +98,7 @@ def open_anndata(
     use_raw: bool,
     gene_column: str | None,
     counts: str,
-) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
+) -> tuple[CountMatrix, Mapping[str, Sequence[str]]]:
     """
     Opens `X`, `raw.X` or a layer.
 
@@ -147,7 +119,8 @@ def open_anndata(
     else:
         where = {"use_raw": True} if use_raw else {} if layer is None else {"layer": layer}
         array = next(one for one in _arrays(adata) if one.where == where)
-    var = adata.raw.var if "use_raw" in array.where else adata.var
+    is_raw = "use_raw" in array.where
+    var = described_by(adata.raw.var, adata.var) if is_raw else adata.var
     label, file = array.label, adata.filename if adata.isbacked else None
     advise = partial(_suggest_counts, adata, label)
     with naming_the_array(label, file):
@@ -161,24 +134,20 @@ def open_anndata(
         if tuple(matrix.shape) != (adata.n_obs, len(var)):
             shape = " x ".join(map(str, matrix.shape))
             raise ValueError(f"its shape is {shape}, but there are names for {adata.n_obs} cells and {len(var)} genes")
-    if gene_column is not None:
-        if gene_column not in var.columns:
-            raise InputError(f"No column {gene_column!r} in var; columns here: {sorted(map(str, var.columns))}.")
-        names = {f"var[{gene_column!r}]": var[gene_column].astype(str)}
-    else:
-        present = [column for column in GENE_COLUMNS if column in var.columns]
-        names = {"the index of var": var.index.astype(str)}
-        names |= {f"var[{column!r}]": var[column].astype(str) for column in present}
-    genes = _find_genes(var, label)
+    of_var = "raw.var" if is_raw else "var"
+    names = name_columns(var, of_var, gene_column)
+    genes = find_genes(var, names if gene_column is None else name_columns(var, of_var), label)
     columns = None if genes.all() else np.flatnonzero(genes)
     source = CountMatrix(matrix, label, adata.obs_names, advise, file, columns)
     source = _with_kind(source, counts, noted_base(adata.uns))
-    return source, names if columns is None else {name: column[genes] for name, column in names.items()}
+    if columns is None:
+        return source, names
+    return source, {name: texts[genes] for name, texts in names.items()}
 
 
 def open_matrix(
     matrix: Any, gene_ids: Sequence[str] | None, counts: str
-) -> tuple[CountMatrix, dict[str, Sequence[str]]]:
+) -> tuple[CountMatrix, Mapping[str, Sequence[str]]]:
     """Opens a `(cells, genes)` matrix. The result and errors are the same as for `open_anndata`."""
     if not hasattr(matrix, "shape") or len(matrix.shape) != 2:
         raise InputError(f"Cells must be an AnnData or a (cells, genes) matrix, not {type(matrix).__name__}.")
@@ -198,28 +167,6 @@ def _with_kind(source: CountMatrix, counts: str, noted: float | None) -> CountMa
     if counts == "raw":
         return source  # Every chunk is checked for whole numbers when it is read.
     return replace(source, kind=require_kind(counts, source.rows(0, _SAMPLE), source, noted))
-
-
-def _find_genes(var: Any, label: str) -> np.ndarray:
-    """
-    Returns `(rows of var,)` booleans: false for antibodies, peaks and the like, by the columns that say so and by names
-    that no gene has.
-
-    Raises:
-        InputError: No row is a gene.
-    """
-    genes = np.array([_NO_GENE_NAME.search(str(name)) is None for name in var.index])
-    for column in FEATURE_COLUMNS:
-        if column in var.columns:
-            kinds = var[column].astype(str).str.casefold().str.replace("_", " ").str.strip()
-            said = kinds.isin(_GENES)
-            # Some write the kind of gene here ("protein_coding"): then only what is no gene is known.
-            genes &= (said if said.any() else ~kinds.str.contains(_NO_GENES)).to_numpy()
-    if len(var) and not genes.any():
-        raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
-    if not genes.all():
-        logger.info("%s: %d rows of var are no genes (antibodies, peaks): they are left out.", label, (~genes).sum())
-    return genes
 
 
 def _layer_names(adata) -> list[str]:
@@ -254,4 +201,4 @@ def _suggest_counts(adata: Any, label: str) -> list[Remedy]:
     return [] if logarithms is None else [logarithms]
 
 
-__all__ = ["GENE_COLUMNS", "find_counts", "open_anndata", "open_matrix"]
+__all__ = ["find_counts", "open_anndata", "open_matrix"]

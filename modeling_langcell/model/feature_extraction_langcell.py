@@ -16,6 +16,7 @@ from .count_matrix import CountMatrix
 from .count_sources import open_anndata, open_matrix
 from .count_values import Counts, check_values
 from .errors import InputError, Remedy
+from .gene_columns import noted_other_organism
 from .gene_matching import GeneMatch, GeneVocabulary, UsualPlaces
 from .ranking import RankedCells, RankedChunks
 
@@ -328,14 +329,16 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         match = self.match_genes(*columns, organism=organism)
         if organism is None:
             self._require_one_organism(match, source.label)
+            self._require_its_organism(match, cells)
         if match.fraction < self.min_matched_genes:
             examples = ", ".join(repr(name) for name in columns[0][:3])
+            remedy = self._other_column(cells, match, gene_column)
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
                 f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} are required). Names in "
                 f"{', '.join(names)}: {examples}, ... Ensembl ids or gene symbols of "
                 f"{' or '.join(self._genes.organisms if organism is None else [organism])} are expected.",
-                Remedy("Give their column of var with {option}.", "gene_column"),
+                remedy,
             )
         logger.info(
             "%s: %d of %d %s genes are known (%d by Ensembl id, %d by symbol, %d by synonym); others are skipped.",
@@ -351,7 +354,7 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         Raises:
             InputError: Many of the genes are those of a second organism, or their ids of one that is not known.
         """
-        n_genes, own, known = len(match.token_ids), self._genes.organisms[0], " and ".join(self._genes.organisms)
+        n_genes, known = len(match.token_ids), " and ".join(self._genes.organisms)
         for other, number in match.only_elsewhere.items():
             if min(match.fraction, number / n_genes) >= self.min_matched_genes:
                 raise InputError(
@@ -359,10 +362,39 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
                     Remedy("Then read its genes alone: pass {option}, for example.", "organism", match.organism),
                 )
         if match.foreign_ids is not None:
-            raise InputError(
-                f"{label} has Ensembl ids of another organism, {match.foreign_ids}...: those of {known} are known.",
-                Remedy(f"If its genes have the symbols of {own} genes, pass {{option}}.", "organism", own),
-            )
+            said = f"{label} has Ensembl ids of another organism, {match.foreign_ids}...: those of {known} are known."
+            if match.fraction < self.min_matched_genes:
+                raise InputError(said, Remedy("Give the genes the names of their orthologs in one of these."))
+            read = f"To read its symbols as those of {match.organism} genes, pass {{option}}."
+            raise InputError(said, Remedy(read, "organism", match.organism))
+
+    def _require_its_organism(self, match: GeneMatch, cells: Any) -> None:
+        """
+        Raises:
+            InputError: The AnnData says that its cells are of an organism that is not known.
+        """
+        noted = noted_other_organism(cells) if hasattr(cells, "var_names") else None
+        if noted is None or set(self._genes.organisms).isdisjoint(("human", "mouse")):
+            return
+        raise InputError(
+            f"The cells are of another organism than the genes that are known: {noted!r}.",
+            Remedy(
+                f"To read their genes as those of {match.organism} of the same names, pass {{option}}.",
+                "organism",
+                match.organism,
+            ),
+        )
+
+    def _other_column(self, cells: Any, match: GeneMatch, gene_column: str | None) -> Remedy:
+        """Returns what to do about genes that are not known: another column of names, if one holds more."""
+        known = {}
+        if hasattr(cells, "var_names") and gene_column is None:
+            texts = (column for column in cells.var.columns if cells.var[column].dtype.kind not in "biufc")
+            known = {column: self.match_genes(list(map(str, cells.var[column]))).fraction for column in texts}
+        best = max(known, key=lambda column: known[column], default=None)
+        if best is None or known[best] <= max(match.fraction, self.min_matched_genes):
+            return Remedy("Give their column of var with {option}.", "gene_column")
+        return Remedy(f"Column {best!r} of var has such names: pass {{option}}.", "gene_column", best)
 
     def read_counts(self, cells: Any, **where: Any) -> tuple[sp.csr_matrix, np.ndarray]:
         """

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .errors import InputError
-from .gene_names import GeneName, capitalised, mangled, without_repetition
+from .gene_names import ORGANISMS, GeneName, capitalised, mangled, organism_of, without_repetition
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class GeneMatch:
         by_ensembl_id, by_symbol, by_synonym: Number of genes that were matched by each kind of name.
         organism: The organism whose names of genes were read.
         columns: `(genes,)` columns of their names, for messages.
+        is_foreign: `(genes,)` true for the genes of another organism's genome (`mm10_Cd3e`).
         only_elsewhere: Numbers of genes that only another organism has, by its name.
         foreign_ids: Beginning of most of the genes' Ensembl ids, if no known organism has such; otherwise None.
     """
@@ -34,6 +35,7 @@ class GeneMatch:
     by_synonym: int
     organism: str
     columns: Sequence[Sequence[str]]
+    is_foreign: np.ndarray
     only_elsewhere: Mapping[str, int]
     foreign_ids: str | None
 
@@ -187,11 +189,12 @@ class GeneVocabulary:
 
         A gene is found by an Ensembl id in any column, or by its symbol if it has no Ensembl id. These genes are
         certain, and several of them that are one are summed. The others are found, if no certain gene is the same, by a
-        symbol beside an Ensembl id that is unknown, by a synonym, or by a name that R or Seurat changed.
+        symbol that is a part of a name or beside an Ensembl id that is unknown, by a synonym, or by a name that R or
+        Seurat changed. A genome in front of a name tells its organism.
 
         Args:
             columns: One or more `(genes,)` columns of names, the most trusted first.
-            organism: One of `organisms`; by default the one that knows the most of these genes.
+            organism: One of `organisms`, also by its Latin name; by default the one that knows the most of these genes.
 
         Raises:
             InputError: No such organism.
@@ -204,13 +207,17 @@ class GeneVocabulary:
 
     def _match(self, columns: Sequence[Sequence[str]], organism: str | None) -> GeneMatch:
         if organism is not None and organism not in self._names_in:
+            organism = organism_of(organism)
+        if organism is not None and organism not in self._names_in:
             known = " and ".join(self.organisms)
             raise InputError(f"This checkpoint reads the genes of {known}, not of {organism!r}.")
         rows, own = self._read(columns), self.organisms[0]
+        genomes = np.array([next((name.organism for name in row if name.organism), "") for row in rows], dtype=object)
         found = {
-            name: self._find(names, rows)
+            name: self._find(names, rows, self._are_foreign(name, genomes))
             for name, names in self._names_in.items()
-            if organism == name or (organism is None and (name == own or names.share_of(rows) > _FOREIGN))
+            if organism == name
+            or (organism is None and (name == own or max(names.share_of(rows), (genomes == name).mean()) > _FOREIGN))
         }
         best = max(found, key=lambda name: (found[name][0] >= 0).sum())
         token_ids, matched_by = found[best]
@@ -222,11 +229,19 @@ class GeneVocabulary:
             by_synonym=int((matched_by == "synonym").sum()),
             organism=best,
             columns=columns,
+            is_foreign=self._are_foreign(best, genomes),
             only_elsewhere={
-                name: int(((ids >= 0) & (token_ids < 0)).sum()) for name, (ids, _) in found.items() if name != best
+                name: int(((token_ids < 0) & ((ids >= 0) | (genomes == name))).sum())
+                for name, (ids, _) in found.items()
+                if name != best
             },
             foreign_ids=self._foreign_ids(rows),
         )
+
+    def _are_foreign(self, organism: str, genomes: np.ndarray) -> np.ndarray:
+        """Returns `(genes,)` booleans: true where the genome is that of another organism than this one."""
+        is_named = organism_of(organism) in ORGANISMS
+        return (genomes != "") & (genomes != organism_of(organism)) if is_named else np.zeros(len(genomes), dtype=bool)
 
     def _foreign_ids(self, rows: Sequence[Sequence[GeneName]]) -> str | None:
         """Returns the beginning of the Ensembl ids of most genes, if those of no known organism begin so."""
@@ -243,17 +258,21 @@ class GeneVocabulary:
         read = (map(GeneName.read, without_repetition(column, is_known)) for column in columns)
         return list(zip(*read, strict=True))
 
-    def _find(self, names: _Names, rows: Sequence[Sequence[GeneName]]) -> tuple[np.ndarray, np.ndarray]:
+    def _find(
+        self, names: _Names, rows: Sequence[Sequence[GeneName]], is_foreign: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns `(genes,)` ids, -1 for unknown genes, and kinds of names by which they were found."""
         token_ids = np.full(len(rows), -1, dtype=np.int32)
         matched_by = np.full(len(rows), "", dtype="U7")
         others: list[tuple[int, list[str]]] = []
         for gene, row in enumerate(rows):
+            if is_foreign[gene]:
+                continue
             ensembl_ids = [name.ensembl_id for name in row if name.ensembl_id]
             symbols = [symbol for name in row for symbol in name.symbols]
             token_id, how = _first_known(names.ensembl_ids, ensembl_ids or symbols), "ensembl"
             if token_id < 0 and not ensembl_ids:
-                token_id, how = _first_known(names.symbols, symbols), "symbol"
+                token_id, how = _first_known(names.symbols, [one for name in row for one in name.symbols[:1]]), "symbol"
             if token_id >= 0:
                 token_ids[gene], matched_by[gene] = token_id, how
             else:

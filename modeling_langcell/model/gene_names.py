@@ -5,17 +5,38 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+#: Organisms by what names of them and of their genomes begin with.
+ORGANISMS = {
+    "human": ("hg", "grch", "human", "homo sapiens", "ncbitaxon:9606"),
+    "mouse": ("mm", "grcm", "mouse", "mus musculus", "ncbitaxon:10090"),
+    "rat": ("rn", "grcr", "rat", "rattus"),
+    "zebrafish": ("grcz", "zebrafish", "danio"),
+}
 #: The genome in front of a name (`GRCh38_CD3E`, `mm10___Cd3e`, `hg19-CD3E`), and what GFF files put there.
-_GENOME = re.compile(r"^(?:(?:(?:hg|mm|rn|GRC[a-z])\d+|human|mouse)(?:_+|-+|\.+)|gene[:-])(?=\w)", re.IGNORECASE)
+_GENOME = re.compile(
+    r"^(?:(?P<genome>(?:hg|mm|rn|GRC[a-z])\d+(?:\.?p\d+)?(?:-\d{4}-[A-Z])?|human|mouse|homo_sapiens|mus_musculus)"
+    r"(?:_+|-+|\.+)|gene[:-])(?=\w)",
+    re.IGNORECASE,
+)
+#: A text that Python wrote with its quotes (`b'CD3E'`), or a spreadsheet.
+_QUOTED = re.compile(r"^b?(['\"])(.*)\1$")
 #: An Ensembl gene id, wherever it stands, with its version, the suffixes of lifted and repeated ids, and GENCODE's mark
 #: of the second copy on chromosome Y, which was once an R in place of a zero.
-_ENSEMBL_ID = re.compile(
+ENSEMBL_ID = re.compile(
     r"(?<![A-Za-z0-9])(?P<kind>ENS[A-Z]*G)(?P<copy>R?)(?P<number>\d+)(?![A-Za-z0-9])"
-    r"(?:[._-]\d+(?![A-Za-z0-9]))*(?:_PAR_Y)?"
+    r"(?:[._-]\d+(?![A-Za-z0-9]))*(?:_PAR_Y)?",
+    re.IGNORECASE,
 )
-_SEPARATORS = re.compile(r"[|:;,()\[\]\s/]+")
-#: Numbers of other databases beside a symbol.
-_IDENTIFIER = re.compile(r"^(?:\d+|HGNC|MGI|NCBI|Entrez\w*|ENS[A-Z]*[TP]\d+(?:\.\d+)?)$", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[|:;,()\[\]\s/~#=@]+")
+#: Numbers of other databases beside a symbol, RefSeq's (`NM_000733.4`) among them.
+_IDENTIFIER = re.compile(
+    r"^(?:\d+|HGNC|MGI|NCBI|Entrez\w*|ENS[A-Z]*[TP]\d+(?:\.\d+)?|[ANWXYZ][CGMPRTWZ]_\d+(?:\.\d+)?)$", re.IGNORECASE
+)
+#: A name that is there twice (`CD3E_CD3E`).
+_TWICE = re.compile(r"^(.+)[_|:;]\1$")
+_MISSING = {"", "na", "nan", "none", "null", "<na>", "n/a", "-", "?"}
+#: Open reading frames, whose symbols alone have small letters (`C9orf72`).
+_CAPITAL_ORF = re.compile(r"^(C(?:\d+|X|Y))ORF(?=\d)")
 _EDGES = "_-.|:;,/ "
 _REPEATED = re.compile(r"^(.+)[-._]\d+$")
 _NEITHER_LETTER_NOR_DIGIT = re.compile(r"[^A-Za-z0-9]")
@@ -28,11 +49,13 @@ class GeneName:
 
     Args:
         ensembl_id: The Ensembl id in it, without its version; None if there is none.
-        symbols: What may be a symbol, the most literal first.
+        symbols: What may be a symbol: the whole name without its Ensembl id, and then its parts.
+        organism: The organism of the genome that it begins with; None if there is none.
     """
 
     ensembl_id: str | None
     symbols: tuple[str, ...]
+    organism: str | None = None
 
     @classmethod
     def read(cls, text: str) -> "GeneName":
@@ -42,28 +65,50 @@ class GeneName:
         ```python
         >>> from modeling_langcell.model.gene_names import GeneName
         >>> GeneName.read("GRCh38_ENSG00000112096.5_2|SOD2")
-        GeneName(ensembl_id='ENSG00000112096', symbols=('SOD2',))
+        GeneName(ensembl_id='ENSG00000112096', symbols=('SOD2',), organism='human')
         >>> GeneName.read("TP53 (7157)")
-        GeneName(ensembl_id=None, symbols=('TP53 (7157)', 'TP53'))
+        GeneName(ensembl_id=None, symbols=('TP53 (7157)', 'TP53'), organism=None)
 
         ```"""
-        text = _GENOME.sub("", text.strip())
-        found = _ENSEMBL_ID.search(text) if "ENS" in text else None
-        if found is None:
-            return cls(None, tuple(dict.fromkeys((text, *_parts(text)))))
-        ensembl_id = found["kind"] + ("0" if found["copy"] else "") + found["number"]
-        rest = f"{text[: found.start()].rstrip(_EDGES)} {text[found.end() :].lstrip(_EDGES)}".strip()
-        return cls(ensembl_id, tuple(dict.fromkeys((*([rest] if rest else []), *_parts(rest)))))
+        text, organism = text.strip(), None
+        if quoted := _QUOTED.match(text):
+            text = quoted[2].strip()
+        if genome := _GENOME.match(text):
+            text, organism = text[genome.end() :], genome["genome"] and organism_of(genome["genome"])
+        found = ENSEMBL_ID.search(text) if "ens" in text.casefold() else None
+        ensembl_id = None
+        if found is not None:
+            ensembl_id = found["kind"].upper() + ("0" if found["copy"] else "") + found["number"]
+            text = f"{text[: found.start()].rstrip(_EDGES)} {text[found.end() :].lstrip(_EDGES)}".strip()
+        text = _TWICE.sub(r"\1", text)
+        symbols = () if is_missing(text) or text.isdigit() else (text, *_parts(text))
+        return cls(ensembl_id, tuple(dict.fromkeys(symbols)), organism)
+
+
+def organism_of(name: str) -> str:
+    """Returns the organism that a name of it or of its genome means (`Mus musculus`, `mm10`), or else the name."""
+    folded = name.casefold().replace("_", " ")
+    for organism, beginnings in ORGANISMS.items():
+        # Of the letters of a genome (`hg`), no other may follow: `mm` is not the beginning of a name.
+        if any(folded == one or re.match(rf"{re.escape(one)}[\d.]", folded) for one in beginnings):
+            return organism
+    return name
+
+
+def is_missing(text: str) -> bool:
+    """Returns true for what pandas, R and people write in place of a name that is not there."""
+    return text.casefold() in _MISSING
 
 
 def _parts(text: str) -> list[str]:
     """Returns the parts of a name that may be a symbol: no numbers of databases, and nothing where it has no parts."""
-    if "_" not in text and not _SEPARATORS.search(text):
+    # A sentence has no symbols that could be told from its words.
+    if ("_" not in text and not _SEPARATORS.search(text)) or _IDENTIFIER.match(text) or len(text.split()) > 2:
         return []
     parts = [part for part in _SEPARATORS.split(text) if part and not _IDENTIFIER.match(part)]
-    # An underscore separates only what is beside a number or itself (`TP53_7157`), since it is part of names, too.
-    finer = {part for part in text.split("_") if part and not _IDENTIFIER.match(part)}
-    return [part for part in (*parts, *(finer if len(finer) == 1 else ())) if part != text]
+    # An underscore separates only what is beside a number (`TP53_7157`), since it is part of names, too.
+    finer = [part for part in text.split("_") if part and not _IDENTIFIER.match(part)]
+    return [part for part in (*parts, *(finer if len(finer) == 1 and text.count("_") == 1 else ())) if part != text]
 
 
 def without_repetition(names: Sequence[str], is_known: Callable[[str], bool]) -> Iterator[str]:
@@ -80,8 +125,10 @@ def without_repetition(names: Sequence[str], is_known: Callable[[str], bool]) ->
 def mangled(symbol: str) -> str:
     """
     Returns what R's `make.names` makes of a symbol (`HLA.DRA`, `X7SK`), with the underscores as points, too, which
-    Seurat turns into hyphens. Spellings that differ in nothing else become equal.
+    Seurat turns into hyphens, and with the small letters of an open reading frame (`C9orf72`), which capitals lose.
+    Spellings that differ in nothing else become equal.
     """
+    symbol = _CAPITAL_ORF.sub(r"\1orf", symbol)
     plain = symbol if symbol.isalnum() and symbol.isascii() else _NEITHER_LETTER_NOR_DIGIT.sub(".", symbol)
     return f"X{plain}" if plain[:1].isdigit() else plain
 
@@ -91,4 +138,13 @@ def capitalised(symbol: str) -> str:
     return symbol[:1].upper() + symbol[1:].lower()
 
 
-__all__ = ["GeneName", "capitalised", "mangled", "without_repetition"]
+__all__ = [
+    "ENSEMBL_ID",
+    "ORGANISMS",
+    "GeneName",
+    "capitalised",
+    "is_missing",
+    "mangled",
+    "organism_of",
+    "without_repetition",
+]

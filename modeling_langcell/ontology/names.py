@@ -32,8 +32,9 @@ _CYCLING = frozenset({"cycling", "proliferating", "proliferative", "dividing"})
 #: Letters that name a cell without the word: all others are too short to mean anything.
 _LETTERS = frozenset({"b", "t"})
 
-#: An id of the Cell Ontology, as it is written in CELLxGENE's files and in those that came from OWL ("CL_0000236").
-_ID = re.compile(r"CL[:_](\d{7})", re.IGNORECASE)
+#: An id of the Cell Ontology, as CELLxGENE's files write it ("CL:0000236"), OWL ("CL_0000236", also at the end of an
+#: address) and people.
+_ID = re.compile(r"(?:https?://\S+/)?CL[:_ ]*(\d{7})", re.IGNORECASE)
 
 _SUGGESTIONS = 3
 _SHORT = 24  # Longest short name, in characters.

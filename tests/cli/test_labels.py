@@ -35,11 +35,20 @@ INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]
         ("l.txt", "cell_type\nB cell\n", {"B cell": {"description": ""}}),
         ("l.tsv", "Label\tDescription\nB cell\ttext\n", {"B cell": {"description": "text"}}),
         ("l.tsv", '5" cell\ttext\n', {'5" cell': "text"}),
+        ("l.csv", "label;description\nB cell;one, two\n", {"B cell": {"description": "one, two"}}),
+        (
+            "l.csv",
+            "label\tmarkers\nB cell\tCD19;MS4A1\n",
+            {"B cell": {"description": "", "markers": ["CD19", "MS4A1"]}},
+        ),
+        ("l.txt", 'Name,Definition\nB cell,"one, two"\n', {"B cell": {"description": "one, two"}}),
+        ("l.csv", ",label\n0,B cell\n1,T cell\n", {"B cell": {"description": ""}, "T cell": {"description": ""}}),
+        ("l.csv", "B cell\nB-cells\nb cell\nCL_0000236\n", {"B cell": ""}),
     ],
 )
 def test_files(tmp_path, name, content, expected):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    assert read_labels(tmp_path / name) == expected
+    assert read_candidates(str(tmp_path / name), None) == expected
     assert labels_file(str(tmp_path / name)) == tmp_path / name
 
 
@@ -48,7 +57,13 @@ def test_files(tmp_path, name, content, expected):
     [
         ("l.gmt", "beta\tislets\n", "no genes for 'beta'"),
         ("l.gmt", "beta\t\tINS\nbeta\t\tIAPP\n", "label 'beta' twice"),
-        ("l.csv", "name,markers\nbeta,INS\n", r"a line of 2 columns, 'name', \.\.\.: name the columns in a first line"),
+        ("l.csv", "beta,INS\n", r"a line of 2 columns, 'beta', \.\.\.: name the columns in a first line"),
+        ("l.csv", "set,markers\nbeta,INS\n", "none of them is 'label'"),
+        ("l.tsv", "set\tdescription\nbeta\tbeta cell\n", "none of them is 'label'"),
+        ("l.csv", "beta;cell type: beta cell.\n", "has the line 'beta;cell type: beta cell.': write one label in each"),
+        ("l.txt", "B cell; T cell\n", "write one label in each line"),
+        ("l.csv", "", "holds no labels"),
+        ("l.json", "[]", "holds no labels"),
         ("l.csv", "CD4-positive, alpha-beta T cell\n", "quote cells that contain the separator"),
         ("l.tsv", "B cell\tcell type: B cell.\tCL:0000236\n", "a line of 3 columns"),
         ("l.tsv", "label\tmine\nB cell\tx\n", "a column 'mine'"),
@@ -62,6 +77,19 @@ def test_files_that_cannot_be_used(tmp_path, name, content, fault):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=fault):
         read_labels(tmp_path / name)
+
+
+def test_a_table_in_utf_16_is_read(tmp_path):
+    (tmp_path / "l.txt").write_text("label\tdescription\nγδ T cell\tone\n", encoding="utf-16")  # As Excel saves it.
+    assert read_labels(tmp_path / "l.txt") == {"γδ T cell": {"description": "one"}}
+
+
+def test_a_file_of_another_kind_is_no_label(tmp_path):
+    (tmp_path / "types.xlsx").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"types\.xlsx cannot be read: a file of labels ends in \.json, .* CSV UTF-8"):
+        labels_file(str(tmp_path / "types.xlsx"))
+    assert labels_file("B cell; T cell, v1.2") is None
+    assert labels_file("a long text. " * 1000) is None
 
 
 class TestMarkersFile:

@@ -43,7 +43,8 @@ def r_name(name: str) -> str:
         *("{e}.5", "{e}.5_2", "{e}-1", "{e}-5", "{e}.12_PAR_Y", "GRCh38_{e}", "gene:{e}", "{e}.3-1", "hg19_{e}.7"),
         *("{s}_{e}", "{e}_{s}", "{e}|{s}", "{s}:{e}", "{e}.9|{s}", "{s} ({e})", "{e};{s}", "{e}-{s}", "GRCh38-{s}_{e}"),
         *("GRCh38_{s}", "hg19-{s}", "GRCh38______{s}", "hg38.{s}", "gene-{s}", "HUMAN_{s}", "{s}|7157", "{s} (7157)"),
-        *("{s}_7157", "{s}|HGNC:11998", " {s} ", "{s}_{s}"),
+        *("{s}_7157", "{s}|HGNC:11998", " {s} ", "{s}_{s}", "b'{s}'", '"{s}"', "{s}~{e}", "{e}#{s}", "{s}|NM_000733.4"),
+        *("GRCh38p13_{s}", "GRCh37.p13_{s}", "GRCh38-2020-A_{s}", "Homo_sapiens_{s}", "Homo_sapiens_{e}"),
     ],
 )
 def test_a_gene_is_found_wherever_its_name_stands(extractor, form):
@@ -84,8 +85,28 @@ def test_an_unknown_id_falls_back_to_the_symbol_of_a_gene_that_is_not_there(extr
 
 def test_what_is_no_name_of_a_gene_is_not_known(extractor):
     names = ["", "nan", "1", "Y", "RNA", "CD3", "ENSG", "ENSG00000000099", "AC000001.1"]
+    names += ["NM_000733", "CD3E_1_2", "a sentence about CD3E", "X 1 2"]
     assert extractor.match_genes(names).token_ids.tolist() == [-1] * len(names)
     assert GeneName.read("AC000001.1") == GeneName(None, ("AC000001.1",))
+
+
+@pytest.mark.parametrize("missing", ["NA", "NaN", "nan", "None", "<NA>", "N/A", "NULL", "-", "?", ""])
+def test_a_name_that_is_missing_is_no_gene(missing):
+    words = LangCellFeatureExtractor(
+        {"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": ["XK|NA|NULL", "SCN11A|NaN"]}
+    )
+    assert words.match_genes([missing, "XK", f"{missing}-1"]).token_ids.tolist() == [-1, 2, -1]
+
+
+def test_parts_of_a_name_do_not_join_a_gene_that_is_there(extractor):
+    for other in ("CD3E:UCHT1", "anti-CD3E (UCHT1)", "CD3E antibody", "protein:CD3E", "CD3E_UCHT1", "T3E"):
+        assert extractor.match_genes(["CD3E", other]).token_ids.tolist() == [2, -1], other
+        assert extractor.match_genes([IDS[0], other]).token_ids.tolist() == [2, -1], other
+
+
+def test_capitals_of_open_reading_frames():
+    frames = LangCellFeatureExtractor({"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": ["C9orf72", "CXorf38"]})
+    assert frames.match_genes(["C9ORF72", "CXORF38", "c9orf72"]).token_ids.tolist() == [2, 3, -1]
 
 
 def mouse_names(ids: bool) -> list[str]:
@@ -125,12 +146,48 @@ def test_a_mixture_of_organisms_is_refused_and_one_can_be_read_alone(extractor):
         extractor.rank(both, organism="yeast")
 
 
+def test_the_genome_of_a_name_tells_its_organism(extractor):
+    """Symbols that both organisms spell alike, and those of mouse in capitals, are not read as human ones."""
+    alike = cells_of([*(f"GRCh38_{name}" for name in SYMBOLS), *(f"mm10___{name.upper()}" for name in SYMBOLS)])
+    with pytest.raises(InputError, match=r"^X has genes of human and of mouse\."):
+        extractor.rank(alike)
+    found = extractor.rank(alike, organism="human")
+    assert found.token_ids.tolist() == extractor.rank(alike[:, :10]).token_ids.tolist()
+    few = cells_of([*(f"GRCh38_{name}" for name in SYMBOLS), "mm10___CD3E"])
+    assert extractor.rank(few).token_ids.tolist() == extractor.rank(few[:, :10]).token_ids.tolist()
+    assert extractor.match_genes(["rn6_CD3E", "CD3E"]).token_ids.tolist() == [-1, 2]
+
+
+@pytest.mark.parametrize("name", ["Mus musculus", "Mouse", "NCBITaxon:10090", "mouse"])
+def test_an_organism_has_several_names(extractor, name):
+    assert extractor.match_genes(mouse_names(True), organism=name).organism == "mouse"
+
+
+@pytest.mark.parametrize(
+    ("column", "noted"),
+    [("organism", "Macaca mulatta"), ("species", "rat"), ("organism_ontology_term_id", "NCBITaxon:9544")],
+)
+def test_an_organism_that_the_file_names_and_no_one_knows_is_refused(extractor, column, noted):
+    cells = cells_of(SYMBOLS)
+    cells.obs[column] = noted
+    with pytest.raises(InputError, match=f"of another organism than .*: '{noted}'.*pass organism='human'"):
+        extractor.rank(cells)
+    assert len(extractor.rank(cells, organism="human")) == 2
+    for known in ("Homo sapiens", "Human blood", "NCBITaxon:9606", "unknown"):
+        cells.obs[column] = known
+        assert len(extractor.rank(cells)) == 2
+
+
 def test_ids_of_an_unknown_organism_are_refused_even_with_known_symbols(extractor):
     rat = cells_of([f"ENSRNOG{number:011d}" for number in range(10)])
     rat.var["symbol"] = [symbol or "Xyz" for symbol in MOUSE]
-    with pytest.raises(InputError, match=r"^X has Ensembl ids of another organism, ENSRNOG\.\.\.: .*organism='human'"):
+    with pytest.raises(InputError, match=r"^X has Ensembl ids of another organism, ENSRNOG\.\.\.: .*organism='mouse'"):
         extractor.rank(rat)
     assert extractor.match_genes(rat.var_names, rat.var["symbol"], organism="mouse").by_symbol == 7
+    del rat.var["symbol"]
+    with pytest.raises(InputError, match=r"^X has Ensembl ids of another organism, .* the names of their orthologs"):
+        extractor.rank(rat)
+    rat.var["symbol"] = [symbol or "Xyz" for symbol in MOUSE]
     rat.var_names = [f"rat gene {number}" for number in range(10)]
     assert len(extractor.rank(rat)) == 2, "symbols alone do not tell rat from mouse"
 

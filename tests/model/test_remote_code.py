@@ -257,6 +257,7 @@ class TestWithoutThePackage:
             "count_matrix.py",
             "count_sources.py",
             "count_values.py",
+            "gene_columns.py",
             "gene_matching.py",
             "gene_names.py",
             "marker_genes.py",

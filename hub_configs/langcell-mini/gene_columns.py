@@ -1,0 +1,1 @@
+../../modeling_langcell/model/gene_columns.py

@@ -1,0 +1,139 @@
+# Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
+"""What an AnnData says of the rows of `var`: which are genes, by what names, and of which organism."""
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+from .gene_names import ENSEMBL_ID, is_missing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+#: Columns of `var` that may name the genes, besides its index: those of Ensembl ids, which are trusted most, and those
+#: of symbols. Case, points, underscores and numbers in them do not matter.
+_NAME_COLUMNS = (
+    *("ensembl", "ensemblid", "ensemblids", "ensemblgeneid", "ensemblgeneids", "geneid", "geneids", "featureid"),
+    *("featureids", "accession", "symbol", "symbols", "genesymbol", "genesymbols", "hgnc", "hgncsymbol"),
+    *("featurename", "featurenames", "genename", "genenames", "geneshortname", "externalgenename"),
+    *("gene", "genes", "feature", "features", "index"),
+)
+#: Columns of `var` that may say what is measured in each of its rows, such as "Gene Expression" or "Antibody Capture".
+_KIND_COLUMNS = {
+    *("featuretype", "featuretypes", "featurebiotype", "featureclass", "genetype", "genebiotype", "modality"),
+    "librarytype",
+}
+_GENES = re.compile(r"gene|rna|transcript|expression|coding|\b(?:expr|gex)\b")
+_NO_GENES = re.compile(
+    r"antibod|hashtag|crispr|multiplex|peak|chromatin|antigen|spike|surface|epitope|protein(?!.?coding)|abseq|cite.?seq"
+    r"|\b(?:adt|hto|guides?|custom|atac|prot|s?grnas?|guide rnas?)\b"
+)
+#: Names that no gene has: regions of chromosomes, antibodies, guides.
+_NO_GENE_NAME = re.compile(
+    r"^(?:chr\w+|[\dXYM]+)[:-]\d+-\d+$|TotalSeq|(?:^|[^A-Za-z0-9])(?:ADT|HTO|pAbO|AbSeq|antibody|s?gRNA)(?:$|[^A-Za-z0-9])"
+)
+#: Organisms that some people annotate by the symbols that they share with human, and that files name.
+_OTHER_ORGANISMS = re.compile(
+    r"\b(?:macaca|macaques?|rhesus|monkeys?|callithrix|marmosets?|microcebus|lemurs?|chimpanzees?|gorilla|rattus|rats?"
+    r"|sus scrofa|pigs?|bos taurus|cows?|cattle|sheep|ovis|goats?|canis|dogs?|felis|cats?|rabbits?|oryctolagus"
+    r"|gallus|chickens?|danio|zebrafish|xenopus|frogs?|drosophila|fly|caenorhabditis|hamsters?|guinea pigs?|ferrets?)\b"
+)
+_KNOWN_ORGANISMS = re.compile(r"human|mouse|mice|homo sapiens|mus musculus")
+#: NCBI's numbers of human and mouse.
+_KNOWN_TAXA = ("NCBITaxon:9606", "NCBITaxon:10090")
+_TAXON = re.compile(r"NCBITaxon:\d+")
+
+
+def name_columns(var: "pd.DataFrame", label: str, gene_column: str | None = None) -> dict[str, np.ndarray]:
+    """
+    Returns the columns that may name the rows of `var`, by their names in messages, the index first and then the most
+    trusted ones.
+
+    Args:
+        var: The table.
+        label: Its name in messages.
+        gene_column: The only column to take.
+
+    Raises:
+        InputError: There is no such column.
+    """
+    if gene_column is not None:
+        if gene_column not in var.columns:
+            raise InputError(f"No column {gene_column!r} in {label}; columns here: {sorted(map(str, var.columns))}.")
+        return {f"{label}[{gene_column!r}]": _texts(var[gene_column])}
+    by_key: dict[str, str] = {}
+    for column in var.columns[::-1]:
+        by_key[_key(column)] = column
+    usual = [by_key[key] for key in _NAME_COLUMNS if key in by_key]
+    texts = {f"{label}[{column!r}]": _texts(var[column]) for column in usual}
+    return {f"the index of {label}": _texts(var.index)} | texts
+
+
+def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str) -> np.ndarray:
+    """
+    Returns `(rows of var,)` booleans: false for antibodies, peaks and the like, by the columns that say so and by names
+    that no gene has. A row without such a kind, or of an unknown one but with an Ensembl id, is a gene.
+
+    Raises:
+        InputError: No row is a gene.
+    """
+    genes = np.array([not any(map(_NO_GENE_NAME.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
+    for column in var.columns:
+        if _key(column) in _KIND_COLUMNS:
+            kinds = var[column].astype(str).str.casefold().str.replace("_", " ").str.strip()
+            others = kinds.str.contains(_NO_GENES).to_numpy()
+            said = ~others & kinds.str.contains(_GENES).to_numpy()
+            unknown = ~others & ~said & ~kinds.map(is_missing).to_numpy(dtype=bool)
+            if said.any() and unknown.any():
+                others |= unknown & ~_have_ensembl_id(names)
+            genes &= ~others
+    if len(var) and not genes.any():
+        raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
+    if not genes.all():
+        logger.info("%s: %d rows of var are no genes (antibodies, peaks): they are left out.", label, (~genes).sum())
+    return genes
+
+
+def described_by(raw_var: "pd.DataFrame", var: "pd.DataFrame") -> "pd.DataFrame":
+    """Returns the table of `raw` with what `var` alone says of the same rows: many files keep only the names there."""
+    told = [column for column in var.columns if column not in raw_var.columns]
+    # Numbers name the same rows in both only if nothing was left out.
+    are_names = not raw_var.index.astype(str).str.fullmatch(r"\d+").all() or len(raw_var) == len(var)
+    if not told or not var.index.is_unique or not are_names:
+        return raw_var
+    return raw_var.join(var[told])
+
+
+def noted_other_organism(adata: Any) -> str | None:
+    """Returns the organism that `obs` or `uns` names, if it is one, and neither human nor mouse."""
+    for key in ("organism_ontology_term_id", "organism", "species"):
+        noted = adata.obs[key] if key in adata.obs.columns else adata.uns.get(key)
+        names = {str(name) for name in np.unique(np.atleast_1d(np.asarray(noted, dtype=object)).astype(str))}
+        if len(names) == 1:
+            name = names.pop()
+            is_other = _OTHER_ORGANISMS.search(name.casefold()) and not _KNOWN_ORGANISMS.search(name.casefold())
+            if is_other or (_TAXON.fullmatch(name) and name not in _KNOWN_TAXA):
+                return name
+    return None
+
+
+def _key(column: Any) -> str:
+    """Returns a column's name in letters alone, so that `gene_ids-0` and `GeneID` are usual ones."""
+    return re.sub(r"[^a-z]+", "", str(column).casefold())
+
+
+def _texts(values: "pd.Series | pd.Index") -> np.ndarray:
+    return values.astype(str).to_numpy(dtype=object)
+
+
+def _have_ensembl_id(names: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.array([any(map(ENSEMBL_ID.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
+
+
+__all__ = ["described_by", "find_genes", "name_columns", "noted_other_organism"]
