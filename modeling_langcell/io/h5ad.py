@@ -127,8 +127,9 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
 @contextmanager
 def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
     """
-    Opens a file as a backed AnnData with `obs`, `var`, `raw` and layers, whose matrices stay on disk. Nothing else is
-    read, because the scores of an earlier annotation, for example, may be large. Other containers are read into memory.
+    Opens a file as a backed AnnData with `obs`, `var`, `raw` and layers, whose matrices stay on disk, and with what
+    `uns` says of them. Nothing else is read, because the scores of an earlier annotation, for example, may be large.
+    Other containers are read into memory.
 
     Raises:
         InputError: No such file, or one that anndata cannot read.
@@ -144,12 +145,19 @@ def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
                 adata = open_cells(checked)
             else:
                 elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
+                # What scanpy notes of logarithms, and the organism.
+                noted = {name: file["uns"][name] for name in _NOTED if name in file.get("uns", {})}
+                elements["uns"] = {name: ad.io.read_elem(item) for name, item in noted.items()}
                 if "raw" in file:
                     elements["raw"] = {"var": ad.io.read_elem(file["raw/var"])}
                 elements["layers"] = {name: _on_disk(layer) for name, layer in file.get("layers", {}).items()}
                 adata = ad.AnnData(filename=checked, filemode="r", **elements)
             opened.callback(adata.file.close)
         yield adata
+
+
+#: What `uns` may say of the values and the genes.
+_NOTED = ("log1p", "organism", "species", "organism_ontology_term_id")
 
 
 def _on_disk(layer: h5py.Group | h5py.Dataset) -> Any:

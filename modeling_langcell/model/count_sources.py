@@ -11,13 +11,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from .count_matrix import CountMatrix, naming_the_array, stored_by_rows
-from .count_values import KINDS, LARGEST_LOGARITHM, RAW, is_whole, noted_base, recognise, require_kind
+from .count_values import KINDS, LARGEST_LOGARITHM, RAW, noted_base, recognise, require_kind
 from .errors import InputError, Remedy
 from .gene_columns import described_by, find_genes, name_columns
 
 #: Names of layers of counts, in lower case; velocyto's `matrix` holds all that its other layers divide.
 _CALLED_COUNTS = {"counts", "count", "raw", "raw_counts", "rawcounts", "umi", "umis", "umi_counts", "matrix"}
-_SAMPLE = 64  # Number of cells by which an array is judged.
+#: Number of places, spread over all cells, and of cells at each by which an array is judged.
+_PLACES, _CELLS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class _Array:
         """Returns its first cells; None if it is missing, damaged, or does not hold numbers."""
         with suppress(InputError), naming_the_array(self.label):
             if self.matrix is not None and self.matrix.dtype.kind in "fiub":
-                return CountMatrix(self.matrix, self.label).rows(0, _SAMPLE)
+                return sp.vstack(list(_samples(CountMatrix(self.matrix, self.label)).values()), format="csr")
         return None
 
     @cached_property
@@ -69,27 +70,39 @@ def _arrays(adata: Any) -> Iterator[_Array]:
 
 def find_counts(adata: Any) -> dict[str, Any]:
     """
-    Finds the array to read where none is named: X, raw or a layer called counts, the first that holds raw counts; or
-    else X or raw, whichever has more genes of the values whose kind is certain; or else X.
+    Finds the array of raw counts to read where none is named: X, raw or a layer called counts, whichever has the most
+    genes; X if there is none.
 
     Returns:
         The options that name it: `use_raw` or `layer`; none for X.
     """
-    return _find_counts(adata).where
+    return _find_counts(adata, only_raw=True).where
 
 
-def _find_counts(adata: Any) -> _Array:
-    """Returns the array of `find_counts`."""
-    certain: dict[str, _Array] = {}
+def _find_counts(adata: Any, only_raw: bool = False) -> _Array:
+    """
+    Finds the array to read where none is named: X, raw or a layer called counts. Of the values whose kind is certain,
+    it is the one with the most genes and, of those with as many, the first of raw counts. Logarithms give the ranks of
+    their counts exactly, whereas genes that are left out change them. A mask of zeros and ones comes last.
+    """
+    certain: list[tuple[tuple[bool, int, bool], _Array]] = []
     for array in _arrays(adata):
-        if not array.where.get("layer") or array.is_called_counts:
-            sample = array.sample()
-            kind = None if sample is None else recognise(sample, noted_base(adata.uns))
-            if kind == RAW:
-                return array
-            if kind is not None and not array.where.get("layer"):
-                certain[array.label] = array
-    return max(certain.values(), key=lambda array: array.n_genes) if certain else next(_arrays(adata))
+        is_layer = "layer" in array.where
+        if is_layer and not array.is_called_counts:
+            continue
+        sample = array.sample()
+        kind = None if sample is None else recognise(sample, noted_base(adata.uns))
+        if sample is None or kind is None or ((is_layer or only_raw) and kind != RAW):
+            continue
+        certain.append(((sample.data.max() > 1, array.n_genes, kind == RAW), array))
+    return max(certain, key=lambda found: found[0])[1] if certain else next(_arrays(adata))
+
+
+def _samples(source: CountMatrix) -> dict[int, sp.csr_matrix]:
+    """Returns some cells at places that are spread over all, by the row where they begin."""
+    last = max(0, len(source) - _CELLS)
+    starts = dict.fromkeys(np.linspace(0, last, _PLACES, dtype=int).tolist() if last > _CELLS else [0])
+    return {start: source.rows(start, start + (_CELLS if last > _CELLS else _PLACES * _CELLS)) for start in starts}
 
 
 def open_anndata(
@@ -166,7 +179,7 @@ def _with_kind(source: CountMatrix, counts: str, noted: float | None) -> CountMa
         raise InputError(f"counts={counts!r} is not one of {', '.join(map(repr, KINDS[:-1]))} and {KINDS[-1]!r}.")
     if counts == "raw":
         return source  # Every chunk is checked for whole numbers when it is read.
-    return replace(source, kind=require_kind(counts, source.rows(0, _SAMPLE), source, noted))
+    return replace(source, kind=require_kind(counts, _samples(source), source, noted))
 
 
 def _layer_names(adata) -> list[str]:
@@ -176,29 +189,38 @@ def _layer_names(adata) -> list[str]:
 def _suggest_counts(adata: Any, label: str) -> list[Remedy]:
     """
     Finds another array of the AnnData for one that cannot be read: that with counts and, of several, the one whose name
-    says so, or else with the most; or else `raw.X` if it looks like logarithms, as scanpy leaves it.
+    says so, or else with the most. If the values of the one are of no certain kind, it is another one whose values are,
+    of the most genes; or else `raw.X` if it looks like logarithms, as scanpy leaves it.
     """
-    sample = adata if adata.isbacked else adata[:_SAMPLE]
     counts: list[tuple[bool, float, Remedy]] = []
-    logarithms = None
-    for array in _arrays(sample):
+    others: list[tuple[int, bool, Remedy]] = []
+    logarithms: list[Remedy] = []
+    for array in _arrays(adata):
         values = None if array.label == label else array.sample()
         if values is None or not len(values.data) or not np.isfinite(values.data).all() or values.data.min() < 0:
             continue
         option, value = next(iter(array.where.items()), ("use_raw" if label == "raw.X" else "layer", None))
-        if is_whole(values.data):
+        kind = recognise(values, noted_base(adata.uns))
+        advice = "leave out {option}." if value is None else "pass {option}."
+        if kind == RAW:
             # Zeros and ones may be counts of a shallow cell, but are as often a mask.
             if values.data.max() > 1:
-                advice = "leave out {option}." if value is None else "pass {option}."
                 remedy = Remedy(f"{array.label} looks like counts: {advice}", option, value)
                 counts.append((array.is_called_counts, float(values.data.sum()), remedy))
+        elif kind is not None:
+            also = () if value is None else (("counts", kind.counts),)
+            remedy = Remedy(f"{array.label} holds {kind.in_words}: {advice}", option, value, also)
+            others.append((array.n_genes, array.is_called_counts, remedy))
         elif array.label == "raw.X" and values.data.max() < LARGEST_LOGARITHM:
-            logarithms = Remedy(
-                "raw.X looks log-transformed: if so, pass {option}.", "use_raw", True, (("counts", "log1p"),)
-            )
+            logarithms = [
+                Remedy("raw.X looks log-transformed: if so, pass {option}.", "use_raw", True, (("counts", "log1p"),))
+            ]
     if counts:
         return [max(counts, key=lambda found: found[:2])[2]]
-    return [] if logarithms is None else [logarithms]
+    asked = next((array.sample() for array in _arrays(adata) if array.label == label), None)
+    if asked is not None and recognise(asked, noted_base(adata.uns)) is not None:
+        return []
+    return [max(others, key=lambda found: found[:2])[2]] if others else logarithms
 
 
 __all__ = ["find_counts", "open_anndata", "open_matrix"]

@@ -28,10 +28,14 @@ _CERTAIN = 0.9  # Share of them that must be whole multiples.
 _TOLERANCE = 1e-4  # Relative error of a whole multiple: float32 leaves less, and chance seldom comes so near.
 _MULTIPLES = 1.5, 1000  # Multiples between these tell: one is whole always, and a large one may be by chance.
 _SAME_TOTALS = 0.01  # Relative spread of the cells' totals below which they were made equal.
+_SAMPLE = 64  # Cells of a chunk by which its kind is compared with that of the first ones.
 _CELLS = 8  # Fewest cells whose totals tell.
 #: Shares of whole numbers between which values are corrected counts: few logarithms are whole, and a few others among
 #: whole ones are faults.
 _WHOLE = 0.2, 0.98
+#: Distance from a whole number, and share of the values within it from which large ones are corrected counts. A fifth
+#: of those that were scaled by gene, for example, is so close by chance; of counts without ambient RNA it is over half.
+_NEARLY, _NEARLY_WHOLE = 0.1, 0.35
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class ValueKind:
     counts: str
     base: float = math.e
 
+    @property
+    def in_words(self) -> str:
+        """What such values are, for messages."""
+        if self.counts != "log1p":
+            return f"{self.counts} values"
+        return "natural logarithms" if self.base == math.e else f"logarithms to base {self.base:g}"
+
+    def is_like(self, other: "ValueKind") -> bool:
+        """Returns true if values of both kinds are read alike, but for a factor per cell."""
+        is_logarithm = self.counts == "log1p"
+        return is_logarithm == (other.counts == "log1p") and (not is_logarithm or self.base == other.base)
+
     def undo(self, values: np.ndarray) -> np.ndarray:
         """Returns the values without the logarithm, float64."""
         if self.counts != "log1p":
@@ -55,6 +71,7 @@ class ValueKind:
 
 
 RAW = ValueKind("raw")
+SCALED = ValueKind("normalized")
 
 
 def recognise(sample: sp.csr_matrix, noted_base: float | None = None) -> ValueKind | None:
@@ -75,7 +92,7 @@ def recognise(sample: sp.csr_matrix, noted_base: float | None = None) -> ValueKi
         return RAW
     if (whole := (values == np.rint(values)).mean()) > _WHOLE[1]:
         return None
-    kinds = [ValueKind("normalized")]
+    kinds = [SCALED]
     if (high := values.max()) < _NO_LOGARITHM:
         kinds += [ValueKind("log1p", base) for base in BASES]
     # Several bases may fit values that are small throughout: the one that fits most closely is taken.
@@ -83,15 +100,24 @@ def recognise(sample: sp.csr_matrix, noted_base: float | None = None) -> ValueKi
     best = min(misfits, key=lambda kind: misfits[kind])
     if misfits[best] < np.inf:
         return best
-    if high < _NO_LOGARITHM:
-        equal = [kind for kind in kinds if _makes_totals_equal(kind, sample)]
-        if equal:
-            return equal[0]
-        if noted_base is not None:
-            return ValueKind("log1p", noted_base)
-    if high >= _NO_LOGARITHM or whole >= _WHOLE[0]:
-        return ValueKind("corrected")
-    return None
+    if equal := [kind for kind in kinds if _makes_totals_equal(kind, sample)]:
+        return equal[0]
+    if are_square_roots(sample):
+        return None
+    if high < _NO_LOGARITHM and noted_base is not None:
+        return ValueKind("log1p", noted_base)
+    if high >= _NO_LOGARITHM:
+        nearly = (np.abs(values - np.rint(values)) <= _NEARLY).mean()
+        return ValueKind("corrected") if nearly >= _NEARLY_WHOLE else None
+    return ValueKind("corrected") if whole >= _WHOLE[0] else None
+
+
+def are_square_roots(sample: sp.csr_matrix) -> bool:
+    """Returns true for values whose squares are counts, scaled by one factor per cell or not at all."""
+    if is_whole(sample.data) or _misfit(SCALED, sample) < np.inf:  # The squares of multiples are multiples.
+        return False
+    squares = sp.csr_matrix((sample.data.astype(np.float64) ** 2, sample.indices, sample.indptr), sample.shape)
+    return _misfit(SCALED, squares) < np.inf
 
 
 def is_whole(values: np.ndarray) -> bool:
@@ -132,27 +158,38 @@ class NamedArray(Protocol):
         """Returns remedies that name other arrays."""
 
 
-def require_kind(stated: str, sample: sp.csr_matrix, source: NamedArray, noted_base: float | None) -> ValueKind:
+def require_kind(
+    stated: str, samples: Mapping[int, sp.csr_matrix], source: NamedArray, noted_base: float | None
+) -> ValueKind:
     """
     Returns the kind of an array's values as it was stated, with the base of logarithms.
 
     Args:
         stated: One of `Counts`.
-        sample: The first cells of `source`.
+        samples: Some cells of `source` by the row where they begin.
         source: The array, for messages.
-        noted_base: Same as for `recognise`.
+        noted_base: Same as for `recognise`. It counts if no other kind is stated.
 
     Raises:
-        InputError: The values are certainly of another kind, or the kind should be told from the values and cannot.
+        InputError: The values are certainly of another kind, or of several, or the kind should be told from the values
+            and cannot.
     """
-    found = recognise(sample, noted_base)
+    sample = sp.vstack(list(samples.values()), format="csr")
+    found = recognise(sample, noted_base if stated in ("auto", "log1p") else None)
+    if found is None or found.counts == "corrected":
+        _require_one_kind(samples, source)
     if stated == "auto":
         kind = found or RAW
     elif stated == "log1p":
         kind = found if found is not None and found.counts == "log1p" else ValueKind("log1p", noted_base or math.e)
     else:
         kind = ValueKind(stated)
-    check_values(sample, kind, source, 0)
+    for start, cells in samples.items():
+        check_values(cells, kind, source, start)
+    if are_square_roots(sample):
+        raise InputError(
+            f"{source.label} holds square roots, which cannot be ranked: go back to the counts.", *source.advise()
+        )
     if found is not None and (found.counts == "log1p") != (kind.counts == "log1p"):
         are = "logarithms" if found.counts == "log1p" else "no logarithms"
         raise InputError(
@@ -161,6 +198,22 @@ def require_kind(stated: str, sample: sp.csr_matrix, source: NamedArray, noted_b
             *source.advise(),
         )
     return kind
+
+
+def _require_one_kind(samples: Mapping[int, sp.csr_matrix], source: NamedArray) -> None:
+    """
+    Raises:
+        InputError: Some cells hold logarithms and others hold none, or logarithms to another base.
+    """
+    kinds = {start: kind for start, cells in samples.items() if (kind := recognise(cells)) is not None}
+    first = next(iter(kinds), 0)
+    for start, kind in kinds.items():
+        if not kind.is_like(kinds[first]):
+            cells = [source.list_cells(np.array([row])) for row in (first, start)]
+            raise InputError(
+                f"{source.label} holds values of several kinds: {kinds[first].in_words} in cell {cells[0]}, and "
+                f"{kind.in_words} in cell {cells[1]}. Bring all cells to one kind."
+            )
 
 
 def check_values(chunk: sp.csr_matrix, kind: ValueKind, source: NamedArray, start: int) -> None:
@@ -200,22 +253,41 @@ def check_values(chunk: sp.csr_matrix, kind: ValueKind, source: NamedArray, star
         looks = "It looks log-transformed." if found is not None and found.counts == "log1p" else ""
         remedies = [
             Remedy("For counts that were corrected (SoupX, DecontX), pass {option}.", "counts", "corrected"),
-            Remedy("For counts scaled by cell, pass {option}.", "counts", "normalized"),
+            Remedy("For counts scaled by cell (CPM, TPM), pass {option}.", "counts", "normalized"),
             Remedy("For logarithms, pass {option}.", "counts", "log1p"),
         ]
         if found is not None:
             remedies = [remedy for remedy in remedies if remedy.value == found.counts]
-        elif high < _NO_LOGARITHM:
-            del remedies[1]  # They are read as corrected counts are.
+        elif are_square_roots(chunk):
+            looks, remedies = "They are square roots: go back to the counts.", []
         else:
-            del remedies[2]
+            del remedies[1 if high < _NO_LOGARITHM else 2]  # Small scaled counts are read as corrected ones are.
+            if (data == np.rint(data)).mean() < _WHOLE[0]:
+                remedies.append(Remedy("If they were scaled by gene, go back to the counts."))
         refuse(data != np.rint(data), "values that are not whole, so not raw counts", looks, *remedies)
-    if kind.counts == "log1p" and high > _NO_LOGARITHM:
-        remedy = Remedy("Pass {option} if they are not logarithms.", "counts", "corrected")
-        refuse(data > _NO_LOGARITHM, "values too large for logarithms", "", remedy)
     if kind.counts == "log1p" and is_whole(data) and high > 0:
         refuse(
             data > 0, "only whole numbers, so not logarithms", "", Remedy("Pass {option} for counts.", "counts", "raw")
+        )
+    if kind.counts == "log1p" and high > _NO_LOGARITHM:
+        remedy = Remedy("Pass {option} if they are not logarithms.", "counts", "corrected")
+        refuse(data > _NO_LOGARITHM, "values too large for logarithms", "", remedy)
+
+
+def check_kind(chunk: sp.csr_matrix, kind: ValueKind, source: NamedArray, start: int) -> None:
+    """
+    Checks that the first cells of a chunk hold no values that are certainly of another kind, as those of another study
+    may do. Arguments are those of `check_values`.
+
+    Raises:
+        InputError: They are of another kind.
+    """
+    found = None if kind == RAW else recognise(chunk[:_SAMPLE])
+    if found is not None and not found.is_like(kind):
+        cell = source.list_cells(np.array([start]))
+        raise InputError(
+            f"{source.label} holds {found.in_words} from about cell {cell} on, and {kind.in_words} before. Bring all "
+            "cells to one kind."
         )
 
 
@@ -237,8 +309,11 @@ __all__ = [
     "LARGEST_LOGARITHM",
     "LARGEST_VALUE",
     "RAW",
+    "SCALED",
     "Counts",
     "ValueKind",
+    "are_square_roots",
+    "check_kind",
     "check_values",
     "is_whole",
     "noted_base",

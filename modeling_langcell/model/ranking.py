@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from .count_matrix import CountMatrix, slice_rows
-from .count_values import LARGEST_VALUE, check_values
+from .count_values import LARGEST_VALUE, check_kind, check_values
 from .errors import InputError, Remedy
 from .gene_matching import GeneMatch, GeneVocabulary
 
@@ -222,6 +222,8 @@ class RankedChunks(Sequence[RankedCells]):
     def _rank(self, start: int, stop: int) -> list[RankedCells]:
         block = self._source.rows(start, stop)
         check_values(block, self.kind, self._source, start)
+        if start % self.chunk_size == 0:
+            check_kind(block, self.kind, self._source, start)
         groups = range(0, stop - start, _GROUP)
         return [self._rank_group(slice_rows(block, group, group + _GROUP)) for group in groups]
 

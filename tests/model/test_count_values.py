@@ -51,7 +51,15 @@ def test_kinds_are_recognised(counts):
         few = np.log1p(scaled(counts))[:, ::3] / math.log(base)  # Variable genes alone: totals tell nothing.
         assert kind(few) == ValueKind("log1p", base)
         assert kind(np.log1p(scaled(corrected(counts))) / math.log(base)) == ValueKind("log1p", base)
-    assert kind(corrected(counts * 9)) == ValueKind("corrected"), "too large for logarithms"
+    deep = counts.copy()
+    deep[:, 0] += 40
+    assert kind(corrected(deep)) == ValueKind("corrected"), "too large for logarithms"
+    for wrong in (scaled(deep), np.log1p(scaled(counts))):
+        assert kind(50 * wrong / wrong.std(axis=0)) is None, "scaled by gene"
+    for roots in (np.sqrt(deep), np.sqrt(counts), np.sqrt(scaled(deep))):
+        assert kind(roots) is None
+    filtered = scaled(counts, 1e6) * np.linspace(0.1, 3, counts.shape[1])
+    assert kind(scaled(filtered, 1e6)) == ValueKind("normalized"), "TPM"
     half = counts.copy()
     half[:, :20] += 0.37
     assert kind(half) == ValueKind("corrected"), "many whole numbers, as of expected counts"
@@ -146,3 +154,70 @@ def test_variable_genes_in_x_give_way_to_all_genes_in_raw(extractor, counts):
     few.raw = whole
     assert extractor.chunks(few).label == "raw.X"
     assert extractor.chunks(few, layer=None, use_raw=False, counts="log1p").label == "X", "as it was said"
+
+
+def test_square_roots_are_refused(extractor, counts):
+    for values in (np.sqrt(counts), np.sqrt(scaled(counts))):
+        for stated in ("auto", "corrected", "normalized", "log1p"):
+            with pytest.raises(InputError, match=r"square roots.*go back to the counts"):
+                extractor.rank(values, gene_ids=GENES, counts=stated)
+
+
+@pytest.mark.parametrize("at", [8, 32, 64, 72])
+@pytest.mark.parametrize("order", [1, -1])
+def test_values_of_several_kinds_are_refused(extractor, counts, at, order):
+    """Studies that were joined before all of them had been brought to one kind."""
+    many = np.tile(counts, (3, 1))[:96]
+    natural, binary = np.log1p(scaled(many)), np.log1p(scaled(many)) / math.log(2)
+    for kinds in ((natural, binary), (natural, many), (binary, scaled(many))):
+        first, second = kinds[::order]
+        joined = np.concatenate([first[:at], second[at:]])
+        with pytest.raises(InputError, match="Bring all cells to one kind"):
+            list(extractor.stream(joined, gene_ids=GENES, chunk_size=8))
+
+
+class TestWhichArray:
+    """X, raw or a layer of one AnnData: the counts' own ids, whatever else lies beside them."""
+
+    @pytest.fixture
+    def expected(self, extractor, counts):
+        return extractor.rank(counts, gene_ids=GENES).token_ids.tolist()
+
+    def test_logarithms_of_all_genes_come_before_counts_of_a_few(self, extractor, counts, expected):
+        logs = np.log1p(scaled(counts)).astype(np.float32)
+        few = anndata_of(logs, layers={"counts": counts})
+        few.raw = anndata_of(logs)
+        few = few[:, ::4].copy()  # As highly variable genes are taken.
+        assert extractor.rank(few).token_ids.tolist() == expected
+        raw_of_few = anndata_of(logs)
+        raw_of_few.raw = anndata_of(counts)[:, ::4].copy()
+        assert extractor.rank(raw_of_few).token_ids.tolist() == expected
+
+    def test_a_mask_comes_last(self, extractor, counts, expected):
+        mask, logs = (counts > 0).astype(np.float32), np.log1p(scaled(counts)).astype(np.float32)
+        assert extractor.rank(anndata_of(logs, layers={"counts": mask})).token_ids.tolist() == expected
+        assert extractor.rank(anndata_of(mask, layers={"counts": counts})).token_ids.tolist() == expected
+        in_raw = anndata_of(mask)
+        in_raw.raw = anndata_of(logs)
+        assert extractor.rank(in_raw).token_ids.tolist() == expected
+
+    def test_readable_values_of_a_layer_are_advised(self, extractor, counts, expected):
+        logs = np.log1p(scaled(counts)).astype(np.float32)
+        scaled_by_gene = (logs - logs.mean(axis=0)) / (logs.std(axis=0) + 1e-9)
+        for name, values, stated in (("logcounts", logs, "log1p"), ("cpm", scaled(counts, 1e6), "normalized")):
+            adata = anndata_of(scaled_by_gene, layers={name: values})
+            with pytest.raises(InputError, match=f"pass layer='{name}', counts='{stated}'"):
+                extractor.rank(adata)
+            assert extractor.rank(adata, layer=name, counts=stated).token_ids.tolist() == expected
+
+
+def test_a_stale_note_of_a_logarithm_does_not_overrule_what_is_said(extractor, counts):
+    low = anndata_of(corrected(counts))
+    low.uns["log1p"] = {"base": None}  # As `sc.pp.log1p(adata, layer="log")` leaves it.
+    found = extractor.rank(low, counts="corrected").token_ids.tolist()
+    assert found == extractor.rank(low.X, gene_ids=GENES, counts="corrected").token_ids.tolist()
+
+
+def test_whole_numbers_are_never_logarithms(extractor, counts):
+    with pytest.raises(InputError, match=r"only whole numbers, so not logarithms .* Pass counts='raw' for counts"):
+        extractor.rank(counts * 40, gene_ids=GENES, counts="log1p")
