@@ -5,6 +5,7 @@ or copied into an `.h5ad` file: zarr, Cell Ranger's `.h5` and loom a block at a 
 """
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,31 +21,15 @@ import zarr
 
 from ..model.errors import InputError, reason_of
 from .atomic import reserve, temporary_file
+from .conversions import how_to_convert, is_store
+from .matrix_market import files_of_matrix, is_matrix_market, matrices, read_matrix_market
 from .strings import writing_missing_text
 
 logger = logging.getLogger(__name__)
 
-#: Modalities of MuData that hold genes.
-_GENES = ("rna", "gex", "gene expression")
-#: What makes an `.h5ad` file of a container that is not read, by the end of its name.
-_CONVERSIONS = {
-    ".zarr.zip": "Unpack it first: unzip {path} -d cells.zarr",
-    ".gz": "Unpack it first: gunzip {path}",
-    ".zip": "Unpack it first: unzip {path}",
-    ".tar": "Unpack it first: tar xf {path}",
-    ".rds": "Convert it in R: cells <- Seurat::as.SingleCellExperiment(readRDS('{path}')); "
-    "zellkonverter::writeH5AD(cells, 'cells.h5ad')",
-    ".h5seurat": "Convert it in R: SeuratDisk::Convert('{path}', dest = 'h5ad')",
-    **{
-        end: f"Convert it in Python: {reading}.write_h5ad('cells.h5ad'), or, if its rows are genes, "
-        f"{reading}.T.write_h5ad('cells.h5ad')"
-        for end, reading in (
-            (".csv", "anndata.io.read_csv('{path}')"),
-            (".tsv", "anndata.io.read_text('{path}')"),
-            (".txt", "anndata.io.read_text('{path}')"),
-        )
-    },
-}
+#: Names of the modality of MuData that holds genes, and words in names of others.
+_GENES = re.compile(r"rna|gex|expr(?:ession)?|genes?(?:[ _-]?expression)?|transcript(?:s|ome|omics)?", re.IGNORECASE)
+_NO_GENES = re.compile(r"prot|adt|atac|peak|hto|cite|antibod|chrom", re.IGNORECASE)
 _LOOM_BLOCK = 1024  # Cells of a loom file, whose matrix is dense, that are read at once.
 _BLOCK = 2**24  # Values of an array that are copied at once.
 
@@ -58,8 +43,19 @@ def require_container(path: Path) -> None:
     """
     if not path.exists():
         raise InputError(f"No file {path}.")
-    if find_reader(path) is None and not is_hdf5(path):
-        raise InputError(_refusal(path))
+    if find_reader(path) is None and not _may_be_h5ad(path):
+        raise InputError(how_to_convert(path))
+
+
+def _may_be_h5ad(path: Path) -> bool:
+    """Returns false for what is no HDF5 file, and for one without tables of cells and genes."""
+    if not is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path) as file:
+            return not {"obs", "var"}.isdisjoint(file)
+    except Exception:  # It is damaged, or in use: what reads it next says so.
+        return True
 
 
 def is_hdf5(path: Path) -> bool:
@@ -70,11 +66,11 @@ def is_hdf5(path: Path) -> bool:
 def find_reader(path: Path) -> Callable[[Path], ad.AnnData] | None:
     """Returns what reads a container; None for an `.h5ad` file, and for what is no container."""
     if path.is_dir():
-        if any((path / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
+        if is_store(path):
             return _read_zarr
-        return _read_matrix_market if len(_matrices(path)) == 1 else None
-    if _is_matrix_market(path):
-        return _read_matrix_market
+        return read_matrix_market if len(matrices(path)) == 1 else None
+    if is_matrix_market(path):
+        return read_matrix_market
     try:
         return _reader_of_hdf5(path) if is_hdf5(path) else None
     except Exception:  # It is damaged, or in use: what reads it next says so.
@@ -83,11 +79,8 @@ def find_reader(path: Path) -> Callable[[Path], ad.AnnData] | None:
 
 def container_files(path: Path) -> list[Path]:
     """Returns the files that hold the cells of a container: the path itself, or what is in it or belongs to it."""
-    if _is_matrix_market(path) or (path.is_dir() and find_reader(path) is _read_matrix_market):
-        matrix, prefix = _matrix_and_prefix(path)
-        names = ("barcodes.tsv", "features.tsv", "genes.tsv")
-        beside = [matrix.with_name(f"{prefix}{name}{end}") for name in names for end in ("", ".gz")]
-        return [matrix, *filter(Path.is_file, beside)]
+    if find_reader(path) is read_matrix_market:
+        return files_of_matrix(path)
     return [one for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
 
 
@@ -98,8 +91,8 @@ def _reader_of_hdf5(path: Path) -> Callable[[Path], ad.AnnData] | None:
             return _read_loom
         if "mod" in names:
             return _read_mudata
-        tables = [file[name] for name in names if isinstance(file[name], h5py.Group)]
-        return _read_10x if tables and all("barcodes" in table for table in tables) else None
+        tables = [name for name in names if isinstance(file[name], h5py.Group) and "barcodes" in file[name]]
+        return _read_10x if tables else None
 
 
 def require_self_contained(path: Path) -> None:
@@ -136,7 +129,7 @@ def read_container(path: Path) -> ad.AnnData:
     """
     reader = find_reader(path)
     if reader is None:
-        raise InputError(_refusal(path))
+        raise InputError(how_to_convert(path))
     with _naming(path):
         if is_hdf5(path):
             require_self_contained(path)
@@ -206,28 +199,39 @@ def _naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read: {reason_of(error)}. Use an intact copy.") from error
 
 
-def _refusal(path: Path) -> str:
-    if path.is_dir():
-        if matrices := _matrices(path):
-            return f"{path} has {len(matrices)} matrices: give one of {', '.join(one.name for one in matrices[:3])}."
-        return f"{path} is a folder without cells: neither a zarr store nor a matrix.mtx of Cell Ranger is there."
-    ends = (end for end in _CONVERSIONS if path.name.lower().endswith(end))
-    if (end := next(ends, None)) is not None:
-        return f"{path} is no .h5ad file. {_CONVERSIONS[end].format(path=path)}"
-    return f"{path} is not an .h5ad file: it is not HDF5, or its beginning is damaged."
-
-
 # ---------------------------------------------------------------------- readers
 
 
 def _read_zarr(path: Path) -> ad.AnnData:
+    _require_all_parts(path, zarr.open_group(str(path), mode="r"))
     return ad.read_zarr(path)
+
+
+def _require_all_parts(path: Path, group: Any) -> None:
+    """
+    Checks that no part of a sparse matrix is lost: zarr takes zeros for a file that is not there.
+
+    Raises:
+        InputError: A part is lost.
+    """
+    for name in group:
+        element = group[name]
+        if name in ("layers", "raw"):
+            _require_all_parts(path, element)
+        elif element.attrs.get("encoding-type") in ("csr_matrix", "csc_matrix"):
+            for part in ("data", "indices"):
+                array = element[part]
+                if (lost := array.nchunks - array.nchunks_initialized) > 0:
+                    raise InputError(
+                        f"{path} has lost {lost} of {array.nchunks} parts of {array.path}: use a whole copy."
+                    )
 
 
 def _copy_zarr(path: Path, file: h5py.File) -> None:
     """Copies arrays and sparse matrices, which zarr and HDF5 hold in the same layout, in blocks, and the rest whole."""
     with _naming(path):
         group = zarr.open_group(str(path), mode="r")
+        _require_all_parts(path, group)
         is_old = "encoding-type" not in group.attrs  # anndata before 0.7
         adata = _read_zarr(path) if is_old else None
     if is_old:
@@ -290,12 +294,13 @@ def _copy_10x(path: Path, file: h5py.File) -> None:
 
 def _matrix_of_10x(file: h5py.File) -> h5py.Group:
     """
-    Returns the matrix of Cell Ranger's file: genes by cells in columns, which are cells by genes in rows.
+    Returns the matrix of Cell Ranger's file: genes by cells in columns, which are cells by genes in rows. CellBender
+    writes groups of its own beside it.
 
     Raises:
         InputError: There are several, as before Cell Ranger 3 for cells of two organisms.
     """
-    names = [name for name in file if isinstance(file[name], h5py.Group)]
+    names = [name for name in file if isinstance(file[name], h5py.Group) and "barcodes" in file[name]]
     if len(names) > 1:
         raise InputError(
             f"{file.filename} has the matrices {', '.join(names)}: write one of them into a file of its own, as in "
@@ -321,36 +326,15 @@ def _tables_of_10x(matrix: h5py.Group) -> dict[str, pd.DataFrame]:
     return {"obs": pd.DataFrame(index=matrix["barcodes"].asstr()[:]), "var": var}
 
 
-def _is_matrix_market(path: Path) -> bool:
-    return path.is_file() and path.name.endswith(("matrix.mtx", "matrix.mtx.gz"))
-
-
-def _matrices(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.iterdir() if _is_matrix_market(one))
-
-
-def _read_matrix_market(path: Path) -> ad.AnnData:
-    """Reads Cell Ranger's folder, or the files of one sample, whose names begin alike (`GSM123_matrix.mtx.gz`)."""
-    import scanpy as sc  # It takes seconds to import, which no other container needs to wait for.
-
-    matrix, prefix = _matrix_and_prefix(path)
-    return sc.read_10x_mtx(matrix.parent, var_names="gene_ids", gex_only=False, prefix=prefix or None)
-
-
-def _matrix_and_prefix(path: Path) -> tuple[Path, str]:
-    """Returns the matrix of a folder or a sample, and how the names of its files begin."""
-    matrix = path if path.is_file() else _matrices(path)[0]
-    return matrix, matrix.name[: matrix.name.index("matrix.mtx")]
-
-
 def _read_mudata(path: Path) -> ad.AnnData:
     with h5py.File(path) as file:
         names = list(file["mod"])
-        genes = [name for name in names if name.casefold() in _GENES]
+        genes = [name for name in names if _GENES.fullmatch(name)]
         if len(genes) != 1:
+            likely = next((name for name in names if not _NO_GENES.search(name)), names[0])
             raise InputError(
                 f"{path} is MuData with the modalities {', '.join(names)}: write the one with the genes into a file of "
-                f"its own, as in mudata.read_h5mu('{path}')['{names[0]}'].write_h5ad('cells.h5ad')."
+                f"its own, as in mudata.read_h5mu({str(path)!r})[{likely!r}].write_h5ad('cells.h5ad')."
             )
         logger.info("%s is MuData: the modality %r is read.", path, genes[0])
         return ad.io.read_elem(file["mod"][genes[0]])

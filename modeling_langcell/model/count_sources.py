@@ -1,7 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Which array of the input is read: X, raw or a layer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -111,7 +111,7 @@ def open_anndata(
     use_raw: bool,
     gene_column: str | None,
     counts: str,
-) -> tuple[CountMatrix, Mapping[str, Sequence[str]]]:
+) -> tuple[CountMatrix, Mapping[str, Iterable[str]]]:
     """
     Opens `X`, `raw.X` or a layer.
 
@@ -160,7 +160,7 @@ def open_anndata(
 
 def open_matrix(
     matrix: Any, gene_ids: Sequence[str] | None, counts: str
-) -> tuple[CountMatrix, Mapping[str, Sequence[str]]]:
+) -> tuple[CountMatrix, Mapping[str, Iterable[str]]]:
     """Opens a `(cells, genes)` matrix. The result and errors are the same as for `open_anndata`."""
     if not hasattr(matrix, "shape") or len(matrix.shape) != 2:
         raise InputError(f"Cells must be an AnnData or a (cells, genes) matrix, not {type(matrix).__name__}.")

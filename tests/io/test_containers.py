@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+import zipfile
 
 import anndata as ad
 import h5py
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import zarr
 
 from modeling_langcell import InputError, LangCellAnnotator, annotate_file
 from modeling_langcell.annotation.annotation_run import AnnotationRun
@@ -252,9 +254,73 @@ def table(cells, folder):
     return folder / "cells.csv"
 
 
+def named(name, content=b"something"):
+    def write(cells, folder):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+def seurat_in_hdf5(cells, folder):
+    with h5py.File(folder / "cells.h5Seurat", "w") as file:
+        file.create_group("assays/RNA")
+    return folder / "cells.h5Seurat"
+
+
+def molecules(cells, folder):
+    with h5py.File(folder / "molecule_info.h5", "w") as file:
+        file["umi"] = np.arange(3)
+    return folder / "molecule_info.h5"
+
+
+def outs(cells, folder):
+    (folder / "outs").mkdir()
+    write_matrix_market(cells, folder / "outs")
+    return folder / "outs"
+
+
+def spatial_data(cells, folder):
+    zarr.open_group(str(folder / "sd.zarr"), mode="w")
+    (folder / "sd.zarr" / "tables").mkdir()
+    cells.write_zarr(folder / "sd.zarr" / "tables" / "table")
+    return folder / "sd.zarr"
+
+
+def zipped(*names):
+    def write(cells, folder):
+        with zipfile.ZipFile(folder / "cells.zarr.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, "{}")
+        return folder / "cells.zarr.zip"
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("write", "advice"),
     [
+        (named("a file.h5ad.gz"), "gunzip '{path}'"),
+        (named("cells.tar.gz"), "tar xf {path}"),
+        (named("cells.tgz"), "tar xf {path}"),
+        (named("cells.h5ad.xz"), "unxz {path}"),
+        (named("cells.RData"), "get(load('{path}'))"),
+        (named("cells.qs"), "qs::qread('{path}')"),
+        (named("cells.parquet"), "pandas.read_parquet('{path}')"),
+        (named("counts.xlsx"), "pandas.read_excel('{path}', index_col=0)"),
+        (named("counts.tab"), "anndata.io.read_text('{path}')"),
+        (named("it's.csv", b"a,b\n"), 'anndata.io.read_csv("{path}").write'),
+        (named("semicolons.csv", b"a;b;c\n1;2;3\n"), "read_csv('{path}', delimiter=';').write"),
+        (named("tabs.csv", b"a\tb\n"), r"read_csv('{path}', delimiter='\t').write"),
+        (named("DGE.mtx.gz"), "call it matrix.mtx (or .mtx.gz), with features.tsv and barcodes.tsv beside it"),
+        (named("cells.h5ad", b"\x1f\x8b packed"), "is packed, in spite of its name. Unpack it first: gunzip < {path}"),
+        (named("cells.h5ad", b""), "{path} is empty."),
+        (seurat_in_hdf5, "SeuratDisk::Convert('{path}', dest = 'h5ad')"),
+        (molecules, "is in HDF5, but holds no cells as an .h5ad file does. It has umi."),
+        (outs, "there are some in it: give {path}/filtered_feature_bc_matrix."),
+        (spatial_data, "there are some in it: give {path}/tables/table."),
+        (zipped(".zgroup", "X/.zgroup"), "unzip {path} -d cells.zarr"),
+        (zipped("cells.zarr/.zgroup", "cells.zarr/X/.zgroup"), "Unpack it first: unzip {path}"),
         (gzipped, "gunzip {path}"),
         (of_proteins, "MuData with the modalities atac, prot"),
         (two_samples, "has 2 matrices: give one of GSM1_matrix.mtx.gz, GSM2_matrix.mtx.gz"),
@@ -278,6 +344,43 @@ def test_the_advice_for_a_packed_file_and_for_a_table_works(cells, tmp_path):
     expression = f"anndata.io.read_csv('{table(cells, tmp_path)}').write_h5ad('{tmp_path}/converted.h5ad')"
     subprocess.run([sys.executable, "-c", f"import anndata; import anndata.io; {expression}"], check=True)
     assert open_cells(tmp_path / "converted.h5ad").shape == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["rna", "GEX", "Gene Expression", "gene_expression", "transcriptome", "expr"])
+def test_a_modality_of_genes_is_told_by_its_name(name, cells, tmp_path):
+    with h5py.File(tmp_path / "cells.h5mu", "w") as file:
+        ad.io.write_elem(file.create_group("mod"), "prot", cells[:, :3].copy())
+        ad.io.write_elem(file["mod"], name, cells)
+    assert open_cells(tmp_path / "cells.h5mu").shape == cells.shape
+
+
+def test_the_advised_modality_is_not_one_of_proteins(cells, tmp_path):
+    with h5py.File(tmp_path / "cells.h5mu", "w") as file:
+        for name in ("atac", "prot", "mine"):
+            ad.io.write_elem(file.require_group("mod"), name, cells[:, :3].copy())
+    with pytest.raises(InputError, match=r"\['mine'\]\.write_h5ad"):
+        open_cells(tmp_path / "cells.h5mu")
+
+
+def test_what_cellbender_writes_beside_the_matrix_is_left_out(cells, tmp_path):
+    path = write_10x(cells, tmp_path)
+    with h5py.File(path, "r+") as file:
+        for name in ("metadata", "droplet_latents", "global_latents"):
+            file.create_group(name)["x"] = 1
+    assert open_cells(path).shape == cells.shape
+
+
+@pytest.mark.parametrize("part", ["data", "indices"])
+def test_a_part_of_a_zarr_store_that_is_lost_is_named(part, cells, tmp_path):
+    path = write_zarr(cells, tmp_path)
+    array = path / "X" / part
+    chunk = next(file for file in sorted(array.rglob("*")) if file.is_file() and file.name[0] not in ".z")
+    chunk.unlink()
+    with pytest.raises(InputError, match=rf"cells\.zarr has lost 1 of \d+ parts of X/{part}: use a whole copy"):
+        open_cells(path)
+    with pytest.raises(InputError, match="has lost 1 of"), as_h5ad(path, tmp_path / "out.h5ad"):
+        pass
+    assert not [one for one in tmp_path.iterdir() if one.name.startswith(".") or one.suffix == ".h5ad"]
 
 
 def test_a_damaged_container_is_named(cells, tmp_path):

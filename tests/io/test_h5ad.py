@@ -54,7 +54,7 @@ def test_references_to_other_files_are_refused(cells_file, tmp_path, link):
     ("content", "message"),
     [
         (None, "^No file"),
-        (b"", "is not an .h5ad file"),
+        (b"", "is empty"),
         (b"obs", "is not an .h5ad file"),
         (2000, "cannot be read as .h5ad"),
     ],
