@@ -16,6 +16,7 @@ from ..checkpoint.builtin import MINI
 from ..checkpoint.loading import load_checkpoint
 from ..io.colours import colours
 from ..io.columns import CELL_TYPE, COLOURS, EMBEDDING, PROBABILITIES, RUN, probability_columns
+from ..io.h5ad import require_anndata
 from ..io.progress import progress_bar
 from ..model.errors import InputError
 from ..model.feature_extraction_langcell import takes_cell_options
@@ -328,6 +329,7 @@ def _load(checkpoint: str | Path | None, adapter: str | Path | None, device: str
 
 
 def _require_writable(adata: ad.AnnData) -> None:
+    require_anndata(adata)
     if adata.isbacked and adata.is_view:
         raise InputError("These cells are a view of a file, so nothing can be added to them: give cells.to_memory().")
 

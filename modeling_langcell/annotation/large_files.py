@@ -205,6 +205,11 @@ def _reading(cells: str | Path, output: str | Path) -> Iterator[_Source]:
     with Launch(output, rank, processes) as launch:
         content = _content_of(cells)  # Before the file is opened: what replaces it later is found out at the end.
         with as_h5ad(cells, output) as file, open_lightly(file) as adata:
+            if str(index := adata.obs.index.name).startswith(PREFIX):
+                raise InputError(
+                    f"The index of obs is called {index!r}, as if it were a result: names that begin with {PREFIX} are "
+                    "replaced. Rename it."
+                )
             yield _Source(cells, content, launch, file, adata)
 
 

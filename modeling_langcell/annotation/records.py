@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..io.colours import colours
 from ..io.columns import ANSWER, ANSWER_ID, CELL_TYPE, COLOURS, FIT, NOVELTY, RUN, UNKNOWN_BECAUSE
+from ..io.h5ad import require_anndata
 from ..model.errors import InputError
 from ..model.prompts import Description
 from .calibration import LEAST_FIT
@@ -25,9 +26,11 @@ def candidate_labels(annotated: ad.AnnData) -> list[str]:
     Raises:
         InputError: The cells are not annotated.
     """
-    if "labels" not in annotated.uns.get(RUN, {}) or CELL_TYPE not in annotated.obs:
+    require_anndata(annotated)
+    run = annotated.uns.get(RUN)
+    if not isinstance(run, Mapping) or "labels" not in run or CELL_TYPE not in annotated.obs:
         raise InputError("The cells are not annotated: annotate them first.")
-    return [str(label) for label in annotated.uns[RUN]["labels"]]
+    return [str(label) for label in run["labels"]]
 
 
 def best_labels(annotated: ad.AnnData) -> pd.Series:

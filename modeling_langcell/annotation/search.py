@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from ..io.columns import ANSWER, CELL_TYPE, EMBEDDING, RUN, SEARCH
+from ..io.h5ad import require_anndata
 from ..model.errors import InputError
 from ..model.prompts import require_text
 from ..ontology import Labels, human_terms
@@ -196,7 +197,8 @@ def nearest_texts(
 
 
 def _embeds_of(annotator: Predictor, adata: ad.AnnData) -> np.ndarray:
-    if EMBEDDING not in adata.obsm or RUN not in adata.uns:
+    require_anndata(adata)
+    if EMBEDDING not in adata.obsm or not isinstance(adata.uns.get(RUN), Mapping):
         raise InputError(f"The cells have no obsm[{EMBEDDING!r}]: embed or annotate them first.")
     run = adata.uns[RUN]
     origin_of_cells, origin_of_model = _origin_name(run), _origin_name(annotator.origin())

@@ -13,6 +13,7 @@ from ..io.documents import parse_json, read_text
 from ..io.printable import plain_text
 from ..model.errors import InputError, reason_of
 from ..ontology import Labels, descendants, given_descriptions, without_repeats
+from ..ontology.terms import ids_by_name
 
 #: Labels; or labels with their descriptions, in any form that `as_description` reads.
 Candidates = list[str] | dict[str, Any]
@@ -20,6 +21,8 @@ Candidates = list[str] | dict[str, Any]
 #: Most bytes of a file of labels.
 _MAX_BYTES = 16 << 20
 _SUFFIXES = (".json", ".tsv", ".csv", ".txt", ".gmt")
+#: Endings of other files in which people keep labels.
+_OTHER_FILES = (".xlsx", ".xls", ".ods", ".numbers", ".tab", ".docx", ".yaml", ".yml", ".md", ".gz")
 _COLUMNS = ("label", "description", "markers", "absent")
 #: Columns that `langcell labels` writes besides, and that are not read.
 _IGNORED = ("id", "short_name")
@@ -29,6 +32,8 @@ _COLUMN_NAMES = {
     **dict.fromkeys(("descriptions", "definition"), "description"),
     **dict.fromkeys(("", "unnamed: 0"), "id"),  # The numbers of rows, as pandas writes them.
 }
+#: A first line that tells Excel the separator.
+_EXCELS_FIRST_LINE = re.compile(r'^"?sep=.?"?\s*\n', re.IGNORECASE)
 #: What separates the columns of a table, by its suffix; the others count if its first line names columns with them.
 _SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;", ".txt": "\t,;"}
 
@@ -87,7 +92,8 @@ def labels_file(labels: str | None) -> Path | None:
     path = Path(labels)
     if path.suffix.lower() in _SUFFIXES:
         return path
-    if path.suffix and os.path.isfile(path):
+    # A name with one of these endings, or a path, is meant as a file, whether it is there or not.
+    if path.suffix.lower() in _OTHER_FILES or (os.sep in labels and os.path.isfile(path)):
         raise InputError(
             f"{path} cannot be read: a file of labels ends in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}. Save a "
             "spreadsheet as CSV UTF-8 (.csv)."
@@ -98,7 +104,17 @@ def labels_file(labels: str | None) -> Path | None:
 def _split(labels: str) -> list[str]:
     """Returns the labels of a text that names several."""
     # Names in the ontology contain commas ("CD8-positive, alpha-beta T cell"), so ';' is the separator if there is one.
-    return [name.strip() for name in labels.split(";" if ";" in labels else ",") if name.strip()]
+    if labels.lstrip().startswith("["):
+        return list(_checked_json(parse_json(labels, "--labels"), "--labels"))
+    parts = [part.strip().strip("\"'") for part in labels.split(";" if ";" in labels else ",")]
+    names: list[str] = []
+    for part in filter(None, parts):
+        # A comma that is part of a name in the ontology, beside others that separate.
+        if ";" not in labels and names and (joined := f"{names[-1]}, {part}") in ids_by_name("CL"):
+            names[-1] = joined
+        else:
+            names.append(part)
+    return list(dict.fromkeys(names))
 
 
 def _checked(found: Labels) -> Candidates:
@@ -135,7 +151,7 @@ def _read_labels(path: Path) -> Candidates:
 def _parsed(path: Path) -> Candidates:
     suffix = path.suffix.lower()
     try:
-        text = read_text(path, _MAX_BYTES)
+        text = _EXCELS_FIRST_LINE.sub("", read_text(path, _MAX_BYTES))
         if "\0" in text:
             raise InputError(f"{path} is not text: it holds a zero byte.")
         if suffix == ".json":
@@ -146,7 +162,7 @@ def _parsed(path: Path) -> Candidates:
         rows = [[plain_text(cell.strip()) for cell in row] for row in reader]
     except csv.Error as error:
         raise InputError(f"The labels in {path} cannot be read: {reason_of(error)}.") from error
-    rows = [row for row in rows if any(row)]
+    rows = [row for row in rows if any(row) and not row[0].startswith("# ")]
     if rows and (columns := _columns(rows[0])) is not None:
         return _read_table(columns, rows[1:], path)
     return _read_lines(rows, path)
@@ -161,7 +177,7 @@ def _columns(row: list[str]) -> list[str] | None:
 
 def _separator(text: str, suffix: str) -> str:
     """Returns what separates the columns that a table's first line names, or else those of its kind."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("# ")), "")
     found = (one for one in _SEPARATORS[suffix] if _columns(next(csv.reader([first], delimiter=one))))
     return next(found, _SEPARATORS[suffix][0])
 
@@ -185,7 +201,7 @@ def _read_lines(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
     return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
 
 
-def _checked_json(labels: Any, path: Path) -> Candidates:
+def _checked_json(labels: Any, path: object) -> Candidates:
     kinds, values = ((str, list, dict), labels.values()) if isinstance(labels, dict) else (str, labels)
     if not isinstance(labels, (dict, list)) or not all(isinstance(value, kinds) for value in values):
         raise InputError(f"{path} must hold a list of labels, or an object that maps labels to descriptions.")
@@ -212,6 +228,11 @@ def _read_table(columns: list[str], rows: Iterable[list[str]], path: Path) -> di
         )
     found: dict[str, Any] = {}
     for row in rows:
+        if any(row[len(columns) :]):
+            raise InputError(
+                f"{path} has a line of {len(row)} columns, {row[0]!r}, ..., but its first line names {len(columns)}: "
+                "quote cells that contain the separator."
+            )
         cells = dict(zip(columns, row, strict=False))
         given: dict[str, Any] = {"description": cells.get("description", "")}
         given |= {key: re.split(r"[\s,;]+", cells[key]) for key in ("markers", "absent") if cells.get(key)}

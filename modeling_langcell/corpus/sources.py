@@ -38,9 +38,10 @@ UNKNOWN = "unknown"
 ORIGIN = ("title", "citation", "source", "licence", "license")
 #: An id of an ontology as OWL writes it, such as CL_0000236, also at the end of an address.
 _UNDERSCORED_ID = re.compile(r"^(?:https?://\S+/)?([A-Za-z]+)_(\d+)$")
+_SMALL_ID = re.compile(r"^[a-z]+:\d+$")
 _TRUTH = {
-    **dict.fromkeys(("true", "1", "1.0", "yes", "t"), True),
-    **dict.fromkeys(("false", "0", "0.0", "no", "f", "", "nan"), False),
+    **dict.fromkeys(("true", "1", "1.0", "yes", "t", "y"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "f", "n", "", "nan", "na", "none", "unknown"), False),
 }
 _STUDY, _PRIMARY, _PROFILE = "dataset_id", "is_primary_data", "profile"
 _COLUMNS = (*ASPECTS.values(), _STUDY, _PRIMARY, _PROFILE)
@@ -142,7 +143,8 @@ def _text_column(obs: pd.DataFrame, column: str, default: str) -> np.ndarray:
         return np.full(len(obs), default, dtype=object)
     texts = obs[column].astype(object).where(obs[column].notna(), default).astype(str)
     if column.endswith("_ontology_term_id"):
-        texts = texts.str.replace(_UNDERSCORED_ID, r"\1:\2", regex=True)
+        texts = texts.str.strip().str.replace(_UNDERSCORED_ID, r"\1:\2", regex=True)
+        texts = texts.where(~texts.str.match(_SMALL_ID), texts.str.upper())
     return texts.to_numpy()
 
 
@@ -155,8 +157,8 @@ def _truth_column(obs: pd.DataFrame, column: str, default: bool) -> np.ndarray:
     """
     if column not in obs:
         return np.full(len(obs), default)
-    words = obs[column].astype(object).where(obs[column].notna(), False).astype(str).str.strip().str.casefold()
-    values = words.map(_TRUTH)
+    words = obs[column].astype(object).where(obs[column].notna(), False).astype(str)
+    values = words.str.strip().str.casefold().map(_TRUTH)
     if values.isna().any():
         odd = words[values.isna()].iloc[0]
         raise InputError(f"obs[{column!r}] must hold true or false, not {odd!r}.")

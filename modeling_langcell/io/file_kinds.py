@@ -24,7 +24,7 @@ class FileKind:
     Args:
         name: What such a file is, in words.
         is_held_by: Returns true if a file that is not empty holds this kind.
-        suffixes: Suffixes that such a file must have; any if there are none.
+        suffixes: Suffixes that such a file must have, an empty one for a name without; any if there are none.
     """
 
     name: str
@@ -85,10 +85,10 @@ def _is_table(path: Path) -> bool:
     return len(columns) == 1 and columns != {0}
 
 
-CELLS = FileKind("a file of cells (.h5ad)", _is_h5ad)
+CELLS = FileKind("a file of cells (.h5ad)", _is_h5ad, (".h5ad", ""))
 PAGE = FileKind("an HTML page", _begins_with(r"(<!doctype html|<html)\b"), (".html", ".htm"))
 FIGURE = FileKind("a figure", _is_figure, (".png", ".pdf", ".svg"))
-TABLE = FileKind("a table (.tsv, .csv or .xlsx)", _is_table)
+TABLE = FileKind("a table (.tsv, .csv or .xlsx)", _is_table, (".tsv", ".csv", ".xlsx", ".txt", ""))
 JSON = FileKind("a JSON object", _begins_with(r"\{"))
 #: A card begins with metadata, as the Hub and PEFT write it.
 CARD = FileKind("a card with metadata", _begins_with(r"---[ \t\r]*\n"))
@@ -114,7 +114,8 @@ def require_replaceable(path: str | Path, kind: FileKind, name: str = "") -> Non
     path = Path(path)
     shown = f"{name} {path}".lstrip()
     if kind.suffixes and path.suffix.lower() not in kind.suffixes:
-        endings = ", ".join(kind.suffixes[:-1]) + f" or {kind.suffixes[-1]}"
+        *others, last = filter(None, kind.suffixes)
+        endings = " or ".join(filter(None, [", ".join(others), last]))
         raise InputError(f"{shown} must end in {endings}: it will be {kind.name}.")
     try:
         if not path.is_file() or path.stat().st_size == 0 or kind.is_held_by(path):

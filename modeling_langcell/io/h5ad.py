@@ -124,6 +124,20 @@ def read_annotation(path: str | Path, *, embeds: bool = False) -> ad.AnnData:
         return ad.AnnData(obs=ad.io.read_elem(file["obs"]), obsm=obsm, uns=uns)
 
 
+def require_anndata(cells: Any) -> None:
+    """
+    Checks that an argument is an AnnData.
+
+    Raises:
+        InputError: It is something else, such as the path of a file.
+    """
+    if not isinstance(cells, ad.AnnData):
+        raise InputError(
+            f"Cells must be an AnnData, not {type(cells).__name__}. Read a file with anndata.read_h5ad, or annotate it "
+            "on disk with annotate_file."
+        )
+
+
 @contextmanager
 def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
     """
@@ -164,4 +178,4 @@ def _on_disk(layer: h5py.Group | h5py.Dataset) -> Any:
     return ad.io.sparse_dataset(layer) if isinstance(layer, h5py.Group) else layer
 
 
-__all__ = ["open_cells", "open_lightly", "read_annotation", "reading_h5ad", "write_annotated"]
+__all__ = ["open_cells", "open_lightly", "read_annotation", "reading_h5ad", "require_anndata", "write_annotated"]

@@ -13,18 +13,23 @@ from ..model.errors import InputError, Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.prompts import check_labels
 from ..model.ranking import RankedCells
+from .h5ad import require_anndata
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 4096  # Cells read at a time.
-#: What people and programs write where a cell has no label, in lower case; CELLxGENE writes "unknown".
+#: What people and programs write where a cell has no label, in small letters alone; CELLxGENE writes "unknown".
 _NO_LABEL = frozenset(
     {
-        *("", "-", "?", ".", "nan", "na", "n/a", "<na>", "none", "null", "missing", "unknown", "unassigned"),
-        *("unannotated", "unlabelled", "unlabeled", "undetermined", "unidentified", "not available", "not annotated"),
-        *("not assigned", "not determined", "no label", "unclassified"),
+        *("", "na", "nan", "none", "null", "nil", "tbd", "empty", "missing", "nolabel", "noannotation"),
+        *(f"un{word}" for word in ("known", "assigned", "annotated", "labelled", "labeled", "classified", "defined")),
+        *(f"un{word}" for word in ("determined", "identified", "specified", "resolved", "certain", "clear")),
+        *(f"un{word}" for word in ("characterized", "characterised", "typed")),
+        *(f"not{word}" for word in ("known", "available", "annotated", "assigned", "determined", "applicable")),
+        *(f"unknown{word}" for word in ("type", "celltype", "cell", "cells", "label")),
     }
 )
+_NO_LETTER = r"[\W_]+"
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
     """
     if unlabelled not in ("error", "skip"):
         raise InputError(f"unlabelled={unlabelled!r} is not one of 'error' and 'skip'.")
+    require_anndata(adata)
     if label_key in adata.obs:
         column = adata.obs[label_key]
         known = is_known(column)
@@ -157,7 +163,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
 def is_known(labels: pd.Series) -> np.ndarray:
     """Returns `(cells,)` booleans: true where a label is neither missing nor a word for that, such as `unknown`."""
     named = labels.astype(object)
-    words = named.astype(str).str.strip().str.casefold().str.replace("_", " ")
+    words = named.astype(str).str.casefold().str.replace(_NO_LETTER, "", regex=True)
     return (named.notna() & ~words.isin(_NO_LABEL)).to_numpy()
 
 

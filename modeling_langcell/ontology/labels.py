@@ -107,6 +107,11 @@ def given_descriptions(labels: Labels) -> dict[str, Description]:
     check_labels(label for label, _ in pairs)
     if not pairs:
         raise InputError("No candidate labels were given.")
+    for label, given in pairs:
+        if isinstance(given, str) and given.startswith(("CL:", "CL_")) and as_id(given) == given.replace("_", ":"):
+            raise InputError(
+                f"{given!r} is the id of a type, not a description of {label!r}: leave it out, or give it as the label."
+            )
     return {
         label: as_description(label, label if label.startswith(DESCRIPTION_PREFIX) and given == "" else given)
         for label, given in pairs

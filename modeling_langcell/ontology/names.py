@@ -16,8 +16,18 @@ from .terms import Term, all_terms, below, get_term, ids_by_name, is_term, of_ot
 _GREEK = {"α": " alpha ", "β": " beta ", "γ": " gamma ", "δ": " delta ", "ε": " epsilon ", "φ": " phi "}
 #: British spellings, as parts of words.
 _BRITISH = {"tumour": "tumor", "haem": "hem", "oesoph": "esoph", "foet": "fet", "fibre": "fiber", "centre": "center"}
-#: The minus of a marker that is absent, as in `CD16-` or `CD14+CD16-`.
-_MINUS = re.compile(r"(?<=[a-z0-9])[-−⁻](?=\s|$|cd\d|[,;)])")
+#: Dashes that word processors and journals write for a hyphen.
+_DASHES = re.compile(r"[‐‑‒–—﹣－]")  # noqa: RUF001
+#: The minus of a marker that is absent, as in `CD16-` or `CD14+CD16-`; a sign for it is one wherever it stands.
+_MINUS = re.compile(r"(?<=[a-z0-9])(?:-(?=\s|$|cd\d|[,;)])|[−⁻])")
+#: A marker and a word that a hyphen joins (`CD16-NK`), which may mean that the cell has it, or has not. `CD4-T` has it.
+_MARKER_AND_WORD = re.compile(
+    r"\bcd\d+[a-z]?-(?!t\b|positive|negative|high|low|dim|bright|express|hi\b|lo\b|pos\b|neg\b)[a-z]"
+)
+#: What stands between the names of several types (`T/NK`).
+_BETWEEN_TYPES = re.compile(r"[/&|]|\s\+\s|\band\b")
+#: Words whose number is a part of a name (`pneumocyte type 2`); other numbers at an end count clusters (`B_cell_1`).
+_NUMBERED = frozenset({"type", "helper", "th", "group", "layer", "class", "stage", "phase"})
 #: A level that is written without a space after a marker, as in `CD56bright`.
 _LEVEL = re.compile(r"\b(cd\d+[a-z]?)(bright|dim|high|low|hi|lo|pos|neg)\b")
 #: A letter that is written together with `cell`, as in `Tcell`.
@@ -35,6 +45,8 @@ _LETTERS = frozenset({"b", "t"})
 #: An id of the Cell Ontology, as CELLxGENE's files write it ("CL:0000236"), OWL ("CL_0000236", also at the end of an
 #: address) and people.
 _ID = re.compile(r"(?:https?://\S+/)?CL[:_ ]*(\d{7})", re.IGNORECASE)
+#: An id that stands beside a name.
+_ID_BESIDE = re.compile(r"(?<!\w)CL[:_](\d{7})(?!\w)")
 
 _SUGGESTIONS = 3
 _SHORT = 24  # Longest short name, in characters.
@@ -52,7 +64,7 @@ def normalized(name: str) -> str:
     ('gamma delta t cell', 'cd14 positive cd16 negative monocyte')
 
     ```"""
-    text = unicodedata.normalize("NFKD", name).casefold()
+    text = _DASHES.sub("-", unicodedata.normalize("NFKD", name).casefold())
     text = "".join(_GREEK.get(letter, letter) for letter in text if not unicodedata.combining(letter)).replace("_", " ")
     text = _MINUS.sub(
         " negative ", re.sub(r"\+{2,}", " high ", text).replace("+", " positive ").replace("⁺", " positive ")
@@ -74,8 +86,17 @@ def _singular(word: str) -> str:
 
 
 def _any_order(name: str) -> str:
-    """Returns the words of a name that matter, in alphabetical order; empty if they say too little."""
-    words = sorted(set(normalized(name).split()) - _FILLERS)
+    """
+    Returns the words of a name that matter, in alphabetical order; empty if they say too little, or if the order says
+    what they mean: those of two types, of a marker that may be absent, or of a cluster with a number.
+    """
+    folded, in_order = _DASHES.sub("-", name.casefold()), normalized(name).split()
+    is_counted = in_order[:1] and (
+        in_order[0].isdigit() or (in_order[-1].isdigit() and in_order[-2:-1] and in_order[-2] not in _NUMBERED)
+    )
+    if is_counted or _BETWEEN_TYPES.search(folded) or _MARKER_AND_WORD.search(folded):
+        return ""
+    words = sorted(set(in_order) - _FILLERS)
     return "" if len(words) == 1 and len(words[0]) == 1 and words[0] not in _LETTERS else " ".join(words)
 
 
@@ -130,8 +151,10 @@ def _ids(names: Callable[[], Names], key: Callable[[str], str]) -> dict[str, str
 
 def as_id(label: str) -> str | None:
     """Returns a label that is an id of the Cell Ontology as the ontology writes it; None for any other label."""
-    found = _ID.fullmatch(label.strip())
-    return f"CL:{found[1]}" if found else label if label.startswith("CL:") else None
+    if (found := _ID.fullmatch(label.strip())) is not None:
+        return f"CL:{found[1]}"
+    beside = set(_ID_BESIDE.findall(label))
+    return f"CL:{beside.pop()}" if len(beside) == 1 else label if label.startswith("CL:") else None
 
 
 def id_of(label: str) -> str | None:

@@ -12,14 +12,16 @@ import torch
 from matplotlib.colors import to_hex
 from transformers.utils import logging as transformers_logging
 
-from modeling_langcell import AdaptationConfig, InputError, LangCellAnnotator, adapt
+from modeling_langcell import AdaptationConfig, InputError, LangCellAnnotator, adapt, pl
 from modeling_langcell.annotation.annotator import _load, annotate
 from modeling_langcell.annotation.explain import explain, explain_annotated
 from modeling_langcell.annotation.large_files import annotate_file
 from modeling_langcell.annotation.metrics import agreement
 from modeling_langcell.annotation.records import best_labels, describe_input
+from modeling_langcell.annotation.table import to_table
 from modeling_langcell.io.example import CELL_OPTIONS, load_example
 from modeling_langcell.io.h5ad import open_cells, write_annotated
+from modeling_langcell.io.labels import read_labels
 from modeling_langcell.kernels import cpu_has_instructions
 from modeling_langcell.ontology import id_of, short_name
 
@@ -335,7 +337,7 @@ def test_a_missing_checkpoint_and_bad_options_are_refused(tmp_path, tiny_checkpo
 def test_a_damaged_file_is_an_input_error(tmp_path, content):
     path = tmp_path / "damaged.h5ad"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged\.h5ad (cannot be read as|is not an) \.h5ad"):
+    with pytest.raises(InputError, match=r"damaged\.h5ad (cannot be read as \.h5ad|is not an \.h5ad|is empty)"):
         open_cells(path)
 
 
@@ -415,6 +417,32 @@ class TestInOneCall:
 def test_a_misspelt_argument_gets_the_function_and_the_closest(annotator, cells, call, said):
     with pytest.raises(TypeError, match=said):
         call(annotator, cells)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda one, cells: one.annotate(cells, ["B cell", "T cell"]),
+        lambda one, cells: one.embed(cells),
+        lambda one, cells: one.search(cells, "B cell"),
+        lambda one, cells: to_table(cells),
+        lambda one, cells: read_labels(cells, "cell_type"),
+        lambda one, cells: pl.composition(cells, "sample"),
+    ],
+)
+@pytest.mark.parametrize("cells", ["cells.h5ad", pd.DataFrame(), np.zeros((2, 3))], ids=["path", "table", "matrix"])
+def test_what_is_no_anndata_is_refused(annotator, call, cells):
+    with pytest.raises(
+        InputError, match=r"^Cells must be an AnnData, not \w+\. Read a file with anndata\.read_h5ad, or"
+    ):
+        call(annotator, cells)
+
+
+def test_a_note_of_that_name_is_no_record(annotator, cells):
+    cells.uns["langcell"] = "v1"
+    cells.obsm["X_langcell"] = np.ones((cells.n_obs, annotator.width), dtype=np.float32)
+    with pytest.raises(InputError, match="embed or annotate them first"):
+        annotator.search(cells, "B cell")
 
 
 def test_an_annotator_shows_what_it_is(tiny_checkpoint):

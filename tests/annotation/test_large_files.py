@@ -368,6 +368,21 @@ def test_all_scores_are_never_in_memory(annotator, tmp_path, monkeypatch):
         assert len(file["obsm/langcell_probabilities"]) == len(labels) + 1
 
 
+@pytest.mark.parametrize("name", ["langcell_barcode", "langcell_cell_type"])
+def test_an_index_that_is_called_like_a_result_is_refused_and_kept(annotator, cells, tmp_path, name):
+    cells.obs.index.name = name
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    before = (tmp_path / "cells.h5ad").read_bytes()
+    for work in (
+        lambda path: annotate_file(annotator, path, path, LABELS),
+        lambda path: embed_file(annotator, path, path),
+    ):
+        with pytest.raises(InputError, match=f"The index of obs is called '{name}', .* Rename it"):
+            work(tmp_path / "cells.h5ad")
+    assert (tmp_path / "cells.h5ad").read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
 def test_column_names_that_hdf5_cannot_hold_are_refused_at_once(annotator, cells_file, tmp_path):
     for labels in ({"a/b": "b", "a|b": "t"}, {"barcode": "b"}, {".": "b", "t": "t"}):
         with pytest.raises(InputError, match="A table cannot have a column"):

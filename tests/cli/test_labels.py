@@ -44,6 +44,8 @@ INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]
         ("l.txt", 'Name,Definition\nB cell,"one, two"\n', {"B cell": {"description": "one, two"}}),
         ("l.csv", ",label\n0,B cell\n1,T cell\n", {"B cell": {"description": ""}, "T cell": {"description": ""}}),
         ("l.csv", "B cell\nB-cells\nb cell\nCL_0000236\n", {"B cell": ""}),
+        ("l.csv", "sep=;\nlabel;description\nB cell;one\n", {"B cell": {"description": "one"}}),
+        ("l.txt", "# my types\nB cell\n# another\nT cell\n", {"B cell": "", "T cell": ""}),
     ],
 )
 def test_files(tmp_path, name, content, expected):
@@ -63,6 +65,12 @@ def test_files(tmp_path, name, content, expected):
         ("l.csv", "beta;cell type: beta cell.\n", "has the line 'beta;cell type: beta cell.': write one label in each"),
         ("l.txt", "B cell; T cell\n", "write one label in each line"),
         ("l.csv", "", "holds no labels"),
+        (
+            "l.csv",
+            "label,description\nB cell,one, two\n",
+            r"a line of 3 columns, 'B cell', .*first line names 2: quote",
+        ),
+        ("l.tsv", "B cell\tCL:0000236\n", "'CL:0000236' is the id of a type, not a description of 'B cell'"),
         ("l.json", "[]", "holds no labels"),
         ("l.csv", "CD4-positive, alpha-beta T cell\n", "quote cells that contain the separator"),
         ("l.tsv", "B cell\tcell type: B cell.\tCL:0000236\n", "a line of 3 columns"),
@@ -88,8 +96,29 @@ def test_a_file_of_another_kind_is_no_label(tmp_path):
     (tmp_path / "types.xlsx").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"types\.xlsx cannot be read: a file of labels ends in \.json, .* CSV UTF-8"):
         labels_file(str(tmp_path / "types.xlsx"))
+    for missing in ("no.xlsx", "no.tab", "no.docx"):
+        with pytest.raises(InputError, match="a file of labels ends in"):
+            labels_file(missing)
+    (tmp_path / "labels").touch()
+    with pytest.raises(InputError, match="a file of labels ends in"):
+        labels_file(str(tmp_path / "labels"))
     assert labels_file("B cell; T cell, v1.2") is None
     assert labels_file("a long text. " * 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B cell;T cell", ["B cell", "T cell"]),
+        ("B cell, T cell,", ["B cell", "T cell"]),
+        ("'B cell'; \"T cell\"", ["B cell", "T cell"]),
+        ('["B cell", "T cell"]', ["B cell", "T cell"]),
+        ("B cell;B cell; B-cells", ["B cell"]),
+        ("CD8-positive, alpha-beta T cell, B cell", ["CD8-positive, alpha-beta T cell", "B cell"]),
+    ],
+)
+def test_names_on_the_command_line(text, expected):
+    assert read_candidates(text, None) == expected
 
 
 class TestMarkersFile:

@@ -122,26 +122,39 @@ class TestFilesOfAnotherKind:
             ("annotate", "--figure", "cells.png"),
             ("annotate", "--figure", "notes.png"),
             ("annotate", "--out", "notes.h5ad"),
-            ("annotate", "--out", "table.tsv"),
-            ("embed", "--out", "page.html"),
-            ("search", "--out", "others.h5ad"),
             ("search", "--out", "notes.tsv"),
             ("search", "--out", "notes.txt"),
             ("explain", "--out", "cells.tsv"),
-            ("explain", "--out", "page.html"),
             ("explain", "--figure", "notes.png"),
-            ("labels", "--out", "others.h5ad"),
             ("labels", "--out", "notes.txt"),
         ],
     )
     def test_is_not_replaced(self, run, folder, command, option, path):
+        self.refused(run, folder, command, option, path, f"{option} {path} exists and is not a")
+
+    @pytest.mark.parametrize(
+        ("command", "option", "path", "said"),
+        [
+            ("annotate", "--out", "new.zarr", "must end in .h5ad: it will be a file of cells"),
+            ("annotate", "--out", "table.tsv", "must end in .h5ad: it will be a file of cells"),
+            ("embed", "--out", "new.h5", "must end in .h5ad: it will be a file of cells"),
+            ("annotate", "--table", "new.xls", "must end in .tsv, .csv, .xlsx or .txt: it will be a table"),
+            ("search", "--out", "new.json", "must end in .tsv, .csv, .xlsx or .txt: it will be a table"),
+            ("explain", "--out", "page.html", "must end in .tsv, .csv, .xlsx or .txt: it will be a table"),
+            ("labels", "--out", "others.h5ad", "must end in .tsv, .csv, .xlsx or .txt: it will be a table"),
+        ],
+    )
+    def test_a_suffix_of_another_kind_is_refused(self, run, folder, command, option, path, said):
+        self.refused(run, folder, command, option, path, f"{option} {path} {said}")
+
+    def refused(self, run, folder, command, option, path, said):
         before = {path: path.read_bytes() for path in folder.iterdir()}
         arguments = {"labels": [], "search": ["cells.h5ad", "a B cell"]}.get(command, ["cells.h5ad"])
         arguments += ["--labels", LABELS] if command in ("annotate", "explain") else []
         arguments += ["--out", "new.tsv"] if (command, option) == ("explain", "--figure") else []
         result = run(command, *arguments, option, path)
         assert result.exit_code == 2, result.output
-        assert f"Error: {option} {path} exists and is not a" in result.stderr
+        assert f"Error: {said}" in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -106,6 +106,7 @@ def test_a_soma_experiment_gives_the_shards_of_its_file(shared, tmp_path):
         pd.Categorical(["true", "false", None]),
         np.array([1, 0, 0]),
         np.array([1.0, 0.0, np.nan]),
+        np.array(["Y", "N", "NA"]),
     ],
 )
 def test_primary_data_however_it_is_written(values):
@@ -114,13 +115,14 @@ def test_primary_data_however_it_is_written(values):
 
 
 def test_other_words_for_primary_data_are_refused():
-    obs = pd.DataFrame({"is_primary_data": ["True", "perhaps"]}, index=["a", "b"])
-    with pytest.raises(InputError, match=r"obs\['is_primary_data'\] must hold true or false, not 'perhaps'"):
+    obs = pd.DataFrame({"is_primary_data": ["True", "Perhaps"]}, index=["a", "b"])
+    with pytest.raises(InputError, match=r"obs\['is_primary_data'\] must hold true or false, not 'Perhaps'"):
         cell_facts(obs, "study")
 
 
 def test_ids_as_owl_writes_them():
-    columns = {"cell_type_ontology_term_id": ["CL_0000236", "CL:0000084", None], "dataset_id": ["GSE_12"] * 3}
-    facts = cell_facts(pd.DataFrame(columns, index=["a", "b", "c"]), "study")
-    assert facts["cell_type"].tolist() == ["CL:0000236", "CL:0000084", "unknown"]
-    assert facts["study"].tolist() == ["GSE_12"] * 3
+    forms = ["CL_0000236", "CL:0000236", "cl:0000236", "CL:0000236 ", "http://purl.obolibrary.org/obo/CL_0000236", None]
+    columns = {"cell_type_ontology_term_id": forms, "dataset_id": ["GSE_12"] * 6}
+    facts = cell_facts(pd.DataFrame(columns, index=list("abcdef")), "study")
+    assert facts["cell_type"].tolist() == ["CL:0000236"] * 5 + ["unknown"]
+    assert facts["study"].tolist() == ["GSE_12"] * 6

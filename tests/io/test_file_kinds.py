@@ -80,7 +80,13 @@ def test_a_link_to_another_kind_is_not_replaced(of_kind, tmp_path):
     assert (tmp_path / "link.html").is_symlink()
 
 
-def test_a_suffix_of_another_kind(tmp_path):
+def test_a_suffix_of_another_kind(cells, tmp_path):
+    for name in ("a.csv", "a.zarr", "a.h5ad.gz"):
+        with pytest.raises(InputError, match=r"must end in \.h5ad: it will be a file of cells"):
+            write_annotated(cells, tmp_path / name)
+    for name in ("a.h5ad", "a.pdf"):
+        with pytest.raises(InputError, match=r"must end in \.tsv, \.csv, \.xlsx or \.txt: it will be a table"):
+            write_table([{"a": 1, "b": 2}], tmp_path / name)
     for name in ("a.pdf.gz", "a", "a.jpg"):
         with pytest.raises(InputError, match=r"must end in .png, .pdf or .svg: it will be a figure"):
             write_figure(Figure(), tmp_path / name)

@@ -28,7 +28,13 @@ def test_a_column(labelled, caplog):
     assert "4 of 12 cells have no label in obs['type']" in caplog.text
 
 
-@pytest.mark.parametrize("word", ["nan", "NA", "<NA>", "None", "Unknown", "Unassigned", "not_assigned", " ", "-"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("nan", "NA", "<NA>", "None", "Unknown", "Unassigned", "not_assigned", " ", "-", "#N/A", "N.A.", "--", "??"),
+        *("Undefined", "Unknown cell type", "Un-assigned", "NotAssigned", "not applicable", "uncharacterized", "TBD"),
+    ],
+)
 def test_words_for_a_missing_label(labelled, word):
     adata = labelled.copy()
     known = np.arange(adata.n_obs) % 3 != 0

@@ -117,3 +117,51 @@ def test_dividing_cells_are_cells_of_their_type(name, found):
 def test_a_state_alone_is_no_type():
     assert id_of("proliferating") is None
     assert id_of("cycling nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("label", "term_id"),
+    [
+        *(
+            (form, "CL:0000236")
+            for form in ("CL_0000236", "cl:0000236", "CL0000236", "CL: 0000236", "B cell (CL:0000236)")
+        ),
+        *((form, "CL:0000236") for form in ("http://purl.obolibrary.org/obo/CL_0000236", "CL:0000236 B cell")),
+        ("CL:0000236 or CL:0000084", None),
+    ],
+)
+def test_ids_are_read_in_every_spelling(label, term_id):
+    assert id_of(label) == term_id
+
+
+@pytest.mark.parametrize("minus", ["-", "–", "—", "−", "⁻"])
+def test_no_dash_turns_a_marker_that_is_absent_into_one_that_is_there(minus):
+    assert id_of(f"CD14+CD16{minus} monocyte") in (id_of("CD14-positive, CD16-negative monocyte"), None)
+    for name in ("CD16{} NK", "CD8{} T cell"):
+        found = id_of(name.format(minus))
+        assert found is None or "positive" not in get_term(found).name
+
+
+@pytest.mark.parametrize("sign", ["−", "-"])
+def test_a_marker_beside_a_word_is_not_guessed(sign):
+    assert id_of(f"CD16{sign}NK") != id_of("CD16+ NK")
+    assert id_of("CD8-T cell") == id_of("CD8 T cell") == "CL:0000625"
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["B_cell_1", "B cell 2", "1. B cell", "B cell (1)", "B cell #1", "B cells, 1", "Bcell_1", "2: B cells", "B_2"],
+)
+def test_the_number_of_a_cluster_is_no_subtype(label):
+    assert id_of(label) is None
+
+
+def test_numbers_that_belong_to_a_name():
+    assert id_of("B-1 B cell") == id_of("B1 B cell") == "CL:0000819"
+    assert id_of("pneumocyte type 2") == id_of("type II pneumocyte") == id_of("type 2 pneumocyte")
+    assert id_of("T helper 17") == id_of("Th17")
+
+
+@pytest.mark.parametrize("label", ["T/NK", "T cell/NK cell", "NK/T cells", "T & NK cells", "B/Plasma", "B | plasma"])
+def test_names_of_two_types_mean_neither(label):
+    assert id_of(label) is None
