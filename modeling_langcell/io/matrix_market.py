@@ -10,8 +10,6 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
-import scipy.io
-import scipy.sparse as sp
 
 from ..model.errors import InputError
 
@@ -48,7 +46,7 @@ def read_matrix_market(path: Path) -> ad.AnnData:
     """
     matrix = files_of_matrix(path)[0]
     genes, cells = _table(matrix, _GENES), _table(matrix, _CELLS)
-    counts = sp.csr_matrix(scipy.io.mmread(matrix))
+    counts = ad.io.read_mtx(matrix).X
     if counts.shape == (len(genes), len(cells)):
         counts = counts.T.tocsr()
     elif counts.shape != (len(cells), len(genes)):

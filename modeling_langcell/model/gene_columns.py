@@ -86,10 +86,10 @@ def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str)
     genes = np.array([not any(map(_NO_GENE_NAME.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
     for column in var.columns:
         if _key(column) in _KIND_COLUMNS:
-            kinds = var[column].astype(str).str.casefold().str.replace("_", " ").str.strip()
-            others = kinds.str.contains(_NO_GENES).to_numpy()
-            said = ~others & kinds.str.contains(_GENES).to_numpy()
-            unknown = ~others & ~said & ~kinds.map(is_missing).to_numpy(dtype=bool)
+            kinds = [text.casefold().replace("_", " ").strip() for text in _texts(var[column])]
+            others = np.array([_NO_GENES.search(kind) is not None for kind in kinds])
+            said = ~others & np.array([_GENES.search(kind) is not None for kind in kinds])
+            unknown = ~others & ~said & ~np.array(list(map(is_missing, kinds)))
             if said.any() and unknown.any():
                 others |= unknown & ~_have_ensembl_id(names)
             genes &= ~others
@@ -103,20 +103,19 @@ def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str)
 def described_by(raw_var: "pd.DataFrame", var: "pd.DataFrame") -> "pd.DataFrame":
     """Returns the table of `raw` with what `var` alone says of the same rows: many files keep only the names there."""
     told = [column for column in var.columns if column not in raw_var.columns]
-    # Numbers name the same rows in both only if nothing was left out.
-    are_names = not raw_var.index.astype(str).str.fullmatch(r"\d+").all() or len(raw_var) == len(var)
-    if not told or not var.index.is_unique or not are_names:
-        return raw_var
-    return raw_var.join(var[told])
+    if raw_var.index.equals(var.index):
+        return raw_var.assign(**{str(column): var[column].to_numpy() for column in told})
+    # Once rows were left out, numbers no longer name the same ones in both.
+    are_numbers = all(map(str.isdigit, _texts(raw_var.index)))
+    return raw_var.join(var[told]) if told and var.index.is_unique and not are_numbers else raw_var
 
 
 def noted_other_organism(adata: Any) -> str | None:
     """Returns the organism that `obs` or `uns` names, if it is one, and neither human nor mouse."""
     for key in ("organism_ontology_term_id", "organism", "species"):
-        noted = adata.obs[key] if key in adata.obs.columns else adata.uns.get(key)
-        names = {str(name) for name in np.unique(np.atleast_1d(np.asarray(noted, dtype=object)).astype(str))}
-        if len(names) == 1:
-            name = names.pop()
+        noted = adata.obs[key].unique() if key in adata.obs.columns else [adata.uns.get(key)]
+        if len(noted) == 1:
+            name = str(noted[0])
             is_other = _OTHER_ORGANISMS.search(name.casefold()) and not _KNOWN_ORGANISMS.search(name.casefold())
             if is_other or (_TAXON.fullmatch(name) and name not in _KNOWN_TAXA):
                 return name
@@ -129,7 +128,7 @@ def _key(column: Any) -> str:
 
 
 def _texts(values: "pd.Series | pd.Index") -> np.ndarray:
-    return values.astype(str).to_numpy(dtype=object)
+    return np.array(list(map(str, values)), dtype=object)
 
 
 def _have_ensembl_id(names: Mapping[str, np.ndarray]) -> np.ndarray:

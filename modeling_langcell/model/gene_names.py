@@ -38,7 +38,7 @@ _MISSING = {"", "na", "nan", "none", "null", "<na>", "n/a", "-", "?"}
 #: Open reading frames, whose symbols alone have small letters (`C9orf72`).
 _CAPITAL_ORF = re.compile(r"^(C(?:\d+|X|Y))ORF(?=\d)")
 _EDGES = "_-.|:;,/ "
-_REPEATED = re.compile(r"^(.+)[-._]\d+$")
+_REPEATED = re.compile(r"^(.+)[-.]\d+$")
 _NEITHER_LETTER_NOR_DIGIT = re.compile(r"[^A-Za-z0-9]")
 
 
@@ -114,7 +114,8 @@ def _parts(text: str) -> list[str]:
 def without_repetition(names: Sequence[str], is_known: Callable[[str], bool]) -> Iterator[str]:
     """
     Yields names without the number by which anndata (`TBCE-1`), R (`TBCE.1`) and others tell the second of two genes of
-    one name from the first: it is left out where the first is among the names.
+    one name from the first: it is left out where the first is among the names. After an underscore it numbers the
+    guides for a gene (`STAT1_2`).
     """
     present = set(names)
     for name in names:

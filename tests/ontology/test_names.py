@@ -145,6 +145,7 @@ def test_no_dash_turns_a_marker_that_is_absent_into_one_that_is_there(minus):
 @pytest.mark.parametrize("sign", ["−", "-"])
 def test_a_marker_beside_a_word_is_not_guessed(sign):
     assert id_of(f"CD16{sign}NK") != id_of("CD16+ NK")
+    assert id_of(f"CD16 {sign} NK") != id_of("CD16+ NK")
     assert id_of("CD8-T cell") == id_of("CD8 T cell") == "CL:0000625"
 
 
@@ -162,6 +163,8 @@ def test_numbers_that_belong_to_a_name():
     assert id_of("T helper 17") == id_of("Th17")
 
 
-@pytest.mark.parametrize("label", ["T/NK", "T cell/NK cell", "NK/T cells", "T & NK cells", "B/Plasma", "B | plasma"])
+@pytest.mark.parametrize(
+    "label", ["T/NK", "T_NK", "T cell/NK cell", "NK/T cells", "T & NK cells", "B/Plasma", "B | plasma"]
+)
 def test_names_of_two_types_mean_neither(label):
     assert id_of(label) is None
