@@ -22,7 +22,7 @@ _DASHES = re.compile(r"[‐‑‒–—﹣－]")  # noqa: RUF001
 _MINUS = re.compile(r"(?<=[a-z0-9])(?:-(?=\s|$|cd\d|[,;)])|[−⁻])")
 #: A marker and a word that a hyphen joins (`CD16-NK`), which may mean that the cell has it, or has not. `CD4-T` has it.
 _MARKER_AND_WORD = re.compile(
-    r"\bcd\d+[a-z]?(?:-|\s-\s)(?!t\b|positive|negative|high|low|dim|bright|express|hi\b|lo\b|pos\b|neg\b)[a-z]"
+    r"\bcd\d+[a-z]?(?:-|\s[-−]\s)(?!t\b|positive|negative|high|low|dim|bright|express|hi\b|lo\b|pos\b|neg\b)[a-z]"
 )
 #: What stands between the names of several types (`T/NK`); T before NK means both, after it the NK T cell.
 _BETWEEN_TYPES = re.compile(r"[/&|]|\s\+\s|\band\b|\bt[\s_+-]nk\b")
