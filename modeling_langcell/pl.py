@@ -26,6 +26,7 @@ from .annotation.records import candidate_labels, label_colours
 from .checkpoint.builtin import MINI
 from .checkpoint.loading import load_processor
 from .io.columns import CELL_TYPE, RUN, require_column
+from .io.h5ad import require_anndata
 from .model.errors import InputError
 from .model.feature_extraction_langcell import LangCellFeatureExtractor
 from .report.plots import draw_composition, draw_confusion, lay_out
@@ -56,6 +57,7 @@ def dotplot(
     Raises:
         InputError: The cells are not annotated, or no label has a marker that they measure.
     """
+    require_anndata(adata)
     require_column(adata.obs, groupby)
     names = [str(name) for name in adata.obs[groupby].dropna().unique()]
     reader = _extractor_of(adata) if extractor is None else extractor
@@ -129,6 +131,7 @@ def composition(adata: ad.AnnData, by: str, groupby: str = CELL_TYPE, *, ax: Axe
     Raises:
         InputError: There is no such column.
     """
+    require_anndata(adata)
     require_column(adata.obs, by)
     require_column(adata.obs, groupby)
     colours = label_colours(adata) if groupby == CELL_TYPE else None

@@ -14,7 +14,7 @@ ORGANISMS = {
 }
 #: The genome in front of a name (`GRCh38_CD3E`, `mm10___Cd3e`, `hg19-CD3E`), and what GFF files put there.
 _GENOME = re.compile(
-    r"^(?:(?P<genome>(?:hg|mm|rn|GRC[a-z])\d+(?:\.?p\d+)?(?:-\d{4}-[A-Z])?|human|mouse|homo_sapiens|mus_musculus)"
+    r"^(?:(?P<genome>(?:hg|mm|rn|GRC[hmrzg])\d+(?:\.?p\d+)?(?:-\d{4}-[A-Z])?|human|mouse|homo_sapiens|mus_musculus)"
     r"(?:_+|-+|\.+)|gene[:-])(?=\w)",
     re.IGNORECASE,
 )

@@ -172,7 +172,20 @@ class TestUsersOwn:
         assert (studies["mine"].path, studies["mine"].batch_key, studies["mine"].read) == (None, None, {})
 
     def test_cells_without_a_label_are_marked(self, cells, entry):
-        labels = ["B cell", "unknown", np.nan, None, "", " ", "monocyte", "unknown cell", "B cell", "a", "b", "c"]
+        labels = [
+            "B cell",
+            "unknown",
+            np.nan,
+            None,
+            "",
+            " ",
+            "monocyte",
+            "unknown kidney cell",
+            "B cell",
+            "a",
+            "b",
+            "c",
+        ]
         study = Study("mine", **entry)
         cells.obs["cell_type"] = labels
         expected = [label not in ("unknown", None, "", " ") and label == label for label in labels]

@@ -157,6 +157,7 @@ def test_the_genome_of_a_name_tells_its_organism(extractor):
     few = cells_of([*(f"GRCh38_{name}" for name in SYMBOLS), "mm10___CD3E"])
     assert extractor.rank(few).token_ids.tolist() == extractor.rank(few[:, :10]).token_ids.tolist()
     assert extractor.match_genes(["rn6_CD3E", "CD3E"]).token_ids.tolist() == [-1, 2]
+    assert GeneName.read("Grcc10_ENSMUSG00000072772").symbols == ("Grcc10",), "a gene of mouse, no genome"
 
 
 @pytest.mark.parametrize("name", ["Mus musculus", "Mouse", "NCBITaxon:10090", "mouse"])

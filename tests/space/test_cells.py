@@ -25,6 +25,7 @@ def ignore(share, what):
 @pytest.fixture
 def folder(tmp_path):
     adata = ad.AnnData(sp.random(30, 20, 0.3, "csr", np.float32), layers={"counts": sp.eye(30, 20, format="csr")})
+    adata.var_names = ["CD3E", "LYZ", "MS4A1", *(f"spot{number}" for number in range(17))]
     adata.raw = adata
     adata.obs["donor"] = ["one", "two"] * 15
     adata.write_h5ad(tmp_path / "cells.h5ad")
