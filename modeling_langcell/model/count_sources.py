@@ -100,9 +100,10 @@ def _find_counts(adata: Any, only_raw: bool = False) -> _Array:
 
 def _samples(source: CountMatrix) -> dict[int, sp.csr_matrix]:
     """Returns some cells at places that are spread over all, by the row where they begin."""
-    last = max(0, len(source) - _CELLS)
-    starts = dict.fromkeys(np.linspace(0, last, _PLACES, dtype=int).tolist() if last > _CELLS else [0])
-    return {start: source.rows(start, start + (_CELLS if last > _CELLS else _PLACES * _CELLS)) for start in starts}
+    if len(source) <= 2 * _CELLS:
+        return {0: source.rows(0, 2 * _CELLS)}
+    starts = np.linspace(0, len(source) - _CELLS, _PLACES, dtype=int).tolist()
+    return {start: source.rows(start, start + _CELLS) for start in starts}
 
 
 def open_anndata(

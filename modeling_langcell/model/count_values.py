@@ -205,7 +205,8 @@ def _require_one_kind(samples: Mapping[int, sp.csr_matrix], source: NamedArray) 
     Raises:
         InputError: Some cells hold logarithms and others hold none, or logarithms to another base.
     """
-    kinds = {start: kind for start, cells in samples.items() if (kind := recognise(cells)) is not None}
+    found = {start: recognise(cells) for start, cells in samples.items()}
+    kinds = {start: kind for start, kind in found.items() if kind is not None and kind.counts != "corrected"}
     first = next(iter(kinds), 0)
     for start, kind in kinds.items():
         if not kind.is_like(kinds[first]):
@@ -283,7 +284,7 @@ def check_kind(chunk: sp.csr_matrix, kind: ValueKind, source: NamedArray, start:
         InputError: They are of another kind.
     """
     found = None if kind == RAW else recognise(chunk[:_SAMPLE])
-    if found is not None and not found.is_like(kind):
+    if found is not None and found.counts != "corrected" and not found.is_like(kind):
         cell = source.list_cells(np.array([start]))
         raise InputError(
             f"{source.label} holds {found.in_words} from about cell {cell} on, and {kind.in_words} before. Bring all "

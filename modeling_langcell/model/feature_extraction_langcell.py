@@ -389,8 +389,8 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
         """Returns what to do about genes that are not known: another column of names, if one holds more."""
         known = {}
         if hasattr(cells, "var_names") and gene_column is None:
-            texts = (column for column in cells.var.columns if cells.var[column].dtype.kind not in "biufc")
-            known = {column: self.match_genes(list(map(str, cells.var[column]))).fraction for column in texts}
+            texts = (column for _, column in cells.var.items() if column.dtype.kind not in "biufc")
+            known = {column.name: self.match_genes(list(map(str, column))).fraction for column in texts}
         best = max(known, key=lambda column: known[column], default=None)
         if best is None or known[best] <= max(match.fraction, self.min_matched_genes):
             return Remedy("Give their column of var with {option}.", "gene_column")

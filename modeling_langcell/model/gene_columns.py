@@ -67,11 +67,11 @@ def name_columns(var: "pd.DataFrame", label: str, gene_column: str | None = None
         if gene_column not in var.columns:
             raise InputError(f"No column {gene_column!r} in {label}; columns here: {sorted(map(str, var.columns))}.")
         return {f"{label}[{gene_column!r}]": _texts(var[gene_column])}
-    by_key: dict[str, str] = {}
-    for column in var.columns[::-1]:
-        by_key[_key(column)] = column
-    usual = [by_key[key] for key in _NAME_COLUMNS if key in by_key]
-    texts = {f"{label}[{column!r}]": _texts(var[column]) for column in usual}
+    places: dict[str, int] = {}
+    for place, column in enumerate(var.columns):
+        places.setdefault(_key(column), place)
+    usual = [places[key] for key in _NAME_COLUMNS if key in places]
+    texts = {f"{label}[{var.columns[place]!r}]": _texts(var.iloc[:, place]) for place in usual}
     return {f"the index of {label}": _texts(var.index)} | texts
 
 
@@ -84,9 +84,9 @@ def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str)
         InputError: No row is a gene.
     """
     genes = np.array([not any(map(_NO_GENE_NAME.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
-    for column in var.columns:
+    for place, column in enumerate(var.columns):
         if _key(column) in _KIND_COLUMNS:
-            kinds = [text.casefold().replace("_", " ").strip() for text in _texts(var[column])]
+            kinds = [text.casefold().replace("_", " ").strip() for text in _texts(var.iloc[:, place])]
             others = np.array([_NO_GENES.search(kind) is not None for kind in kinds])
             said = ~others & np.array([_GENES.search(kind) is not None for kind in kinds])
             unknown = ~others & ~said & ~np.array(list(map(is_missing, kinds)))

@@ -55,7 +55,7 @@ def test_kinds_are_recognised(counts):
     deep[:, 0] += 40
     assert kind(corrected(deep)) == ValueKind("corrected"), "too large for logarithms"
     for wrong in (scaled(deep), np.log1p(scaled(counts))):
-        assert kind(50 * wrong / wrong.std(axis=0)) is None, "scaled by gene"
+        assert kind(50 * wrong / (wrong.std(axis=0) + 1e-9)) is None, "scaled by gene"
     for roots in (np.sqrt(deep), np.sqrt(counts), np.sqrt(scaled(deep))):
         assert kind(roots) is None
     filtered = scaled(counts, 1e6) * np.linspace(0.1, 3, counts.shape[1])
