@@ -222,6 +222,8 @@ def _read_table(columns: list[str], rows: Iterable[list[str]], path: Path) -> di
     """Reads the rows of a table whose columns are named."""
     if "label" not in columns:
         raise InputError(f"{path} names its columns in the first line, but none of them is 'label'.")
+    if repeated := [name for name in _COLUMNS if columns.count(name) > 1]:
+        raise InputError(f"{path} has several columns of the {repeated[0]}: leave one.")
     if unknown := [name for name in columns if name not in (*_COLUMNS, *_IGNORED)]:
         raise InputError(
             f"{path} has a column {unknown[0]!r}: rename it to one of {', '.join(_COLUMNS)}, or leave it out."

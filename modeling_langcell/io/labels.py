@@ -26,7 +26,13 @@ _NO_LABEL = frozenset(
         *(f"un{word}" for word in ("determined", "identified", "specified", "resolved", "certain", "clear")),
         *(f"un{word}" for word in ("characterized", "characterised", "typed")),
         *(f"not{word}" for word in ("known", "available", "annotated", "assigned", "determined", "applicable")),
-        *(f"unknown{word}" for word in ("type", "celltype", "cell", "cells", "label")),
+        *(f"not{word}" for word in ("classified", "labelled", "labeled", "specified", "identified", "provided")),
+        *(
+            f"{word}{what}"
+            for word in ("unknown", "unassigned", "unclassified")
+            for what in ("cell", "cells", "celltype")
+        ),
+        *("unknowntype", "unknownlabel", "celltypeunknown", "nocelltype", "nd", "nat", "unk", "undef", "notreported"),
     }
 )
 _NO_LETTER = r"[\W_]+"
@@ -187,13 +193,11 @@ def rank_cells(
     Raises:
         InputError: Cells that cannot be read.
     """
-    parts: list[RankedCells] = []
     try:
-        for start in range(0, len(rows), _CHUNK):
-            parts.extend(extractor.stream(adata[rows[start : start + _CHUNK]], chunk_size=_CHUNK, **cell_options))
+        cells = extractor.chunks(adata, **cell_options)
+        return RankedCells.concatenate([cells.take(part) for part in np.split(rows, range(_CHUNK, len(rows), _CHUNK))])
     except InputError as error:
         raise error.without("empty_cells") from None  # Training cells without genes cannot be kept.
-    return RankedCells.concatenate(parts)
 
 
 __all__ = ["Labels", "is_known", "rank_cells", "read_labels"]

@@ -5,7 +5,7 @@ import copy
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,6 +18,7 @@ from .gene_matching import GeneMatch, GeneVocabulary
 
 _BLOCK = 256  # Cells that a thread reads at once; larger blocks of a dense matrix would take much memory.
 _GROUP = 64  # Cells that are ranked together; larger groups do not fit into the CPU's cache.
+_NEAR = 16  # Distance of rows that are read at once, with those between them.
 _SAMPLED_BLOCK = 16  # Neighbouring cells that a sample takes at once: single rows are slow to read from a file.
 _WHOLE = 1e-5  # Relative error up to which a ratio of two values counts as a whole number: float32's is smaller.
 
@@ -185,10 +186,36 @@ class RankedChunks(Sequence[RankedCells]):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             apply = pool.map if len(blocks) > 1 else map  # A sample has many small chunks, which need no thread.
             groups = [group for block in apply(self._rank, blocks, [*blocks[1:], rows.stop]) for group in block]
+        return self._joined(groups, np.arange(rows.start, rows.stop))
+
+    def take(self, rows: np.ndarray) -> RankedCells:
+        """
+        Reads and ranks some cells.
+
+        Args:
+            rows: `(cells,)` their row numbers.
+
+        Raises:
+            InputError: Same as for a chunk.
+        """
+        blocks = []
+        for near in np.split(rows, np.flatnonzero((np.diff(rows) < 1) | (np.diff(rows) > _NEAR)) + 1):
+            block = self._source.rows(int(near[0]), int(near[-1]) + 1)[near - near[0]]
+            names = self._source.cell_names
+            chosen = replace(self._source, cell_names=[str(row if names is None else names[row]) for row in near])
+            check_values(block, self.kind, chosen, 0)
+            blocks.append(block)
+        counts = sp.vstack(blocks, format="csr")
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            parts = (slice_rows(counts, start, start + _GROUP) for start in range(0, len(rows), _GROUP))
+            return self._joined(list(pool.map(self._rank_group, parts)), rows)
+
+    def _joined(self, groups: list[RankedCells], rows: np.ndarray) -> RankedCells:
+        """Joins ranked cells, and checks that each has genes."""
         ranked = RankedCells.concatenate(groups)
         ranked.places[:, self._unmeasured] = np.nan
         if self.empty_cells == "error" and ranked.without_genes.any():
-            empty = rows.start + np.flatnonzero(ranked.without_genes)
+            empty = rows[ranked.without_genes]
             raise InputError(
                 f"{len(empty)} cell(s) of {self.label} have no counts in known genes: "
                 f"{self._source.list_cells(empty)}. Filter them out.",

@@ -130,7 +130,7 @@ def without_repeats(labels: Labels) -> Labels:
     first: dict[str, str] = {}
     kept = []
     for name in names:
-        has_own = described is not None and bool(described[name])
+        has_own = described is not None and described[name] not in ("", {"description": ""})
         term = None if has_own or not isinstance(name, str) else id_of(name)
         if term is None or first.setdefault(term, name) == name:
             kept.append(name)

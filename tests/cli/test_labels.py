@@ -42,6 +42,7 @@ INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]
             {"B cell": {"description": "", "markers": ["CD19", "MS4A1"]}},
         ),
         ("l.txt", 'Name,Definition\nB cell,"one, two"\n', {"B cell": {"description": "one, two"}}),
+        ("l.csv", "label\nB cell\nB-cells\nT cell\n", {"B cell": {"description": ""}, "T cell": {"description": ""}}),
         ("l.csv", ",label\n0,B cell\n1,T cell\n", {"B cell": {"description": ""}, "T cell": {"description": ""}}),
         ("l.csv", "B cell\nB-cells\nb cell\nCL_0000236\n", {"B cell": ""}),
         ("l.csv", "sep=;\nlabel;description\nB cell;one\n", {"B cell": {"description": "one"}}),
@@ -64,6 +65,7 @@ def test_files(tmp_path, name, content, expected):
         ("l.tsv", "set\tdescription\nbeta\tbeta cell\n", "none of them is 'label'"),
         ("l.csv", "beta;cell type: beta cell.\n", "has the line 'beta;cell type: beta cell.': write one label in each"),
         ("l.txt", "B cell; T cell\n", "write one label in each line"),
+        ("l.csv", "cell_type,name\nB cell,T cell\n", "several columns of the label: leave one"),
         ("l.csv", "", "holds no labels"),
         (
             "l.csv",

@@ -33,6 +33,7 @@ def test_a_column(labelled, caplog):
     [
         *("nan", "NA", "<NA>", "None", "Unknown", "Unassigned", "not_assigned", " ", "-", "#N/A", "N.A.", "--", "??"),
         *("Undefined", "Unknown cell type", "Un-assigned", "NotAssigned", "not applicable", "uncharacterized", "TBD"),
+        *("not classified", "not labelled", "Unassigned cells", "cell type unknown", "N.D.", "UNK"),
     ],
 )
 def test_words_for_a_missing_label(labelled, word):

@@ -319,6 +319,28 @@ def test_a_chunk_alone_is_the_chunk_of_the_stream(small_blocks, extractor, cells
         file.file.close()
 
 
+@pytest.mark.parametrize("near", [1, 3, 16])
+@pytest.mark.parametrize("rows", [[0], [3, 4, 5], [0, 2, 3, 7, 11], [11, 4, 4, 0], list(range(12))])
+def test_some_cells_are_those_of_the_whole(extractor, cells, expected, rows, near, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_langcell.model.ranking._NEAR", near)
+    monkeypatch.setattr("modeling_langcell.model.ranking._GROUP", 3)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    monkeypatch.setattr(type(backed.X), "__getitem__", None)  # Those of anndata 0.11 fail with SciPy 1.17.
+    for adata in (cells, backed):
+        assert sequences(extractor.chunks(adata).take(np.array(rows))) == [expected[row] for row in rows]
+    backed.file.close()
+
+
+def test_a_fault_among_some_cells_names_the_cell(extractor, counts, genes):
+    counts[7, 3], counts[10] = -2, 0
+    chunks = extractor.chunks(adata_of(counts, genes), counts="raw")
+    with pytest.raises(InputError, match=r"^1 cell\(s\) of X have no counts in known genes: 'cell10'\. "):
+        chunks.take(np.array([2, 10, 11]))  # Those between them do not matter.
+    with pytest.raises(InputError, match=r"^X holds negative values \(-2.0 in cell 'cell7'\)"):
+        chunks.take(np.array([2, 7]))
+
+
 def test_attributes_of_chunks(extractor, counts, genes):
     adata = adata_of(np.ones_like(counts), genes, layers={"counts": counts})
     chunks = extractor.chunks(adata, chunk_size=5, layer="counts", max_length=4)
