@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..io.containers import find_reader
 from ..io.h5ad import open_cells
+from ..model.count_matrix import CountMatrix
 from ..model.count_sources import find_counts
 from ..model.errors import InputError, reason_of
 
@@ -194,10 +195,11 @@ class CellsFile(Source):
             ) from error
 
     def read(self, rows: np.ndarray) -> ad.AnnData:
-        contiguous = rows[-1] - rows[0] + 1 == len(rows)  # Reading a slice is faster than reading single cells.
         try:
             matrix, genes = self._counts
-            counts = matrix[rows[0] : rows[-1] + 1] if contiguous else matrix[rows]
+            counts = CountMatrix(matrix, self.location).take(rows)
+        except InputError:
+            raise
         except Exception as error:  # h5py raises many kinds of errors for a damaged file.
             raise InputError(f"{self.location} cannot be read from cell {rows[0]} on: {reason_of(error)}") from error
         obs = self._adata.obs.iloc[rows]

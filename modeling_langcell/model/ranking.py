@@ -18,7 +18,6 @@ from .gene_matching import GeneMatch, GeneVocabulary
 
 _BLOCK = 256  # Cells that a thread reads at once; larger blocks of a dense matrix would take much memory.
 _GROUP = 64  # Cells that are ranked together; larger groups do not fit into the CPU's cache.
-_NEAR = 16  # Distance of rows that are read at once, with those between them.
 _SAMPLED_BLOCK = 16  # Neighbouring cells that a sample takes at once: single rows are slow to read from a file.
 _WHOLE = 1e-5  # Relative error up to which a ratio of two values counts as a whole number: float32's is smaller.
 
@@ -198,14 +197,9 @@ class RankedChunks(Sequence[RankedCells]):
         Raises:
             InputError: Same as for a chunk.
         """
-        blocks = []
-        for near in np.split(rows, np.flatnonzero((np.diff(rows) < 1) | (np.diff(rows) > _NEAR)) + 1):
-            block = self._source.rows(int(near[0]), int(near[-1]) + 1)[near - near[0]]
-            names = self._source.cell_names
-            chosen = replace(self._source, cell_names=[str(row if names is None else names[row]) for row in near])
-            check_values(block, self.kind, chosen, 0)
-            blocks.append(block)
-        counts = sp.vstack(blocks, format="csr")
+        counts, names = self._source.take(rows), self._source.cell_names
+        chosen = replace(self._source, cell_names=[str(row if names is None else names[row]) for row in rows])
+        check_values(counts, self.kind, chosen, 0)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             parts = (slice_rows(counts, start, start + _GROUP) for start in range(0, len(rows), _GROUP))
             return self._joined(list(pool.map(self._rank_group, parts)), rows)

@@ -322,7 +322,7 @@ def test_a_chunk_alone_is_the_chunk_of_the_stream(small_blocks, extractor, cells
 @pytest.mark.parametrize("near", [1, 3, 16])
 @pytest.mark.parametrize("rows", [[0], [3, 4, 5], [0, 2, 3, 7, 11], [11, 4, 4, 0], list(range(12))])
 def test_some_cells_are_those_of_the_whole(extractor, cells, expected, rows, near, tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_langcell.model.ranking._NEAR", near)
+    monkeypatch.setattr("modeling_langcell.model.count_matrix._NEAR", near)
     monkeypatch.setattr("modeling_langcell.model.ranking._GROUP", 3)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
