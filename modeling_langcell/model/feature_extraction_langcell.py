@@ -361,6 +361,11 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
                     f"{label} has genes of {match.organism} and of {other}. Keep the cells of one of them.",
                     Remedy("Then read its genes alone: pass {option}, for example.", "organism", match.organism),
                 )
+        if match.is_foreign.any() and match.is_foreign.mean() >= self.min_matched_genes:
+            raise InputError(
+                f"{label} has genes of another genome than that of {match.organism}. Keep the cells of one organism.",
+                Remedy("Then read its genes alone: pass {option}, for example.", "organism", match.organism),
+            )
         if match.foreign_ids is not None:
             said = f"{label} has Ensembl ids of another organism, {match.foreign_ids}...: those of {known} are known."
             if match.fraction < self.min_matched_genes:

@@ -4,6 +4,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,27 +25,32 @@ _NAME_COLUMNS = (
     *("featurename", "featurenames", "genename", "genenames", "geneshortname", "externalgenename"),
     *("gene", "genes", "feature", "features", "index"),
 )
-#: Columns of `var` that may say what is measured in each of its rows, such as "Gene Expression" or "Antibody Capture".
-_KIND_COLUMNS = {
-    *("featuretype", "featuretypes", "featurebiotype", "featureclass", "genetype", "genebiotype", "modality"),
-    "librarytype",
-}
+#: Columns of `var` that may say what is measured in each of its rows, such as "Gene Expression" or "Antibody Capture",
+#: and those of the biotypes of genes, of which there are many.
+_KIND_COLUMNS = {"featuretype", "featuretypes", "featurebiotype", "featureclass", "modality", "librarytype"}
+_BIOTYPE_COLUMNS = {"genetype", "genebiotype"}
 _GENES = re.compile(r"gene|rna|transcript|expression|coding|\b(?:expr|gex)\b")
 _NO_GENES = re.compile(
     r"antibod|hashtag|crispr|multiplex|peak|chromatin|antigen|spike|surface|epitope|protein(?!.?coding)|abseq|cite.?seq"
-    r"|\b(?:adt|hto|guides?|custom|atac|prot|s?grnas?|guide rnas?)\b"
+    r"|\b(?:adt|hto|guides?|custom|atac|prot|s?grnas?)\b"
 )
 #: Names that no gene has: regions of chromosomes, antibodies, guides.
 _NO_GENE_NAME = re.compile(
-    r"^(?:chr\w+|[\dXYM]+)[:-]\d+-\d+$|TotalSeq|(?:^|[^A-Za-z0-9])(?:ADT|HTO|pAbO|AbSeq|antibody|s?gRNA)(?:$|[^A-Za-z0-9])"
+    r"^(?:[a-z]+\d+_+)?(?:chr\w+?|[\dxym]+|(?:gl|ki)\d+\.\d+)[:._-]\d+[._-]\d+$|totalseq"
+    r"|(?:^|[^a-z0-9])(?:adt|hto|pabo|abseq|antibody|hashtag|s?grna)(?:$|[^a-z0-9])",
+    re.IGNORECASE,
 )
 #: Organisms that some people annotate by the symbols that they share with human, and that files name.
 _OTHER_ORGANISMS = re.compile(
-    r"\b(?:macaca|macaques?|rhesus|monkeys?|callithrix|marmosets?|microcebus|lemurs?|chimpanzees?|gorilla|rattus|rats?"
-    r"|sus scrofa|pigs?|bos taurus|cows?|cattle|sheep|ovis|goats?|canis|dogs?|felis|cats?|rabbits?|oryctolagus"
-    r"|gallus|chickens?|danio|zebrafish|xenopus|frogs?|drosophila|fly|caenorhabditis|hamsters?|guinea pigs?|ferrets?)\b"
+    r"\b(?:macaca|macaques?|rhesus|cynomolgus|monkeys?|callithrix|marmosets?|microcebus|lemurs?|"
+    r"pan troglodytes|pan paniscus|bonobos?|chimpanzees?|gorilla|pongo|orangutans?|papio|baboons?|"
+    r"chlorocebus|vervets?|non.?human primates?|nhp|rattus|rats?|sus scrofa|pigs?|swine|porcine|"
+    r"bos taurus|cows?|cattle|bovine|equus|horses?|sheep|ovis|goats?|canis|dogs?|felis|cats?|rabbits?|"
+    r"oryctolagus|mesocricetus|hamsters?|cavia|guinea pigs?|mustela|ferrets?|heterocephalus|gallus|"
+    r"chickens?|taeniopygia|danio|zebrafish|xenopus|frogs?|ambystoma|drosophila|fly|caenorhabditis)\b"
 )
-_KNOWN_ORGANISMS = re.compile(r"human|mouse|mice|homo sapiens|mus musculus")
+_KNOWN_ORGANISMS = re.compile(r"human(?! primate)|mouse|mice|homo sapiens|mus musculus")
+_ORGANISM_COLUMNS = {"organism", "species", "organismontologytermid", "organismontologylabel", "speciesontologylabel"}
 #: NCBI's numbers of human and mouse.
 _KNOWN_TAXA = ("NCBITaxon:9606", "NCBITaxon:10090")
 _TAXON = re.compile(r"NCBITaxon:\d+")
@@ -85,14 +91,25 @@ def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str)
     """
     genes = np.array([not any(map(_NO_GENE_NAME.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
     for place, column in enumerate(var.columns):
-        if _key(column) in _KIND_COLUMNS:
-            kinds = [text.casefold().replace("_", " ").strip() for text in _texts(var.iloc[:, place])]
-            others = np.array([_NO_GENES.search(kind) is not None for kind in kinds])
-            said = ~others & np.array([_GENES.search(kind) is not None for kind in kinds])
-            unknown = ~others & ~said & ~np.array(list(map(is_missing, kinds)))
-            if said.any() and unknown.any():
-                others |= unknown & ~_have_ensembl_id(names)
-            genes &= ~others
+        key, told = _key(column), var.iloc[:, place]
+        if told.dtype.kind in "biufc":
+            continue
+        kinds = np.array([text.casefold().replace("_", " ").strip() for text in _texts(told)], dtype=object)
+        of_kind = {kind: _NO_GENES.search(kind) is not None for kind in set(kinds)}
+        is_named = key in _KIND_COLUMNS or key in _BIOTYPE_COLUMNS
+        if not is_named and not (any(of_kind.values()) and "gene expression" in of_kind):
+            continue
+        others = np.array([of_kind[kind] for kind in kinds], dtype=bool)
+        is_gene = {kind: _GENES.search(kind) is not None or is_missing(kind) for kind in of_kind}
+        unknown = ~others & np.array([not is_gene[kind] for kind in kinds], dtype=bool)
+        # Beside genes, what is called otherwise is none, unless an Ensembl id says so.
+        if (
+            key not in _BIOTYPE_COLUMNS
+            and unknown.any()
+            and any(is_gene[one] and not is_missing(one) for one in of_kind)
+        ):
+            others |= unknown & ~_have_ensembl_id(names)
+        genes &= ~others
     if len(var) and not genes.any():
         raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
     if not genes.all():
@@ -111,14 +128,15 @@ def described_by(raw_var: "pd.DataFrame", var: "pd.DataFrame") -> "pd.DataFrame"
 
 
 def noted_other_organism(adata: Any) -> str | None:
-    """Returns the organism that `obs` or `uns` names, if it is one, and neither human nor mouse."""
-    for key in ("organism_ontology_term_id", "organism", "species"):
-        noted = adata.obs[key].unique() if key in adata.obs.columns else [adata.uns.get(key)]
-        if len(noted) == 1:
-            name = str(noted[0])
-            is_other = _OTHER_ORGANISMS.search(name.casefold()) and not _KNOWN_ORGANISMS.search(name.casefold())
-            if is_other or (_TAXON.fullmatch(name) and name not in _KNOWN_TAXA):
-                return name
+    """Returns an organism that `obs` or `uns` names and that is neither human nor mouse; None if there is none."""
+    obs, uns = adata.obs, adata.uns
+    noted = [obs[column].unique() for column in obs.columns if _key(column) in _ORGANISM_COLUMNS]
+    noted += [[uns[key]] for key in uns if _key(key) in _ORGANISM_COLUMNS]
+    for name in map(str, chain.from_iterable(noted)):
+        words = name.casefold().replace("_", " ")
+        is_other = _OTHER_ORGANISMS.search(words) and not _KNOWN_ORGANISMS.search(words)
+        if is_other or (_TAXON.fullmatch(name) and name not in _KNOWN_TAXA):
+            return name
     return None
 
 

@@ -26,7 +26,7 @@ class GeneMatch:
         columns: `(genes,)` columns of their names, for messages.
         is_foreign: `(genes,)` true for the genes of another organism's genome (`mm10_Cd3e`).
         only_elsewhere: Numbers of genes that only another organism has, by its name.
-        foreign_ids: Beginning of most of the genes' Ensembl ids, if no known organism has such; otherwise None.
+        foreign_ids: Beginning of many of the genes' Ensembl ids that no known organism has; None if there are none.
     """
 
     token_ids: np.ndarray
@@ -244,12 +244,14 @@ class GeneVocabulary:
         return (genomes != "") & (genomes != organism_of(organism)) if is_named else np.zeros(len(genomes), dtype=bool)
 
     def _foreign_ids(self, rows: Sequence[Sequence[GeneName]]) -> str | None:
-        """Returns the beginning of the Ensembl ids of most genes, if those of no known organism begin so."""
+        """Returns the beginning of the Ensembl ids of many genes, if those of no known organism begin so."""
         ids = (next((name.ensembl_id for name in row if name.ensembl_id), None) for row in rows)
         kinds = Counter(_kind(ensembl_id) for ensembl_id in ids if ensembl_id is not None)
-        most, number = kinds.most_common(1)[0] if kinds else ("", 0)
         known = {kind for names in self._names_in.values() for kind in names.kinds}
-        return most if 2 * number > len(rows) and most not in known else None
+        most, number = max(
+            ((kind, kinds[kind]) for kind in kinds.keys() - known), key=lambda one: one[1], default=("", 0)
+        )
+        return most if number > _FOREIGN * len(rows) else None
 
     def _read(self, columns: Sequence[Sequence[str]]) -> list[tuple[GeneName, ...]]:
         def is_known(name: str) -> bool:
@@ -285,10 +287,10 @@ class GeneVocabulary:
             for gene, symbols in others:
                 spelt = symbols if kind != "spellings" else list(map(mangled, symbols))
                 token_id = _first_known(table, spelt)
-                if token_id >= 0 and token_id not in claimed:
-                    token_ids[gene], matched_by[gene] = token_id, how
-                else:
+                if token_id < 0:
                     left.append((gene, symbols))
+                elif token_id not in claimed:  # A name of a gene that is there is not one of another gene.
+                    token_ids[gene], matched_by[gene] = token_id, how
             others = left
         unused = (token_ids >= 0) & np.isnan(self.median_of_id[token_ids])
         token_ids[unused], matched_by[unused] = -1, ""

@@ -14,8 +14,8 @@ ORGANISMS = {
 }
 #: The genome in front of a name (`GRCh38_CD3E`, `mm10___Cd3e`, `hg19-CD3E`), and what GFF files put there.
 _GENOME = re.compile(
-    r"^(?:(?P<genome>(?:hg|mm|rn|GRC[hmrzg])\d+(?:\.?p\d+)?(?:-\d{4}-[A-Z])?|human|mouse|homo_sapiens|mus_musculus)"
-    r"(?:_+|-+|\.+)|gene[:-])(?=\w)",
+    r"^(?:(?P<genome>(?:hg|mm|rn|GRC[hmrzg])\d+(?:\.?p\d+)?(?:-\d{4}-[A-Z]|-\d+\.\d+\.\d+)?(?:_premrna)?|human|mouse|homo_sapiens|mus_musculus)"
+    r"(?:_+|-+|\.+)|gene[:_-]|rna_)(?=\w)",
     re.IGNORECASE,
 )
 #: A text that Python wrote with its quotes (`b'CD3E'`), or a spreadsheet.
@@ -37,7 +37,11 @@ _TWICE = re.compile(r"^(.+)[_|:;]\1$")
 _MISSING = {"", "na", "nan", "none", "null", "<na>", "n/a", "-", "?"}
 #: Open reading frames, whose symbols alone have small letters (`C9orf72`).
 _CAPITAL_ORF = re.compile(r"^(C(?:\d+|X|Y))ORF(?=\d)")
-_EDGES = "_-.|:;,/ "
+_EDGES = "_-.|:;,/ []()"
+#: The chromosome after a name, as in CEL-Seq2 (`CD3E__chr11`).
+_CHROMOSOME = re.compile(r"_+chr(?:\d+|X|Y|MT?)$")
+#: Characters that nobody sees, as spreadsheets leave them.
+_INVISIBLE = "\ufeff\u200b\u200c\u200d \t\r\n\xa0"
 _REPEATED = re.compile(r"^(.+)[-.]\d+$")
 _NEITHER_LETTER_NOR_DIGIT = re.compile(r"[^A-Za-z0-9]")
 
@@ -70,7 +74,7 @@ class GeneName:
         GeneName(ensembl_id=None, symbols=('TP53 (7157)', 'TP53'), organism=None)
 
         ```"""
-        text, organism = text.strip(), None
+        text, organism = text.strip(_INVISIBLE), None
         if quoted := _QUOTED.match(text):
             text = quoted[2].strip()
         if genome := _GENOME.match(text):
@@ -80,7 +84,7 @@ class GeneName:
         if found is not None:
             ensembl_id = found["kind"].upper() + ("0" if found["copy"] else "") + found["number"]
             text = f"{text[: found.start()].rstrip(_EDGES)} {text[found.end() :].lstrip(_EDGES)}".strip()
-        text = _TWICE.sub(r"\1", text)
+        text = _TWICE.sub(r"\1", _CHROMOSOME.sub("", text))
         symbols = () if is_missing(text) or text.isdigit() else (text, *_parts(text))
         return cls(ensembl_id, tuple(dict.fromkeys(symbols)), organism)
 

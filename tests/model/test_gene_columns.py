@@ -50,6 +50,29 @@ def test_what_is_no_gene_is_left_out(extractor, column, gene, other):
     assert read(extractor, cells) == read(extractor, cells[:, :5].copy())
 
 
+@pytest.mark.parametrize("column", ["Type", "kind", "data_type"])
+def test_any_column_of_kinds_is_believed(extractor, column):
+    """DropletUtils calls it `Type`."""
+    cells = cells_of([*SYMBOLS, "CD4", "CD14"], **{column: ["Gene Expression"] * 5 + ["Antibody Capture"] * 2})
+    assert read(extractor, cells) == read(extractor, cells[:, :5].copy())
+    other = cells_of(SYMBOLS, **{column: ["gene", "variable gene", "MT", "Ribo", "custom"]})
+    assert read(extractor, other) == read(extractor, cells_of(SYMBOLS))
+
+
+@pytest.mark.parametrize("column", ["gene_type", "gene_biotype"])
+def test_no_biotype_of_a_gene_is_left_out(extractor, column):
+    cells = cells_of(SYMBOLS, **{column: ["protein_coding", "other", "C_region", "antisense", "TEC"]})
+    assert read(extractor, cells) == read(extractor, cells_of(SYMBOLS))
+
+
+@pytest.mark.parametrize(
+    "form", ["chr1_{0}00_{0}50", "chr1.{0}.9", "GL000194.1:{0}-99", "GRCh38_chr1:{0}-99", "X:{0}-99"]
+)
+def test_regions_of_chromosomes_are_no_genes(extractor, form):
+    cells = cells_of([*SYMBOLS, *(form.format(number) for number in range(1, 90))])
+    assert read(extractor, cells) == read(extractor, cells[:, :5].copy())
+
+
 @pytest.mark.parametrize("missing", [np.nan, "", "nan", "NA"])
 def test_a_row_without_a_kind_is_a_gene(extractor, missing):
     cells = cells_of(SYMBOLS, feature_types=["Gene Expression"] * 3 + [missing] * 2)

@@ -44,6 +44,7 @@ def r_name(name: str) -> str:
         *("{s}_{e}", "{e}_{s}", "{e}|{s}", "{s}:{e}", "{e}.9|{s}", "{s} ({e})", "{e};{s}", "{e}-{s}", "GRCh38-{s}_{e}"),
         *("GRCh38_{s}", "hg19-{s}", "GRCh38______{s}", "hg38.{s}", "gene-{s}", "HUMAN_{s}", "{s}|7157", "{s} (7157)"),
         *("{s}_7157", "{s}|HGNC:11998", " {s} ", "{s}_{s}", "b'{s}'", '"{s}"', "{s}~{e}", "{e}#{s}", "{s}|NM_000733.4"),
+        *("{s}__chr11", "rna_{s}", "gene_{s}", "GRCh38_premrna_{s}", "GRCh38-3.0.0_{s}", "\ufeff{s}", "{s} [{e}]"),
         *("GRCh38p13_{s}", "GRCh37.p13_{s}", "GRCh38-2020-A_{s}", "Homo_sapiens_{s}", "Homo_sapiens_{e}"),
     ],
 )
@@ -100,6 +101,10 @@ def test_a_name_that_is_missing_is_no_gene(missing):
 
 
 def test_parts_of_a_name_do_not_join_a_gene_that_is_there(extractor):
+    synonym = LangCellFeatureExtractor(
+        {"ensembl_ids": IDS[:2], "medians": [1.0] * 2, "names": ["MS4A1", "MS4A2|MS4A1"]}
+    )
+    assert synonym.match_genes(["MS4A1", "MS4A1_1", "MS4A1 (1)"]).token_ids.tolist() == [2, -1, -1]
     for other in ("CD3E:UCHT1", "anti-CD3E (UCHT1)", "CD3E antibody", "protein:CD3E", "CD3E_UCHT1", "T3E"):
         assert extractor.match_genes(["CD3E", other]).token_ids.tolist() == [2, -1], other
         assert extractor.match_genes([IDS[0], other]).token_ids.tolist() == [2, -1], other
@@ -156,6 +161,11 @@ def test_the_genome_of_a_name_tells_its_organism(extractor):
     assert found.token_ids.tolist() == extractor.rank(alike[:, :10]).token_ids.tolist()
     few = cells_of([*(f"GRCh38_{name}" for name in SYMBOLS), "mm10___CD3E"])
     assert extractor.rank(few).token_ids.tolist() == extractor.rank(few[:, :10]).token_ids.tolist()
+    with pytest.raises(InputError, match="X has genes of another genome than that of human"):
+        extractor.rank(cells_of([*(f"GRCh38_{name}" for name in SYMBOLS), *(f"rn6_{name}" for name in SYMBOLS)]))
+    some = cells_of([*SYMBOLS[:8], "ENSSSCG00000000001", "ENSSSCG00000000002"])
+    with pytest.raises(InputError, match="X has Ensembl ids of another organism, ENSSSCG"):
+        extractor.rank(some)
     assert extractor.match_genes(["rn6_CD3E", "CD3E"]).token_ids.tolist() == [-1, 2]
     assert GeneName.read("Grcc10_ENSMUSG00000072772").symbols == ("Grcc10",), "a gene of mouse, no genome"
 
@@ -167,7 +177,10 @@ def test_an_organism_has_several_names(extractor, name):
 
 @pytest.mark.parametrize(
     ("column", "noted"),
-    [("organism", "Macaca mulatta"), ("species", "rat"), ("organism_ontology_term_id", "NCBITaxon:9544")],
+    [
+        *(("organism", "Macaca mulatta"), ("species", "rat"), ("organism_ontology_term_id", "NCBITaxon:9544")),
+        *(("Organism", "Sus_scrofa"), ("Species", "Pan troglodytes"), ("species", "non-human primate")),
+    ],
 )
 def test_an_organism_that_the_file_names_and_no_one_knows_is_refused(extractor, column, noted):
     cells = cells_of(SYMBOLS)
@@ -175,6 +188,9 @@ def test_an_organism_that_the_file_names_and_no_one_knows_is_refused(extractor, 
     with pytest.raises(InputError, match=f"of another organism than .*: '{noted}'.*pass organism='human'"):
         extractor.rank(cells)
     assert len(extractor.rank(cells, organism="human")) == 2
+    cells.obs[column] = ["NCBITaxon:9606" if "term" in column else "Homo sapiens", noted]
+    with pytest.raises(InputError, match=f"of another organism than .*: '{noted}'"):
+        extractor.rank(cells)
     for known in ("Homo sapiens", "Human blood", "NCBITaxon:9606", "unknown"):
         cells.obs[column] = known
         assert len(extractor.rank(cells)) == 2
