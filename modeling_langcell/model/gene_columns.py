@@ -29,6 +29,7 @@ _NAME_COLUMNS = (
 #: and those of the biotypes of genes, of which there are many.
 _KIND_COLUMNS = {"featuretype", "featuretypes", "featurebiotype", "featureclass", "modality", "librarytype"}
 _BIOTYPE_COLUMNS = {"genetype", "genebiotype"}
+_OF_CELL_RANGER = "gene expression"
 _GENES = re.compile(r"gene|rna|transcript|expression|coding|\b(?:expr|gex)\b")
 _NO_GENES = re.compile(
     r"antibod|hashtag|crispr|multiplex|peak|chromatin|antigen|spike|surface|epitope|protein(?!.?coding)|abseq|cite.?seq"
@@ -91,30 +92,29 @@ def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str)
     """
     genes = np.array([not any(map(_NO_GENE_NAME.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
     for place, column in enumerate(var.columns):
-        key, told = _key(column), var.iloc[:, place]
-        if told.dtype.kind in "biufc":
-            continue
-        kinds = np.array([text.casefold().replace("_", " ").strip() for text in _texts(told)], dtype=object)
-        of_kind = {kind: _NO_GENES.search(kind) is not None for kind in set(kinds)}
-        is_named = key in _KIND_COLUMNS or key in _BIOTYPE_COLUMNS
-        if not is_named and not (any(of_kind.values()) and "gene expression" in of_kind):
-            continue
-        others = np.array([of_kind[kind] for kind in kinds], dtype=bool)
-        is_gene = {kind: _GENES.search(kind) is not None or is_missing(kind) for kind in of_kind}
-        unknown = ~others & np.array([not is_gene[kind] for kind in kinds], dtype=bool)
-        # Beside genes, what is called otherwise is none, unless an Ensembl id says so.
-        if (
-            key not in _BIOTYPE_COLUMNS
-            and unknown.any()
-            and any(is_gene[one] and not is_missing(one) for one in of_kind)
-        ):
-            others |= unknown & ~_have_ensembl_id(names)
-        genes &= ~others
+        if var.dtypes.iloc[place].kind not in "biufc":
+            genes &= ~_are_told_others(_key(column), _texts(var.iloc[:, place]), names)
     if len(var) and not genes.any():
         raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
     if not genes.all():
         logger.info("%s: %d rows of var are no genes (antibodies, peaks): they are left out.", label, (~genes).sum())
     return genes
+
+
+def _are_told_others(key: str, kinds: np.ndarray, names: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns `(rows of var,)` booleans: true for what a column of kinds says to be no genes."""
+    kinds = np.array([kind.casefold().replace("_", " ").strip() for kind in kinds], dtype=object)
+    distinct = set(kinds)
+    if key not in _KIND_COLUMNS | _BIOTYPE_COLUMNS and _OF_CELL_RANGER not in distinct:
+        return np.zeros(len(kinds), dtype=bool)
+    others = {kind for kind in distinct if _NO_GENES.search(kind)}
+    genes = {kind for kind in distinct - others if _GENES.search(kind)}
+    unknown = {kind for kind in distinct - others - genes if not is_missing(kind)}
+    are_others = np.isin(kinds, list(others))
+    if genes and unknown and key not in _BIOTYPE_COLUMNS:
+        # Beside genes, what is called otherwise is none, unless an Ensembl id says so.
+        are_others |= np.isin(kinds, list(unknown)) & ~_have_ensembl_id(names)
+    return are_others
 
 
 def described_by(raw_var: "pd.DataFrame", var: "pd.DataFrame") -> "pd.DataFrame":
