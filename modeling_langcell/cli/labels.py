@@ -114,7 +114,7 @@ def _split(labels: str) -> list[str]:
             names[-1] = joined
         else:
             names.append(part)
-    return list(dict.fromkeys(names))
+    return names
 
 
 def _checked(found: Labels) -> Candidates:

@@ -127,16 +127,16 @@ def without_repeats(labels: Labels) -> Labels:
         return labels
     described = dict(labels) if isinstance(labels, Mapping) else None
     names = list(labels)
+    check_labels(names)
     first: dict[str, str] = {}
     kept = []
     for name in names:
         has_own = described is not None and described[name] not in ("", {"description": ""})
-        term = None if has_own or not isinstance(name, str) else id_of(name)
+        term = None if has_own else id_of(name)
         if term is None or first.setdefault(term, name) == name:
             kept.append(name)
         else:
             logger.warning("%r is left out: it is the same type as %r.", name, first[term])
-    check_labels(kept)
     return kept if described is None else {name: described[name] for name in kept}
 
 

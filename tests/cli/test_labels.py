@@ -44,7 +44,7 @@ INS = {"description": "beta cell", "markers": ["INS", "IAPP"], "absent": ["GCG"]
         ("l.txt", 'Name,Definition\nB cell,"one, two"\n', {"B cell": {"description": "one, two"}}),
         ("l.csv", "label\nB cell\nB-cells\nT cell\n", {"B cell": {"description": ""}, "T cell": {"description": ""}}),
         ("l.csv", ",label\n0,B cell\n1,T cell\n", {"B cell": {"description": ""}, "T cell": {"description": ""}}),
-        ("l.csv", "B cell\nB-cells\nb cell\nCL_0000236\n", {"B cell": ""}),
+        ("l.csv", "B cell\nB-cells\nCL_0000236\n", {"B cell": ""}),
         ("l.csv", "sep=;\nlabel;description\nB cell;one\n", {"B cell": {"description": "one"}}),
         ("l.txt", "# my types\nB cell\n# another\nT cell\n", {"B cell": "", "T cell": ""}),
     ],
@@ -115,7 +115,7 @@ def test_a_file_of_another_kind_is_no_label(tmp_path):
         ("B cell, T cell,", ["B cell", "T cell"]),
         ("'B cell'; \"T cell\"", ["B cell", "T cell"]),
         ('["B cell", "T cell"]', ["B cell", "T cell"]),
-        ("B cell;B cell; B-cells", ["B cell"]),
+        ("B cell; B-cells", ["B cell"]),
         ("CD8-positive, alpha-beta T cell, B cell", ["CD8-positive, alpha-beta T cell", "B cell"]),
     ],
 )
