@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..io.columns import ANSWER, CELL_TYPE, RUN
-from ..model.count_values import LARGEST_LOGARITHM, ValueKind, noted_base, recognise
+from ..model.count_values import LARGEST_LOGARITHM, recognise
 from ..model.errors import Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.gene_matching import GeneMatch
@@ -86,7 +86,7 @@ def examine(extractor: LangCellFeatureExtractor, cells: ad.AnnData, annotated: a
     cautions = [
         *_gene_cautions(genes, known_genes(run), float(run["input"]["matched_counts"]), match.organism),
         *_lost_genes(values, match),
-        *_value_cautions(values, totals, source.kind, noted_base(cells.uns)),
+        *_value_cautions(values, totals, kind),
         *_ambient_cautions(ambient),
         *_novelty_cautions(annotated),
         *_candidate_cautions(annotated),
@@ -158,10 +158,10 @@ def _is_mitochondrial(match: GeneMatch, gene: int) -> bool:
     return any(map(_MITOCHONDRIAL.search, match.names_of(gene)))
 
 
-def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, read_as: ValueKind, noted: float | None) -> list[Remedy]:
+def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, kind: str) -> list[Remedy]:
     if not values.nnz:
         return []
-    largest, kind = float(values.data.max()), read_as.counts
+    largest = float(values.data.max())
     if kind == "raw" and largest <= 1:
         return [Remedy("Probably no counts: no value is above 1, so the expressed genes of a cell cannot be ranked.")]
     if kind == "raw" and len(totals) >= _CELLS and totals.std() < _SAME_TOTALS * totals.mean():
@@ -178,13 +178,6 @@ def _value_cautions(values: sp.csr_matrix, totals: np.ndarray, read_as: ValueKin
                 f"read as {kind} counts, as you say. If they are logarithms, say so: {{option}}.",
                 "counts",
                 "log1p",
-            )
-        ]
-    if kind == "log1p" and recognise(values, noted) is None:
-        return [
-            Remedy(
-                f"Unconfirmed logarithms: nothing in the values shows that they are {read_as.in_words}, as which they "
-                "were read. Another base, or a scale of its own for each gene, would change the ranks."
             )
         ]
     return []
