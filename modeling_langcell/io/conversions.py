@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What to say of a path that holds no cells that can be read: what it is, and the command that makes cells of it."""
+"""Messages for paths without cells that can be read: what they are, and the command that makes cells of them."""
 
 import shlex
 import zipfile
@@ -43,6 +43,8 @@ _CONVERSIONS = {
         )
     },
 }
+#: The same for a zarr store that was packed without its folder.
+_UNZIP = "Unpack it first: unzip {shell} -d cells.zarr"
 #: How files begin that are packed, whatever their names.
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz"}
 _HEAD = 2**16
@@ -91,10 +93,6 @@ def _holds_cells(path: Path) -> bool:
 def is_store(path: Path) -> bool:
     """Returns true for the folder of a zarr store of cells."""
     return any((path / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")) and (path / "obs").exists()
-
-
-#: A zarr store that was packed without its folder.
-_UNZIP = "Unpack it first: unzip {shell} -d cells.zarr"
 
 
 def _is_bare_store(path: Path) -> bool:

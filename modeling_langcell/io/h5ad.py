@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Bytes for HDF5's own descriptions of what a file holds.
 _DESCRIPTIONS = 2**20
+#: What `uns` may say of the values and the genes.
+_NOTED = ("log1p", "organism", "species", "organism_ontology_term_id")
 
 
 def open_cells(path: str | Path) -> ad.AnnData:
@@ -168,10 +170,6 @@ def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
                 adata = ad.AnnData(filename=checked, filemode="r", **elements)
             opened.callback(adata.file.close)
         yield adata
-
-
-#: What `uns` may say of the values and the genes.
-_NOTED = ("log1p", "organism", "species", "organism_ontology_term_id")
 
 
 def _on_disk(layer: h5py.Group | h5py.Dataset) -> Any:

@@ -53,7 +53,7 @@ class ValueKind:
 
     @property
     def in_words(self) -> str:
-        """What such values are, for messages."""
+        """Words for such values, for messages."""
         if self.counts != "log1p":
             return f"{self.counts} values"
         return "natural logarithms" if self.base == math.e else f"logarithms to base {self.base:g}"

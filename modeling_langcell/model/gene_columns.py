@@ -1,5 +1,5 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
-"""What an AnnData says of the rows of `var`: which are genes, by what names, and of which organism."""
+"""Reads what an AnnData says of the rows of `var`: which are genes, by what names, and of which organism."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError
-from .gene_names import ENSEMBL_ID, is_missing
+from .gene_names import ENSEMBL_ID, ORGANISMS, is_missing, organism_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ _NAME_COLUMNS = (
 #: and those of the biotypes of genes, of which there are many.
 _KIND_COLUMNS = {"featuretype", "featuretypes", "featurebiotype", "featureclass", "modality", "librarytype"}
 _BIOTYPE_COLUMNS = {"genetype", "genebiotype"}
+#: What Cell Ranger calls genes: a column that holds it tells kinds, whatever the column is called.
 _OF_CELL_RANGER = "gene expression"
 _GENES = re.compile(r"gene|rna|transcript|expression|coding|\b(?:expr|gex)\b")
 _NO_GENES = re.compile(
@@ -52,8 +53,6 @@ _OTHER_ORGANISMS = re.compile(
 )
 _KNOWN_ORGANISMS = re.compile(r"human(?! primate)|mouse|mice|homo sapiens|mus musculus")
 _ORGANISM_COLUMNS = {"organism", "species", "organismontologytermid", "organismontologylabel", "speciesontologylabel"}
-#: NCBI's numbers of human and mouse.
-_KNOWN_TAXA = ("NCBITaxon:9606", "NCBITaxon:10090")
 _TAXON = re.compile(r"NCBITaxon:\d+")
 
 
@@ -135,7 +134,7 @@ def noted_other_organism(adata: Any) -> str | None:
     for name in map(str, chain.from_iterable(noted)):
         words = name.casefold().replace("_", " ")
         is_other = _OTHER_ORGANISMS.search(words) and not _KNOWN_ORGANISMS.search(words)
-        if is_other or (_TAXON.fullmatch(name) and name not in _KNOWN_TAXA):
+        if is_other or (_TAXON.fullmatch(name) and organism_of(name) not in ORGANISMS):
             return name
     return None
 
