@@ -332,12 +332,12 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             self._require_its_organism(match, cells)
         if match.fraction < self.min_matched_genes:
             examples = ", ".join(repr(name) for name in columns[0][:3])
-            remedy = self._other_column(cells, match, gene_column)
+            remedy = self._other_names(cells, match, columns, gene_column, organism)
             raise InputError(
                 f"{(match.token_ids >= 0).sum()} of the {n_genes} genes of {source.label} are known "
                 f"({match.fraction:.1%}; at least {self.min_matched_genes:.0%} are required). Names in "
                 f"{', '.join(names)}: {examples}, ... Ensembl ids or gene symbols of "
-                f"{' or '.join(self._genes.organisms if organism is None else [organism])} are expected.",
+                f"{' or '.join(self._genes.organisms if organism is None else [match.organism])} are expected.",
                 remedy,
             )
         logger.info(
@@ -390,8 +390,22 @@ class LangCellFeatureExtractor(FeatureExtractionMixin):
             ),
         )
 
-    def _other_column(self, cells: Any, match: GeneMatch, gene_column: str | None) -> Remedy:
-        """Returns what to do about genes that are not known: another column of names, if one holds more."""
+    def _other_names(
+        self,
+        cells: Any,
+        match: GeneMatch,
+        columns: Sequence[Sequence[str]],
+        gene_column: str | None,
+        organism: str | None,
+    ) -> Remedy:
+        """
+        Returns what to do about genes that are not known: another organism, or another column of names, if more are
+        known with it.
+        """
+        if organism is not None:
+            told = self.match_genes(*columns)
+            if told.fraction >= self.min_matched_genes:
+                return Remedy(f"They are genes of {told.organism}: pass {{option}}.", "organism", told.organism)
         known = {}
         if hasattr(cells, "var_names") and gene_column is None:
             texts = (column for _, column in cells.var.items() if column.dtype.kind not in "biufc")

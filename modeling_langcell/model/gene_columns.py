@@ -36,9 +36,10 @@ _NO_GENES = re.compile(
     r"antibod|hashtag|crispr|multiplex|peak|chromatin|antigen|spike|surface|epitope|protein(?!.?coding)|abseq|cite.?seq"
     r"|\b(?:adt|hto|guides?|custom|atac|prot|s?grnas?)\b"
 )
-#: Names that no gene has: regions of chromosomes, antibodies, guides.
+#: Names that no gene has: regions of chromosomes, antibodies, guides, tags of samples, spike-ins.
 _NO_GENE_NAME = re.compile(
     r"^(?:[a-z]+\d+_+)?(?:chr\w+?|[\dxym]+|(?:gl|ki)\d+\.\d+)[:._-]\d+[._-]\d+$|totalseq"
+    r"|^ercc[-._]\d{5}$|^(?:hto|hashtag|cmo)[-._]?\d+$"
     r"|(?:^|[^a-z0-9])(?:adt|hto|pabo|abseq|antibody|hashtag|s?grna)(?:$|[^a-z0-9])",
     re.IGNORECASE,
 )
@@ -96,7 +97,9 @@ def find_genes(var: "pd.DataFrame", names: Mapping[str, np.ndarray], label: str)
     if len(var) and not genes.any():
         raise InputError(f"{label} has no genes: its rows of var are antibodies, peaks or the like.")
     if not genes.all():
-        logger.info("%s: %d rows of var are no genes (antibodies, peaks): they are left out.", label, (~genes).sum())
+        logger.info(
+            "%s: %d rows of var are no genes (antibodies, peaks, spike-ins): they are left out.", label, (~genes).sum()
+        )
     return genes
 
 

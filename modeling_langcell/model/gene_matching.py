@@ -76,8 +76,13 @@ class _Names:
 
     @cached_property
     def spellings(self) -> dict[str, int]:
-        """Ids by mangled names; a symbol comes before a synonym, and what two genes share is left out."""
-        return _unambiguous((self.symbols, self.synonyms), mangled)
+        """
+        Ids by mangled names, and by symbols that lost their hyphens (`HLADRA`); a symbol comes before a synonym, and
+        what two genes share is left out.
+        """
+        hyphenated = {name: token_id for name, token_id in self.symbols.items() if "-" in name}
+        joined = _unambiguous((hyphenated,), lambda name: name.replace("-", ""))
+        return joined | _unambiguous((self.symbols, self.synonyms), mangled)
 
     @cached_property
     def kinds(self) -> set[str]:

@@ -42,6 +42,15 @@ _EDGES = "_-.|:;,/ []()"
 _CHROMOSOME = re.compile(r"_+chr(?:\d+|X|Y|MT?)$")
 #: Characters that nobody sees, as spreadsheets leave them.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d \t\r\n\xa0"
+#: What spreadsheets make of the old symbols `SEPT7`, `MARCH8` and `DEC1`.
+_DATE = re.compile(
+    r"^(?:(?P<day>\d{1,2})-(?P<month>sept?|mar|dec)|(?P<month_first>sept?|mar|dec)-(?P<day_last>\d{1,2})"
+    r"|\d{4}-(?P<iso_month>0[39]|12)-(?P<iso_day>\d{2})(?: 00:00:00)?)$",
+    re.IGNORECASE,
+)
+#: The genes of each of these months. The 1st and 2nd of March may be two genes each (MARCH1 and MARC1).
+_SEPTIN, _MARCHF, _DELEC = ("SEPTIN", range(1, 15)), ("MARCHF", range(3, 12)), ("DELEC", range(1, 2))
+_OF_MONTH = {"sep": _SEPTIN, "09": _SEPTIN, "mar": _MARCHF, "03": _MARCHF, "dec": _DELEC, "12": _DELEC}
 _REPEATED = re.compile(r"^(.+)[-.]\d+$")
 _NEITHER_LETTER_NOR_DIGIT = re.compile(r"[^A-Za-z0-9]")
 
@@ -86,7 +95,7 @@ class GeneName:
             text = f"{text[: found.start()].rstrip(_EDGES)} {text[found.end() :].lstrip(_EDGES)}".strip()
         text = _TWICE.sub(r"\1", _CHROMOSOME.sub("", text))
         symbols = () if is_missing(text) or text.isdigit() else (text, *_parts(text))
-        return cls(ensembl_id, tuple(dict.fromkeys(symbols)), organism)
+        return cls(ensembl_id, tuple(dict.fromkeys((*symbols, *_before_a_spreadsheet(text)))), organism)
 
 
 def organism_of(name: str) -> str:
@@ -113,6 +122,16 @@ def _parts(text: str) -> list[str]:
     # An underscore separates only what is beside a number (`TP53_7157`), since it is part of names, too.
     finer = [part for part in text.split("_") if part and not _IDENTIFIER.match(part)]
     return [part for part in (*parts, *(finer if len(finer) == 1 and text.count("_") == 1 else ())) if part != text]
+
+
+def _before_a_spreadsheet(text: str) -> list[str]:
+    """Returns the symbol that became a date, in human's spelling and in mouse's."""
+    if not (date := _DATE.match(text)):
+        return []
+    month = (date["month"] or date["month_first"] or date["iso_month"]).casefold()[:3]
+    family, numbers = _OF_MONTH[month]
+    day = int(date["day"] or date["day_last"] or date["iso_day"])
+    return [f"{family}{day}", f"{capitalised(family)}{day}"] if day in numbers else []
 
 
 def without_repetition(names: Sequence[str], is_known: Callable[[str], bool]) -> Iterator[str]:

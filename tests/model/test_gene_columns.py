@@ -92,6 +92,13 @@ def test_all_kinds_of_genes_are_genes(extractor, kinds):
     assert read(extractor, cells) == read(extractor, cells_of(SYMBOLS))
 
 
+@pytest.mark.parametrize("name", ["ERCC-00002", "ERCC.00171", "Hashtag1", "Hashtag-12", "HTO1", "HTO_3", "CMO301"])
+def test_tags_and_spike_ins_are_no_genes(extractor, name):
+    cells = cells_of([*SYMBOLS, name])
+    assert extractor.open(cells)[0].n_genes == 5
+    assert read(extractor, cells) == read(extractor, cells[:, :5].copy())
+
+
 @pytest.mark.parametrize(
     "form", ["{}_TotalSeqB", "{}-TotalSeqC", "{}_ADT", "ADT:{}", "{} antibody", "sgRNA:{}", "{0}:SK3|{0}|AHS0032|pAbO"]
 )

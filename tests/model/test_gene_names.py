@@ -115,6 +115,33 @@ def test_capitals_of_open_reading_frames():
     assert frames.match_genes(["C9ORF72", "CXORF38", "c9orf72"]).token_ids.tolist() == [2, 3, -1]
 
 
+def test_symbols_that_lost_their_hyphens(extractor):
+    assert extractor.match_genes(["HLADRA", "NKX21", "MTCO1"]).token_ids.tolist() == [3, 6, 9]
+    assert extractor.match_genes(["HLA-DRA", "HLADRA"]).token_ids.tolist() == [3, -1], "the gene itself is there"
+    taken = LangCellFeatureExtractor({"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": ["H1-3", "H13"]})
+    assert taken.match_genes(["H13"]).token_ids.tolist() == [3], "a symbol of its own"
+    two = LangCellFeatureExtractor({"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": ["A1-2", "A-12"]})
+    assert two.match_genes(["A12"]).token_ids.tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("date", "symbol"),
+    [
+        *(("7-Sep", "SEPTIN7"), ("Sep-07", "SEPTIN7"), ("07-SEP", "SEPTIN7"), ("2021-09-07", "SEPTIN7")),
+        *(("2021-03-08 00:00:00", "MARCHF8"), ("8-Mar", "MARCHF8"), ("1-Dec", "DELEC1"), ("Dec-01", "DELEC1")),
+        *(("1-Mar", None), ("2021-03-02", None), ("2-Dec", None), ("3-Sep", None), ("7-Apr", None), ("7-Seps", None)),
+    ],
+)
+def test_dates_that_a_spreadsheet_made_of_symbols(date, symbol):
+    symbols = ["SEPTIN7", "MARCHF8", "DELEC1", "MARCHF1", "MTARC1"]
+    vocabulary = {"ensembl_ids": IDS[:5], "medians": [1.0] * 5, "names": symbols}
+    vocabulary["orthologs"] = {"mouse": [f"ENSMUSG{n:011d}|{one.capitalize()}" for n, one in enumerate(symbols, 1)]}
+    spreadsheet = LangCellFeatureExtractor(vocabulary)
+    expected = -1 if symbol is None else symbols.index(symbol) + 2
+    for organism in ("human", "mouse"):
+        assert spreadsheet.match_genes([date], organism=organism).token_ids.tolist() == [expected]
+
+
 def mouse_names(ids: bool) -> list[str]:
     return [f"ENSMUSG{number:011d}" if ids else symbol or f"Gm{number}" for number, symbol in enumerate(MOUSE, 1)]
 
@@ -168,6 +195,13 @@ def test_the_genome_of_a_name_tells_its_organism(extractor):
         extractor.rank(some)
     assert extractor.match_genes(["rn6_CD3E", "CD3E"]).token_ids.tolist() == [-1, 2]
     assert GeneName.read("Grcc10_ENSMUSG00000072772").symbols == ("Grcc10",), "a gene of mouse, no genome"
+
+
+def test_the_wrong_organism_is_refused_with_the_right_one(extractor):
+    with pytest.raises(InputError, match=r"of mouse are expected\. They are genes of human: pass organism='human'\.$"):
+        extractor.rank(cells_of([f"ENSG{number:011d}" for number in range(1, 11)]), organism="Mouse")
+    with pytest.raises(InputError, match="They are genes of mouse: pass organism='mouse'"):
+        extractor.rank(cells_of(mouse_names(True)), organism="human")
 
 
 @pytest.mark.parametrize("name", ["Mus musculus", "Mouse", "NCBITaxon:10090", "mouse"])

@@ -114,7 +114,7 @@ def test_a_file_is_annotated_shown_and_given_back(visit, blood, tmp_path):
     tab = visit()
     drop(tab, blood)
     tab.get_by_text("150 cells x 9,015 genes.").wait_for()
-    tab.get_by_text("X holds raw counts; 8,737 of 9,015 human genes are known.").wait_for()
+    tab.get_by_text("X holds raw counts; 8,738 of 9,015 human genes are known.").wait_for()
     pick_blood(tab)
     unfold(tab, "Types in your own words")
     tab.get_by_label("Types in your own words").fill("platelet maker: cell type: megakaryocyte, full of PF4 and PPBP.")
