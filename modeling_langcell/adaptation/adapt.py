@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Adapts a checkpoint to labelled cells: few-shot (LangCell, section 3.4) and LangCell-CE, by LoRA or as a whole."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,11 +31,13 @@ from ..model.modeling_langcell import LangCellModel
 from ..model.processing_langcell import LangCellProcessor
 from ..model.prompts import Description, as_description
 from ..model.ranking import RankedCells
-from ..ontology import descriptions_of, id_of
+from ..ontology import descriptions_of, id_of, same_types
 from .batches import CellBatches
 from .config import AdaptationConfig
 from .losses import CellLoss, ClassLoss, DescriptionLoss
 from .trainer import find_loggers, fit
+
+logger = logging.getLogger(__name__)
 
 #: Number of cells of a label whose prototype weighs as much as its description.
 _DESCRIPTION_WORTH = 0.5
@@ -135,6 +138,11 @@ def adapt(
     labels = read_labels(adata, label_key, unlabelled=unlabelled)
     if labels.multilabel and config.head != "classes":
         raise InputError(f"obsm[{label_key!r}] gives a cell several labels, which needs the head 'classes'.")
+    if config.head == "classes":
+        for name, first in same_types(name for name in labels.names if name not in (descriptions or {})).items():
+            logger.warning(
+                "%r and %r are names of one type, but two classes here: merge them if that is wrong.", first, name
+            )
     if shots is not None:
         labels = labels.shots(shots, config.seed)
     training, held_out = labels, None

@@ -25,7 +25,7 @@ from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .device import find_device, warn_if_slow
 from .explain import Method, explain
-from .predictions import Predictions, delete_predictions
+from .predictions import Predictions, replace_annotation
 from .predictor import Predictor
 from .search import score_cells, search
 
@@ -239,7 +239,7 @@ class LangCellAnnotator(Predictor):
                 embeds[rows.start : rows.stop] = self.embed_ranked(ranked, partial(progress.advance, task))
                 matched_counts.append(ranked.matched_counts)
         _make_actual(adata)
-        delete_predictions(adata.obs)
+        replace_annotation(adata.obs)
         adata.obsm.pop(PROBABILITIES, None)
         adata.uns.pop(COLOURS, None)
         adata.obsm[EMBEDDING] = embeds

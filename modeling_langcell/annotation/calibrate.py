@@ -54,7 +54,7 @@ def calibrate(
         checkpoint: Folder or Hub id. It must not be adapted: an adapter has fixed labels.
         inputs: `.h5ad` files of cells with known types that the checkpoint was not trained on, one for each study.
         output: A new folder.
-        label_key: Column of `obs` with the types, by their names in the Cell Ontology.
+        label_key: Column of `obs` with the types, by any of their names in the Cell Ontology.
         marker_weight: Weight of the genes that descriptions name, beside similarity and matching; fitted by default. 0
             leaves them out.
         cross_fitted: Further files, which the checkpoint was trained on, each with the checkpoint of another run of the
@@ -66,6 +66,8 @@ def calibrate(
         InputError: A file cannot be read, the ontology does not know a type, the marker weight is below 0, or the
             folder exists.
     """
+    if isinstance(inputs, (str, Path)):
+        raise InputError(f"The inputs must be a list of files, not one: [{str(inputs)!r}, ...].")
     output = require_new_folder(output)
     source = fetch(resolve_checkpoint(checkpoint))
     studies = {
@@ -118,7 +120,7 @@ def score_labelled(
         raise InputError(
             "An adapted checkpoint cannot be calibrated: its labels are fixed. Calibrate its base checkpoint."
         )
-    labels = read_labels(adata, label_key, unlabelled="skip")
+    labels = read_labels(adata, label_key, unlabelled="skip", merge_names=True)
     if labels.multilabel:
         raise InputError(f"{label_key!r} may hold several labels per cell: calibration needs exactly one.")
     extractor = annotator.processor.feature_extractor

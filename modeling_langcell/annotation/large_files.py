@@ -44,7 +44,7 @@ from ..model.zero_shot import Shortlist
 from ..ontology import Labels
 from .annotation_run import AnnotationRun
 from .chunk_store import ChunkStore
-from .predictions import delete_predictions
+from .predictions import replace_annotation
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def embed_file(
         def finish(store: ChunkStore) -> None:
             matched = np.concatenate([store.array(number, "matched_counts") for number in range(len(chunks))])
             obs = source.adata.obs.copy()
-            delete_predictions(obs)
+            replace_annotation(obs)
             _merge(source.file, obs, annotator.run_record(chunks, matched), chunks, store)
 
         plan = _plan(annotator, source, chunks, cell_options)

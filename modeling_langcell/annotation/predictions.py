@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """Predictions for cells, the rule that makes them from scores, and the columns of `obs` that hold them."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -33,6 +34,8 @@ from ..ontology import id_of
 from .calibration import ERROR_RATE, LEAST_FIT, Calibration
 from .ontology_backoff import UNKNOWN, OntologyBackoff
 from .scorers import Scorer
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS = (
     *(CELL_TYPE, CELL_TYPE_ID, SCORE, SECOND, MARGIN, NOVELTY, ANSWER, ANSWER_ID, ANSWER_PROBABILITY, PROVEN),
@@ -234,6 +237,13 @@ def delete_predictions(obs: pd.DataFrame) -> None:
             del obs[name]
 
 
+def replace_annotation(obs: pd.DataFrame) -> None:
+    """Deletes an earlier annotation, whose record that of embeddings replaces, and says so."""
+    if CELL_TYPE in obs:
+        logger.warning("The cells were annotated before. Their embeddings replace the annotation, in the result.")
+    delete_predictions(obs)
+
+
 def label_categories(labels: Sequence[str], numbers: np.ndarray) -> "pd.Categorical[str]":
     """
     Returns labels by their `(cells,)` numbers, missing for -1. The categories are the labels that at least one
@@ -267,4 +277,5 @@ __all__ = [
     "answer_categories",
     "delete_predictions",
     "label_categories",
+    "replace_annotation",
 ]

@@ -13,6 +13,7 @@ from ..io.documents import parse_json, read_text
 from ..io.printable import plain_text
 from ..model.errors import InputError, reason_of
 from ..ontology import Labels, descendants, given_descriptions, without_repeats
+from ..ontology.names import id_of, is_id
 from ..ontology.terms import ids_by_name
 
 #: Labels; or labels with their descriptions, in any form that `as_description` reads.
@@ -26,11 +27,12 @@ _OTHER_FILES = (".xlsx", ".xls", ".ods", ".numbers", ".tab", ".docx", ".yaml", "
 _COLUMNS = ("label", "description", "markers", "absent")
 #: Columns that `langcell labels` writes besides, and that are not read.
 _IGNORED = ("id", "short_name")
-#: Other names of columns, in lower case.
+#: Other names of columns, in small letters and digits alone.
 _COLUMN_NAMES = {
-    **dict.fromkeys(("labels", "cell_type", "celltype", "cell type", "type", "name", "annotation", "term"), "label"),
+    **dict.fromkeys(("labels", "celltype", "celltypes", "type", "name", "annotation", "term"), "label"),
     **dict.fromkeys(("descriptions", "definition"), "description"),
-    **dict.fromkeys(("", "unnamed: 0"), "id"),  # The numbers of rows, as pandas writes them.
+    **dict.fromkeys(("clid", "ontologyid", "cellontologyid", "ontologytermid", "celltypeontologytermid"), "id"),
+    **dict.fromkeys(("", "unnamed0"), "id"),  # The numbers of rows, as pandas writes them.
 }
 #: A first line that tells Excel the separator.
 _EXCELS_FIRST_LINE = re.compile(r'^"?sep=.?"?\s*\n', re.IGNORECASE)
@@ -170,8 +172,7 @@ def _parsed(path: Path) -> Candidates:
 
 def _columns(row: list[str]) -> list[str] | None:
     """Returns the columns that the first row of a table names; None if it names none."""
-    names = [name.strip().casefold() for name in row]
-    names = [_COLUMN_NAMES.get(name, name) for name in names]
+    names = [_COLUMN_NAMES.get(re.sub(r"[\W_]+", "", name), name) for name in map(str.casefold, row)]
     return None if set(_COLUMNS).isdisjoint(names) else names
 
 
@@ -197,7 +198,10 @@ def _read_lines(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
                 f"{path} has the line {row[0]!r}: write one label in each line. If it is a label and its description, "
                 "name the columns in a first line: label;description."
             )
-        found.setdefault(row[0], []).extend(filter(None, row[1:2]))
+        label, text = (*row, "")[:2]
+        if text and is_id(label) and id_of(text) == id_of(label):
+            label, text = text, ""  # An id beside its name, which is no description.
+        found.setdefault(label, []).extend(filter(None, [text]))
     return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
 
 

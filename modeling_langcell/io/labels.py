@@ -13,6 +13,7 @@ from ..model.errors import InputError, Remedy
 from ..model.feature_extraction_langcell import LangCellFeatureExtractor
 from ..model.prompts import check_labels
 from ..model.ranking import RankedCells
+from ..ontology import same_types
 from .h5ad import require_anndata
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,13 @@ class Labels:
         return self.take(np.sort(parts[0])), self.take(np.sort(parts[1]))
 
 
-def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error", "skip"] = "error") -> Labels:
+def read_labels(
+    adata: ad.AnnData,
+    label_key: str,
+    *,
+    unlabelled: Literal["error", "skip"] = "error",
+    merge_names: bool = False,
+) -> Labels:
     """
     Reads labels from a column of `obs`, one per cell; or from a table of `obsm` with a column for each label, true (or
     1) for the cells that have it.
@@ -123,6 +130,7 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
         label_key: The column or table.
         unlabelled: Treatment of cells without a label (missing, empty, or a word for that, such as `unknown` or `NA`):
             `error`, or `skip`.
+        merge_names: Give cells whose labels are names of one type in the Cell Ontology the first of these names.
 
     Raises:
         InputError: No such column or table, cells without a label, fewer than two labels, a table that holds
@@ -135,7 +143,11 @@ def read_labels(adata: ad.AnnData, label_key: str, *, unlabelled: Literal["error
         column = adata.obs[label_key]
         known = is_known(column)
         _check_known(known, f"obs[{label_key!r}]", unlabelled)
-        names, truth = np.unique(column[known].astype(str).to_numpy(), return_inverse=True)
+        written = column[known].astype(str)
+        again = same_types(sorted(set(written))) if merge_names else {}
+        for name, first in again.items():
+            logger.info("%r is read as %r: they are one type.", name, first)
+        names, truth = np.unique(written.replace(again).to_numpy(), return_inverse=True)
     elif label_key in adata.obsm:
         table = adata.obsm[label_key]
         if not isinstance(table, pd.DataFrame):

@@ -11,6 +11,7 @@ from .labels import candidates as candidates
 from .labels import describe as describe
 from .labels import descriptions_of as descriptions_of
 from .labels import given_descriptions as given_descriptions
+from .labels import same_types as same_types
 from .labels import texts_of as texts_of
 from .labels import without_repeats as without_repeats
 from .names import descendants as descendants

@@ -2,6 +2,7 @@
 """Candidate labels: the term that each means, the texts that describe it, and the genes that mark it."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 from ..model.errors import InputError
 from ..model.prompts import PROMPT_TEMPLATES, Description, Text, as_description, check_labels, fill_templates
 from .catalogue import cell_type
-from .names import as_id, find_term, id_of, unknown_names
+from .names import as_id, find_term, id_of, is_id, unknown_names
 from .terms import Term, get_term
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION_PREFIX = "cell type:"
 OWN_WORDS = "your own words"
+
+#: A gene as people write it: one word in capitals or with a number, such as `LYZ` and `Cd79a`.
+_GENE = re.compile(r"(?=\S*\d|[A-Z]{2})[A-Za-z][\w.-]+")
 
 #: Labels, or a mapping from labels to descriptions in any form that `as_description` reads.
 Labels = Iterable[str] | Mapping[str, Any]
@@ -99,23 +103,31 @@ def given_descriptions(labels: Labels) -> dict[str, Description]:
 
     Raises:
         InputError: No labels, or labels or descriptions that are not as they should be (`check_labels`,
-            `as_description`).
+            `as_description`); or descriptions that are ids, or lists of genes.
     """
     if isinstance(labels, str):
         raise InputError(f"Candidates must be several labels, not one text: [{labels!r}, ...].")
+    if not isinstance(labels, Iterable):
+        raise InputError(f"Candidates must be labels, or a mapping from labels to descriptions, not {labels!r}.")
     pairs = list(labels.items() if isinstance(labels, Mapping) else [(label, "") for label in labels])
     check_labels(label for label, _ in pairs)
     if not pairs:
         raise InputError("No candidate labels were given.")
-    for label, given in pairs:
-        if isinstance(given, str) and given.startswith(("CL:", "CL_")) and as_id(given) == given.replace("_", ":"):
-            raise InputError(
-                f"{given!r} is the id of a type, not a description of {label!r}: leave it out, or give it as the label."
-            )
-    return {
+    found = {
         label: as_description(label, label if label.startswith(DESCRIPTION_PREFIX) and given == "" else given)
         for label, given in pairs
     }
+    for label, own in found.items():
+        if text := next(filter(is_id, own.texts), None):
+            raise InputError(
+                f"{text!r} is the id of a type, not a description of {label!r}: leave it out, or give it as the label."
+            )
+        if len(own.texts) > 1 and all(map(_GENE.fullmatch, own.texts)):
+            raise InputError(
+                f"The texts of {label!r} look like genes. Give genes as {{{label!r}: {{'markers': "
+                f"[{own.texts[0]!r}, ...]}}}}."
+            )
+    return found
 
 
 def without_repeats(labels: Labels) -> Labels:
@@ -123,21 +135,28 @@ def without_repeats(labels: Labels) -> Labels:
     Leaves out labels that mean a type which an earlier one means, too: two names of one type would share its score.
     Labels with descriptions of their own stay.
     """
-    if isinstance(labels, str):
-        return labels
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        return labels  # Not labels, as `given_descriptions` says.
     described = dict(labels) if isinstance(labels, Mapping) else None
     names = list(labels)
     check_labels(names)
-    first: dict[str, str] = {}
-    kept = []
-    for name in names:
-        has_own = described is not None and described[name] not in ("", {"description": ""})
-        term = None if has_own else id_of(name)
-        if term is None or first.setdefault(term, name) == name:
-            kept.append(name)
-        else:
-            logger.warning("%r is left out: it is the same type as %r.", name, first[term])
+    looked_up = [name for name in names if described is None or described[name] in ("", {"description": ""})]
+    again = same_types(looked_up)
+    for name, first in again.items():
+        logger.warning("%r is left out: it is the same type as %r.", name, first)
+    kept = [name for name in names if name not in again]
     return kept if described is None else {name: described[name] for name in kept}
+
+
+def same_types(names: Iterable[str]) -> dict[str, str]:
+    """Returns the names that mean a type of the Cell Ontology which an earlier one means, too, each with that one."""
+    first: dict[str, str] = {}
+    found = {}
+    for name in names:
+        term_id = id_of(name)
+        if term_id is not None and first.setdefault(term_id, name) != name:
+            found[name] = first[term_id]
+    return found
 
 
 def _describe(label: str, own: Description, prompt_templates: Sequence[str], with_markers: bool) -> Candidate:
@@ -187,6 +206,7 @@ __all__ = [
     "describe",
     "descriptions_of",
     "given_descriptions",
+    "same_types",
     "texts_of",
     "without_repeats",
 ]

@@ -157,6 +157,11 @@ def as_id(label: str) -> str | None:
     return f"CL:{beside.pop()}" if len(beside) == 1 else label if label.startswith("CL:") else None
 
 
+def is_id(label: str) -> bool:
+    """Returns true for an id of the Cell Ontology with nothing beside it, in any spelling."""
+    return _ID.fullmatch(label.strip()) is not None
+
+
 def id_of(label: str) -> str | None:
     """
     Returns the id of the Cell Ontology's term that a label means, or None if it means no term or a deprecated one.
@@ -253,4 +258,4 @@ def descendants(root: str) -> tuple[Term, ...]:
     return (top, *(term for term in found if of_other_species(top.name) or not of_other_species(term.name)))
 
 
-__all__ = ["descendants", "find_term", "id_of", "normalized", "short_name", "unknown_names"]
+__all__ = ["descendants", "find_term", "id_of", "is_id", "normalized", "short_name", "unknown_names"]

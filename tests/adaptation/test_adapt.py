@@ -442,11 +442,14 @@ class TestBadInput:
         with pytest.raises(InputError, match=said):
             read_labels(labelled, "sets")
 
-    def test_two_names_for_one_type(self, run):
+    def test_two_names_for_one_type(self, run, caplog):
         change = change_labels(lambda row: ("NK cell", "natural killer cell")[row % 2])
         result, _ = run(change, "--label-key", "type")
         assert result.exit_code == 2
         assert "have the same description" in " ".join(result.stderr.split())
+        result, _ = run(change, "--label-key", "type", "--head", "classes", "--epochs", 1)
+        assert result.exit_code == 0
+        assert "'NK cell' and 'natural killer cell' are names of one type, but two classes here" in caplog.text
 
     def test_a_folder_that_cannot_be_written_is_refused_before_training(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr("modeling_langcell.adaptation.adapt.fit", lambda *_, **__: pytest.fail("it was trained"))

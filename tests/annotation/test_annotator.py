@@ -264,9 +264,10 @@ def test_labels_that_no_file_can_hold_are_refused(annotator, cells, labels):
     assert cells.obs.columns.empty
 
 
-def test_embedding_deletes_an_annotation_whose_record_it_replaces(annotator, cells):
+def test_embedding_deletes_an_annotation_whose_record_it_replaces(annotator, cells, caplog):
     cells.obs["known"] = "B cell"
     annotator.embed(annotator.annotate(cells, LABELS))
+    assert "Their embeddings replace the annotation" in caplog.text
     assert set(cells.obs) == {"known"}
     assert set(cells.obsm) == {"X_langcell"}
     with pytest.raises(InputError, match="not annotated: annotate them first"):

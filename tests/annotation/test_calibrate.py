@@ -139,6 +139,21 @@ def test_cells_without_known_genes_have_no_answer(calibrated_checkpoint, cells):
     assert cells.obs[columns].drop(index="cell3").notna().all(axis=None)
 
 
+def test_one_type_under_two_names_is_one_candidate(tiny_checkpoint, labelled_studies, tmp_path):
+    annotator = LangCellAnnotator.from_pretrained(tiny_checkpoint)
+    adata = ad.read_h5ad(labelled_studies[0])
+    once = score_labelled(annotator, adata, "cell_type")
+    is_nk = np.flatnonzero((adata.obs["cell_type"] == "natural killer cell").to_numpy())
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+    adata.obs.iloc[is_nk[::2], adata.obs.columns.get_loc("cell_type")] = "NK cells"
+    twice = score_labelled(annotator, adata, "cell_type")
+    assert len(twice.labels) == len(once.labels) == 3
+    assert np.isin(twice.truth, twice.labels).all()
+    np.testing.assert_allclose(np.sort(twice.scores, axis=1), np.sort(once.scores, axis=1), atol=1e-5)
+    with pytest.raises(InputError, match="must be a list of files, not one"):
+        calibrate(tiny_checkpoint, labelled_studies[0], tmp_path / "out")
+
+
 class TestCommand:
     def run(self, *arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])

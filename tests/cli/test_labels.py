@@ -94,6 +94,28 @@ def test_a_table_in_utf_16_is_read(tmp_path):
     assert read_labels(tmp_path / "l.txt") == {"γδ T cell": {"description": "one"}}
 
 
+def test_ids_beside_their_names_are_no_labels(tmp_path):
+    (tmp_path / "l.tsv").write_text("CL:0000236\tB cell\nCL_0000084\tT lymphocytes\nCL:0000236\tcell type: one.\n")
+    found = {"B cell": "", "T lymphocytes": "", "CL:0000236": "cell type: one."}
+    assert read_labels(tmp_path / "l.tsv") == found
+
+
+@pytest.mark.parametrize("header", ["cell.type", "Cell Types", "CellTypes", "CELL_TYPE", "Labels", "cell-type"])
+@pytest.mark.parametrize("other", ["Definition", "cell_ontology_id", "CL ID", "Unnamed: 0"])
+def test_columns_by_other_names(tmp_path, header, other):
+    (tmp_path / "l.tsv").write_text(f"{other}\t{header}\nCL:0000236\tB cell\n\tT cell\n")
+    if other == "Definition":
+        with pytest.raises(InputError, match="'CL:0000236' is the id of a type"):
+            read_labels(tmp_path / "l.tsv")
+    else:
+        assert list(read_labels(tmp_path / "l.tsv")) == ["B cell", "T cell"]
+
+
+def test_labels_that_are_called_like_a_column_with_a_number_are_labels(tmp_path):
+    (tmp_path / "l.tsv").write_text("Type 1\tcell type: one.\nType 2\tcell type: two.\n")
+    assert list(read_labels(tmp_path / "l.tsv")) == ["Type 1", "Type 2"]
+
+
 def test_a_file_of_another_kind_is_no_label(tmp_path):
     (tmp_path / "types.xlsx").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"types\.xlsx cannot be read: a file of labels ends in \.json, .* CSV UTF-8"):

@@ -47,6 +47,18 @@ def test_words_for_a_missing_label(labelled, word):
         read_labels(adata, "words")
 
 
+def test_names_of_one_type_are_one_label(labelled):
+    adata = labelled.copy()
+    adata.obs["names"] = ["NK cell", "natural killer cell", "B cells", "x"] * 3
+    assert read_labels(adata, "names").names == ("B cells", "NK cell", "natural killer cell", "x")
+    found = read_labels(adata, "names", merge_names=True)
+    assert found.names == ("B cells", "NK cell", "x")
+    assert found.truth.tolist() == [1, 1, 0, 2] * 3
+    adata.obs["names"] = ["NK cell", "natural killer cell"] * 6
+    with pytest.raises(InputError, match="holds 1 label: at least two"):
+        read_labels(adata, "names", merge_names=True)
+
+
 def test_a_table(labelled):
     labels = read_labels(labelled, "several")
     assert labels.multilabel

@@ -3,6 +3,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import anndata as ad
 import pytest
@@ -160,6 +161,12 @@ def test_own_descriptions_are_used_unchanged():
         (["T cell", "T cell"], "twice"),
         ([3], "must be texts"),
         ({"T cell": 3}, "must be texts"),
+        (7, "must be labels, or a mapping"),
+        (Path("types.txt"), "must be labels, or a mapping"),
+        ({"T cell": "CL:0000236"}, "is the id of a type"),
+        ({"T cell": {"description": "CL_0000236"}}, "is the id of a type"),
+        ({"T cell": ["CD3D", "CD3E"]}, r"look like genes\. Give genes as {'T cell': {'markers': \['CD3D', \.\.\.\]}}"),
+        ({"T cell": ["Cd3d", "Cd3e"]}, "look like genes"),
         (["no such thing at all"], "does not know"),
     ],
 )
