@@ -31,6 +31,7 @@ _IGNORED = ("id", "short_name")
 _COLUMN_NAMES = {
     **dict.fromkeys(("labels", "celltype", "celltypes", "type", "name", "annotation", "term"), "label"),
     **dict.fromkeys(("descriptions", "definition"), "description"),
+    **dict.fromkeys(("marker", "markergenes"), "markers"),
     **dict.fromkeys(("clid", "ontologyid", "cellontologyid", "ontologytermid", "celltypeontologytermid"), "id"),
     **dict.fromkeys(("", "unnamed0"), "id"),  # The numbers of rows, as pandas writes them.
 }
@@ -109,13 +110,13 @@ def _split(labels: str) -> list[str]:
     if labels.lstrip().startswith("["):
         return list(_checked_json(parse_json(labels, "--labels"), "--labels"))
     parts = [part.strip().strip("\"'") for part in labels.split(";" if ";" in labels else ",")]
-    names: list[str] = []
-    for part in filter(None, parts):
-        # A comma that is part of a name in the ontology, beside others that separate.
-        if ";" not in labels and names and (joined := f"{names[-1]}, {part}") in ids_by_name("CL"):
-            names[-1] = joined
-        else:
-            names.append(part)
+    parts, names = [*filter(None, parts)], list[str]()
+    while parts:
+        # Commas that are part of a name in the ontology, beside others that separate.
+        ends = range(len(parts), 1, -1) if ";" not in labels else ()
+        end = next((end for end in ends if ", ".join(parts[:end]) in ids_by_name("CL")), 1)
+        names.append(", ".join(parts[:end]))
+        del parts[:end]
     return names
 
 
@@ -159,7 +160,7 @@ def _parsed(path: Path) -> Candidates:
         if suffix == ".json":
             return _checked_json(parse_json(text, path), path)
         if suffix == ".gmt":
-            return _read_gmt([line for line in text.splitlines() if line.strip()], path)
+            return _read_gmt([line for line in text.splitlines() if line.strip() and not line.startswith("# ")], path)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text, suffix), strict=True)
         rows = [[plain_text(cell.strip()) for cell in row] for row in reader]
     except csv.Error as error:
@@ -199,7 +200,7 @@ def _read_lines(rows: Iterable[list[str]], path: Path) -> dict[str, Any]:
                 "name the columns in a first line: label;description."
             )
         label, text = (*row, "")[:2]
-        if text and is_id(label) and id_of(text) == id_of(label):
+        if text and is_id(label) and id_of(label) is not None and id_of(label) == id_of(text):
             label, text = text, ""  # An id beside its name, which is no description.
         found.setdefault(label, []).extend(filter(None, [text]))
     return {label: texts if len(texts) > 1 else "".join(texts) for label, texts in found.items()}
@@ -215,7 +216,8 @@ def _checked_json(labels: Any, path: object) -> Candidates:
 def _read_gmt(lines: Iterable[str], path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in lines:
-        label, _, *genes = (part.strip() for part in line.split("\t"))
+        label, *rest = (part.strip() for part in line.split("\t"))
+        genes = rest[1:]
         if not any(genes):
             raise InputError(f"{path} has no genes for {label!r}: a line is a label, a text and genes, with tabs.")
         _add(found, label, {"markers": list(filter(None, genes))}, path)
@@ -241,7 +243,9 @@ def _read_table(columns: list[str], rows: Iterable[list[str]], path: Path) -> di
             )
         cells = dict(zip(columns, row, strict=False))
         given: dict[str, Any] = {"description": cells.get("description", "")}
-        given |= {key: re.split(r"[\s,;]+", cells[key]) for key in ("markers", "absent") if cells.get(key)}
+        given |= {
+            key: list(filter(None, re.split(r"[\s,;]+", cells[key]))) for key in ("markers", "absent") if cells.get(key)
+        }
         _add(found, cells.get("label", ""), given, path)
     return found
 

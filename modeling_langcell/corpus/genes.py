@@ -47,6 +47,7 @@ class Gene:
 def read_gene_info(path: str | Path) -> list[Gene]:
     """
     Reads the genes of an NCBI `gene_info(.gz)` table that have an Ensembl id, each id once, in the order of their ids.
+    A synonym that is the symbol of another gene of the table is left out: it would give one gene's counts to the other.
 
     Raises:
         InputError: The file is missing or damaged, lacks NCBI's columns, or has no gene with an Ensembl id or those of
@@ -56,6 +57,7 @@ def read_gene_info(path: str | Path) -> list[Gene]:
     if not path.is_file():
         raise InputError(f"No gene_info table at {path}.")
     genes: dict[str, Gene] = {}
+    symbols: dict[str, set[str]] = {}  # Of all genes, with the Ensembl ids of each.
     try:
         table = csv.DictReader(io.StringIO(read_gzip_text(path, _MAX_BYTES)), delimiter="\t", restval="")
         if not {"Symbol", "Synonyms", "dbXrefs", "description"} <= set(table.fieldnames or ()):
@@ -66,7 +68,9 @@ def read_gene_info(path: str | Path) -> list[Gene]:
             synonyms = () if row["Synonyms"] == "-" else tuple(row["Synonyms"].split("|"))
             taxon = row.get("#tax_id", "9606")
             organism = _TAXA.get(taxon, f"NCBI taxon {taxon}")
-            for ensembl_id in re.findall(r"Ensembl:(ENS[A-Z]*G\d+)", row["dbXrefs"]):
+            ensembl_ids = re.findall(r"Ensembl:(ENS[A-Z]*G\d+)", row["dbXrefs"])
+            symbols.setdefault(row["Symbol"], set()).update(ensembl_ids)
+            for ensembl_id in ensembl_ids:
                 gene = Gene(ensembl_id, row["Symbol"], synonyms, row["description"], organism)
                 if (first := genes.setdefault(ensembl_id, gene)) is not gene:  # One Ensembl gene, two of NCBI's.
                     genes[ensembl_id] = replace(first, synonyms=(*first.synonyms, gene.symbol))
@@ -75,6 +79,9 @@ def read_gene_info(path: str | Path) -> list[Gene]:
     if len(organisms := {gene.organism for gene in genes.values()}) != 1:
         found = f"of {' and '.join(sorted(organisms)[:5])}" if organisms else "none with an Ensembl id"
         raise InputError(f"{path} must have the genes of one organism; here: {found}.")
+    for ensembl_id, gene in genes.items():
+        own = (name for name in gene.synonyms if ensembl_id in symbols.get(name, {ensembl_id}))
+        genes[ensembl_id] = replace(gene, synonyms=tuple(own))
     return [genes[ensembl_id] for ensembl_id in sorted(genes)]
 
 

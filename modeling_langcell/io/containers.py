@@ -41,10 +41,13 @@ def require_container(path: Path) -> None:
     Raises:
         InputError: There is nothing, or something else; the message says how to make an `.h5ad` file of it, if known.
     """
-    if not path.exists():
-        raise InputError(f"No file {path}.")
-    if find_reader(path) is None and not _may_be_h5ad(path):
-        raise InputError(how_to_convert(path))
+    try:
+        if not path.exists():
+            raise InputError(f"No file {path}.")
+        if find_reader(path) is None and not _may_be_h5ad(path):
+            raise InputError(how_to_convert(path))
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
 
 
 def _may_be_h5ad(path: Path) -> bool:
@@ -65,15 +68,15 @@ def is_hdf5(path: Path) -> bool:
 
 def find_reader(path: Path) -> Callable[[Path], ad.AnnData] | None:
     """Returns what reads a container; None for an `.h5ad` file, and for what is no container."""
-    if path.is_dir():
-        if is_store(path):
-            return _read_zarr
-        return read_matrix_market if len(matrices(path)) == 1 else None
-    if is_matrix_market(path):
-        return read_matrix_market
     try:
+        if path.is_dir():
+            if is_store(path):
+                return _read_zarr
+            return read_matrix_market if len(matrices(path)) == 1 else None
+        if is_matrix_market(path):
+            return read_matrix_market
         return _reader_of_hdf5(path) if is_hdf5(path) else None
-    except Exception:  # It is damaged, or in use: what reads it next says so.
+    except Exception:  # It is damaged, in use, or may not be read: what reads it next says so.
         return None
 
 

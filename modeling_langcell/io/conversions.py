@@ -86,8 +86,10 @@ def _of_folder(path: Path) -> str:
 
 def _holds_cells(path: Path) -> bool:
     if not path.is_dir():
-        return path.suffix in (".h5ad", ".h5")
-    return is_store(path) or bool(matrices(path))
+        return path.suffix == ".h5ad" or (path.suffix == ".h5" and path.name != "molecule_info.h5")
+    with suppress(PermissionError):
+        return is_store(path) or bool(matrices(path))
+    return False
 
 
 def is_store(path: Path) -> bool:

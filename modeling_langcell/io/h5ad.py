@@ -13,6 +13,7 @@ import anndata as ad
 import h5py
 
 from ..model.errors import InputError, reason_of
+from ..model.gene_columns import names_organism
 from .atomic import atomic_file, reserve
 from .columns import EMBEDDING, RUN
 from .containers import find_reader, read_container, require_container, require_self_contained
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 #: Bytes for HDF5's own descriptions of what a file holds.
 _DESCRIPTIONS = 2**20
-#: What `uns` may say of the values and the genes.
-_NOTED = ("log1p", "organism", "species", "organism_ontology_term_id")
 
 
 def open_cells(path: str | Path) -> ad.AnnData:
@@ -162,8 +161,8 @@ def open_lightly(path: str | Path) -> Iterator[ad.AnnData]:
             else:
                 elements = {name: ad.io.read_elem(file[name]) for name in ("obs", "var")}
                 # What scanpy notes of logarithms, and the organism.
-                noted = {name: file["uns"][name] for name in _NOTED if name in file.get("uns", {})}
-                elements["uns"] = {name: ad.io.read_elem(item) for name, item in noted.items()}
+                noted = [name for name in file.get("uns", {}) if name == "log1p" or names_organism(name)]
+                elements["uns"] = {name: ad.io.read_elem(file["uns"][name]) for name in noted}
                 if "raw" in file:
                     elements["raw"] = {"var": ad.io.read_elem(file["raw/var"])}
                 elements["layers"] = {name: _on_disk(layer) for name, layer in file.get("layers", {}).items()}

@@ -22,7 +22,7 @@ _CHUNK = 4096  # Cells read at a time.
 #: What people and programs write where a cell has no label, in small letters alone; CELLxGENE writes "unknown".
 _NO_LABEL = frozenset(
     {
-        *("", "na", "nan", "none", "null", "nil", "tbd", "empty", "missing", "nolabel", "noannotation"),
+        *("", "na", "nan", "none", "null", "nil", "tbd", "missing", "nolabel", "noannotation"),
         *(f"un{word}" for word in ("known", "assigned", "annotated", "labelled", "labeled", "classified", "defined")),
         *(f"un{word}" for word in ("determined", "identified", "specified", "resolved", "certain", "clear")),
         *(f"un{word}" for word in ("characterized", "characterised", "typed")),
@@ -33,9 +33,11 @@ _NO_LABEL = frozenset(
             for word in ("unknown", "unassigned", "unclassified")
             for what in ("cell", "cells", "celltype")
         ),
-        *("unknowntype", "unknownlabel", "celltypeunknown", "nocelltype", "nd", "nat", "unk", "undef", "notreported"),
+        *("unknowntype", "unknownlabel", "celltypeunknown", "nocelltype", "unk", "undef", "notreported"),
     }
 )
+#: The same, where other capitals and no points make a label of it: normal adjacent tissue, not diabetic.
+_NO_LABEL_AS_WRITTEN = frozenset({"NaT", "N.D.", "n.d.", "N/D", "n/d"})
 _NO_LETTER = r"[\W_]+"
 
 
@@ -181,8 +183,9 @@ def read_labels(
 def is_known(labels: pd.Series) -> np.ndarray:
     """Returns `(cells,)` booleans: true where a label is neither missing nor a word for that, such as `unknown`."""
     named = labels.astype(object)
-    words = named.astype(str).str.casefold().str.replace(_NO_LETTER, "", regex=True)
-    return (named.notna() & ~words.isin(_NO_LABEL)).to_numpy()
+    texts = named.astype(str)
+    words = texts.str.casefold().str.replace(_NO_LETTER, "", regex=True)
+    return (named.notna() & ~words.isin(_NO_LABEL) & ~texts.str.strip().isin(_NO_LABEL_AS_WRITTEN)).to_numpy()
 
 
 def _check_known(known: np.ndarray, where: str, unlabelled: str) -> None:

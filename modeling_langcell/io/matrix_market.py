@@ -5,7 +5,7 @@ STARsolo, alevin-fry and kb write them, packed or not, and as GEO keeps them, wi
 """
 
 import csv
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
@@ -13,16 +13,50 @@ import pandas as pd
 
 from ..model.errors import InputError
 
-_MATRIX = re.compile(r"^(?P<prefix>.*)matrix\.mtx(?:\.gz)?$")
-_GENES = ("features.tsv", "genes.tsv")
-_CELLS = ("barcodes.tsv",)
+
+@dataclass(frozen=True)
+class _Layout:
+    """
+    The names of a program's files.
+
+    Args:
+        matrix: That of the matrix.
+        genes, cells: Those of the tables of names, of which one is there.
+    """
+
+    matrix: str
+    genes: tuple[str, ...]
+    cells: tuple[str, ...]
+
+
+_LAYOUTS = (
+    _Layout("matrix.mtx", ("features.tsv", "genes.tsv"), ("barcodes.tsv",)),
+    _Layout("cells_x_genes.mtx", ("cells_x_genes.genes.txt",), ("cells_x_genes.barcodes.txt",)),  # kb
+    _Layout("quants_mat.mtx", ("quants_mat_cols.txt",), ("quants_mat_rows.txt",)),  # alevin-fry
+)
 #: Columns of the genes' table, as scanpy calls them.
 _COLUMNS = ("gene_ids", "gene_symbols", "feature_types")
+_MOST_COLUMNS = 16
+#: First lines that name the columns of a table, in small letters.
+_HEADERS = frozenset(
+    {
+        *("", "x", "v1", "id", "name", "index", "barcode", "barcodes", "cell", "cells", "cell_id", "cell_barcode"),
+        *("gene", "genes", "gene_id", "gene_ids", "geneid", "ensembl", "ensembl_id", "ensembl_gene_id", "feature"),
+        *("features", "feature_id", "feature_name", "symbol", "gene_symbol", "gene_name", "gene_names"),
+    }
+)
 
 
 def is_matrix_market(path: Path) -> bool:
     """Returns true for the file of a matrix."""
-    return path.is_file() and _MATRIX.match(path.name) is not None
+    return path.is_file() and _layout_of(path) is not None
+
+
+def _layout_of(matrix: Path) -> tuple[str, _Layout] | None:
+    """Returns what stands before a matrix's name, and how its files are called; None for another file."""
+    name = matrix.name.removesuffix(".gz")
+    found = (one for one in _LAYOUTS if name.endswith(one.matrix))
+    return next(((name.removesuffix(one.matrix), one) for one in found), None)
 
 
 def matrices(folder: Path) -> list[Path]:
@@ -34,7 +68,8 @@ def matrices(folder: Path) -> list[Path]:
 def files_of_matrix(path: Path) -> list[Path]:
     """Returns the matrix of a folder or a sample, and those of its tables of names that are there."""
     matrix = path if path.is_file() else matrices(path)[0]
-    return [matrix, *filter(None, (_beside(matrix, names) for names in (_GENES, _CELLS)))]
+    _, layout = _required_layout(matrix)
+    return [matrix, *filter(None, (_beside(matrix, names) for names in (layout.genes, layout.cells)))]
 
 
 def read_matrix_market(path: Path) -> ad.AnnData:
@@ -45,10 +80,11 @@ def read_matrix_market(path: Path) -> ad.AnnData:
         InputError: A table is not there, or has another number of names than the matrix has rows or columns.
     """
     matrix = files_of_matrix(path)[0]
-    genes, cells = _table(matrix, _GENES), _table(matrix, _CELLS)
+    _, layout = _required_layout(matrix)
+    genes, cells = _table(matrix, layout.genes), _table(matrix, layout.cells)
     counts = ad.io.read_mtx(matrix).X
     if counts.shape == (len(genes), len(cells)):
-        counts = counts.T.tocsr()
+        counts = counts.T
     elif counts.shape != (len(cells), len(genes)):
         rows, columns = counts.shape
         raise InputError(
@@ -57,24 +93,49 @@ def read_matrix_market(path: Path) -> ad.AnnData:
         )
     var = genes.rename(columns=dict(enumerate(_COLUMNS))).iloc[:, : len(_COLUMNS)]
     var.index = pd.Index(var.pop("gene_ids").to_numpy())
-    return ad.AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells[0].to_numpy())), var=var)
+    return ad.AnnData(counts.tocsr(), obs=pd.DataFrame(index=pd.Index(cells[0].to_numpy())), var=var)
+
+
+def _required_layout(matrix: Path) -> tuple[str, _Layout]:
+    found = _layout_of(matrix)
+    assert found is not None
+    return found
 
 
 def _beside(matrix: Path, names: tuple[str, ...]) -> Path | None:
     """Returns the first of some files that is there beside a matrix, packed or not."""
-    found = _MATRIX.match(matrix.name)
-    prefix = found["prefix"] if found else ""
+    prefix, _ = _required_layout(matrix)
     paths = (matrix.with_name(f"{prefix}{name}{end}") for name in names for end in ("", ".gz"))
     return next(filter(Path.is_file, paths), None)
 
 
 def _table(matrix: Path, names: tuple[str, ...]) -> pd.DataFrame:
+    """
+    Reads a table of names, without what R writes with it: quotes, the numbers of the rows, and a first line.
+
+    Raises:
+        InputError: It is not there.
+    """
     path = _beside(matrix, names)
     if path is None:
-        prefix = matrix.name[: matrix.name.rindex("matrix.mtx")]
+        prefix, _ = _required_layout(matrix)
         wanted = " or ".join(f"{prefix}{name}" for name in names)
         raise InputError(f"There is no {wanted} beside {matrix}: put it there, packed (.gz) or not.")
-    return pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
+    table = pd.read_csv(
+        path,
+        sep="\t",
+        header=None,
+        names=range(_MOST_COLUMNS),
+        dtype=str,
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+    )
+    table = table.fillna("").replace(r'^"(.*)"$', r"\1", regex=True)
+    table = table.loc[:, [not column or bool((table[column] != "").any()) for column in table]]
+    numbers = list(map(str, range(1, len(table) + 1)))
+    if table.shape[1] > 1 and table[0].tolist()[1:] in (numbers[:-1], numbers[1:]):
+        table = table.drop(columns=0).T.reset_index(drop=True).T
+    return table.iloc[1:] if len(table) and table.iloc[0, 0].casefold() in _HEADERS else table
 
 
 __all__ = ["files_of_matrix", "is_matrix_market", "matrices", "read_matrix_market"]

@@ -266,7 +266,8 @@ def check_values(chunk: sp.csr_matrix, kind: ValueKind, source: NamedArray, star
             if (data == np.rint(data)).mean() < _WHOLE[0]:
                 remedies.append(Remedy("If they were scaled by gene, go back to the counts."))
         refuse(data != np.rint(data), "values that are not whole, so not raw counts", looks, *remedies)
-    if kind.counts == "log1p" and is_whole(data) and high > 0:
+    # The logarithms to base 2 of a shallow cell may all be of 1.
+    if kind.counts == "log1p" and is_whole(data) and (data > 0).sum() >= _FEWEST:
         refuse(
             data > 0, "only whole numbers, so not logarithms", "", Remedy("Pass {option} for counts.", "counts", "raw")
         )
@@ -283,7 +284,8 @@ def check_kind(chunk: sp.csr_matrix, kind: ValueKind, source: NamedArray, start:
     Raises:
         InputError: They are of another kind.
     """
-    found = None if kind == RAW else recognise(chunk[:_SAMPLE])
+    first = chunk[:_SAMPLE]
+    found = None if kind == RAW or first.nnz < _FEWEST else recognise(first)
     if found is not None and found.counts != "corrected" and not found.is_like(kind):
         cell = source.list_cells(np.array([start]))
         raise InputError(

@@ -31,6 +31,8 @@ _KIND_COLUMNS = {"featuretype", "featuretypes", "featurebiotype", "featureclass"
 _BIOTYPE_COLUMNS = {"genetype", "genebiotype"}
 #: What Cell Ranger calls genes: a column that holds it tells kinds, whatever the column is called.
 _OF_CELL_RANGER = "gene expression"
+#: Biotypes say more of genes (`cell surface`, `guide RNA`): few of them are no genes.
+_NO_BIOTYPES = re.compile(r"antibod|hashtag|multiplex|peak|spike")
 _GENES = re.compile(r"gene|rna|transcript|expression|coding|\b(?:expr|gex)\b")
 _NO_GENES = re.compile(
     r"antibod|hashtag|crispr|multiplex|peak|chromatin|antigen|spike|surface|epitope|protein(?!.?coding)|abseq|cite.?seq"
@@ -38,7 +40,7 @@ _NO_GENES = re.compile(
 )
 #: Names that no gene has: regions of chromosomes, antibodies, guides, tags of samples, spike-ins.
 _NO_GENE_NAME = re.compile(
-    r"^(?:[a-z]+\d+_+)?(?:chr\w+?|[\dxym]+|(?:gl|ki)\d+\.\d+)[:._-]\d+[._-]\d+$|totalseq"
+    r"^(?:[a-z]+\d+_+)?(?:chr\w+?|\d{1,2}|[xy]|mt?|(?:gl|ki)\d+\.\d+)[:._-]\d+[._-]\d+$|totalseq"
     r"|^ercc[-._]\d{5}$|^(?:hto|hashtag|cmo)[-._]?\d+$"
     r"|(?:^|[^a-z0-9])(?:adt|hto|pabo|abseq|antibody|hashtag|s?grna)(?:$|[^a-z0-9])",
     re.IGNORECASE,
@@ -73,7 +75,7 @@ def name_columns(var: "pd.DataFrame", label: str, gene_column: str | None = None
     if gene_column is not None:
         if gene_column not in var.columns:
             raise InputError(f"No column {gene_column!r} in {label}; columns here: {sorted(map(str, var.columns))}.")
-        return {f"{label}[{gene_column!r}]": _texts(var[gene_column])}
+        return {f"{label}[{gene_column!r}]": _texts(var.iloc[:, list(var.columns).index(gene_column)])}
     places: dict[str, int] = {}
     for place, column in enumerate(var.columns):
         places.setdefault(_key(column), place)
@@ -109,7 +111,8 @@ def _are_told_others(key: str, kinds: np.ndarray, names: Mapping[str, np.ndarray
     distinct = set(kinds)
     if key not in _KIND_COLUMNS | _BIOTYPE_COLUMNS and _OF_CELL_RANGER not in distinct:
         return np.zeros(len(kinds), dtype=bool)
-    others = {kind for kind in distinct if _NO_GENES.search(kind)}
+    no_genes = _NO_BIOTYPES if key in _BIOTYPE_COLUMNS else _NO_GENES
+    others = {kind for kind in distinct if no_genes.search(kind) and _OF_CELL_RANGER not in kind}
     genes = {kind for kind in distinct - others if _GENES.search(kind)}
     unknown = {kind for kind in distinct - others - genes if not is_missing(kind)}
     are_others = np.isin(kinds, list(others))
@@ -123,7 +126,8 @@ def described_by(raw_var: "pd.DataFrame", var: "pd.DataFrame") -> "pd.DataFrame"
     """Returns the table of `raw` with what `var` alone says of the same rows: many files keep only the names there."""
     told = [column for column in var.columns if column not in raw_var.columns]
     if raw_var.index.equals(var.index):
-        return raw_var.assign(**{str(column): var[column].to_numpy() for column in told})
+        places = [place for place, column in enumerate(var.columns) if column in told]
+        return raw_var.assign(**{str(var.columns[place]): var.iloc[:, place].to_numpy() for place in places})
     # Once rows were left out, numbers no longer name the same ones in both.
     are_numbers = all(map(str.isdigit, _texts(raw_var.index)))
     return raw_var.join(var[told]) if told and var.index.is_unique and not are_numbers else raw_var
@@ -132,14 +136,19 @@ def described_by(raw_var: "pd.DataFrame", var: "pd.DataFrame") -> "pd.DataFrame"
 def noted_other_organism(adata: Any) -> str | None:
     """Returns an organism that `obs` or `uns` names and that is neither human nor mouse; None if there is none."""
     obs, uns = adata.obs, adata.uns
-    noted = [obs[column].unique() for column in obs.columns if _key(column) in _ORGANISM_COLUMNS]
-    noted += [[uns[key]] for key in uns if _key(key) in _ORGANISM_COLUMNS]
+    noted = [obs[column].unique() for column in obs.columns if names_organism(column)]
+    noted += [[uns[key]] for key in uns if names_organism(key)]
     for name in map(str, chain.from_iterable(noted)):
         words = name.casefold().replace("_", " ")
         is_other = _OTHER_ORGANISMS.search(words) and not _KNOWN_ORGANISMS.search(words)
         if is_other or (_TAXON.fullmatch(name) and organism_of(name) not in ORGANISMS):
             return name
     return None
+
+
+def names_organism(key: Any) -> bool:
+    """Returns true for a column of `obs`, or a key of `uns`, that names the organism."""
+    return _key(key) in _ORGANISM_COLUMNS
 
 
 def _key(column: Any) -> str:
@@ -155,4 +164,4 @@ def _have_ensembl_id(names: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.array([any(map(ENSEMBL_ID.search, row)) for row in zip(*names.values(), strict=True)], dtype=bool)
 
 
-__all__ = ["described_by", "find_genes", "name_columns", "noted_other_organism"]
+__all__ = ["described_by", "find_genes", "name_columns", "names_organism", "noted_other_organism"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The LangCell developers. Licensed under the Apache License, Version 2.0.
 """The genes that a model knows, how the genes of a matrix are matched to them, and their usual places in a cell."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ class _Names:
         )
         return sum(found) / len(rows)
 
+
+#: Names of mitochondrial genes, and their bare forms in NCBI's references. As synonyms of other genes they would give
+#: these, among the most frequent transcripts of a cell, to an enzyme or a pseudogene.
+_MITOCHONDRIAL = re.compile(r"(?:MT-?)?(?:COX?[123]|ND(?:[12356]|4L?)|ATP[68]|CYT?B|RNR[12])")
 
 _FOREIGN = 0.05  # Share of genes from which another organism is considered.
 
@@ -356,6 +361,8 @@ def _by_name(token_ids: Sequence[int], names: Sequence[str]) -> tuple[dict[str, 
         symbol, *others = joined.split("|")
         token_id = symbols.setdefault(symbol, token_id)
         for synonym in others:
+            if _MITOCHONDRIAL.fullmatch(synonym):
+                continue
             # A synonym that two genes share identifies neither.
             synonyms[synonym] = token_id if synonyms.get(synonym, token_id) == token_id else -1
     symbols.pop("", None)

@@ -5,13 +5,14 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache
+from itertools import combinations
 
 from rapidfuzz import fuzz, process
 
 from ..model.errors import InputError
 from ..model.prompts import LONGEST_NAME, require_text
 from .catalogue import cell_type, cell_types
-from .terms import Term, all_terms, below, get_term, ids_by_name, is_term, of_other_species
+from .terms import Term, all_terms, below, get_term, ids_by_name, is_term, of_other_species, related
 
 _GREEK = {"α": " alpha ", "β": " beta ", "γ": " gamma ", "δ": " delta ", "ε": " epsilon ", "φ": " phi "}
 #: British spellings, as parts of words.
@@ -25,7 +26,9 @@ _MARKER_AND_WORD = re.compile(
     r"\bcd\d+[a-z]?(?:-|\s[-−]\s)(?!t\b|positive|negative|high|low|dim|bright|express|hi\b|lo\b|pos\b|neg\b)[a-z]"
 )
 #: What stands between the names of several types (`T/NK`); T before NK means both, after it the NK T cell.
-_BETWEEN_TYPES = re.compile(r"[/&|]|\s\+\s|\band\b|\bt[\s_+-]nk\b")
+_BETWEEN_TYPES = re.compile(r"[/&|]|\s\+\s|\band\b|\bt[\W_]+(?:cells?[\W_]+)?nk\b")
+#: The same where it is a part of names, too (`CD8-positive, alpha-beta T cell`): each side must be a type.
+_PERHAPS_BETWEEN = re.compile(r"\s*[,;:]\s*|(?<=[A-Za-z])\+(?=[A-Za-z])")
 #: Words whose number is a part of a name (`pneumocyte type 2`); other numbers at an end count clusters (`B_cell_1`).
 _NUMBERED = frozenset({"type", "helper", "th", "group", "layer", "class", "stage", "phase"})
 #: A level that is written without a space after a marker, as in `CD56bright`.
@@ -90,7 +93,7 @@ def _any_order(name: str) -> str:
     Returns the words of a name that matter, in alphabetical order; empty if they say too little, or if the order says
     what they mean: those of two types, of a marker that may be absent, or of a cluster with a number.
     """
-    folded, in_order = _DASHES.sub("-", name.casefold()), normalized(name).split()
+    folded, in_order = _DASHES.sub("-", name.casefold()).replace("_", " "), normalized(name).split()
     is_counted = in_order[:1] and (
         in_order[0].isdigit() or (in_order[-1].isdigit() and in_order[-2:-1] and in_order[-2] not in _NUMBERED)
     )
@@ -130,14 +133,8 @@ def _synonyms() -> Names:
 
 
 #: Where a name is looked up, in this order, and by what. Synonyms count that only one term has.
-_TABLES: tuple[tuple[Callable[[], Names], Callable[[str], str]], ...] = (
-    (_own_and_foreign, normalized),
-    (_everyday, normalized),
-    (_synonyms, normalized),
-    (_everyday, _any_order),
-    (_own, _any_order),
-    (_synonyms, _any_order),
-)
+_SPELLINGS = ((_own_and_foreign, normalized), (_everyday, normalized), (_synonyms, normalized))
+_IN_ANY_ORDER = ((_everyday, _any_order), (_own, _any_order), (_synonyms, _any_order))
 
 
 @cache
@@ -171,7 +168,8 @@ def id_of(label: str) -> str | None:
     if is_term(term_id := ids_by_name("CL").get(label, "")):
         return term_id
     # A table is made when the ones before do not have the name.
-    looked_up = (_ids(names, key).get(key(label)) for names, key in _TABLES)
+    tables = _SPELLINGS if _is_two_types(label) else (*_SPELLINGS, *_IN_ANY_ORDER)
+    looked_up = (_ids(names, key).get(key(label)) for names, key in tables)
     found = next((term_id for term_id in looked_up if term_id is not None), None)
     words = normalized(label).split()
     if found is not None or _CYCLING.isdisjoint(words) or _CYCLING.issuperset(words):
@@ -181,6 +179,14 @@ def id_of(label: str) -> str | None:
     if resting is None:
         return None
     return ids_by_name("CL").get(f"cycling {get_term(resting).name}", resting)
+
+
+def _is_two_types(label: str) -> bool:
+    """Returns true for the names of several types, none of which is a kind of another (`T cells, NK cells`)."""
+    parts = _PERHAPS_BETWEEN.split(label)
+    ids = [id_of(part) for part in parts] if len(parts) > 1 else [None]
+    known = [term_id for term_id in ids if term_id is not None]
+    return len(known) == len(ids) and not any(related(one, other) for one, other in combinations(known, 2))
 
 
 def find_term(label: str) -> Term:

@@ -60,6 +60,7 @@ def test_files(tmp_path, name, content, expected):
     [
         ("l.gmt", "beta\tislets\n", "no genes for 'beta'"),
         ("l.gmt", "beta\t\tINS\nbeta\t\tIAPP\n", "label 'beta' twice"),
+        ("l.gmt", "# a comment\nbeta INS IAPP\n", "no genes for 'beta INS IAPP'"),
         ("l.csv", "beta,INS\n", r"a line of 2 columns, 'beta', \.\.\.: name the columns in a first line"),
         ("l.csv", "set,markers\nbeta,INS\n", "none of them is 'label'"),
         ("l.tsv", "set\tdescription\nbeta\tbeta cell\n", "none of them is 'label'"),
@@ -98,6 +99,8 @@ def test_ids_beside_their_names_are_no_labels(tmp_path):
     (tmp_path / "l.tsv").write_text("CL:0000236\tB cell\nCL_0000084\tT lymphocytes\nCL:0000236\tcell type: one.\n")
     found = {"B cell": "", "T lymphocytes": "", "CL:0000236": "cell type: one."}
     assert read_labels(tmp_path / "l.tsv") == found
+    (tmp_path / "l.tsv").write_text("CL:9999999\tmy own kind of cell\n")
+    assert read_labels(tmp_path / "l.tsv") == {"CL:9999999": "my own kind of cell"}
 
 
 @pytest.mark.parametrize("header", ["cell.type", "Cell Types", "CellTypes", "CELL_TYPE", "Labels", "cell-type"])
@@ -109,6 +112,11 @@ def test_columns_by_other_names(tmp_path, header, other):
             read_labels(tmp_path / "l.tsv")
     else:
         assert list(read_labels(tmp_path / "l.tsv")) == ["B cell", "T cell"]
+
+
+def test_markers_by_another_name_with_a_comma_too_many(tmp_path):
+    (tmp_path / "l.csv").write_text('Cell type,Marker genes\nmine,"CD19, MS4A1,"\n')
+    assert read_labels(tmp_path / "l.csv") == {"mine": {"description": "", "markers": ["CD19", "MS4A1"]}}
 
 
 def test_labels_that_are_called_like_a_column_with_a_number_are_labels(tmp_path):
@@ -139,6 +147,10 @@ def test_a_file_of_another_kind_is_no_label(tmp_path):
         ('["B cell", "T cell"]', ["B cell", "T cell"]),
         ("B cell; B-cells", ["B cell"]),
         ("CD8-positive, alpha-beta T cell, B cell", ["CD8-positive, alpha-beta T cell", "B cell"]),
+        (
+            "B cell, CD4-positive, CD25-positive, alpha-beta regulatory T cell, T cell",
+            ["B cell", "CD4-positive, CD25-positive, alpha-beta regulatory T cell", "T cell"],
+        ),
     ],
 )
 def test_names_on_the_command_line(text, expected):

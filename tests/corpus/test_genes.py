@@ -31,6 +31,13 @@ def test_an_ensembl_id_of_two_genes_has_both_symbols(tmp_path):
     assert gene.names == "ASPRV1|PCBP1-AS1"
 
 
+def test_the_symbol_of_a_gene_is_no_synonym_of_another(tmp_path):
+    rows = [("9606", "MYDGF", "IL25|SF20", "Ensembl:ENSG01", ""), ("9606", "IL25", "-", "Ensembl:ENSG02", "")]
+    rows += [("9606", "PTGS1", "COX1|PHS1", "Ensembl:ENSG03", ""), ("9606", "COX1", "-", "-", "")]
+    genes = read_gene_info(table_of(tmp_path / "table.tsv", rows))
+    assert [gene.names for gene in genes] == ["MYDGF|SF20", "IL25", "PTGS1|PHS1"]
+
+
 def test_the_organism_is_that_of_the_table(tmp_path):
     fish = ("7955", "cd4-1", "-", "ZFIN:1|Ensembl:ENSDARG01", "cd4-1")
     genes = read_gene_info(table_of(tmp_path / "table.tsv", [fish]))

@@ -185,3 +185,12 @@ def test_text_with_missing_values_comes_out_as_it_was(cells, tmp_path, strings):
         assert found.isna().tolist() == cells.obs["donor"].isna().tolist()
         assert found.dropna().tolist() == cells.obs["donor"].dropna().tolist()
     assert not ad.settings.allow_write_nullable_strings
+
+
+@pytest.mark.parametrize("key", ["organism", "Species", "organism_ontology_label", "Organism"])
+def test_the_organism_that_a_file_notes_is_read(cells, tmp_path, key):
+    cells.uns |= {key: "Macaca mulatta", "neighbors": {"large": np.zeros(9)}, "log1p": {"base": None}}
+    cells.write_h5ad(tmp_path / "noted.h5ad")
+    with open_lightly(tmp_path / "noted.h5ad") as found:
+        assert set(found.uns) == {key, "log1p"}
+        assert found.uns[key] == "Macaca mulatta"

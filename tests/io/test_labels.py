@@ -33,7 +33,7 @@ def test_a_column(labelled, caplog):
     [
         *("nan", "NA", "<NA>", "None", "Unknown", "Unassigned", "not_assigned", " ", "-", "#N/A", "N.A.", "--", "??"),
         *("Undefined", "Unknown cell type", "Un-assigned", "NotAssigned", "not applicable", "uncharacterized", "TBD"),
-        *("not classified", "not labelled", "Unassigned cells", "cell type unknown", "N.D.", "UNK"),
+        *("not classified", "not labelled", "Unassigned cells", "cell type unknown", "N.D.", "UNK", "NaT", "N/D"),
     ],
 )
 def test_words_for_a_missing_label(labelled, word):
@@ -45,6 +45,13 @@ def test_words_for_a_missing_label(labelled, word):
     assert found.rows.tolist() == np.flatnonzero(known).tolist()
     with pytest.raises(InputError, match=r"cells have no label in obs\['words'\]"):
         read_labels(adata, "words")
+
+
+@pytest.mark.parametrize("word", ["NAT", "ND", "Nd", "Empty", "NAN1"])
+def test_words_that_may_be_a_label(labelled, word):
+    adata = labelled.copy()
+    adata.obs["words"] = [word, "B cell"] * (adata.n_obs // 2)
+    assert set(read_labels(adata, "words").names) == {word, "B cell"}
 
 
 def test_names_of_one_type_are_one_label(labelled):

@@ -3,6 +3,7 @@
 
 import gzip
 import io
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -50,6 +51,8 @@ def write(folder, cells, names, columns=3, transposed=True):
         ("matrix.mtx.gz", "genes.tsv.gz", "barcodes.tsv.gz"),
         ("matrix.mtx.gz", "features.tsv", "barcodes.tsv"),
         ("matrix.mtx", "features.tsv.gz", "barcodes.tsv"),
+        ("cells_x_genes.mtx", "cells_x_genes.genes.txt", "cells_x_genes.barcodes.txt"),
+        ("quants_mat.mtx.gz", "quants_mat_cols.txt", "quants_mat_rows.txt"),
     ],
 )
 def test_every_layout_is_read(cells, tmp_path, names, prefix, columns):
@@ -88,3 +91,50 @@ def test_tables_of_another_sample_are_refused(cells, tmp_path):
     (tmp_path / "barcodes.tsv").write_text("AAAC\n")
     with pytest.raises(InputError, match="has 9 rows and 6 columns, but there are names for 9 genes and 1 cells"):
         open_cells(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: ["x", *lines],
+        lambda lines: ["gene_id\tname\tkind", *lines],
+        lambda lines: [f'"{line}"' for line in lines],
+        lambda lines: [f"{number}\t{line}" for number, line in enumerate(lines, 1)],
+        lambda lines: ['"x"', *(f'"{number}"\t"{line}"' for number, line in enumerate(lines, 1))],
+        lambda lines: [lines[0], *(f"{line}\tone more\tand more" for line in lines[1:])],
+    ],
+    ids=["x", "names", "quotes", "numbers", "R", "ragged"],
+)
+@pytest.mark.parametrize("table", ["features.tsv", "barcodes.tsv"])
+def test_what_programs_write_around_the_names_is_left_out(cells, tmp_path, table, change):
+    write(tmp_path, cells, ("matrix.mtx", "features.tsv", "barcodes.tsv"), columns=1)
+    lines = (tmp_path / table).read_text().splitlines()
+    (tmp_path / table).write_text("\n".join(change(lines)) + "\n")
+    found = open_cells(tmp_path)
+    assert (found.X != cells.X).nnz == 0
+    assert found.var_names.tolist() == cells.var_names.tolist()
+    assert found.obs_names.tolist() == cells.obs_names.tolist()
+
+
+def test_a_table_with_one_name_more_is_of_another_sample(cells, tmp_path):
+    write(tmp_path, cells, ("matrix.mtx", "features.tsv", "barcodes.tsv"))
+    with (tmp_path / "barcodes.tsv").open("a") as file:
+        file.write("CCCC-1\n")
+    with pytest.raises(InputError, match="names for 9 genes and 7 cells: give the files of one sample"):
+        open_cells(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    """Simulated, since root may read all folders."""
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path) if path == closed else iterdir(path))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(InputError, match="is a folder without cells: neither"):
+        open_cells(tmp_path)
+    with pytest.raises(InputError, match=r"lost\+found cannot be read: Permission denied\."):
+        open_cells(closed)

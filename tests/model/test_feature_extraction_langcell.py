@@ -803,6 +803,13 @@ def test_values_that_are_not_logarithms(extractor, counts, genes):
         extractor(adata_of(np.full((1, 40), -0.5), genes), counts="log1p")
 
 
+def test_shallow_cells_of_a_later_chunk_may_be_whole_logarithms(extractor, counts, genes):
+    twos = np.log2(1 + counts.astype(np.float64))
+    twos = np.concatenate([twos] * 3 + [np.eye(1, counts.shape[1])])
+    ranked = list(extractor.stream(adata_of(twos, genes), counts="log1p", chunk_size=len(twos) - 1))
+    assert [len(part) for part in ranked] == [len(twos) - 1, 1]
+
+
 @pytest.mark.parametrize("dtype", [object, str, complex])
 def test_values_that_are_not_numbers(extractor, counts, genes, dtype):
     with pytest.raises(InputError, match=r"^the matrix holds (object|<U32|complex\d+) values: make them numbers.$"):

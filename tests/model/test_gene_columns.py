@@ -50,6 +50,37 @@ def test_what_is_no_gene_is_left_out(extractor, column, gene, other):
     assert read(extractor, cells) == read(extractor, cells[:, :5].copy())
 
 
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        *(("gene_type", "cell surface"), ("gene_type", "surface"), ("gene_biotype", "guide_RNA")),
+        *(("feature_type", "Custom gene expression"), ("gene_biotype", "antigen presentation")),
+    ],
+)
+def test_genes_that_are_called_like_others_are_genes(extractor, column, kind):
+    usual = "Gene Expression" if column == "feature_type" else "protein_coding"
+    cells = cells_of(SYMBOLS, **{column: [usual] * 3 + [kind] * 2})
+    assert read(extractor, cells) == read(extractor, cells_of(SYMBOLS))
+
+
+def test_a_date_is_no_region_of_a_chromosome():
+    dates = LangCellFeatureExtractor(
+        {"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": ["SEPTIN7", "CD4"]}, min_matched_genes=0
+    )
+    cells = cells_of(["2021-09-07", "CD4", "12-100-200", "X:100-200"])
+    assert dates.open(cells)[1].token_ids.tolist() == [2, 3]
+
+
+def test_repeated_columns_of_var(extractor):
+    cells = cells_of([f"row{number}" for number in range(5)], symbol=SYMBOLS)
+    cells.var.insert(1, "symbol", "none", allow_duplicates=True)
+    assert read(extractor, cells, gene_column="symbol") == read(extractor, cells_of(SYMBOLS))
+    cells.raw = cells
+    cells.var = pd.concat([cells.var, pd.DataFrame({"note": 1, "notes": 2}, cells.var_names)], axis=1)
+    cells.var.columns = ["symbol", "symbol", "note", "note"]
+    assert read(extractor, cells, use_raw=True) == read(extractor, cells_of(SYMBOLS))
+
+
 @pytest.mark.parametrize("column", ["Type", "kind", "data_type"])
 def test_any_column_of_kinds_is_believed(extractor, column):
     """DropletUtils calls it `Type`."""

@@ -142,6 +142,16 @@ def test_dates_that_a_spreadsheet_made_of_symbols(date, symbol):
         assert spreadsheet.match_genes([date], organism=organism).token_ids.tolist() == [expected]
 
 
+@pytest.mark.parametrize("name", ["MT-CO2", "MTCO2", "COX2", "COII", "ND1", "MT-ND4L", "ND4L", "CYTB", "RNR1", "ATP6"])
+def test_mitochondrial_genes_are_not_those_that_have_their_names_as_synonyms(name):
+    names = [f"MTCO2P12|{name}", "CD3E"]
+    nuclear = LangCellFeatureExtractor({"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": names})
+    expected = [2, 3] if name == "COII" else [-1, 3]
+    assert nuclear.match_genes([name, "CD3E"]).token_ids.tolist() == expected
+    whole = LangCellFeatureExtractor({"ensembl_ids": IDS[:2], "medians": [1.0, 1.0], "names": [name, "CD3E"]})
+    assert whole.match_genes([name, "CD3E"]).token_ids.tolist() == [2, 3]
+
+
 def mouse_names(ids: bool) -> list[str]:
     return [f"ENSMUSG{number:011d}" if ids else symbol or f"Gm{number}" for number, symbol in enumerate(MOUSE, 1)]
 

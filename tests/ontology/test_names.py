@@ -164,7 +164,23 @@ def test_numbers_that_belong_to_a_name():
 
 
 @pytest.mark.parametrize(
-    "label", ["T/NK", "T_NK", "T cell/NK cell", "NK/T cells", "T & NK cells", "B/Plasma", "B | plasma"]
+    "label",
+    [
+        *("T_NK_cells", "T.NK.cells", "T:NK", "T, NK", "NK+T", "T cells, NK cells", "T cells NK cells", "T_+_NK"),
+        *("B, plasma cells", "Mast:basophil", "T+B"),
+        *("T/NK", "T_NK", "T cell/NK cell", "NK/T cells", "T & NK cells", "B/Plasma", "B | plasma"),
+    ],
 )
 def test_names_of_two_types_mean_neither(label):
     assert id_of(label) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "term_id"),
+    [
+        *(("T cell, CD8", "CL:0000625"), ("B cell, naive", "CL:0000788"), ("monocyte, CD14+", "CL:0001054")),
+        *(("CD8-positive, alpha-beta T cells", "CL:0000625"), ("CD4+T", "CL:0000624"), ("NK.T.cells", "CL:0000814")),
+    ],
+)
+def test_a_type_and_what_is_said_of_it_are_one_type(label, term_id):
+    assert id_of(label) == term_id
