@@ -131,11 +131,11 @@ def _table(matrix: Path, names: tuple[str, ...]) -> pd.DataFrame:
         quoting=csv.QUOTE_NONE,
     )
     table = table.fillna("").replace(r'^"(.*)"$', r"\1", regex=True)
-    table = table.loc[:, [not column or bool((table[column] != "").any()) for column in table]]
+    table = table[[column for column in table.columns if column == 0 or (table[column] != "").any()]]
     numbers = list(map(str, range(1, len(table) + 1)))
     if table.shape[1] > 1 and table[0].tolist()[1:] in (numbers[:-1], numbers[1:]):
         table = table.drop(columns=0).T.reset_index(drop=True).T
-    return table.iloc[1:] if len(table) and table.iloc[0, 0].casefold() in _HEADERS else table
+    return table.iloc[1:] if len(table) and str(table.iloc[0, 0]).casefold() in _HEADERS else table
 
 
 __all__ = ["files_of_matrix", "is_matrix_market", "matrices", "read_matrix_market"]
