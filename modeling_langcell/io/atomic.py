@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from ..model.errors import InputError, reason_of
 from .outputs import place_of, require_new_folder, require_writable_file
 from .owners import Lock, taking_over
+from .stopping import undisturbed
 
 #: The name of what is not complete yet, and of the lock that its writer holds beside it.
 _INCOMPLETE = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.lock)?", re.DOTALL)
@@ -123,7 +124,9 @@ def _temporary(place: Path) -> Iterator[Path]:
     """Yields a path beside a place that this process alone uses, which a lock shows to the others."""
     remove_leftovers(place)
     temporary = place.with_name(f".{place.name}.{uuid4().hex}")
-    with Lock(temporary.with_name(temporary.name + _LOCK)):
+    with ExitStack() as held:
+        with undisturbed():
+            held.enter_context(Lock(temporary.with_name(temporary.name + _LOCK)))
         try:
             yield temporary
         finally:

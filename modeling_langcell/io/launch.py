@@ -2,6 +2,7 @@
 """The processes that work on one output: a single one, or those that a launcher starts together."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,6 +13,7 @@ from ..model.errors import InputError, reason_of
 from .atomic import making_parents, remove_leftovers
 from .outputs import place_of
 from .owners import Lock, Owner, find_owner, taking_over
+from .stopping import undisturbed
 
 #: Seconds that a process waits for the others of its launch to begin.
 JOIN_SECONDS = 45.0
@@ -80,10 +82,12 @@ class Launch:
         self._seen: set[int] = set()
 
     def __enter__(self) -> "Launch":
-        with ExitStack() as opened:
+        self._opened = ExitStack()
+        try:
             try:
-                opened.enter_context(making_parents(self._place))
-                self._lock = opened.enter_context(Lock(self._lock_file(self.rank)))
+                with undisturbed():
+                    self._opened.enter_context(making_parents(self._place))
+                    self._lock = self._opened.enter_context(Lock(self._lock_file(self.rank)))
             except BlockingIOError:
                 self._refuse(find_owner(self._lock_file(self.rank)))
             except OSError as error:
@@ -91,8 +95,10 @@ class Launch:
             if self.rank == 0:
                 self._remove_earlier_locks()
                 remove_leftovers(self._place)
-            self._opened = opened.pop_all()
-        self._started = self._looked = time.monotonic()
+            self._started = self._looked = time.monotonic()
+        except BaseException:
+            self._opened.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -15,6 +15,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN = 0.01
 
 
+#: The signals that came while `undisturbed` was open; None while it is not.
+_waiting: list[int] | None = None
+
+
 class Stopped(KeyboardInterrupt):
     """
     Raised in the main thread when the process was told to end: by Ctrl-C, `kill`, or the end of its terminal.
@@ -50,6 +54,9 @@ def stopping() -> Iterator[None]:
     """
 
     def stop(number: int, frame: Any) -> None:
+        if _waiting is not None:
+            _waiting.append(number)
+            return
         for caught in before:
             signal.signal(caught, signal.SIG_IGN)
         raise Stopped(number)
@@ -79,4 +86,26 @@ def stopping() -> Iterator[None]:
         sys.unraisablehook = show_dropped
 
 
-__all__ = ["SIGNALS", "Stopped", "stopping"]
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """
+    Lets a signal that comes meanwhile wait until the end. It is for a few steps that belong together, such as making a
+    file and remembering that it is to be deleted.
+
+    Raises:
+        Stopped: A signal came, and `stopping` is open.
+    """
+    global _waiting
+    if _waiting is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _waiting = []
+    try:
+        yield
+    finally:
+        came, _waiting = _waiting, None
+        if came:
+            signal.raise_signal(came[0])
+
+
+__all__ = ["SIGNALS", "Stopped", "stopping", "undisturbed"]

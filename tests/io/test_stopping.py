@@ -9,7 +9,10 @@ import weakref
 
 import pytest
 
-from modeling_langcell.io.stopping import SIGNALS, Stopped, stopping
+from modeling_langcell.io import owners
+from modeling_langcell.io.atomic import atomic_file, atomic_folder
+from modeling_langcell.io.launch import sole_writer
+from modeling_langcell.io.stopping import SIGNALS, Stopped, stopping, undisturbed
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +112,36 @@ def test_signals_that_are_ignored_stay_ignored():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_steps_that_belong_together_are_finished_first():
+    done = []
+
+    def work():
+        with stopping():
+            with undisturbed():
+                os.kill(os.getpid(), signal.SIGHUP)
+                done.append("the rest")
+            done.append("too much")
+
+    with pytest.raises(Stopped) as stopped:
+        work()
+    assert stopped.value.number == signal.SIGHUP
+    assert done == ["the rest"]
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: sole_writer(path), lambda path: atomic_file(path), lambda path: atomic_folder(path)]
+)
+def test_a_lock_that_is_just_made_is_deleted(tmp_path, monkeypatch, write):
+    take = owners._take
+
+    def interrupted(*arguments):
+        taken = take(*arguments)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return taken
+
+    monkeypatch.setattr(owners, "_take", interrupted)
+    with pytest.raises(Stopped), stopping(), write(tmp_path / "new" / "out"):
+        pytest.fail("the work began")
+    assert not list(tmp_path.iterdir())
