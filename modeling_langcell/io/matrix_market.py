@@ -5,6 +5,7 @@ STARsolo, alevin-fry and kb write them, packed or not, and as GEO keeps them, wi
 """
 
 import csv
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,8 @@ _LAYOUTS = (
 )
 #: Columns of the genes' table, as scanpy calls them.
 _COLUMNS = ("gene_ids", "gene_symbols", "feature_types")
-_MOST_COLUMNS = 16
+#: Columns that are read: these, and perhaps the numbers of the rows before them. Lines may have more, or fewer.
+_COLUMNS_READ = len(_COLUMNS) + 1
 #: First lines that name the columns of a table, in small letters.
 _HEADERS = frozenset(
     {
@@ -121,15 +123,18 @@ def _table(matrix: Path, names: tuple[str, ...]) -> pd.DataFrame:
         prefix, _ = _required_layout(matrix)
         wanted = " or ".join(f"{prefix}{name}" for name in names)
         raise InputError(f"There is no {wanted} beside {matrix}: put it there, packed (.gz) or not.")
-    table = pd.read_csv(
-        path,
-        sep="\t",
-        header=None,
-        names=range(_MOST_COLUMNS),
-        dtype=str,
-        keep_default_na=False,
-        quoting=csv.QUOTE_NONE,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)  # It warns of columns that are left out.
+        table = pd.read_csv(
+            path,
+            sep="\t",
+            header=None,
+            names=range(_COLUMNS_READ),
+            index_col=False,
+            dtype=str,
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,
+        )
     table = table.fillna("").replace(r'^"(.*)"$', r"\1", regex=True)
     table = table[[column for column in table.columns if column == 0 or (table[column] != "").any()]]
     numbers = list(map(str, range(1, len(table) + 1)))

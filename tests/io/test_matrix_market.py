@@ -102,8 +102,9 @@ def test_tables_of_another_sample_are_refused(cells, tmp_path):
         lambda lines: [f"{number}\t{line}" for number, line in enumerate(lines, 1)],
         lambda lines: ['"x"', *(f'"{number}"\t"{line}"' for number, line in enumerate(lines, 1))],
         lambda lines: [lines[0], *(f"{line}\tone more\tand more" for line in lines[1:])],
+        lambda lines: [line + "\tmore" * 20 for line in lines],
     ],
-    ids=["x", "names", "quotes", "numbers", "R", "ragged"],
+    ids=["x", "names", "quotes", "numbers", "R", "ragged", "wide"],
 )
 @pytest.mark.parametrize("table", ["features.tsv", "barcodes.tsv"])
 def test_what_programs_write_around_the_names_is_left_out(cells, tmp_path, table, change):
