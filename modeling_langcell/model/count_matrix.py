@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 _NEAR = 16  # Distance of rows that are read at once, with those between them.
+_BLOCK = 4096  # No read goes on from one block of this many rows to the next.
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class CountMatrix:
         Raises:
             InputError: Same as for `rows`.
         """
-        breaks = np.flatnonzero((np.diff(rows) < 1) | (np.diff(rows) > _NEAR)) + 1
+        if not len(rows):
+            return self.rows(0, 0)
+        far = (np.diff(rows) < 1) | (np.diff(rows) > _NEAR) | (np.diff(rows // _BLOCK) > 0)
+        breaks = np.flatnonzero(far) + 1
         parts = (self.rows(int(near[0]), int(near[-1]) + 1)[near - near[0]] for near in np.split(rows, breaks))
         return sp.vstack(list(parts), format="csr")
 

@@ -61,11 +61,24 @@ class _Array:
 
 def _arrays(adata: Any) -> Iterator[_Array]:
     """Yields X, raw.X and the layers."""
-    yield _Array("X", {}, lambda: adata.X, adata.n_vars)
+    yield _Array("X", {}, partial(_read_x, adata), adata.n_vars)
     if adata.raw is not None:
-        yield _Array("raw.X", {"use_raw": True}, lambda: adata.raw.X, len(adata.raw.var))
+        yield _Array("raw.X", {"use_raw": True}, partial(_read_x, adata, of_raw=True), len(adata.raw.var))
     for layer in _layer_names(adata):
         yield _Array(f"layers[{layer!r}]", {"layer": layer}, partial(adata.layers.__getitem__, layer), adata.n_vars)
+
+
+def _read_x(adata: Any, of_raw: bool = False) -> Any:
+    """
+    Reads X or raw.X. For a view of a file, it takes the rows itself: anndata before 0.12.7 cannot take those of a
+    sparse array with SciPy 1.17, and its oldest versions cannot take those of a dense one if the genes are chosen too.
+    """
+    if not (adata.isbacked and adata.is_view):
+        return adata.raw.X if of_raw else adata.X
+    label, whole = ("raw.X", adata._adata_ref.raw) if of_raw else ("X", adata._adata_ref)
+    rows = np.arange(whole.shape[0])[adata._oidx]
+    taken = CountMatrix(stored_by_rows(whole.X, label), label).take(rows)
+    return taken if of_raw else taken[:, adata._vidx]
 
 
 def find_counts(adata: Any) -> dict[str, Any]:

@@ -49,6 +49,12 @@ def test_columns_that_are_no_genes_are_left_out(counts, stored):
     np.testing.assert_array_equal(rows.toarray(), counts[10:20].toarray()[:, genes])
 
 
+@pytest.mark.parametrize("rows", [[], [7], [40, 3, 3, 21, 22, 44, 49]])
+def test_rows_of_some_numbers_are_taken(counts, stored, rows):
+    taken = CountMatrix(stored, "X").take(np.array(rows, dtype=int))
+    np.testing.assert_array_equal(taken.toarray(), counts[rows].toarray())
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8", "uint16", "int64", "float64", "bool"])
 def test_files_of_any_numbers_are_read(counts, tmp_path, dtype):
     with h5py.File(tmp_path / "x.h5", "w") as file:

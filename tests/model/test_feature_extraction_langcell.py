@@ -323,10 +323,11 @@ def test_a_chunk_alone_is_the_chunk_of_the_stream(small_blocks, extractor, cells
 @pytest.mark.parametrize("rows", [[0], [3, 4, 5], [0, 2, 3, 7, 11], [11, 4, 4, 0], list(range(12))])
 def test_some_cells_are_those_of_the_whole(extractor, cells, expected, rows, near, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_langcell.model.count_matrix._NEAR", near)
+    monkeypatch.setattr("modeling_langcell.model.count_matrix._BLOCK", 5)
     monkeypatch.setattr("modeling_langcell.model.ranking._GROUP", 3)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    monkeypatch.setattr(type(backed.X), "__getitem__", None)  # Those of anndata 0.11 fail with SciPy 1.17.
+    monkeypatch.setattr(type(backed.X), "__getitem__", None)  # It fails with SciPy 1.17 before anndata 0.12.7.
     for adata in (cells, backed):
         assert sequences(extractor.chunks(adata).take(np.array(rows))) == [expected[row] for row in rows]
     backed.file.close()
@@ -465,7 +466,7 @@ def test_a_boolean_matrix(extractor, counts, genes):
 @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
 @pytest.mark.parametrize("where", ["X", "layer", "raw"])
 @pytest.mark.parametrize("backed", [False, True])
-def test_anndata(extractor, counts, genes, expected, form, where, backed, tmp_path):
+def test_anndata(extractor, counts, genes, expected, form, where, backed, tmp_path, monkeypatch):
     """Counts in X, a layer or raw, in memory or in a file; the other arrays hold something else."""
     other = form(counts[:, ::-1] * 0.37)
     adata = adata_of(other if where != "X" else form(counts), genes, layers={"spliced": other})
@@ -477,10 +478,12 @@ def test_anndata(extractor, counts, genes, expected, form, where, backed, tmp_pa
     if backed:
         adata.write_h5ad(tmp_path / "cells.h5ad")
         adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        if form is not np.asarray:  # It fails with SciPy 1.17 before anndata 0.12.7.
+            monkeypatch.setattr(type(adata.X), "__getitem__", None)
     options = {"X": {}, "layer": {"layer": "counts"}, "raw": {"use_raw": True}}[where]
     assert sequences(extractor.rank(adata, chunk_size=5, **options)) == expected
     for rows in (slice(2, 9), [7, 1, 4], np.arange(12) % 3 == 1):
-        view = adata[rows]
+        view = adata[rows, np.argsort(adata.var_names)[::-1]]
         assert view.is_view
         chosen = [expected[row] for row in np.arange(12)[rows]]
         assert sequences(extractor.rank(view, chunk_size=2, **options)) == chosen
@@ -1081,8 +1084,7 @@ def test_every_real_file_is_encoded(shared, geneformer):
     files = sorted((shared / "data").glob("*/*.h5ad"))
     assert files
     for file in files:
-        adata = ad.read_h5ad(file, backed="r")
-        adata = adata[: min(50, adata.n_obs)].to_memory()
+        adata = ad.read_h5ad(file)[:50]
         source, match = geneformer.open(adata)
         ranked = geneformer.rank(adata)
         assert match.fraction > 0.5, file.name
