@@ -126,6 +126,10 @@ def corpus(
             rich_help_panel="Sources",
         ),
     ] = "refuse",
+    layer: Layer = None,
+    use_raw: UseRaw = False,
+    gene_column: GeneColumn = None,
+    organism: Organism = None,
     max_genes: Annotated[
         int,
         typer.Option(
@@ -160,8 +164,11 @@ def corpus(
             min_cells=min_cells,
             chunk_cells=chunk_cells,
         )
+    told = None if sources is None else corpora.read_source_table(sources)
+    given = {"layer": layer, "use_raw": use_raw, "gene_column": gene_column, "organism": organism}
+    reading = {name: value for name, value in given.items() if value}
     made = langcell.make_corpus(
-        corpora.find_sources(inputs, where, None if sources is None else corpora.read_source_table(sources)),
+        corpora.find_sources(inputs, where, told, reading),
         out,
         settings,
         on_unfit=on_unfit,
@@ -171,11 +178,15 @@ def corpus(
     left_out = sum((Counter(source["left_out"]) for source in made.manifest["sources"]), Counter())
     n_studies = len({study for _, study in made.panels})
     facts = {"corpus": out, "cells": len(made), "studies": n_studies, "genes": made.manifest["genes"]}
+    arrays = Counter(source["read"]["array"] for source in made.manifest["sources"] if source["asked_for"])
     if as_json:
-        say_json(facts | {"left_out": left_out, "unfit": made.manifest["unfit"]})
+        say_json(facts | {"arrays": arrays, "left_out": left_out, "unfit": made.manifest["unfit"]})
         return
     for name, fault in made.manifest["unfit"].items():
         say(f"Left out {name}: {fault}")
+    if {*arrays} != {"X"}:
+        read = (f"{array} ({number:,} of {arrays.total():,} sources)" for array, number in sorted(arrays.items()))
+        say(f"Counts: {', '.join(read)}.")
     reasons = "".join(f"; {number:,} left out ({reason})" for reason, number in sorted(left_out.items()))
     say(f"{len(made):,} cells of {n_studies:,} studies, {made.manifest['genes']:,} genes{reasons}.")
     say(f"Corpus: {out}")

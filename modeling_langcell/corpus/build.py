@@ -295,9 +295,11 @@ class CorpusBuilder:
         faults = {source.name: result.fault for source, result in reversed(pairs) if isinstance(result, UnfitSource)}
         refused = faults and (self.on_unfit == "refuse" or not may_skip)
         if not refused:
-            self._leave_out(faults)
+            self._leave_out({name: fault.message for name, fault in faults.items()})
         if refused or (faults and not self.sources):
-            raise InputError("\n".join(faults[name] for name in sorted(faults)))
+            ordered = [faults[name] for name in sorted(faults)]
+            remedies = dict.fromkeys(remedy for fault in ordered for remedy in fault.remedies)
+            raise InputError("\n".join(fault.message for fault in ordered), *remedies)
         return [(source, result) for source, result in pairs if source.name not in faults]
 
     def _leave_out(self, faults: dict[str, str]) -> None:

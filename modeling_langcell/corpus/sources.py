@@ -7,6 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +20,9 @@ import pandas as pd
 from ..io.containers import find_reader
 from ..io.h5ad import open_cells
 from ..model.count_matrix import CountMatrix
-from ..model.count_sources import find_counts
-from ..model.errors import InputError, reason_of
+from ..model.count_sources import open_raw_counts
+from ..model.count_values import RAW, check_values
+from ..model.errors import InputError, Remedy, reason_of
 
 #: The aspects of a cell that a description can mention, and CELLxGENE's column of `obs` for each.
 ASPECTS = {
@@ -73,14 +75,23 @@ class Source(ABC):
         location: A path, or the URI of an experiment.
         where: A condition on columns of `obs` that selects cells, such as `tissue_general == 'blood'`.
         told: What is known of the source from elsewhere.
+        reading: How its cells are read: `layer`, `use_raw`, `gene_column` and `organism` of
+            `LangCellFeatureExtractor.open`; what is not among them is found out.
     """
 
-    def __init__(self, location: str, where: str | None = None, told: "ToldOfSource | None" = None):
+    def __init__(
+        self,
+        location: str,
+        where: str | None = None,
+        told: "ToldOfSource | None" = None,
+        reading: Mapping[str, Any] | None = None,
+    ):
         self.location, self.where = location, where
         self.told = ToldOfSource() if told is None else told
+        self.reading = dict(reading or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.location, self.where, self.told)
+        return type(self), (self.location, self.where, self.told, self.reading)
 
     @property
     def study(self) -> str:
@@ -91,6 +102,16 @@ class Source(ABC):
     def name(self) -> str:
         """Name of the source."""
         return Path(os.path.abspath(self.location)).stem  # "." gets the name of its folder.
+
+    @property
+    def naming(self) -> dict[str, Any]:
+        """How the genes of the cells that were read are named: `gene_column` and `organism`, where they are given."""
+        return {name: self.reading[name] for name in ("gene_column", "organism") if name in self.reading}
+
+    @property
+    def array(self) -> str:
+        """Name of the array that is read."""
+        return "raw counts"
 
     @property
     @abstractmethod
@@ -168,9 +189,9 @@ def _truth_column(obs: pd.DataFrame, column: str, default: bool) -> np.ndarray:
 
 class CellsFile(Source):
     """
-    An `.h5ad` file, read from disk in slices, or another container that `open_cells` takes. The counts are those of X,
-    raw or a layer called counts, the first that holds whole numbers: CELLxGENE's files have normalised values in X and
-    counts in raw.
+    An `.h5ad` file, read from disk in slices, or another container that `open_cells` takes. The counts are those of
+    the array that `reading` names, or else of X, raw or a layer called counts: CELLxGENE's files have normalised values
+    in X and counts in raw.
     """
 
     @cached_property
@@ -195,23 +216,20 @@ class CellsFile(Source):
             ) from error
 
     def read(self, rows: np.ndarray) -> ad.AnnData:
-        try:
-            matrix, genes = self._counts
-            counts = CountMatrix(matrix, self.location).take(rows)
-        except InputError:
-            raise
-        except Exception as error:  # h5py raises many kinds of errors for a damaged file.
-            raise InputError(f"{self.location} cannot be read from cell {rows[0]} on: {reason_of(error)}") from error
+        matrix, genes = self._counts
+        counts = matrix.take(rows)
+        check_values(counts, RAW, replace(matrix, cell_names=self._adata.obs_names[rows]), 0)
         obs = self._adata.obs.iloc[rows]
         return ad.AnnData(counts, obs=obs.loc[:, obs.columns.isin(_COLUMNS)], var=genes.copy())
 
+    @property
+    def array(self) -> str:
+        return self._counts[0].label
+
     @cached_property
-    def _counts(self) -> tuple[Any, pd.DataFrame]:
-        """Matrix of the counts, and its genes."""
-        where = find_counts(self._adata)
-        if "use_raw" in where:
-            return self._adata.raw.X, self._adata.raw.var
-        return self._adata.layers[where["layer"]] if "layer" in where else self._adata.X, self._adata.var
+    def _counts(self) -> tuple[CountMatrix, pd.DataFrame]:
+        """The counts, and the table of their columns."""
+        return open_raw_counts(self._adata, self.reading.get("layer"), self.reading.get("use_raw", False))
 
     def origin(self) -> dict[str, str]:
         found = {name: self._adata.uns.get(name) for name in ORIGIN}
@@ -278,7 +296,10 @@ def _import_soma() -> Any:
 
 
 def find_sources(
-    inputs: Iterable[str], where: str | None = None, told: Mapping[str, ToldOfSource] | None = None
+    inputs: Iterable[str],
+    where: str | None = None,
+    told: Mapping[str, ToldOfSource] | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> list[Source]:
     """
     Finds the sources among files of cells, folders of them, and SOMA experiments (folders or URIs), ordered by name.
@@ -287,21 +308,26 @@ def find_sources(
         inputs: Paths and URIs.
         where: A condition on `obs` that selects cells.
         told: What is known of some sources from elsewhere, by their names.
+        reading: How the cells of all of them are read: `layer`, `use_raw`, `gene_column`, `organism`.
 
     Raises:
-        InputError: An input does not exist or holds no cells, two sources have the same name, a name is too long or not
-            valid UTF-8, or something is told of a source that is not among the inputs.
+        InputError: An input does not exist, holds no cells, or has no layers where one is asked for; two sources have
+            the same name; a name is too long or not valid UTF-8; or something is told of a source that is not among
+            the inputs.
     """
     found: list[Source] = []
     for location in inputs:
         path = Path(location)
         if "://" in location or (path.is_dir() and (path / "__group").exists()):
-            found.append(SomaExperiment(location, where))
+            if given := {"layer", "use_raw"} & {*(reading or {})}:
+                remedy = Remedy("leave out {option}.", given.pop())
+                raise InputError(f"{location} is a SOMA experiment, of which the raw counts are read:", remedy)
+            found.append(SomaExperiment(location, where, reading=reading))
             continue
         files = _files_in(path) if path.is_dir() and find_reader(path) is None else [path]
         if not files or not path.exists():
             raise InputError(f"{location} is no file of cells, such as .h5ad, a folder of them, or a SOMA experiment.")
-        found += [CellsFile(str(file), where) for file in files]
+        found += [CellsFile(str(file), where, reading=reading) for file in files]
     for source in found:
         if len(os.fsencode(source.name)) > _MAX_NAME_BYTES or not _is_utf8(source.name):
             raise InputError(

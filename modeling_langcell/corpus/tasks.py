@@ -50,7 +50,8 @@ class Chunk:
     def read(self) -> tuple[ad.AnnData, pd.DataFrame]:
         """Reads the counts, and the known facts about each cell."""
         rows = self.source.rows[self.number * self.size :][: self.size]
-        adata = self.source.read(rows)
+        with _naming(self.source):
+            adata = self.source.read(rows)
         return adata, cell_facts(adata.obs, self.source.study)
 
 
@@ -87,7 +88,7 @@ class GeneTables:
 class UnfitSource:
     """The result of a task whose source cannot be used, with the reason."""
 
-    fault: str
+    fault: InputError
 
 
 def _returning_faults(task):
@@ -98,19 +99,19 @@ def _returning_faults(task):
         try:
             return task(*arguments)
         except InputError as error:
-            return UnfitSource(str(error))
+            return UnfitSource(error)
 
     return returning
 
 
 @contextmanager
 def _naming(source: Source) -> Iterator[None]:
-    """Puts the source's location before the message of an InputError, whose advice on arguments does not apply here."""
+    """Puts the source's location before the message of an InputError, and leaves out advice that a corpus lacks."""
     try:
         yield
     except InputError as error:
-        plain = error.without(*(option for remedy in error.remedies for option in remedy.options))
-        raise InputError(f"{source.location}: {plain}") from error
+        fitting = error.without("counts", "empty_cells")
+        raise InputError(f"{source.location}: {error.message}", *fitting.remedies) from error
 
 
 @_returning_faults
@@ -119,10 +120,11 @@ def inspect_source(source: Source, tables: GeneTables) -> dict[str, Any]:
     selected = len(source.rows)
     if selected:
         with _naming(source):
-            _all_genes_extractor(tables).read_counts(source.read(source.rows[:1]))
+            _all_genes_extractor(tables).read_counts(source.read(source.rows[:1]), **source.naming)
     facts = {"sha256": source.checksum(), "cells": source.n_cells, "asked_for": selected, "study": source.study}
+    read = {"array": source.array if selected else None} | source.naming
     about = source.about()
-    return facts | ({"about": about} if about else {})
+    return facts | {"read": read} | ({"about": about} if about else {})
 
 
 @_returning_faults
@@ -132,7 +134,7 @@ def sketch_chunk(chunk: Chunk, tables: GeneTables, path: Path) -> Path:
         extractor = _all_genes_extractor(tables)
         adata, facts = chunk.read()
         with _naming(chunk.source):
-            counts, totals = extractor.read_counts(adata)
+            counts, totals = extractor.read_counts(adata, **chunk.source.naming)
         primary, is_profile = (facts[name].to_numpy() for name in ("primary", "profile"))
         cells, rows = draw_cells(counts[primary], is_profile[primary], chunk.number)
         totals = np.where(is_profile[primary][rows], cells.sum(axis=1).A1, totals[primary][rows])
@@ -151,9 +153,10 @@ def encode_chunk(chunk: Chunk, genes: HashedFile, max_genes: int, path: Path, pl
         adata, facts = chunk.read()
         is_profile = facts["profile"].to_numpy()
         with _naming(chunk.source):
-            ranked = extractor.rank(adata, counts="raw", empty_cells="mark")
-            counts = extractor.read_counts(adata)[0] if is_profile.any() else None
-            measured = extractor.open(adata, counts="raw")[1].token_ids
+            naming = chunk.source.naming
+            ranked = extractor.rank(adata, counts="raw", empty_cells="mark", **naming)
+            counts = extractor.read_counts(adata, **naming)[0] if is_profile.any() else None
+            measured = extractor.open(adata, counts="raw", **naming)[1].token_ids
         reasons = np.select([~facts["primary"], ranked.without_genes], ["not primary data", "no known gene"], "")
         kept = np.flatnonzero(reasons == "")
         id_type = pa.uint16() if len(extractor) <= 2**16 else pa.uint32()

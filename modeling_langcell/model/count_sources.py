@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,6 +14,9 @@ from .count_matrix import CountMatrix, naming_the_array, stored_by_rows
 from .count_values import KINDS, LARGEST_LOGARITHM, RAW, noted_base, recognise, require_kind
 from .errors import InputError, Remedy
 from .gene_columns import described_by, find_genes, name_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Names of layers of counts, in lower case; velocyto's `matrix` holds all that its other layers divide.
 _CALLED_COUNTS = {"counts", "count", "raw", "raw_counts", "rawcounts", "umi", "umis", "umi_counts", "matrix"}
@@ -55,6 +58,10 @@ class _Array:
         return None if found is None else stored_by_rows(found, self.label)
 
     @property
+    def is_raw(self) -> bool:
+        return "use_raw" in self.where
+
+    @property
     def is_called_counts(self) -> bool:
         return str(self.where.get("layer")).casefold() in _CALLED_COUNTS
 
@@ -79,17 +86,6 @@ def _read_x(adata: Any, of_raw: bool = False) -> Any:
     rows = np.arange(whole.shape[0])[adata._oidx]
     taken = CountMatrix(stored_by_rows(whole.X, label), label).take(rows)
     return taken if of_raw else taken[:, adata._vidx]
-
-
-def find_counts(adata: Any) -> dict[str, Any]:
-    """
-    Finds the array of raw counts to read where none is named: X, raw or a layer called counts, whichever has the most
-    genes; X if there is none.
-
-    Returns:
-        The options that name it: `use_raw` or `layer`; none for X.
-    """
-    return _find_counts(adata, only_raw=True).where
 
 
 def _find_counts(adata: Any, only_raw: bool = False) -> _Array:
@@ -135,19 +131,56 @@ def open_anndata(
     Raises:
         InputError: No such array or column, an array that is damaged, or values of another kind than `counts`.
     """
+    array = _named(adata, layer, use_raw) or (_find_counts(adata) if counts == "auto" else next(_arrays(adata)))
+    source, var = _open(adata, array)
+    of_var = "raw.var" if array.is_raw else "var"
+    names = name_columns(var, of_var, gene_column)
+    genes = find_genes(var, names if gene_column is None else name_columns(var, of_var), array.label)
+    if not genes.all():
+        source = replace(source, columns=np.flatnonzero(genes))
+        names = {name: texts[genes] for name, texts in names.items()}
+    return _with_kind(source, counts, noted_base(adata.uns)), names
+
+
+def open_raw_counts(adata: Any, layer: str | None = None, use_raw: bool = False) -> tuple[CountMatrix, "pd.DataFrame"]:
+    """
+    Opens the array of raw counts: the one that is named, or else X, raw or a layer called counts, whichever has the
+    most genes; X if there is none. Its values are not checked.
+
+    Returns:
+        The array, and the table of its columns, of which some may be no genes.
+
+    Raises:
+        InputError: No such array, or one that is damaged.
+    """
+    return _open(adata, _named(adata, layer, use_raw) or _find_counts(adata, only_raw=True))
+
+
+def _named(adata: Any, layer: str | None, use_raw: bool) -> _Array | None:
+    """
+    Returns the array that the arguments name; None if they name none.
+
+    Raises:
+        InputError: There is none of this name, or they name two.
+    """
     if use_raw and layer is not None:
         raise InputError("Choose one of layer and use_raw.")
     if use_raw and adata.raw is None:
         raise InputError("This AnnData has no raw:", Remedy("leave out {option}.", "use_raw"))
     if layer is not None and layer not in adata.layers:
         raise InputError(f"No layer {layer!r}; layers here: {_layer_names(adata) or 'none'}.")
-    if counts == "auto" and layer is None and not use_raw:
-        array = _find_counts(adata)
-    else:
-        where = {"use_raw": True} if use_raw else {} if layer is None else {"layer": layer}
-        array = next(one for one in _arrays(adata) if one.where == where)
-    is_raw = "use_raw" in array.where
-    var = described_by(adata.raw.var, adata.var) if is_raw else adata.var
+    where = {"use_raw": True} if use_raw else {"layer": layer} if layer is not None else None
+    return next((array for array in _arrays(adata) if array.where == where), None)
+
+
+def _open(adata: Any, array: _Array) -> tuple[CountMatrix, "pd.DataFrame"]:
+    """
+    Opens an array, with the table of its columns.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    var = described_by(adata.raw.var, adata.var) if array.is_raw else adata.var
     label, file = array.label, adata.filename if adata.isbacked else None
     advise = partial(_suggest_counts, adata, label)
     with naming_the_array(label, file):
@@ -161,15 +194,7 @@ def open_anndata(
         if tuple(matrix.shape) != (adata.n_obs, len(var)):
             shape = " x ".join(map(str, matrix.shape))
             raise ValueError(f"its shape is {shape}, but there are names for {adata.n_obs} cells and {len(var)} genes")
-    of_var = "raw.var" if is_raw else "var"
-    names = name_columns(var, of_var, gene_column)
-    genes = find_genes(var, names if gene_column is None else name_columns(var, of_var), label)
-    columns = None if genes.all() else np.flatnonzero(genes)
-    source = CountMatrix(matrix, label, adata.obs_names, advise, file, columns)
-    source = _with_kind(source, counts, noted_base(adata.uns))
-    if columns is None:
-        return source, names
-    return source, {name: texts[genes] for name, texts in names.items()}
+    return CountMatrix(matrix, label, adata.obs_names, advise, file), var
 
 
 def open_matrix(
@@ -237,4 +262,4 @@ def _suggest_counts(adata: Any, label: str) -> list[Remedy]:
     return [max(others, key=lambda found: found[:2])[2]] if others else logarithms
 
 
-__all__ = ["find_counts", "open_anndata", "open_matrix"]
+__all__ = ["open_anndata", "open_matrix", "open_raw_counts"]

@@ -53,11 +53,11 @@ def studies(tmp_path):
     return folder
 
 
-def build(folder, output, gene_info, *, where=None, **options) -> Corpus:
+def build(folder, output, gene_info, *, where=None, reading=None, **options) -> Corpus:
     """Builds a corpus of a file or a folder of files, in chunks of 16 cells."""
     names = ("orthologs", "vocabulary", "max_genes", "min_cells", "chunk_cells")
     settings = {"chunk_cells": 16, "min_cells": 1} | {name: options.pop(name) for name in names if name in options}
-    sources = find_sources([str(folder)], where)
+    sources = find_sources([str(folder)], where, reading=reading)
     return make_corpus(sources, output, CorpusSettings(gene_info, **settings), **options)
 
 

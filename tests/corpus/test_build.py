@@ -21,7 +21,7 @@ from modeling_langcell import InputError, LangCellFeatureExtractor
 from modeling_langcell.cli.main import app
 from modeling_langcell.corpus.build import GENEFORMER, CorpusBuilder
 from modeling_langcell.corpus.corpus import Corpus
-from modeling_langcell.corpus.sources import ASPECTS
+from modeling_langcell.corpus.sources import ASPECTS, find_sources
 from modeling_langcell.io.atomic import atomic_write
 from tests.corpus.conftest import build, same_folders
 from tests.support.commands import start_python
@@ -209,6 +209,118 @@ def test_counts_are_found_in_a_layer_and_in_raw(studies, tmp_path, gene_info, wh
         adata.write_h5ad(file)
     found = build(studies, tmp_path / "found", gene_info)
     assert [cell["token_ids"] for cell in found.cells] == [cell["token_ids"] for cell in expected.cells]
+
+
+def change_files(studies, change):
+    for file in studies.glob("*.h5ad"):
+        adata = ad.read_h5ad(file)
+        (change(adata) or adata).write_h5ad(file)
+
+
+def token_ids(corpus):
+    return [cell["token_ids"] for cell in corpus.cells]
+
+
+class TestReading:
+    """What a corpus reads by other options than those that are found out."""
+
+    def test_a_layer_that_is_named(self, studies, tmp_path, gene_info):
+        expected = build(studies, tmp_path / "expected", gene_info)
+        assert {source["read"]["array"] for source in expected.manifest["sources"]} == {"X"}
+
+        def change(adata):
+            adata.layers["ambient"] = adata.X.copy()
+            adata.X = adata.X * 0.37
+
+        change_files(studies, change)
+        with pytest.raises(InputError, match="pass layer='ambient'") as refused:
+            build(studies, tmp_path / "refused", gene_info)
+        assert str(studies / "first.h5ad") in str(refused.value)
+        assert "pass --layer ambient." in refused.value.on_command_line()
+        assert "counts=" not in str(refused.value)
+        found = build(studies, tmp_path / "found", gene_info, reading={"layer": "ambient"})
+        assert token_ids(found) == token_ids(expected)
+        assert {source["read"]["array"] for source in found.manifest["sources"]} == {"layers['ambient']"}
+
+    def test_the_command_says_what_it_read(self, studies, tmp_path, gene_info):
+        def change(adata):
+            adata.layers["counts"], adata.layers["ambient"] = adata.X.copy(), adata.X.copy()
+            adata.X = adata.X * 0.37
+
+        change_files(studies, change)
+        for options, layer in (([], "counts"), (["--layer", "ambient"], "ambient")):
+            arguments = ["corpus", str(studies), "--gene-info", str(gene_info), "--min-cells", "1", *options]
+            done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / layer)])
+            assert done.exit_code == 0, done.output
+            assert f"Counts: layers['{layer}'] (2 of 2 sources)." in done.output
+
+    def test_raw_instead_of_other_counts(self, studies, tmp_path, gene_info):
+        expected = build(studies, tmp_path / "expected", gene_info)
+
+        def change(adata):
+            adata.raw = adata.copy()
+            adata.X = adata.X[:, ::-1].tocsr()
+
+        change_files(studies, change)
+        assert token_ids(build(studies, tmp_path / "x", gene_info)) != token_ids(expected)
+        assert token_ids(build(studies, tmp_path / "raw", gene_info, reading={"use_raw": True})) == token_ids(expected)
+
+    def test_a_column_of_names(self, studies, tmp_path, gene_info):
+        expected = build(studies, tmp_path / "expected", gene_info)
+
+        def change(adata):
+            adata.var["mine"] = adata.var_names
+            adata.var_names = [f"row{row}" for row in range(adata.n_vars)]
+
+        change_files(studies, change)
+        with pytest.raises(InputError, match="gene_column"):
+            build(studies, tmp_path / "refused", gene_info)
+        found = build(studies, tmp_path / "found", gene_info, reading={"gene_column": "mine"})
+        assert token_ids(found) == token_ids(expected)
+
+    def test_an_organism_that_is_not_there(self, studies, tmp_path, gene_info):
+        with pytest.raises(InputError, match="mouse"):
+            build(studies, tmp_path / "corpus", gene_info, reading={"organism": "mouse"})
+
+    @pytest.mark.parametrize("reading", [{"layer": "absent"}, {"use_raw": True}, {"gene_column": "absent"}])
+    def test_what_is_not_there_is_refused_with_its_file(self, studies, tmp_path, gene_info, reading):
+        with pytest.raises(InputError, match=r"first\.h5ad: (No layer|This AnnData has no raw|No column)"):
+            build(studies, tmp_path / "corpus", gene_info, reading=reading)
+        assert not (tmp_path / "corpus").exists()
+
+    def test_antibodies_that_var_alone_tells_from_the_genes_of_raw(self, studies, tmp_path, gene_info):
+        """CITE-seq files have antibodies of the genes' names; raw.var often holds the names alone."""
+        expected = build(studies, tmp_path / "expected", gene_info)
+
+        def change(adata):
+            symbols = list(adata.var_names)
+            both = ad.AnnData(sp.hstack([adata.X, adata.X[:, ::-1] * 9]).tocsr(), obs=adata.obs)
+            both.var_names = symbols + [f"{name}-1" for name in symbols]
+            both.raw = both.copy()
+            both.var["feature_types"] = ["Gene Expression"] * len(symbols) + ["Antibody Capture"] * len(symbols)
+            both.X = both.X * 0.37
+            return both
+
+        change_files(studies, change)
+        assert token_ids(build(studies, tmp_path / "found", gene_info)) == token_ids(expected)
+
+    def test_soma_has_no_layers(self, tmp_path):
+        (tmp_path / "atlas" / "__group").mkdir(parents=True)
+        with pytest.raises(InputError, match="leave out layer"):
+            find_sources([str(tmp_path / "atlas")], reading={"layer": "counts"})
+
+    def test_a_build_is_not_continued_from_another_array(self, studies, tmp_path, gene_info, monkeypatch):
+        def change(adata):
+            adata.layers["other"] = adata.X.copy()
+
+        change_files(studies, change)
+        monkeypatch.setattr(CorpusBuilder, "write_shards", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(studies, tmp_path / "corpus", gene_info)
+        monkeypatch.undo()
+        with pytest.raises(InputError, match="different"):
+            build(studies, tmp_path / "corpus", gene_info, reading={"layer": "other"})
+        build(studies, tmp_path / "corpus", gene_info)
 
 
 def test_logarithms_after_the_first_cells_are_refused_with_a_given_vocabulary(studies, tmp_path, gene_info):
