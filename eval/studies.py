@@ -31,7 +31,7 @@ PART = "study"
 _CELLXGENE = "https://datasets.cellxgene.cziscience.com/{}.h5ad"
 _PLACES = ("path", "url", "cellxgene", "source", "parts")
 _REQUIRED = ("what", "in_training", "licence", "citation")
-_READ = ("layer", "use_raw", "gene_column", "counts")
+_READ = ("layer", "use_raw", "gene_column", "organism", "counts")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Study:
         sha256: SHA-256 of the file.
         label_key: Column of `obs` with the types.
         batch_key: Column of `obs` with the batches, such as donors or assays; None without batches.
-        read: Options of `LangCellFeatureExtractor` for reading its cells: `layer`, `use_raw`, `gene_column`, `counts`.
+        read: Options of `LangCellFeatureExtractor` for reading its cells: `layer`, `use_raw`, `gene_column`,
+            `organism`, `counts`.
     """
 
     name: str
