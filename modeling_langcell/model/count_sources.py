@@ -62,6 +62,11 @@ class _Array:
         return "use_raw" in self.where
 
     @property
+    def of_var(self) -> str:
+        """The name in messages of the table of its columns."""
+        return "raw.var" if self.is_raw else "var"
+
+    @property
     def is_called_counts(self) -> bool:
         return str(self.where.get("layer")).casefold() in _CALLED_COUNTS
 
@@ -133,12 +138,7 @@ def open_anndata(
     """
     array = _named(adata, layer, use_raw) or (_find_counts(adata) if counts == "auto" else next(_arrays(adata)))
     source, var = _open(adata, array)
-    of_var = "raw.var" if array.is_raw else "var"
-    names = name_columns(var, of_var, gene_column)
-    genes = find_genes(var, names if gene_column is None else name_columns(var, of_var), array.label)
-    if not genes.all():
-        source = replace(source, columns=np.flatnonzero(genes))
-        names = {name: texts[genes] for name, texts in names.items()}
+    names = name_columns(var, array.of_var, gene_column)
     return _with_kind(source, counts, noted_base(adata.uns)), names
 
 
@@ -148,10 +148,10 @@ def open_raw_counts(adata: Any, layer: str | None = None, use_raw: bool = False)
     most genes; X if there is none. Its values are not checked.
 
     Returns:
-        The array, and the table of its columns, of which some may be no genes.
+        The array, and the table of its genes.
 
     Raises:
-        InputError: No such array, or one that is damaged.
+        InputError: No such array, or one that is damaged or has no genes.
     """
     return _open(adata, _named(adata, layer, use_raw) or _find_counts(adata, only_raw=True))
 
@@ -175,10 +175,10 @@ def _named(adata: Any, layer: str | None, use_raw: bool) -> _Array | None:
 
 def _open(adata: Any, array: _Array) -> tuple[CountMatrix, "pd.DataFrame"]:
     """
-    Opens an array, with the table of its columns.
+    Opens an array, with the table of its genes; other columns are left out.
 
     Raises:
-        InputError: It is missing or damaged.
+        InputError: It is missing or damaged, or has no genes.
     """
     var = described_by(adata.raw.var, adata.var) if array.is_raw else adata.var
     label, file = array.label, adata.filename if adata.isbacked else None
@@ -194,7 +194,9 @@ def _open(adata: Any, array: _Array) -> tuple[CountMatrix, "pd.DataFrame"]:
         if tuple(matrix.shape) != (adata.n_obs, len(var)):
             shape = " x ".join(map(str, matrix.shape))
             raise ValueError(f"its shape is {shape}, but there are names for {adata.n_obs} cells and {len(var)} genes")
-    return CountMatrix(matrix, label, adata.obs_names, advise, file), var
+    source = CountMatrix(matrix, label, adata.obs_names, advise, file)
+    genes = find_genes(var, name_columns(var, array.of_var), label)
+    return (source, var) if genes.all() else (replace(source, columns=np.flatnonzero(genes)), var[genes])
 
 
 def open_matrix(

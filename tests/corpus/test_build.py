@@ -288,17 +288,19 @@ class TestReading:
             build(studies, tmp_path / "corpus", gene_info, reading=reading)
         assert not (tmp_path / "corpus").exists()
 
-    def test_antibodies_that_var_alone_tells_from_the_genes_of_raw(self, studies, tmp_path, gene_info):
-        """CITE-seq files have antibodies of the genes' names; raw.var often holds the names alone."""
+    @pytest.mark.parametrize("where", ["X", "raw"])
+    def test_antibodies_are_left_out(self, studies, tmp_path, gene_info, where):
+        """They may hold other values than counts; raw.var often holds names alone, and var tells what is measured."""
         expected = build(studies, tmp_path / "expected", gene_info)
 
         def change(adata):
-            symbols = list(adata.var_names)
-            both = ad.AnnData(sp.hstack([adata.X, adata.X[:, ::-1] * 9]).tocsr(), obs=adata.obs)
-            both.var_names = symbols + [f"{name}-1" for name in symbols]
-            both.raw = both.copy()
-            both.var["feature_types"] = ["Gene Expression"] * len(symbols) + ["Antibody Capture"] * len(symbols)
-            both.X = both.X * 0.37
+            antibodies = adata.X[:, ::-1] * (0.4 if where == "X" else 9)
+            both = ad.AnnData(sp.hstack([adata.X, antibodies]).tocsr(), obs=adata.obs)
+            both.var_names = [*adata.var_names, *(f"{name}-1" for name in adata.var_names)]
+            if where == "raw":
+                both.raw = both.copy()
+                both.X = both.X * 0.37
+            both.var["feature_types"] = np.repeat(["Gene Expression", "Antibody Capture"], adata.n_vars)
             return both
 
         change_files(studies, change)
